@@ -1,0 +1,42 @@
+"""The command line: `qdtune COMMAND ...`, also as `python -m qdtune COMMAND ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from qdtune import __version__
+from qdtune.rules import unknown
+
+
+def _launch(argv: list[str]) -> int:
+    from qdtune.launch import main as launch  # imported when asked for: each command loads only what it needs
+
+    return launch(argv)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "launch": ("run, or finish, a sweep", _launch),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command with the arguments after its name; returns its exit code, 2 for an unknown command."""
+    given = sys.argv[1:] if argv is None else argv
+    name, rest = (given[0], given[1:]) if given else ("", [])
+    if name in COMMANDS:
+        return COMMANDS[name][1](rest)
+    if name in ("-h", "--help"):
+        print("usage: qdtune COMMAND ...\n")
+        print("\n".join(f"  {command:10} {text}" for command, (text, _) in COMMANDS.items()))
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    wrong = unknown("command ", name, list(COMMANDS)) if name else f"no command given ({', '.join(COMMANDS)})"
+    print(f"error: {wrong}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The Ray cluster a sweep runs on: one of its own on this machine, or one that is running already.
+
+`prepare` has to be called before ray is imported for the first time: much of what it sets is read then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would build the environment anew
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # five files per trial, which nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours is set after ray.init
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is disposable: a resume is planned from the store
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def prepare(address: str | None) -> None:
+    """Sets the environment of Ray and its workers; keeps what the user has set, but for code from outside.
+
+    Args:
+        address: of a running cluster; None for one of our own, whose every port is then on loopback.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ.pop("RAY_TUNE_CALLBACKS", None)  # import paths that Tune would instantiate
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all that it imports
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+    token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if address is None:
+        # The odd name notwithstanding, 0 is what keeps every port of a local cluster on loopback (measured).
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if not token:
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif token or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def cache_dir() -> Path:
+    """Where compiled steps are kept between runs: `qdtune` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
+
+
+def _token_file() -> Path:
+    """Ray's own token file, made here if there is none: Ray would leave it readable by everybody."""
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+    else:
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    return path
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on: CPUs of the largest node and in all, GPUs in all, the dashboard's URL or None."""
+
+    node_cpus: int
+    cpus: int
+    gpus: int
+    dashboard: str | None
+
+
+@contextmanager
+def connect(address: str | None, data_bytes: int) -> Iterator[Cluster]:
+    """Starts Ray here, or joins the cluster at `address`, for the length of a `with` block.
+
+    Args:
+        address: of a running cluster, or None.
+        data_bytes: size of the data set, which the object store has to hold.
+
+    Raises:
+        ConnectionError: no cluster answers at `address`.
+    """
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        context = ray.init(
+            address="local",
+            dashboard_host="127.0.0.1",
+            include_dashboard=True,
+            object_store_memory=max(128 * 2**20, 2 * data_bytes),
+            **quiet,
+        )
+    else:
+        context = ray.init(address=address, **quiet)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        url = context.dashboard_url
+        yield Cluster(
+            node_cpus=max(cpus, default=0),
+            cpus=sum(cpus),
+            gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+            dashboard=f"http://{url}" if url else None,
+        )
+    finally:
+        ray.shutdown()

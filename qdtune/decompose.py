@@ -1,0 +1,166 @@
+"""Layers split into factors at constant parameter count: one `nn.Linear` becomes D of them in a row.
+
+Source: the notebook's `DecomposedLinear` and `replace_linear_with_decomposedlinear`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qdtune.ledger import factor_dims
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "hardtanh": nn.Hardtanh,
+}
+FACTOR_INITS = ("default", "orthogonal", "svd")
+
+
+class FactoredLinear(nn.Module):
+    """A linear map written as D factors with an activation between them.
+
+    The factors have no bias but the last one, which holds the bias of the layer they replace.
+
+    Args:
+        in_features: I, >= 1.
+        out_features: O, >= 1.
+        depth: D, the number of factors, >= 1; one factor is the layer itself.
+        bias: whether the last factor has one.
+        activation: a name of `ACTIVATIONS`, applied after every factor but the last.
+
+    Raises:
+        ValueError: depth below 1 or an unknown activation.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, depth: int, bias: bool = True, activation: str = "identity"
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth must be >= 1, got {depth}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.in_features, self.out_features = in_features, out_features
+        dims = factor_dims(in_features, out_features, depth)
+        self.factors = nn.ModuleList(
+            nn.Linear(dims[k], dims[k + 1], bias=bias and k == depth - 1) for k in range(depth)
+        )
+        self.activation = ACTIVATIONS[activation]()
+
+    @property
+    def inner_dims(self) -> list[int]:
+        """The widths between the factors, D - 1 of them."""
+        return [int(factor.out_features) for factor in list(self.factors)[:-1]]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
+        for factor in self.factors[:-1]:
+            x = self.activation(factor(x))
+        return self.factors[-1](x)  # type: ignore[no-any-return]
+
+
+def decompose(
+    model: nn.Module,
+    depth: int,
+    activation: str = "identity",
+    factor_init: str = "default",
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """The model with every `nn.Linear`, at any level, split into `depth` factors; changed in place.
+
+    A `FactoredLinear` met on the way is split anew. Subclasses of `nn.Linear` are left alone: their owners may
+    use them in other ways than by calling them, as `nn.MultiheadAttention` does. A layer used in two places
+    stays one layer.
+
+    Args:
+        model: any module; where it is a linear layer itself, the returned one replaces it.
+        depth: D >= 1.
+        activation: between the factors, a name of `ACTIVATIONS`.
+        factor_init: `default` draws each factor as `nn.Linear` does (the notebook); `orthogonal` gives each
+            factor orthonormal rows or columns, so that a chain of them keeps the size of what passes through;
+            `svd` starts from the layer's own weights: the singular values above the inner width are cut, the
+            rest is shared evenly by the factors.
+        generator: where the draws come from.
+
+    Raises:
+        ValueError: an unknown name, depth below 1, or `svd` of factors with an activation between them.
+    """
+    if factor_init not in FACTOR_INITS:
+        raise ValueError(f"factor_init must be one of {', '.join(FACTOR_INITS)}, got {factor_init!r}")
+
+    def split(layer: nn.Module) -> nn.Module | None:
+        if type(layer) is nn.Linear:
+            weight, bias = layer.weight, layer.bias
+        elif isinstance(layer, FactoredLinear):
+            weight, bias = _product(layer, needed=factor_init == "svd"), layer.factors[-1].bias  # type: ignore[assignment]
+        else:
+            return None
+        factored = FactoredLinear(layer.in_features, layer.out_features, depth, bias is not None, activation).to(
+            weight
+        )
+        _initialise(factored, weight, factor_init, generator)
+        if bias is not None:
+            with torch.no_grad():
+                factored.factors[-1].bias.copy_(bias)  # type: ignore[operator, union-attr]
+        return factored
+
+    return swap(model, split)
+
+
+def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """The model with every module for which `replace` gives another one exchanged, from the root down, in place."""
+    done: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in done:
+            new = replace(module)
+            done[module] = module if new is None else new
+            if new is None:
+                for name, child in list(module._modules.items()):
+                    if child is not None:
+                        module._modules[name] = visit(child)
+        return done[module]
+
+    return visit(model)
+
+
+def _product(layer: FactoredLinear, needed: bool) -> Tensor:
+    """The one matrix (O, I) that a chain of factors amounts to; any matrix of that shape where none is needed."""
+    first = layer.factors[0].weight
+    if not needed:
+        return first.new_empty(layer.out_features, layer.in_features)  # type: ignore[operator, no-any-return]
+    if len(layer.factors) > 1 and not isinstance(layer.activation, nn.Identity):
+        raise ValueError("svd needs layers that are one matrix: there is an activation between these factors")
+    weight: Tensor = first  # type: ignore[assignment]
+    for factor in layer.factors[1:]:
+        weight = factor.weight @ weight  # type: ignore[operator]
+    return weight
+
+
+@torch.no_grad()
+def _initialise(layer: FactoredLinear, weight: Tensor, factor_init: str, generator: torch.Generator | None) -> None:
+    weights: list[Tensor] = [factor.weight for factor in layer.factors]  # type: ignore[misc]
+    if factor_init == "svd":
+        depth, width = len(weights), layer.inner_dims[0] if layer.inner_dims else None
+        if width is None:
+            weights[0].copy_(weight)
+            return
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        share = s[:width] ** (1 / depth)  # (H,)
+        weights[0].copy_(share[:, None] * vh[:width])
+        for inner in weights[1:-1]:
+            inner.copy_(torch.diag(share))
+        weights[-1].copy_(u[:, :width] * share)
+        return
+    for w in weights:
+        if factor_init == "orthogonal":
+            nn.init.orthogonal_(w, generator=generator)
+        else:
+            nn.init.kaiming_uniform_(w, a=math.sqrt(5), generator=generator)

@@ -1,0 +1,184 @@
+"""`qdtune launch SWEEP`: judges a sweep file, then says what it would run (`--dry-run`) or runs it.
+
+Whatever the user got wrong ends here as one `error:` line per mistake and exit code 2, before Ray is imported and
+before anything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from qdtune.plan import Placement, Plan, placement, plan
+from qdtune.rules import Place, Problem, SpecError, one_line, unknown
+from qdtune.spec import DATASETS, Spec, load
+
+USAGE = (
+    "qdtune launch SWEEP [--dry-run] [--runs-dir DIR] [--data-dir DIR] [--address A] [--fresh] [--set KEY=VALUE ...]"
+)
+FEW = 8  # sizes that are listed one by one
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs, finishes or describes a sweep; returns the exit code.
+
+    Args:
+        argv: the arguments after `launch`; those of the process if None.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # under LANG=C they could not print what a file may hold
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code = _launch(_arguments(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that went away shows here and not at exit
+        return code
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our way to say what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SpecError([Problem(None, (), f"{one_line(message)} (usage: {USAGE})")])
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="qdtune launch", description="Runs, or finishes, a sweep.", allow_abbrev=False)
+    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and start nothing")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders lie (default: runs)")
+    parser.add_argument("--data-dir", type=Path, help="where data sets lie (default: QDTUNE_DATA, else data)")
+    parser.add_argument("--address", help="a running Ray cluster (default: a local one of our own)")
+    parser.add_argument("--fresh", action="store_true", help="start over: do not keep what the run folder holds")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a key of the file, as in train.qat.epochs=3",
+    )
+    arguments, others = parser.parse_known_args(argv)
+    options = [option for action in parser._actions for option in action.option_strings]
+    for other in others:
+        if other.startswith("-"):
+            raise SpecError([Problem(None, (), unknown("option ", other.partition("=")[0], options))])
+    if others:
+        parser.error(f"one sweep file at a time, got also {others[0]!r}")
+    if not arguments.sweep:
+        parser.error("no sweep file given")
+    return arguments
+
+
+@contextmanager
+def _blaming(source: str) -> Iterator[None]:
+    """Mistakes of no known place are the file's."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError([replace(p, place=p.place or Place(source)) for p in error.problems]) from None
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    from qdtune.data import default_root  # numpy: not needed to say that a file is wrong
+
+    spec = load(arguments.sweep, arguments.set)
+    data_dir = arguments.data_dir or default_root()
+    with _blaming(arguments.sweep):
+        planned = plan(spec.resolve(spec.data.dataset[0]))
+        if arguments.dry_run:
+            limit = spec.run.max_concurrent_trials
+            placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), limit)
+            _describe(spec, planned, placed, data_dir)
+            return 0
+    from qdtune import sweep  # Ray: seconds
+
+    return sweep.run(
+        spec,
+        runs_dir=arguments.runs_dir,
+        data_dir=data_dir,
+        address=arguments.address,
+        fresh=arguments.fresh,
+    )
+
+
+def _gpus() -> int:
+    """NVIDIA devices of this machine, counted without loading a driver's library."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, text in _facts(spec, planned, placed, data_dir):
+        table.add_row(name, Text(text))  # Text: square brackets of the user are no markup
+    Console(width=None if terminal else 80, highlight=False).print(table)
+
+
+def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> Iterator[tuple[str, str]]:
+    """What a dry run says, as (name, text)."""
+    count = len(planned.trials)
+    removed = sum(n for _, n in planned.excluded)
+    yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
+    yield (
+        "configurations",
+        f"{count:,} ({planned.points:,} points, {removed:,} excluded, {planned.infeasible:,} infeasible)",
+    )
+    for rule, n in planned.excluded[:FEW]:
+        yield "  excluded", f"{n:,} by {rule}"
+    if planned.infeasible:
+        yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
+    if spec.run_cap and count < spec.run_cap:
+        yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
+    if planned.twins:
+        why = "an activation with depth 1, or a scale where nothing is quantised, changes nothing: exclude them"
+        yield "  note", f"{planned.twins:,} repeat another one ({why})"
+    yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
+    yield "float warm-ups", f"{planned.warmups:,}, each trained once and shared"
+    sizes = planned.distinct_sizes
+    few = ", ".join(f"{size:,}" for size in sizes)
+    yield (
+        "sizes",
+        f"{few} bytes" if len(sizes) <= FEW else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
+    )
+    yield "data", _data_text(spec, data_dir)
+    yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
+    shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
+    here = f"this machine: {os.cpu_count()} CPUs, {_gpus()} GPUs"
+    yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count):,} waves ({here})"
+    for note in placed.notes:
+        yield "note", note
+
+
+def _data_text(spec: Spec, data_dir: Path) -> str:
+    from qdtune.data import on_disk
+
+    name, *fallbacks = spec.data.dataset
+    train = DATASETS[name].train - spec.data.val_size
+    text = f"{name}: {train:,} samples to train on, {spec.data.val_size:,} to judge by; "
+    if on_disk(name, data_dir):
+        return f"{text}there already"
+    instead = f", and if that fails {' or '.join(fallbacks)} taken instead" if fallbacks else ""
+    return f"{text}not in {one_line(str(data_dir))}, so it would be downloaded{instead}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""What a sweep will run, known before anything starts: configurations, sizes, and how many trials fit at once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from qdtune.ledger import FLOAT_BITS
+from qdtune.rules import Problem, SpecError
+from qdtune.schema import Axis, Phase, Resources, text_of
+from qdtune.spec import AXES, Spec, Trial
+
+SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
+DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
+UNIT = 10_000  # Ray counts resources in these parts of one
+
+Point = tuple[Any, ...]  # a value per axis, in the order of AXES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The configurations of a sweep.
+
+    Attributes:
+        spec: the resolved spec.
+        trials: what will run, in the order in which to start it.
+        points: how many points of the space were looked at.
+        excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule did.
+        infeasible: how many of the others broke a constraint.
+    """
+
+    spec: Spec
+    trials: list[Trial]
+    points: int
+    excluded: list[tuple[str, int]]
+    infeasible: int
+
+    @cached_property
+    def distinct_sizes(self) -> list[int]:
+        """Every `size_bytes` that occurs, ascending."""
+        return sorted({trial.ledger.size_bytes for trial in self.trials})
+
+    @cached_property
+    def warmups(self) -> int:
+        """How many float warm-ups the configurations share."""
+        return len({_warmup(trial) for trial in self.trials})
+
+    @cached_property
+    def twins(self) -> int:
+        """How many configurations repeat another one of the plan under another name.
+
+        With one factor per layer nothing stands in between, whatever the activation; where nothing is quantised no
+        step size is chosen, whatever the scale.
+        """
+        networks = set()
+        for trial in self.trials:
+            activation = trial.activation if trial.depth > 1 else ""
+            scale = trial.scale if trial.weight_bits < FLOAT_BITS or trial.act_bits else ""
+            bits = (trial.weight_bits, trial.act_bits, scale, trial.qat.lr)
+            networks.add((trial.depth, activation, trial.factor_init, trial.hidden, trial.warmup.lr, *bits))
+        return len(self.trials) - len(networks)
+
+
+def plan(spec: Spec) -> Plan:
+    """What a resolved spec will run: every point of a grid, or `run_cap` distinct ones drawn with a fixed seed.
+
+    A random sweep with a larger `run_cap` holds the smaller one, so that raising it keeps what is done.
+
+    Raises:
+        SpecError: nothing is left to run.
+        ValueError: the spec names more than one data set (`Spec.resolve` picks one).
+    """
+    if len(spec.data.dataset) > 1:
+        raise ValueError(f"plan needs one data set, got {', '.join(spec.data.dataset)}: call Spec.resolve first")
+    wanted = spec.run_cap or math.inf
+    removed = [0] * len(spec.exclude)
+    rules = [[(AXES.index(axis), value) for axis, value in rule.items()] for rule in spec.exclude]
+    limits = [_limit(text) for text in spec.constraints]
+    trials: list[Trial] = []
+    points = infeasible = 0
+    for point in _points(spec):
+        points += 1
+        first = next((i for i, rule in enumerate(rules) if all(point[axis] == value for axis, value in rule)), None)
+        if first is not None:
+            removed[first] += 1
+            continue
+        trial = _trial(spec, point)
+        if not all(limit(trial) for limit in limits):
+            infeasible += 1
+            continue
+        trials.append(trial)
+        if len(trials) >= wanted:
+            break
+    if not trials:
+        what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
+        raise SpecError([Problem(None, (), what)])
+    excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
+    return Plan(spec, warmups_first(trials), points, excluded, infeasible)
+
+
+def warmups_first(trials: Iterable[Trial]) -> list[Trial]:
+    """One trial of each float warm-up, then the others; otherwise in the order given.
+
+    Trials that share a warm-up would wait for the one that trains it; started in this order they find it done.
+    """
+    firsts: list[Trial] = []
+    others: list[Trial] = []
+    seen = set()
+    for trial in trials:
+        warmup = _warmup(trial)
+        (others if warmup in seen else firsts).append(trial)
+        seen.add(warmup)
+    return firsts + others
+
+
+def _warmup(trial: Trial) -> Point:
+    # What warmup_id hashes, less what is the same all over a sweep: a hash per trial would take seconds.
+    return (trial.depth, trial.activation, trial.factor_init, trial.hidden, trial.warmup.lr)
+
+
+def _points(spec: Spec) -> Iterator[Point]:
+    axes = list(spec.axes.values())
+    choices = [axis.choices for axis in axes]
+    listed = [values for values in choices if values is not None]
+    if spec.method == "grid":
+        return itertools.product(*listed)
+    generator = random.Random(0)
+    total = math.prod(map(len, listed))
+    if len(listed) == len(axes) and total <= SHUFFLED:
+        numbers = list(range(total))
+        generator.shuffle(numbers)
+        return (_nth(listed, number) for number in numbers)
+    draws = (tuple(_draw(axis, generator) for axis in axes) for _ in range(DRAWS * (spec.run_cap or 1)))
+    return _distinct(draws)
+
+
+def _distinct(points: Iterable[Point]) -> Iterator[Point]:
+    seen = set()
+    for point in points:
+        if point not in seen:
+            seen.add(point)
+            yield point
+
+
+def _nth(choices: list[tuple[Any, ...]], number: int) -> Point:
+    """The point at place `number` of the product, without building the product."""
+    point = []
+    for values in reversed(choices):
+        number, index = divmod(number, len(values))
+        point.append(values[index])
+    return tuple(reversed(point))
+
+
+def _draw(axis: Axis[Any], generator: random.Random) -> Any:
+    values = axis.choices
+    if values is not None:
+        return generator.choice(values)
+    low, high = axis.min, axis.max  # type: ignore[attr-defined]
+    if axis.distribution == "log_uniform":  # type: ignore[attr-defined]
+        value = math.exp(generator.uniform(math.log(low), math.log(high)))
+    else:
+        value = generator.uniform(low, high)
+    # Six digits: the last bit of exp is the machine's own, and a trial_id must not be.
+    return min(max(low, float(f"{value:.6g}")), high)
+
+
+def make_trial(spec: Spec, config: Mapping[str, Any]) -> Trial:
+    """The trial of a resolved spec whose `config` has these values: the nine axes by name, `hidden` as text."""
+    widths = tuple(int(width) for width in config["hidden"].split("-"))
+    return _trial(spec, tuple(widths if axis == "hidden" else config[axis] for axis in AXES))
+
+
+def _trial(spec: Spec, point: Point) -> Trial:
+    depth, weight_bits, activation, act_bits, scale, factor_init, hidden, warmup_lr, qat_lr = point
+    return Trial(
+        depth,
+        weight_bits,
+        activation,
+        act_bits,
+        scale,
+        factor_init,
+        hidden,
+        batch_norm=spec.model.batch_norm,
+        dataset=spec.data.dataset[0],
+        val_size=spec.data.val_size,
+        batch_size=spec.train.batch_size,
+        warmup=_at_rate(spec.train.warmup, warmup_lr),
+        qat=_at_rate(spec.train.qat, qat_lr),
+        seeds=spec.seeds,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _at_rate(phase: Phase, lr: float) -> Phase:
+    # A grid names a few learning rates very many times.
+    return phase.model_copy(update={"lr": lr})
+
+
+def _limit(text: str) -> Callable[[Trial], bool]:
+    """The constraint `text` as a test of a trial."""
+    name, sign, bound = text.split()
+    compare = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}[sign]
+    limit = float(bound)
+    if name in AXES:
+        return lambda trial: compare(getattr(trial, name), limit)
+    return lambda trial: compare(getattr(trial.ledger, name), limit)
+
+
+def _rule_text(rule: Mapping[str, Any]) -> str:
+    return ", ".join(f"{axis}: {text_of(value)}" for axis, value in rule.items())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How trials share a machine.
+
+    Attributes:
+        gpu, cpu: what one trial holds.
+        per_gpu: how many trials share one GPU; 0 without GPUs, or where a trial takes several.
+        concurrent: how many trials run at once.
+        notes: lines for the user.
+    """
+
+    gpu: float
+    cpu: float
+    per_gpu: int
+    concurrent: int
+    notes: tuple[str, ...]
+
+    def waves(self, trials: int) -> int:
+        """How many times the machine is filled until `trials` of them have run."""
+        return -(-trials // self.concurrent)
+
+
+def placement(resources: Resources, cpus: int, gpus: int, max_concurrent: int | None = None) -> Placement:
+    """How trials that ask for `resources` share `cpus` cores and `gpus` GPUs.
+
+    Without a GPU they run on the CPU alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.
+
+    Raises:
+        SpecError: one trial asks for more than there is.
+    """
+    gpu, cpu = round(resources.gpu * UNIT), round(resources.cpu * UNIT)
+    notes = []
+    problems = []
+    if cpu > cpus * UNIT:
+        problems.append(_too_much("cpu", resources.cpu, cpus))
+    if gpu > UNIT and 0 < gpus * UNIT < gpu:
+        problems.append(_too_much("gpu", resources.gpu, gpus))
+    if problems:
+        raise SpecError(problems)
+    by_cpu = cpus * UNIT // cpu
+    concurrent, per_gpu = by_cpu, 0
+    if gpu and not gpus:
+        notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {resources.gpu:g} is not used")
+        gpu = 0
+    elif gpu:
+        per_gpu = UNIT // gpu
+        by_gpu = gpus * per_gpu if per_gpu else gpus * UNIT // gpu
+        concurrent = min(by_cpu, by_gpu)
+        notes += _fraction_notes(gpu, per_gpu)
+        if by_cpu < by_gpu:
+            notes.append(f"{by_gpu} trials fit on the GPUs, but {cpus} CPUs let only {by_cpu} run at once")
+    if max_concurrent is not None:
+        concurrent = min(concurrent, max_concurrent)
+    return Placement(gpu / UNIT, cpu / UNIT, per_gpu, concurrent, tuple(notes))
+
+
+def _too_much(kind: str, asked: float, there: int) -> Problem:
+    what = f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}"
+    return Problem(None, ("resources", kind), what)
+
+
+def _fraction_notes(gpu: int, per_gpu: int) -> list[str]:
+    """Says so where a fraction of a GPU leaves some of it idle, and which would not."""
+    given = f"resources.gpu {gpu / UNIT:g}"
+    if gpu >= UNIT or UNIT - gpu * per_gpu <= UNIT // 100:
+        return []
+    one_more = UNIT // (per_gpu + 1)
+    if gpu <= 1.1 * one_more:  # just too large for one more trial
+        return [f"{given} lets only {per_gpu} share a GPU; 1/{per_gpu + 1} lets {per_gpu + 1}"]
+    idle = 100 - 100 * gpu * per_gpu // UNIT
+    better = f"1/{per_gpu}" if per_gpu > 1 else "1"
+    return [f"{given} leaves {idle} % of each GPU idle, with {per_gpu} trial(s) on it; {better} uses all of it"]

@@ -1,0 +1,144 @@
+"""What a person sees while a sweep runs and when it is over; plain lines where nobody is at a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 5.0  # between two lines where stdout is no terminal
+LIVE_FRONT_ROWS = 8
+
+
+def console() -> Console:
+    """Stdout: 80 columns where it is no terminal, so that a log reads the same everywhere."""
+    return Console(width=None if sys.stdout.isatty() else 80, highlight=False, soft_wrap=False)
+
+
+def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A fraction as per cent, with half the width of its interval where there is one."""
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if low is None or high is None else f"{value:.2%} ± {100 * (high - low) / 2:.2f}"
+
+
+AXES_SHOWN = {
+    "depth": "depth",
+    "weight_bits": "bits",
+    "act_bits": "act",
+    "activation": "between",
+    "scale": "scale",
+    "factor_init": "init",
+    "hidden": "hidden",
+    "warmup_lr": "warmup lr",
+    "qat_lr": "qat lr",
+}
+
+
+def front_table(front: pa.Table, varying: set[str], title: str) -> Table:
+    """The front as a table of the axes that vary, sizes and accuracies, by ascending size."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("bytes", justify="right")
+    axes = [axis for axis in AXES_SHOWN if axis in varying]
+    for axis in axes:
+        table.add_column(AXES_SHOWN[axis], justify="right")
+    for name in ("validation", "test", "n"):
+        table.add_column(name, justify="right")
+    for row in front.to_pylist():
+        accuracies = [
+            percent(*(row[f"{split}_accuracy{part}"] for part in ("", "_low", "_high"))) for split in ("val", "test")
+        ]
+        cells = ["-" if row[axis] is None else str(row[axis]) for axis in axes]
+        table.add_row(f"{row['size_bytes']:,}", *cells, *accuracies, str(row["n_seeds"]))
+    return table
+
+
+class SweepProgress:
+    """A bar with the trials done, running, pruned and failed, the time left, and the front so far."""
+
+    def __init__(self, out: Console, total: int, done: int, varying: set[str]) -> None:
+        self.out, self.total, self.done, self.varying = out, total, done, varying
+        self.states: Counter[str] = Counter()
+        self.running: dict[str, str] = {}
+        self.started = time.monotonic()
+        self.finished = 0
+        self.last_line = 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), console=out
+        )
+        self.task = self.bar.add_task("trials", total=total, completed=done)
+        self.front: pa.Table | None = None
+        self.live = Live(console=out, get_renderable=self._screen, refresh_per_second=4) if out.is_terminal else None
+
+    def __enter__(self) -> SweepProgress:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.front = None  # the final table follows
+            self.live.stop()
+
+    def update(self, trial_id: str, name: str, report: dict[str, Any]) -> None:
+        """Notes a report of a running trial."""
+        known = [a for a in report.get("val_accuracy", []) if a is not None]
+        accuracy = f" {sum(known) / len(known):.1%}" if known else ""
+        self.running[trial_id] = f"{name} {report.get('phase', '')} {report.get('epoch', '')}{accuracy}"
+        self._line()
+
+    def finish(self, trial_id: str, state: str, front: pa.Table) -> None:
+        """Notes the end of a trial, and the front with it."""
+        self.running.pop(trial_id, None)
+        self.finished += 1
+        self.states[state] += 1
+        self.front = front
+        self.bar.update(self.task, completed=self.done + self.finished)
+        self._line(last=self.done + self.finished == self.total)
+
+    def forget(self, trial_id: str) -> None:
+        """Notes that a trial starts anew."""
+        self.running.pop(trial_id, None)
+
+    def summary(self) -> str:
+        """One line: `12/35 done, 2 running, 1 diverged, about 3 min left`."""
+        parts = [f"{self.done + self.finished}/{self.total} done", f"{len(self.running)} running"]
+        parts += [f"{n} {state}" for state, n in sorted(self.states.items()) if state != "ok"]
+        if self.finished and self.done + self.finished < self.total:
+            left = (self.total - self.done - self.finished) * (time.monotonic() - self.started) / self.finished
+            parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
+        return ", ".join(parts)
+
+    def _line(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if self.live is None and (last or now - self.last_line >= PLAIN_EVERY_S):
+            self.last_line = now
+            best = ""
+            if self.front is not None and self.front.num_rows:
+                row = self.front.to_pylist()[-1]
+                best = (
+                    f"; front of {self.front.num_rows}, best {row['val_accuracy']:.2%} at {row['size_bytes']:,} bytes"
+                )
+            self.out.print(self.summary() + best)
+
+    def _screen(self) -> Group:
+        parts: list[Any] = [self.bar, Text(self.summary())]
+        parts += [
+            Text(f"  {text}", style="dim", no_wrap=True, overflow="ellipsis")
+            for text in list(self.running.values())[:8]
+        ]
+        if self.front is not None and self.front.num_rows:
+            rows = self.front.slice(max(0, self.front.num_rows - LIVE_FRONT_ROWS))
+            parts.append(front_table(rows, self.varying, "front so far"))
+        return Group(*parts)

@@ -1,0 +1,323 @@
+"""The groups of a sweep file, key by key, and what may be named in them.
+
+Each type of a value carries its rule (`rules.py`), which also writes the message when it is broken; pydantic does the
+structure. All groups are frozen and know no keys but their own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from qdtune.rules import choice, flag, matching, number, share, shown, whole
+
+# What may be named, and what this version already runs.
+METHODS = {
+    "grid": True,
+    "random": True,
+    "tpe": False,
+    "nsga2": False,
+    "nsga3": False,
+    "gp": False,
+    "qmc": False,
+}
+EARLY_TERMINATE = {
+    "none": True,
+    "pareto": False,
+    "median": False,
+    "percentile": False,
+    "hyperband": False,
+    "successive_halving": False,
+    "patient": False,
+    "threshold": False,
+    "wilcoxon": False,
+}
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
+SCALES = ("minmax", "absmean", "lsq")
+FACTOR_INITS = ("default", "orthogonal", "svd")
+BUDGETS = ("size_bytes", "params", "weight_bytes", "scale_bytes", "bias_bytes", "fp32_bytes", "depth", "weight_bits")
+T = TypeVar("T")
+
+AXES = (
+    "depth",
+    "weight_bits",
+    "activation",
+    "act_bits",
+    "scale",
+    "factor_init",
+    "hidden",
+    "warmup_lr",
+    "qat_lr",
+)
+
+
+class DatasetInfo(NamedTuple):
+    """Training samples (validation split included), input features, classes."""
+
+    train: int
+    inputs: int
+    classes: int
+
+
+DATASETS = {
+    "mnist": DatasetInfo(60_000, 784, 10),
+    "fashion_mnist": DatasetInfo(60_000, 784, 10),
+    "kmnist": DatasetInfo(60_000, 784, 10),
+    "cifar10": DatasetInfo(50_000, 3072, 10),
+    "digits": DatasetInfo(1437, 64, 10),
+    "synthetic": DatasetInfo(512, 16, 4),  # blobs, for tests only
+}
+
+
+def ready(table: dict[str, bool]) -> list[str]:
+    """The names that this version runs."""
+    return [name for name, runs in table.items() if runs]
+
+
+def _as_list(value: Any) -> Any:
+    return value if value is None or isinstance(value, list | tuple) else [value]
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{text_of(value)} appears twice")
+        seen.add(value)
+    return values
+
+
+def _some(values: tuple[T, ...]) -> tuple[T, ...]:
+    # Not pydantic's min_length: that counts only the items without a mistake, and then adds one of its own.
+    if not values:
+        raise ValueError("empty list (give at least one value)")
+    return values
+
+
+def text_of(value: object) -> str:
+    """A value of an axis as it stands in tables: (64, 32) is 64-32."""
+    return "-".join(map(str, value)) if isinstance(value, tuple) else "null" if value is None else str(value)
+
+
+def _name(text: str) -> str | None:
+    device = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text)
+    fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) and not text.endswith(".")
+    return text if fits and not device else None
+
+
+_CONSTRAINT = re.compile(rf"\s*({'|'.join(BUDGETS)})\s*(<=|>=|==|<|>)\s*([-+]?\d{{1,30}}(?:\.\d*)?(?:[eE]\d\d?)?)\s*")
+
+
+def _constraint(text: str) -> str | None:
+    found = _CONSTRAINT.fullmatch(text)
+    return " ".join(found.groups()) if found else None
+
+
+Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
+Several = Annotated[tuple[T, ...], AfterValidator(_some), AfterValidator(_distinct)]
+
+Depth = Annotated[int, whole(1, 64)]
+WeightBits = Annotated[int, whole(1, 16, 32)]
+Activation = Annotated[str, choice(ACTIVATIONS)]
+ActBits = Annotated[int, whole(1, 16)]
+Scale = Annotated[str, choice(SCALES)]
+FactorInit = Annotated[str, choice(FACTOR_INITS)]
+Width = Annotated[int, whole(1, 65_536)]
+Widths = Annotated[tuple[Width, ...], AfterValidator(_some), BeforeValidator(_as_list)]
+Rate = Annotated[float, number("a finite number above 0", lambda x: x > 0)]
+Seconds = Annotated[float, number("seconds, above 0", lambda x: x > 0)]
+Momentum = Annotated[float, number("0 or more, below 1", lambda x: 0 <= x < 1)]
+Seed = Annotated[int, whole(0, 2**32 - 1)]
+Flag = Annotated[bool, BeforeValidator(flag)]
+RunName = Annotated[
+    str, matching("letters, digits, . _ - ; starts with a letter or digit; at most 64; no device name", _name)
+]
+Constraint = Annotated[
+    str,
+    matching(f"like 'size_bytes <= 8192': one of {', '.join(BUDGETS)}; <= < >= > ==; a number", _constraint),
+]
+
+
+# --- The shape of a sweep file.
+
+
+class Frozen(BaseModel):
+    """A group of keys; others than its own are mistakes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Axis(Frozen, Generic[T]):
+    """The values of one axis: written {value: x} or {values: [x, y]}."""
+
+    values: Several[T]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_value(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise ValueError(f"{shown(data)} is not an axis (write {{value: x}} or {{values: [x, y]}})")
+        if "value" not in data:
+            return data
+        if "values" in data:
+            raise ValueError("has both 'value' and 'values' (one of them)")
+        return {key: value for key, value in data.items() if key != "value"} | {"values": [data["value"]]}
+
+    @property
+    def choices(self) -> tuple[T, ...] | None:
+        """Every value that can occur; None where they cannot be listed."""
+        return self.values
+
+    def holds(self, value: T) -> bool:
+        """Whether `value` can occur."""
+        return value in self.values
+
+
+class NumberAxis(Axis[T], Generic[T]):
+    """An axis that may also be a range: {min: a, max: b, distribution: uniform | log_uniform | int_uniform}.
+
+    A range of a whole-number axis holds whole numbers, both ends included.
+    """
+
+    values: Several[T] | None = None  # type: ignore[assignment]  # a range has none
+    min: T | None = None
+    max: T | None = None
+    distribution: Annotated[str, choice(("uniform", "log_uniform", "int_uniform"))] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> NumberAxis[T]:
+        ends = (self.min, self.max)
+        if self.values is not None:
+            if ends != (None, None) or self.distribution:
+                raise ValueError("has both values and a range (one of them)")
+        elif self.min is None or self.max is None:
+            raise ValueError("has no values (write {value: x}, {values: [x, y]} or {min: a, max: b})")
+        elif not self.min < self.max:  # type: ignore[operator]
+            raise ValueError(f"min {self.min} is not below max {self.max}")
+        elif self.distribution == ("log_uniform" if isinstance(self.min, int) else "int_uniform"):
+            kind = "whole" if isinstance(self.min, int) else "real"
+            raise ValueError(f"{self.distribution} is not possible on an axis of {kind} numbers")
+        return self
+
+    @property
+    def choices(self) -> tuple[T, ...] | None:
+        if self.values is None and isinstance(self.min, int):
+            return tuple(range(self.min, self.max + 1))  # type: ignore[arg-type, operator]
+        return self.values
+
+    def holds(self, value: T) -> bool:
+        if self.values is not None:
+            return value in self.values
+        return value is not None and self.min <= value <= self.max  # type: ignore[operator]
+
+
+def _always(value: object) -> Any:
+    return Field({"values": [value]}, validate_default=True)
+
+
+class Parameters(Frozen):
+    """The axes; the last three come from `model` and `train` where they are not given."""
+
+    depth: NumberAxis[Depth] = _always(1)
+    weight_bits: NumberAxis[WeightBits] = _always(32)
+    activation: Axis[Activation] = _always("identity")
+    act_bits: NumberAxis[ActBits | None] = _always(None)
+    scale: Axis[Scale] = _always("absmean")
+    factor_init: Axis[FactorInit] = _always("orthogonal")
+    hidden: Axis[Widths] | None = None
+    warmup_lr: NumberAxis[Rate] | None = None
+    qat_lr: NumberAxis[Rate] | None = None
+
+
+class Excluded(TypedDict, total=False):
+    """A partial assignment of axes: what it names is not run."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    depth: Depth
+    weight_bits: WeightBits
+    activation: Activation
+    act_bits: ActBits | None
+    scale: Scale
+    factor_init: FactorInit
+    hidden: Widths
+    warmup_lr: Rate
+    qat_lr: Rate
+
+
+class Data(Frozen):
+    """The data sets in order of preference, and how many training samples (>= 1) judge instead of train."""
+
+    dataset: Annotated[Several[Annotated[str, choice(DATASETS)]], BeforeValidator(_as_list)]
+    val_size: Annotated[int, whole(1, 10_000_000)] = 5000
+
+
+class Model(Frozen):
+    """The network before it is factorised: its hidden widths, and whether each is normalised."""
+
+    name: Annotated[str, choice(("mlp",))] = "mlp"
+    hidden: Widths = (24,)
+    batch_norm: Flag = False
+
+
+class Phase(Frozen):
+    """One part of a training: `epochs` at learning rate `lr`."""
+
+    epochs: Annotated[int, whole(0, 100_000)]
+    optimizer: Annotated[str, choice(("sgd", "adam"))] = "sgd"
+    lr: Rate
+    momentum: Momentum = 0.0
+    schedule: Annotated[str, choice(("constant", "cosine"))] = "constant"
+
+    @model_validator(mode="after")
+    def _momentum_has_a_use(self) -> Phase:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for sgd only (optimizer is {self.optimizer})")
+        return self
+
+
+class Warmup(Phase):
+    """Float training before anything is quantised."""
+
+    epochs: Annotated[int, whole(0, 100_000)] = 5
+    lr: Rate = 0.1
+
+
+class Qat(Phase):
+    """Quantisation-aware training."""
+
+    epochs: Annotated[int, whole(1, 100_000)] = 10
+    lr: Rate = 0.01
+
+
+class Train(Frozen):
+    """How every configuration is trained; `batch_size` in samples."""
+
+    batch_size: Annotated[int, whole(1, 10_000_000)] = 64
+    warmup: Warmup = Warmup()
+    qat: Qat = Qat()
+
+
+class EarlyTerminate(Frozen):
+    """Which rule stops weak trials."""
+
+    type: Annotated[str, choice(EARLY_TERMINATE, ready(EARLY_TERMINATE))] = "none"
+
+
+class Resources(Frozen):
+    """What one trial holds, in GPUs and CPU cores; fractions in whole 1/10000ths."""
+
+    gpu: Annotated[float, share("0, a fraction of 0.0001 to 1 such as 1/3, or a whole number", 0)] = 0.125
+    cpu: Annotated[float, share("a fraction of 0.0001 to 1, or a whole number", 1)] = 1.0
+
+
+class Run(Frozen):
+    """Limits of a run; None means none. Times in seconds."""
+
+    max_concurrent_trials: Annotated[int, whole(1, 100_000)] | None = None
+    time_budget_s: Seconds | None = None
+    max_failures: Annotated[int, whole(0, 1000)] = 2
+    trial_timeout_s: Seconds | None = None

@@ -1,0 +1,397 @@
+"""A sweep file as one frozen, typed value, with all of its mistakes listed at once; and one configuration of it.
+
+`load` reads a file once and either returns a `Spec` that can be trusted below this door or raises a `SpecError` with
+one line per mistake. No torch, ray, optuna or numpy here: a sweep is judged before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
+from types import NoneType
+from typing import Annotated, Any, get_args
+
+from pydantic import ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from qdtune.ledger import Ledger, factor_dims, mlp_ledger
+from qdtune.rules import KeyPath, Place, Problem, SpecError, choice, matching, shown, unknown, whole
+from qdtune.schema import (
+    AXES,
+    DATASETS,
+    METHODS,
+    Axis,
+    Constraint,
+    Data,
+    DatasetInfo,
+    Distinct,
+    EarlyTerminate,
+    Excluded,
+    Frozen,
+    Model,
+    NumberAxis,
+    Parameters,
+    Phase,
+    Qat,
+    Rate,
+    Resources,
+    Run,
+    RunName,
+    Seed,
+    Several,
+    Train,
+    Warmup,
+    Widths,
+    ready,
+    text_of,
+)
+from qdtune.yamlfile import Document, override, parse, read
+
+__all__ = ["AXES", "DATASETS", "DatasetInfo", "Phase", "Spec", "SpecError", "Trial", "load", "loads"]
+
+RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
+MAX_POINTS = 100_000
+
+
+class Spec(Frozen):
+    """A whole sweep file, every default filled in."""
+
+    version: Annotated[int, whole(1, 1)]
+    name: RunName
+    description: Annotated[str, matching("text", lambda text: text)] = ""
+    method: Annotated[str, choice(METHODS, ready(METHODS))] = "grid"
+    run_cap: Annotated[int, whole(1, 1_000_000)] | None = None
+    parameters: Parameters
+    exclude: tuple[Excluded, ...] = ()
+    seeds: Several[Seed] = (0, 1, 2)
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    early_terminate: EarlyTerminate = EarlyTerminate()
+    constraints: Distinct[Constraint] = ()
+    resources: Resources = Resources()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Spec:
+        if found := list(_disagreements(self)):
+            raise _DisagreementError(found)
+        return self
+
+    @property
+    def axes(self) -> dict[str, Axis[Any]]:
+        """The nine axes in the order of AXES, none of them open."""
+        given = self.parameters
+        return {
+            **{name: getattr(given, name) for name in AXES[:6]},
+            "hidden": given.hidden or Axis[Widths](values=(self.model.hidden,)),
+            "warmup_lr": given.warmup_lr or NumberAxis[Rate](values=(self.train.warmup.lr,)),
+            "qat_lr": given.qat_lr or NumberAxis[Rate](values=(self.train.qat.lr,)),
+        }
+
+    def resolve(self, dataset: str) -> Spec:
+        """The same sweep on `dataset`, one of `data.dataset`, alone.
+
+        A fallback (not the first of the list) is smaller as a rule: its validation split is at most a fifth.
+
+        Raises:
+            SpecError: the data set is not in the list, or is too small for the batch size.
+        """
+        if dataset not in self.data.dataset:
+            what = f"{shown(dataset)} is not in the list ({', '.join(self.data.dataset)})"
+            raise SpecError([Problem(None, ("data", "dataset"), what)])
+        val_size = self.data.val_size
+        if dataset != self.data.dataset[0]:
+            val_size = min(val_size, DATASETS[dataset].train // 5)
+        data = {**self.to_dict(), "data": {"dataset": [dataset], "val_size": val_size}}
+        return _validated(Document(data))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON-able data, in the order of the class, without what is None."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        data["exclude"] = [{axis: _plain(value) for axis, value in rule.items()} for rule in self.exclude]
+        return data
+
+    def to_yaml(self) -> str:
+        """Canonical text: equal specs give the same, and `loads` gives an equal spec back."""
+        yaml: Any = YAML(typ="safe", pure=True)
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.default_flow_style = None  # leaves on one line, groups on several
+        yaml.width = 110
+        text = io.StringIO()
+        yaml.dump(self.to_dict(), text)
+        return text.getvalue()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Travels to the workers as plain data: the classes that pydantic makes of NumberAxis[...] have no address.
+        return Spec.model_validate, (self.to_dict(),)
+
+    def result_settings(self) -> dict[str, Any]:
+        """What changes results and is no axis: two runs that differ here must not share a folder. JSON-able."""
+        data = self.to_dict()
+        for phase in ("warmup", "qat"):
+            del data["train"][phase]["lr"]
+        del data["model"]["hidden"]
+        return {key: data[key] for key in ("data", "model", "train", "seeds")} | {"results_version": RESULTS_VERSION}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class _DisagreementError(ValueError):
+    """Several disagreements, each with the path of the key to blame."""
+
+    def __init__(self, found: list[tuple[KeyPath, str]]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    axes = spec.axes
+    if spec.method == "grid":
+        yield from _grid_disagreements(spec)
+    elif spec.run_cap is None:
+        yield ("run_cap",), f"no value (how many configurations method {spec.method} draws)"
+    if spec.parameters.weight_bits.max == 32:
+        yield ("parameters", "weight_bits", "max"), "a range ends at 16 (32 is float; give it as a value)"
+    name = spec.data.dataset[0]
+    train = DATASETS[name].train
+    left = train - spec.data.val_size
+    if left < 1:
+        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
+    elif spec.train.batch_size > left:
+        given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
+        yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
+    for i, rule in enumerate(spec.exclude):
+        if not rule:
+            yield ("exclude", i), "names no axis (it would exclude everything)"
+        for axis, value in rule.items():
+            if not axes[axis].holds(value):
+                yield ("exclude", i, axis), f"{text_of(value)} never occurs in parameters.{axis}"
+
+
+def _grid_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    if spec.run_cap is not None:
+        yield ("run_cap",), "has no use with method grid, which runs every configuration (or write method: random)"
+    ranges = [name for name, axis in spec.axes.items() if axis.values is None]
+    for name in ranges:
+        yield ("parameters", name), "a range is not possible with method grid (list values, or write method: random)"
+    points = math.prod(len(axis.choices or ()) for axis in spec.axes.values())
+    if not ranges and points > MAX_POINTS:
+        limit = f"limit {MAX_POINTS:,}; write method: random with a run_cap"
+        yield ("parameters",), f"the grid has {points:,} points ({limit})"
+
+
+# --- Reading: bytes and `--set` options in, Spec or all mistakes out.
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
+    """The spec in the file at `path`, which is read once.
+
+    Args:
+        path: a regular file of at most 1 MB.
+        overrides: `KEY=VALUE` with a dotted key and a value in YAML, as `--set` takes them.
+
+    Raises:
+        SpecError: every mistake of the file and of the overrides, or why it cannot be read.
+    """
+    source = os.fspath(path)
+    return loads(read(source), source, overrides)
+
+
+def loads(data: bytes, source: str, overrides: Sequence[str] = ()) -> Spec:
+    """The spec in `data`, which messages call `source`; otherwise as `load`."""
+    document = parse(data, source)
+    if not document.problems and not isinstance(document.value, dict):
+        what = "file is empty" if document.value is None else "top level must be key: value pairs"
+        document.problems.append(Problem(Place(source), (), what))
+    if isinstance(document.value, dict):
+        override(document, overrides)
+        return _validated(document)
+    raise SpecError(document.problems)
+
+
+def _validated(document: Document) -> Spec:
+    problems = list(document.problems)
+    try:
+        spec = Spec.model_validate(document.value)
+    except ValidationError as error:
+        problems += _told(error, document)
+    if problems:
+        raise SpecError(sorted(problems, key=lambda problem: problem.place or Place("")))
+    return spec
+
+
+def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
+    """What pydantic found, in our words; not where the reader has refused a value already."""
+    for item in error.errors(include_url=False):
+        path, cause = item["loc"], item.get("ctx", {}).get("error")
+        if any(path[:n] in document.refused for n in range(1, len(path) + 1)):
+            continue
+        if isinstance(cause, _DisagreementError):
+            yield from (_problem(where, what, document) for where, what in cause.found)
+        elif item["type"] == "extra_forbidden":
+            what = unknown("key ", str(path[-1]), _keys_at(path[:-1]))
+            yield Problem(_place(path, document), path[:-1], what)
+        elif item["type"] == "missing":
+            yield Problem(_place(path, document), path, "is missing")
+        elif cause is not None:
+            yield _problem(path, str(cause), document)
+        else:  # model_type, dict_type, tuple_type: the value has another shape than the group
+            right = "a list" if item["type"] == "tuple_type" else "key: value pairs"
+            wrong = "no value" if item["input"] is None else f"{shown(item['input'])} is not allowed"
+            yield _problem(path, f"{wrong} ({right})", document)
+
+
+def _problem(path: KeyPath, what: str, document: Document) -> Problem:
+    """Blames the innermost key that was written: pydantic also names what we made of `value` or of a lone item."""
+    while path not in document.places and len(path) > 1 and document.places:
+        path = path[:-1]
+    return Problem(_place(path, document), path, what)
+
+
+def _place(path: KeyPath, document: Document) -> Place | None:
+    return next((document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places), None)
+
+
+def _keys_at(path: KeyPath) -> list[str]:
+    """The keys that the group at `path` knows."""
+    kind: Any = Spec
+    for part in path:
+        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+    keys = list(getattr(kind, "model_fields", None) or kind.__annotations__)
+    return ["value", *keys] if "values" in keys else keys
+
+
+# --- One configuration.
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, with everything that changes its result.
+
+    Attributes:
+        depth: factors per layer.
+        weight_bits, act_bits: bits of weights (32: float) and of layer inputs (None: float).
+        activation: what stands between the factors of one layer.
+        scale, factor_init: how step sizes and first weights are chosen.
+        hidden: widths of the hidden layers before factorisation.
+        batch_norm: whether each hidden layer is normalised.
+        dataset, val_size: what it is trained on, and how many training samples judge it.
+        batch_size: samples per step.
+        warmup, qat: float training, then quantised training; their `lr` is this configuration's own.
+        seeds: one replica each, trained together.
+    """
+
+    depth: int
+    weight_bits: int
+    activation: str
+    act_bits: int | None
+    scale: str
+    factor_init: str
+    hidden: tuple[int, ...]
+    batch_norm: bool
+    dataset: str
+    val_size: int
+    batch_size: int
+    warmup: Phase
+    qat: Phase
+    seeds: tuple[int, ...]
+
+    @property
+    def trial_id(self) -> str:
+        """12 hexadecimal digits, the same for the same configuration on any machine."""
+        return _digest(self.to_dict())
+
+    @property
+    def warmup_id(self) -> str:
+        """As `trial_id`, over what the float warm-up depends on: neither bits nor scale nor QAT."""
+        data = self.to_dict()
+        return _digest({key: data[key] for key in data.keys() - {"weight_bits", "act_bits", "scale", "qat"}})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The nine axes as they stand in tables; hidden widths as text: '64-32'."""
+        rates = {"warmup_lr": self.warmup.lr, "qat_lr": self.qat.lr}
+        return {axis: rates[axis] if axis in rates else getattr(self, axis) for axis in AXES} | {
+            "hidden": text_of(self.hidden)
+        }
+
+    @property
+    def ledger(self) -> Ledger:
+        """The bytes of one replica."""
+        return _ledger(self.dataset, self.hidden, self.batch_norm, self.depth, self.weight_bits, self.act_bits)
+
+    @property
+    def label(self) -> str:
+        """The configuration in a few words: `d2 w1 relu`."""
+        inputs = "" if self.act_bits is None else f" a{self.act_bits}"
+        return f"d{self.depth} w{self.weight_bits}{inputs} {self.activation}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a row of the tables says of a configuration before it is trained."""
+        ledger, widths = self.ledger, (DATASETS[self.dataset].inputs, *self.hidden, DATASETS[self.dataset].classes)
+        return {
+            "trial_id": self.trial_id,
+            **self.config,
+            "dataset": self.dataset,
+            "params": ledger.params,
+            "size_bytes": ledger.size_bytes,
+            "weight_bytes": ledger.weight_bytes,
+            "scale_bytes": ledger.scale_bytes,
+            "bias_bytes": ledger.bias_bytes,
+            "fp32_bytes": ledger.fp32_bytes,
+            "inner_dims": [list(factor_dims(i, o, self.depth)[1:-1]) for i, o in pairwise(widths)],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the trial back."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
+        return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        """The trial whose `to_dict` gave `data`."""
+        return cls(
+            **{
+                **data,
+                "hidden": tuple(data["hidden"]),
+                "seeds": tuple(data["seeds"]),
+                "warmup": Warmup(**data["warmup"]),
+                "qat": Qat(**data["qat"]),
+            }
+        )
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    text = json.dumps({**data, "results_version": RESULTS_VERSION}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=MAX_POINTS)
+def _ledger(
+    dataset: str, hidden: tuple[int, ...], batch_norm: bool, depth: int, weight_bits: int, act_bits: int | None
+) -> Ledger:
+    # A grid names a size many times: once per activation, scale, init and learning rate.
+    info = DATASETS[dataset]
+    return mlp_ledger(
+        info.inputs,
+        hidden,
+        info.classes,
+        depth=depth,
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        batch_norm=batch_norm,
+    )

@@ -1,0 +1,368 @@
+"""The sweep itself: what the store does not hold yet is trained by Ray Tune, and every result goes into the store.
+
+Tune places trials and keeps them alive; it does not own the results. Each launch builds a fresh `Tuner` over the
+configurations that are missing, so that the same command finishes an interrupted sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from qdtune import data as data_sets
+from qdtune.cluster import Cluster, connect
+from qdtune.plan import Placement, placement, plan
+from qdtune.progress import SweepProgress, console, front_table
+from qdtune.rules import mistake
+from qdtune.schema import text_of
+from qdtune.spec import Spec, Trial, loads
+from qdtune.store import StorageError, Store, aggregate, table_front
+from qdtune.trial import trainable
+from qdtune.warmups import WarmupFolder
+
+FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
+
+DONE, FAILED_TRIALS, STORAGE = 0, 3, 4  # exit codes; 130 and 143 after a signal
+
+
+def param_space(spec: Spec) -> dict[str, Any]:
+    """The sweep as a Ray Tune search space: one domain per axis, usable with any `Tuner` over `QATTrial`."""
+    space: dict[str, Any] = {}
+    for name, axis in spec.axes.items():
+        values = [text_of(v) for v in axis.choices] if name == "hidden" else axis.choices
+        if values is None:
+            uniform = {"uniform": tune.uniform, "log_uniform": tune.loguniform}[axis.distribution]  # type: ignore[attr-defined]
+            space[name] = uniform(axis.min, axis.max)  # type: ignore[attr-defined]
+        elif len(values) == 1:
+            space[name] = values[0]
+        else:
+            space[name] = tune.grid_search(list(values)) if spec.method == "grid" else tune.choice(list(values))
+    return space
+
+
+class PlanSearcher(Searcher):
+    """Suggests the configurations of a plan in their order; what is excluded or done never costs a trial."""
+
+    def __init__(self, trials: list[Trial]) -> None:
+        super().__init__()
+        self.trials = list(reversed(trials))
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        return True  # the space was expanded by the plan
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self.trials:
+            return Searcher.FINISHED
+        trial = self.trials.pop()
+        return trial.config | {"trial_id": trial.trial_id}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # a resume is planned from the store
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RuntimeError("a sweep is resumed by launching it again")
+
+
+class Recorder(tune.Callback):
+    """Writes every finished trial into the store and tells the progress display.
+
+    Nothing it does may raise into Tune, which would abort the sweep: a storage error is kept in `error` and ends
+    the sweep in order.
+    """
+
+    def __init__(
+        self, store: Store, trials: list[Trial], progress: SweepProgress, warmups: Any, known: pa.Table
+    ) -> None:
+        self.store, self.progress, self.warmups, self.known = store, progress, warmups, known
+        self.trials = {trial.trial_id: trial for trial in trials}
+        self.finished: set[str] = set()
+        self.error: StorageError | None = None
+        self.metadata = provenance()
+        self.front_at = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, for a restore that never comes
+
+    def _of(self, trial: Any) -> Trial:
+        return self.trials[trial.config["trial_id"]]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ours = self._of(trial)
+        self.warmups.release.remote(ours.trial_id)  # of an earlier attempt, whose worker was lost
+        self.progress.forget(ours.trial_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        ours = self._of(trial)
+        if "error" in result and "state" in result:
+            self._finish(ours, trial, unfinished_rows(ours, result["state"], result["error"]), [])
+        elif "rows" in result:
+            self._finish(ours, trial, result["rows"], result["history"])
+        else:
+            self.progress.update(ours.trial_id, ours.label, result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ours = self._of(trial)
+        self.warmups.release.remote(ours.trial_id)
+        told = f"worker lost {trial.num_failures} times: {_last_line(trial)}"
+        self._finish(ours, trial, unfinished_rows(ours, "failed", told), [])
+
+    def _finish(self, ours: Trial, trial: Any, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        rows = [row | {"attempt": trial.num_failures + 1} for row in rows]
+        history = [entry | {"trial_id": ours.trial_id} for entry in history]
+        try:
+            self.store.write(ours.trial_id, rows, history, self.metadata)
+        except StorageError as error:
+            if self.error is None:
+                self.error = error
+                os.kill(os.getpid(), signal.SIGUSR1)  # how Tune is asked to end in order
+            return
+        self.finished.add(ours.trial_id)
+        self.known = pa.concat_tables([self.known, pa.Table.from_pylist(rows, schema=self.known.schema)])
+        front = self.progress.front
+        if time.monotonic() - self.front_at >= FRONT_EVERY_S or front is None:
+            self.front_at = time.monotonic()
+            front = table_front(aggregate(self.known))
+        worst = next((row["state"] for row in rows if row["state"] != "ok"), "ok")
+        self.progress.finish(ours.trial_id, worst, front)
+
+
+def unfinished_rows(trial: Trial, state: str, error: str) -> list[dict[str, Any]]:
+    """One row per seed for a trial that ended without any: what is known before training, and why it ended."""
+    now = datetime.now(timezone.utc)
+    return [
+        trial.columns | {"seed": seed, "state": state, "error": error, "finished_at": now} for seed in trial.seeds
+    ]
+
+
+def provenance() -> dict[str, str]:
+    """Versions and, in a git checkout, the commit: what a row's file says of the program that made it."""
+    found = {name: version(name) for name in ("qdtune", "torch", "ray", "optuna", "pyarrow")}
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = ""
+    return {f"qdtune.version.{name}": v for name, v in found.items()} | {"qdtune.git_commit": commit}
+
+
+def _last_line(trial: Any) -> str:
+    """Ray's own account of a lost worker, in one line."""
+    text = trial.get_error() if trial.pickled_error_file else "no reason given"
+    return " ".join(str(text).split())[:300]
+
+
+def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fresh: bool) -> int:
+    """Runs, or finishes, a sweep and prints its front; the exit code of design: 0, 3, 4, 130 or 143.
+
+    Args:
+        spec: as loaded; the first of its data sets that can be had is used.
+        runs_dir: the run folder is made in it, under the sweep's name.
+        data_dir: where data sets lie or are downloaded to.
+        address: of a running Ray cluster; None starts one here.
+        fresh: set what an earlier launch left aside and start anew.
+
+    Raises:
+        SpecError, DataError, RunInUse: what the user has to mend; nothing was started.
+        StorageError: the run folder cannot be written.
+    """
+    out = console()
+    for name in spec.data.dataset[:1]:
+        if not data_sets.on_disk(name, data_dir):
+            out.print(f"{name} is not in {data_dir}: downloading it")
+    data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
+    spec = spec.resolve(data.name)
+    planned = plan(spec)
+    store = Store(runs_dir / spec.name)
+    if not fresh:
+        _check_same_sweep(store, spec)
+    with store.lock():
+        if fresh:
+            store.set_aside()
+        store.create(spec.to_yaml())
+        done = store.done()
+        pending = [trial for trial in planned.trials if trial.trial_id not in done]
+        for line in store.damaged:
+            out.print(f"damaged, runs again: {line}", style="yellow")
+        out.print(
+            f"[bold]{spec.name}[/]: {len(planned.trials)} configurations x {len(spec.seeds)} seeds on {data.name} "
+            f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples); "
+            f"{len(planned.trials) - len(pending)} done before"
+        )
+        for note in notes:
+            out.print(f"WARNING: {note}", style="bold white on red")
+        stopped, error = None, None
+        if pending:
+            stopped, error = _train(spec, data, planned.trials, pending, store, address, out)
+        table = store.write_pareto()
+    return _report(spec, planned.trials, store, table, stopped, error, out)
+
+
+def _check_same_sweep(store: Store, spec: Spec) -> None:
+    """Raises SpecError where the folder holds results that could not be compared with the ones to come."""
+    text = store.sweep_yaml()
+    if text is None:
+        return
+    old = loads(text.encode(), str(store.root / "sweep.yaml")).result_settings()
+    new = spec.result_settings()
+    changed = [f"{key}: {old.get(key)} there, {new[key]} now" for key in new if old.get(key) != new[key]]
+    if changed:
+        raise mistake(
+            f"{store.root} holds results that are not comparable ({'; '.join(changed)}): "
+            "choose another name, or set them aside with --fresh"
+        )
+
+
+def _train(
+    spec: Spec, data: Any, trials: list[Trial], pending: list[Trial], store: Store, address: str | None, out: Any
+) -> tuple[int | None, StorageError | None]:
+    """Trains what is pending; the signal that stopped it, if any, and the storage error, if any."""
+    data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
+    with connect(address, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+        place = _place(spec, cluster, len(pending), out)
+        warmups = (
+            ray.remote(WarmupFolder)
+            .options(num_cpus=0, name=f"warmups {spec.name}")
+            .remote(str(store.root / "warmup"))
+        )
+        varying = {axis for axis in spec.axes if len({trial.config[axis] for trial in trials}) > 1}
+        known = store.trials([trial.trial_id for trial in trials])
+        with SweepProgress(out, len(trials), len(trials) - len(pending), varying) as progress:
+            recorder = Recorder(store, pending, progress, warmups, known)
+            kind = trainable(place, spec=spec, data=data, warmups=warmups, reuse=_reuse(pending, place))
+            _tune(spec, kind, pending, place, recorder, scratch)
+        return (stopped[0] if stopped else None), recorder.error
+
+
+def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
+    """How many trials run at once, and where to look: printed before anything runs."""
+    place = placement(spec.resources, cluster.cpus, cluster.gpus, spec.run.max_concurrent_trials)
+    for note in place.notes:
+        out.print(note, style="yellow")
+    share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"
+    out.print(f"{place.concurrent} trials at a time, {share} each: {trials} in {place.waves(trials)} waves")
+    if cluster.dashboard:
+        out.print(f"Ray dashboard: {cluster.dashboard} (token: `ray get-auth-token`)", soft_wrap=True)
+    return place
+
+
+def _reuse(pending: list[Trial], place: Placement) -> float:
+    """How many trials of one graph a worker will train, on average: what a compilation is shared by."""
+    graphs = {(t.hidden, t.depth, t.activation, t.weight_bits == 32, t.act_bits is None) for t in pending}
+    return max(1.0, len(pending) / len(graphs) / place.concurrent)
+
+
+def _tune(
+    spec: Spec, kind: type[tune.Trainable], pending: list[Trial], place: Placement, recorder: Recorder, scratch: str
+) -> None:
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
+    tuner = tune.Tuner(
+        kind,
+        param_space=param_space(spec),
+        tune_config=tune.TuneConfig(
+            search_alg=PlanSearcher(pending),
+            num_samples=len(pending),
+            max_concurrent_trials=spec.run.max_concurrent_trials,
+            time_budget_s=spec.run.time_budget_s,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial_id"],
+            trial_dirname_creator=lambda trial: trial.config["trial_id"],
+        ),
+        run_config=tune.RunConfig(
+            name=spec.name,
+            storage_path=scratch,  # Tune's own state: thrown away with the sweep
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the sweep in order, a second one at once; yields the signals received.
+
+    To be entered after ray.init, which sets handlers of its own.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Until Tune sets its own handler for it, this one would end the process.
+    old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _report(
+    spec: Spec,
+    trials: list[Trial],
+    store: Store,
+    table: pa.Table,
+    stopped: int | None,
+    error: StorageError | None,
+    out: Any,
+) -> int:
+    """Prints the front, what went wrong and where the files are; the exit code."""
+    rows = {row["trial_id"]: row for row in table.to_pylist()}
+    states = [rows[trial.trial_id]["state"] if trial.trial_id in rows else "missing" for trial in trials]
+    front = table_front(table)
+    varying = {axis for axis in spec.axes if len({row[axis] for row in rows.values()}) > 1}
+    out.print()
+    if front.num_rows:
+        ok = states.count("ok")
+        out.print(front_table(front, varying, f"Pareto front of {ok} configurations on {spec.data.dataset[0]}"))
+        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+    for state in sorted(set(states) - {"ok", "missing"}):
+        out.print(f"{states.count(state)} configurations ended as {state}: see the column `error`", style="yellow")
+    _print_dead_warmups(store, trials, out)
+    out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}", soft_wrap=True)
+    if error:
+        raise error
+    if missing := states.count("missing"):
+        why = f"stopped by {signal.Signals(stopped).name}" if stopped else "the time budget is spent"
+        out.print(f"{why}: {missing} of {len(trials)} configurations are left; the same command finishes them")
+        return 128 + stopped if stopped else FAILED_TRIALS
+    return DONE if set(states) <= {"ok", "pruned", "diverged"} else FAILED_TRIALS
+
+
+def _print_dead_warmups(store: Store, trials: list[Trial], out: Any) -> None:
+    rows = store.trials([trial.trial_id for trial in trials]).to_pylist()
+    dead = {row["trial_id"] for row in rows if row["state"] == "ok" and row["error"]}
+    if dead:
+        out.print(
+            f"{len(dead)} configurations start from a warm-up that ended at chance: see `error`", style="yellow"
+        )

@@ -1,0 +1,219 @@
+"""One configuration from its initial weights to its rows: float warm-up, quantisation-aware training, test.
+
+The warm-up depends on everything but bits and step sizes, so it is trained once and shared; see `Warmups`.
+Source of the recipe: the notebook (five epochs of float training, then ten with every layer quantised).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from qdtune import models
+from qdtune.cohort import Cohort, Shape, Tensors, generator, has_compiler, normalise
+from qdtune.decompose import FactoredLinear, decompose
+from qdtune.quantize import calibrate, ledger, quantize
+from qdtune.spec import Trial
+
+CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
+CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
+COMPILE_FROM = 1500  # steps; measured on one CPU core: compiling costs 8 to 15 s and saves 5 to 10 ms a step
+
+
+class Warmups(Protocol):
+    """Where float warm-ups are kept, so that configurations that differ only in bits train them once."""
+
+    def claim(self, key: str) -> bytes | None:
+        """The kept warm-up; None where the caller is now the one to train and `keep` it."""
+
+    def keep(self, key: str, blob: bytes) -> None: ...
+
+
+@dataclass
+class Log:
+    """The curves of the replicas so far; a replica whose loss is not finite has ended there."""
+
+    seeds: tuple[int, ...]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    dead: set[int] = field(default_factory=set)
+    shared: bool = False  # whether the warm-up was trained by another trial, which then counts its seconds
+
+    def add(
+        self, phase: str, epoch: int, losses: list[float], accuracies: list[float], seconds: float
+    ) -> dict[str, Any]:
+        """Notes one epoch (from 1) of all replicas; the same as a report, None where a replica has ended."""
+        report: dict[str, Any] = {"phase": phase, "epoch": epoch, "seconds": seconds}
+        report |= {"train_loss": [], "val_accuracy": []}
+        for k, seed in enumerate(self.seeds):
+            ended = k in self.dead
+            if not math.isfinite(losses[k]):
+                self.dead.add(k)
+            loss, accuracy = (None, None) if k in self.dead else (losses[k], accuracies[k])
+            report["train_loss"].append(loss)
+            report["val_accuracy"].append(accuracy)
+            if not ended:
+                entry = {"seed": seed, "phase": phase, "epoch": epoch, "train_loss": loss, "val_accuracy": accuracy}
+                self.entries.append(entry | {"seconds": seconds / len(self.seeds)})
+        return report
+
+    def of(self, seed: int) -> list[dict[str, Any]]:
+        return [e for e in self.entries if e["seed"] == seed]
+
+
+def run(trial: Trial, data: Tensors, warmups: Warmups, reuse: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Trains one configuration, one report per epoch; the last report holds `rows` and `history` for the store.
+
+    A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, and per replica `train_loss` and
+    `val_accuracy` (None once it has diverged).
+
+    Args:
+        trial: the configuration.
+        data: on the device that shall do the work.
+        warmups: where float warm-ups are kept.
+        reuse: how many trials of one shape this process is expected to train, which decides whether compiling
+            the step pays (`COMPILE_FROM`).
+    """
+    started = datetime.now(timezone.utc)
+    log = Log(trial.seeds)
+    replicas = yield from _warm_up(trial, data, warmups, log, reuse)
+    floats = _cohort(replicas, trial, data, "warmup", reuse).accuracy(data.val_x, data.val_y)
+    for replica in replicas:
+        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
+        calibrate(replica, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
+    cohort = _cohort(replicas, trial, data, "qat", reuse)
+    report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0}
+    for epoch in range(trial.qat.epochs):
+        if len(log.dead) == len(trial.seeds):
+            break
+        if epoch:
+            yield report
+        report = _epoch(cohort, "qat", epoch, log)
+    tests = cohort.accuracy(data.test_x, data.test_y)  # the only look at the test set
+    yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "history": log.entries}
+
+
+def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str, reuse: float) -> Cohort:
+    phase = trial.warmup if name == "warmup" else trial.qat
+    steps = phase.epochs * (len(data.train_x) // trial.batch_size)
+    compiled = steps * reuse >= COMPILE_FROM and has_compiler()
+    return Cohort(replicas, Shape.of(trial, data, name), phase, trial.seeds, name, data, trial.batch_size, compiled)
+
+
+def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
+    began = time.perf_counter()
+    losses = cohort.train(epoch)
+    accuracies = cohort.accuracy(cohort.data.val_x, cohort.data.val_y)
+    return log.add(name, epoch + 1, losses, accuracies, time.perf_counter() - began)
+
+
+def _warm_up(
+    trial: Trial, data: Tensors, warmups: Warmups, log: Log, reuse: float
+) -> Generator[dict[str, Any], None, list[nn.Module]]:
+    """The K float replicas from which QAT starts: taken from `warmups`, or trained and kept there.
+
+    With `svd` it is the undivided network that is warmed up, once for all depths, and then split.
+    """
+    svd = trial.factor_init == "svd"
+    base = replace(trial, depth=1, activation="identity", factor_init="default") if svd else trial
+    replicas: list[nn.Module] = []
+    for seed in trial.seeds:
+        model = models.mlp(data.inputs, trial.hidden, data.classes, batch_norm=trial.batch_norm, seed=seed)
+        replicas.append(decompose(model, base.depth, base.activation, base.factor_init, generator("init", seed)))
+    blob = warmups.claim(base.warmup_id)
+    if blob is None:
+        cohort = _cohort(replicas, base, data, "warmup", reuse)
+        for epoch in range(trial.warmup.epochs):
+            yield _epoch(cohort, "warmup", epoch, log)
+        cohort.unstack(replicas)
+        warmups.keep(base.warmup_id, pack_warmup(replicas, log))
+    else:
+        unpack_warmup(blob, replicas, log)
+    if svd:
+        for replica in replicas:
+            decompose(replica, trial.depth, trial.activation, "svd")
+    return replicas
+
+
+def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
+    """The numbers and the curves of K warmed-up replicas as one safetensors file."""
+    states = [replica.state_dict() for replica in replicas]
+    tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    curves = [[e["train_loss"], e["val_accuracy"], e["seconds"]] for seed in log.seeds for e in log.of(seed)]
+    # An ended replica has a shorter curve, so each point says whose it is.
+    owners = [k for k, seed in enumerate(log.seeds) for _ in log.of(seed)]
+    nan = float("nan")
+    points = torch.tensor([[nan if v is None else v for v in point] for point in curves], dtype=torch.float64)
+    return safetensors.torch.save(tensors | {"/points": points, "/owners": torch.tensor(owners, dtype=torch.int64)})
+
+
+def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> None:
+    """Puts a kept warm-up into fresh replicas and its curves into the log."""
+    tensors = safetensors.torch.load(blob)
+    points, owners = tensors.pop("/points").tolist(), tensors.pop("/owners").tolist()
+    for k, replica in enumerate(replicas):
+        replica.load_state_dict({name: t[k] for name, t in tensors.items()})
+        curve = [point for point, owner in zip(points, owners, strict=True) if owner == k]
+        for epoch, (loss, accuracy, seconds) in enumerate(curve, 1):
+            if math.isnan(loss):
+                log.dead.add(k)
+            entry = {"seed": log.seeds[k], "phase": "warmup", "epoch": epoch, "seconds": seconds}
+            entry |= (
+                {"train_loss": None, "val_accuracy": None}
+                if math.isnan(loss)
+                else {"train_loss": loss, "val_accuracy": accuracy}
+            )
+            log.entries.append(entry)
+    log.shared = True
+
+
+def _rows(
+    trial: Trial,
+    replicas: list[nn.Module],
+    log: Log,
+    floats: list[float],
+    tests: list[float],
+    data: Tensors,
+    started: datetime,
+) -> list[dict[str, Any]]:
+    """One row per seed, as `store.TRIALS` has them; `attempt` is added by the driver, who counts them."""
+    device = data.train_x.device
+    shared = trial.columns | {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "started_at": started,
+        "finished_at": datetime.now(timezone.utc),
+    }
+    assert ledger(replicas[0]) == trial.ledger, "the ledger by arithmetic and the one by tensors disagree"
+    inner_dims = [m.inner_dims for m in replicas[0].modules() if isinstance(m, FactoredLinear)]
+    assert inner_dims == shared["inner_dims"]
+    rows = []
+    for k, seed in enumerate(trial.seeds):
+        curve, dead = log.of(seed), k in log.dead
+        own = [e for e in curve if not (log.shared and e["phase"] == "warmup")]
+        note = None
+        if dead:
+            note = f"loss not finite in {curve[-1]['phase']} epoch {curve[-1]['epoch']}"
+        elif trial.warmup.epochs and floats[k] <= data.chance + CHANCE_MARGIN:
+            note = f"the warm-up ended at chance ({floats[k]:.1%})"
+        rows.append(
+            shared
+            | {
+                "seed": seed,
+                "state": "diverged" if dead else "ok",
+                "epochs": len(curve),
+                "train_loss": curve[-1]["train_loss"] if curve else None,
+                "val_accuracy": None if dead else curve[-1]["val_accuracy"],
+                "test_accuracy": None if dead else tests[k],
+                "float_val_accuracy": None if dead and curve[-1]["phase"] == "warmup" else floats[k],
+                "seconds": sum(e["seconds"] for e in own),
+                "error": note,
+            }
+        )
+    return rows

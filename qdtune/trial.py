@@ -1,0 +1,118 @@
+"""The Ray Tune trainable: one configuration in, one report per epoch out.
+
+A trial needs no checkpoint and no file system shared with others: it is short, so a lost one starts again, and its
+rows travel to the driver inside its last report.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from qdtune.cohort import Tensors
+from qdtune.data import Data
+from qdtune.plan import Placement, make_trial
+from qdtune.spec import Spec
+from qdtune.train import run
+
+POLL_S = 0.2  # between two questions whether somebody else's warm-up is ready
+
+
+class SharedWarmups:
+    """The sweep's `WarmupFolder` as one trial sees it: a claim waits while another trial trains."""
+
+    def __init__(self, folder: Any, holder: str) -> None:
+        self.folder, self.holder = folder, holder
+
+    def claim(self, key: str) -> bytes | None:
+        while True:
+            answer, blob = ray.get(self.folder.claim.remote(key, self.holder))
+            if answer != "wait":
+                return blob  # type: ignore[no-any-return]
+            time.sleep(POLL_S)
+
+    def keep(self, key: str, blob: bytes) -> None:
+        ray.get(self.folder.keep.remote(key, blob))
+
+
+class QATTrial(tune.Trainable):
+    """Trains the configuration in its config, the nine axes by name, and reports every epoch.
+
+    A report is what `train.run` yields; where training raised, `state` and `error` instead, because Ray may retry
+    a lost worker but must not retry a mistake.
+    """
+
+    def setup(
+        self, config: dict[str, Any], *, spec: Spec, data: Data, warmups: Any, reuse: float, gpu: float
+    ) -> None:
+        # Ray also sets up actors that a reused one has already replaced: nothing heavy may happen here.
+        self._spec, self._data, self._warmups, self._reuse, self._gpu = spec, data, warmups, reuse, gpu
+        self._tensors: Tensors | None = None
+        self._reports: Iterator[dict[str, Any]] | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._reports = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            if self._reports is None:
+                self._reports = self._start()
+            report = next(self._reports)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            return {"state": "oom", "error": _told(error), "done": True}
+        except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
+            traceback.print_exc()
+            return {"state": "failed", "error": _told(error), "done": True}
+        return report | {"done": "rows" in report}
+
+    def _start(self) -> Iterator[dict[str, Any]]:
+        # One thread unless the trial holds more: two on a busy machine were 30 to 60 times slower (measured).
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        if self._tensors is None:
+            self._tensors = Tensors.of(self._data, self._device())
+        trial = make_trial(self._spec, self.config)
+        return run(trial, self._tensors, SharedWarmups(self._warmups, trial.trial_id), self._reuse)
+
+    def _device(self) -> torch.device:
+        if not (self._gpu and torch.cuda.is_available()):
+            return torch.device("cpu")
+        if self._gpu < 1:  # Ray places by fractions but does not enforce them
+            torch.cuda.set_per_process_memory_fraction(self._gpu)
+        return torch.device("cuda")
+
+    def __repr__(self) -> str:
+        """The configuration in a few words: what the Ray dashboard and its logs call this actor."""
+        c = self.config
+        inputs = "" if c.get("act_bits") is None else f" a{c['act_bits']}"
+        return f"QATTrial(d{c.get('depth')} w{c.get('weight_bits')}{inputs} {c.get('activation')})"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def trainable(placement: Placement, **parameters: Any) -> type[tune.Trainable]:
+    """`QATTrial` with its parameters in the object store, once per node, and with its share of a machine.
+
+    Args:
+        placement: the CPUs and the fraction of a GPU that each trial gets.
+        parameters: `spec`, `data`, `warmups` and `reuse` of `QATTrial.setup`.
+    """
+    bound: type[tune.Trainable] = tune.with_parameters(QATTrial, gpu=placement.gpu, **parameters)
+    bundle = {"CPU": placement.cpu} | ({"GPU": placement.gpu} if placement.gpu else {})
+
+    # Not `tune.with_resources`, which would rename the class in the dashboard.
+    def default_resource_request(cls: type[tune.Trainable], config: dict[str, Any]) -> PlacementGroupFactory:
+        return PlacementGroupFactory([bundle])
+
+    bound.default_resource_request = classmethod(default_resource_request)  # type: ignore[assignment]
+    return bound

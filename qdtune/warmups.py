@@ -1,0 +1,56 @@
+"""Float warm-ups kept in a folder, each trained by one trial at a time.
+
+Configurations that differ only in bits or step sizes start from the same warm-up. The first that needs it trains
+it, others that ask meanwhile are told to wait. The sweep runs one of these as a Ray actor beside its driver, so that
+workers on other machines need no file system in common with it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+Answer = Literal["kept", "train", "wait"]
+
+
+class WarmupFolder:
+    """The warm-ups of one run folder.
+
+    Args:
+        folder: where the files are, `KEY.safetensors` each; made when the first is kept.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.training: dict[str, str] = {}  # key -> who trains it
+
+    def claim(self, key: str, holder: str) -> tuple[Answer, bytes | None]:
+        """The warm-up if it is kept; else whether `holder` is the one to train it now or has to ask again."""
+        path = self._path(key)
+        if path.exists():
+            return "kept", path.read_bytes()
+        if self.training.setdefault(key, holder) == holder:
+            return "train", None
+        return "wait", None
+
+    def keep(self, key: str, blob: bytes) -> None:
+        """Keeps a trained warm-up: the file appears whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(key)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(partial, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        self.training.pop(key, None)
+
+    def release(self, holder: str) -> None:
+        """Lets others train what `holder` was training, because it has ended or starts anew."""
+        self.training = {key: who for key, who in self.training.items() if who != holder}
+
+    def _path(self, key: str) -> Path:
+        if not key.isalnum():
+            raise ValueError(f"a warm-up's key must be letters and digits, got {key!r}")
+        return self.folder / f"{key}.safetensors"

@@ -1,0 +1,19 @@
+"""What every test shares: one thread per process, and the folder with the real data sets."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch: two threads on a busy machine make a step tens of times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder named by QDTUNE_DATA, laid out as torchvision does; skips where there is none."""
+    folder = os.environ.get("QDTUNE_DATA")
+    if not folder:
+        pytest.skip("QDTUNE_DATA is not set: it names a folder that holds MNIST/raw and FashionMNIST/raw")
+    return Path(folder)

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from qdtune.decompose import ACTIVATIONS, FACTOR_INITS, FactoredLinear, decompose
+from qdtune.ledger import factor_dims
+from torch import nn
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3)
+        self.block = nn.Sequential(nn.Linear(12, 9), nn.ModuleDict({"head": nn.Linear(9, 5, bias=False)}))
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.shared = self.block[0]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_factored_linear_is_its_factors_in_a_row(depth, activation):
+    layer = FactoredLinear(20, 12, depth, activation=activation)
+    assert [f.in_features for f in layer.factors] == list(factor_dims(20, 12, depth)[:-1])
+    assert [f.bias is not None for f in layer.factors] == [False] * (depth - 1) + [True]
+    x = torch.randn(7, 20, generator=seeded())
+    function = {"identity": lambda v: v, "hardtanh": nn.functional.hardtanh, "tanh": torch.tanh}.get(
+        activation, getattr(nn.functional, activation, None)
+    )
+    y = x
+    for k, factor in enumerate(layer.factors):
+        y = y @ factor.weight.T
+        if k < depth - 1:
+            y = function(y)
+    torch.testing.assert_close(layer(x), y + layer.factors[-1].bias)
+
+
+def test_factored_linear_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="depth must be >= 1, got 0"):
+        FactoredLinear(4, 4, 0)
+    with pytest.raises(ValueError, match="activation must be one of identity, .*got 'relo'"):
+        FactoredLinear(4, 4, 2, activation="relo")
+    with pytest.raises(ValueError, match="factor_init must be one of default, .*got 'xavier'"):
+        decompose(nn.Linear(4, 4), 2, factor_init="xavier")
+
+
+def test_decompose_swaps_nested_layers_and_keeps_their_biases():
+    model = Nested()
+    bias = model.block[0].bias.clone()
+    decompose(model, 3, "relu")
+    first, head = model.block[0], model.block[1]["head"]
+    assert isinstance(first, FactoredLinear)
+    assert isinstance(head, FactoredLinear)
+    assert torch.equal(first.factors[-1].bias, bias)
+    assert head.factors[-1].bias is None
+    assert model.shared is first  # one layer in two places stays one layer
+    assert type(model.stem) is nn.Conv2d
+    assert not any(isinstance(m, FactoredLinear) for m in model.attention.modules())
+    model.attention(*[torch.zeros(3, 1, 8)] * 3)
+
+
+def test_decompose_splits_a_root_layer_and_one_split_before():
+    layer = decompose(nn.Linear(20, 12), 2)
+    assert isinstance(layer, FactoredLinear)
+    bias = layer.factors[-1].bias.clone()
+    again = decompose(layer, 4, "tanh")
+    assert len(again.factors) == 4
+    assert isinstance(again.activation, nn.Tanh)
+    assert torch.equal(again.factors[-1].bias, bias)
+
+
+@pytest.mark.parametrize("factor_init", FACTOR_INITS)
+def test_decompose_draws_from_the_generator_given(factor_init):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    base = nn.Linear(20, 12)
+    a, b, c = (decompose(nn.Sequential(base), 3, "identity", factor_init, seeded(s)) for s in (1, 1, 2))
+    torch.set_rng_state(before)
+    same = [torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
+    other = [torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True)]
+    assert all(same)
+    assert all(other) == (factor_init == "svd")  # svd draws nothing
+
+
+def test_default_init_is_that_of_a_linear_layer():
+    layer = decompose(nn.Linear(784, 24), 2, generator=seeded())
+    w = layer.factors[0].weight
+    bound = 1 / 784**0.5
+    assert w.abs().max() <= bound
+    assert abs(w.std().item() - bound / 3**0.5) < 0.02 * bound
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_orthogonal_factors_are_orthogonal(depth):
+    layer = decompose(nn.Linear(40, 24), depth, factor_init="orthogonal", generator=seeded())
+    for factor in layer.factors:
+        w = factor.weight
+        gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+        torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_svd_factors_multiply_to_the_best_matrix_of_their_rank(depth):
+    torch.manual_seed(0)
+    base = nn.Linear(30, 18)
+    weight = base.weight.detach().clone()
+    layer = decompose(base, depth, factor_init="svd")
+    product = torch.linalg.multi_dot([f.weight for f in reversed(layer.factors)]) if depth > 1 else layer.factors[0].weight
+    u, s, vh = torch.linalg.svd(weight)
+    rank = layer.inner_dims[0] if depth > 1 else 18
+    best = u[:, :rank] * s[:rank] @ vh[:rank]
+    torch.testing.assert_close(product, best, atol=1e-5, rtol=1e-4)
+    norms = [f.weight.norm().item() for f in layer.factors]
+    assert max(norms) / min(norms) < 1.001  # the singular values are shared evenly
+
+
+def test_svd_of_factors_with_an_activation_between_is_refused():
+    layer = decompose(nn.Linear(30, 18), 2, "relu")
+    with pytest.raises(ValueError, match="svd needs layers that are one matrix"):
+        decompose(layer, 3, factor_init="svd")

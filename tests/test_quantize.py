@@ -1,0 +1,271 @@
+import math
+from itertools import product
+
+import pytest
+import torch
+from qdtune import models
+from qdtune.decompose import FactoredLinear, decompose
+from qdtune.ledger import mlp_ledger
+from qdtune.quantize import (
+    SCALES,
+    QuantLinear,
+    Quantizer,
+    calibrate,
+    codes,
+    fake_quantize,
+    ledger,
+    max_code,
+    quantize,
+    scale_mix,
+)
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+ALL_BITS = [*range(1, 17)]
+
+
+class NotebookSTE(torch.autograd.Function):
+    """The notebook's `SymQuantSTE`, forward and hand-written backward: the yardstick."""
+
+    @staticmethod
+    def forward(ctx, x, scale, bits):
+        if bits == 1:
+            s, q = scale.abs(), 1
+            out = s * torch.sgn(x)
+        else:
+            s, q = scale.abs().clamp_min(1e-8), 2 ** (bits - 1) - 1
+            out = torch.clamp(torch.round(x / s), -q, q) * s
+        ctx.save_for_backward(x, q * s)
+        return out
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, edge = ctx.saved_tensors
+        return upstream * (x.abs() <= edge), None, None
+
+
+def sample(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def constants(bits):
+    return torch.tensor(float(max_code(bits))), torch.tensor(bits == 1)
+
+
+# --- codes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_codes_are_symmetric_whole_numbers_within_range(bits, scale):
+    quantizer = Quantizer(bits, scale)
+    x = sample(50, 40) * 3
+    quantizer.start(x)
+    c = codes(x, quantizer.step_size(x), quantizer.levels, quantizer.binary)
+    assert torch.equal(c, c.round())
+    assert c.abs().max() <= max_code(bits)
+    if bits == 1:
+        assert set(c.unique().tolist()) == {-1.0, 1.0}
+    else:
+        mirrored = codes(-x, quantizer.step_size(x), quantizer.levels, quantizer.binary)
+        assert torch.equal(mirrored, -c)
+
+
+def test_codes_of_one_bit_call_zero_positive():
+    levels, binary = constants(1)
+    assert codes(torch.tensor([0.0, -0.0, -1e-30, 2.0]), torch.tensor(1.0), levels, binary).tolist() == [1, 1, -1, 1]
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_minmax_step_is_the_notebooks(bits):
+    x = sample(30, 20)
+    expected = x.abs().mean() if bits == 1 else (x.max() - x.min()) / (2 * (2 ** (bits - 1) - 1))
+    torch.testing.assert_close(Quantizer(bits, "minmax").step_size(x), expected)
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_absmean_step_is_the_mean_and_then_acIQs_clip(bits):  # noqa: N802
+    x = sample(30, 20)
+    clip = Quantizer(bits, "absmean").step_size(x) * max_code(bits) / x.abs().mean()
+    if bits <= 2:
+        assert clip.item() == pytest.approx(1)
+    else:
+        # Least squared error for Laplacian weights: the derivative of 2 exp(-r) + r^2 / (3 * 4^bits) is zero.
+        r = clip.item()
+        assert 2 * math.exp(-r) == pytest.approx(2 * r / (3 * 4**bits), rel=1e-4)
+
+
+def test_lsq_step_starts_at_the_papers_value():
+    x = sample(30, 20)
+    for bits in range(2, 9):
+        quantizer = Quantizer(bits, "lsq")
+        quantizer.start(x)
+        expected = 2 * x.abs().mean() / math.sqrt(max_code(bits))
+        torch.testing.assert_close(quantizer.step_size(x), expected)
+
+
+def test_steps_never_vanish():
+    for bits, scale in product((1, 4), SCALES):
+        quantizer = Quantizer(bits, scale)
+        quantizer.start(torch.zeros(5))
+        assert torch.isfinite(quantizer(torch.zeros(5))).all()
+
+
+def test_unknown_scale_and_bits_are_refused():
+    with pytest.raises(ValueError, match="scale must be one of minmax, absmean, lsq, got 'max'"):
+        scale_mix(4, "max")
+    with pytest.raises(ValueError, match="scale must be one of minmax, absmean, lsq, got 'max'"):
+        quantize(nn.Linear(2, 2), 4, scale="max")
+    with pytest.raises(ValueError, match="weight_bits must be 1 to 16, or 32 for float, got 17"):
+        quantize(nn.Linear(2, 2), 17)
+    with pytest.raises(ValueError, match="act_bits must be 1 to 16, or None for float, got 0"):
+        quantize(nn.Linear(2, 2), 4, 0)
+
+
+# --- gradients: eager, vmap, compiled vmap ---------------------------------------------------------------------
+
+
+def by_hand(x, step, bits, upstream):
+    x = x.clone().requires_grad_()
+    NotebookSTE.apply(x, step, bits).backward(upstream)
+    return x.grad
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["eager", "vmap", "compiled"])
+@pytest.mark.parametrize("what", ["weights", "activations"])
+def test_gradient_equals_the_handwritten_one(bits, mode, what):
+    shape = (24, 33) if what == "weights" else (16, 33)
+    x, upstream = sample(3, *shape), sample(3, *shape, seed=1)
+    quantizer = Quantizer(bits, "minmax", observe=what == "activations")
+
+    def loss(x: Tensor, upstream: Tensor) -> Tensor:
+        step = quantizer.step_size(x) * 0.5  # halved, so that some values lie beyond the clip
+        return (fake_quantize(x, step, quantizer.levels, quantizer.binary) * upstream).sum()
+
+    expected = torch.stack([by_hand(x[k], quantizer.step_size(x[k]) * 0.5, bits, upstream[k]) for k in range(3)])
+    if mode == "eager":
+        got = []
+        for k in range(3):
+            leaf = x[k].clone().requires_grad_()
+            loss(leaf, upstream[k]).backward()
+            got.append(leaf.grad)
+        gradients = torch.stack(got)
+    else:
+        function = vmap(grad(loss))
+        gradients = (torch.compile(function, fullgraph=True) if mode == "compiled" else function)(x, upstream)
+    assert 0 < (expected == 0).sum() < expected.numel()  # both branches of the clip are there
+    torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_fake_quantize_is_the_notebooks_forward(bits):
+    x = sample(40, 30)
+    step = Quantizer(bits, "minmax").step_size(x)
+    torch.testing.assert_close(fake_quantize(x, step, *constants(bits)), NotebookSTE.apply(x, step, bits))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_lsq_gradient_of_the_step_is_the_papers(bits):
+    x, q = sample(200) * 2, max_code(bits)
+    step = torch.tensor(0.37, requires_grad=True)
+    fake_quantize(x, step, *constants(bits)).sum().backward()
+    v = x / 0.37
+    expected = torch.where(v.abs() <= q, v.round() - v, q * v.sign()).sum()
+    torch.testing.assert_close(step.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lsq_step_is_damped_and_other_rules_leave_it_alone():
+    x = sample(200)
+    for scale in SCALES:
+        quantizer = Quantizer(3, scale)
+        quantizer.start(x)
+        quantizer(x).sum().backward()
+        if scale == "lsq":
+            step = quantizer.step.detach().clone().requires_grad_()
+            fake_quantize(x, step, *constants(3)).sum().backward()
+            torch.testing.assert_close(quantizer.step.grad, step.grad / math.sqrt(200 * 3))
+        else:
+            assert quantizer.step.grad.item() == 0
+
+
+# --- layers ----------------------------------------------------------------------------------------------------
+
+
+def test_quantize_swaps_nested_shared_and_swapped_layers():
+    model = nn.Sequential(nn.Linear(12, 9), nn.ModuleDict({"a": FactoredLinear(9, 5, 3)}), nn.Conv2d(1, 1, 1))
+    model.append(model[0])
+    weight = model[0].weight
+    quantize(model, 3, 4, "minmax")
+    assert isinstance(model[0], QuantLinear)
+    assert model[3] is model[0]
+    assert model[0].weight is weight
+    assert all(isinstance(f, QuantLinear) for f in model[1]["a"].factors)
+    quantize(model, 1)
+    assert (model[0].weight_bits, model[0].act_bits, model[0].input_quantizer) == (1, None, None)
+    quantize(model, 32)
+    assert type(model[0]) is nn.Linear
+    assert model[0].weight is weight
+    assert not any(isinstance(m, QuantLinear) for m in model.modules())
+
+
+def test_quantize_of_float_weights_with_few_bit_inputs():
+    layer = quantize(nn.Linear(6, 4), 32, 2)
+    x = sample(50, 6)
+    calibrate(layer, x)
+    assert layer.weight_quantizer is None
+    assert len(layer.input_quantizer(x).unique()) <= 3
+    with pytest.raises(ValueError, match="weights are float"):
+        layer.codes()
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_codes_times_step_is_what_the_layer_computes_with(bits, scale):
+    layer = quantize(nn.Linear(30, 20), bits, scale=scale)
+    c, step = layer.codes()
+    assert c.dtype == torch.int32
+    x = sample(8, 30)
+    torch.testing.assert_close(layer(x), x @ (c * step).T + layer.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_activation_steps_do_not_depend_on_the_batch_in_evaluation():
+    model = quantize(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), 4, 3, "minmax")
+    calibrate(model, sample(100, 6))
+    x = sample(40, 6, seed=2)
+    model.eval()
+    torch.testing.assert_close(torch.cat([model(r[None]) for r in x]), model(x))
+    before = model[0].input_quantizer.running.clone()
+    model.train()
+    model(10 * x)
+    assert model[0].input_quantizer.running > before
+
+
+def test_calibration_reaches_every_layer_through_quantised_inputs():
+    model = quantize(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), 4, 3, "minmax")
+    x = sample(100, 6)
+    calibrate(model, x)
+    first, last = model[0].input_quantizer, model[2].input_quantizer
+    torch.testing.assert_close(first.running, (x.max() - x.min()) / 6)
+    inner = torch.relu(model[0](x)).detach()
+    torch.testing.assert_close(last.running, (inner.max() - inner.min()) / 6)
+
+
+# --- the ledger --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_ledger_of_tensors_equals_the_one_by_arithmetic(depth, batch_norm):
+    for bits, act_bits in product([*range(1, 9), 16, 32], [None, 4]):
+        model = models.mlp(64, [24, 12], 10, batch_norm=batch_norm, seed=0)
+        quantize(decompose(model, depth), bits, act_bits)
+        expected = mlp_ledger(
+            64, [24, 12], 10, depth=depth, weight_bits=bits, act_bits=act_bits, batch_norm=batch_norm
+        )
+        assert ledger(model) == expected
+
+
+def test_ledger_counts_other_layers_as_floats():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm(5))
+    assert ledger(model).size_bytes == 4 * (36 + 4 + 10)
