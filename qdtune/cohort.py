@@ -170,7 +170,7 @@ class Shape:
     def template(self) -> nn.Module:
         """One replica of this shape without numbers."""
         model = models.mlp(self.inputs, self.hidden, self.classes, batch_norm=self.batch_norm, seed=0)
-        decompose(model, self.depth, self.activation)
+        decompose(model, self.depth, self.activation, generator=torch.Generator())
         weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
         return quantize(model, weight_bits, act_bits, "absmean").to("meta")
 

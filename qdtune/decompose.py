@@ -111,7 +111,9 @@ def decompose(
                 factored.factors[-1].bias.copy_(bias)  # type: ignore[operator, union-attr]
         return factored
 
-    return swap(model, split)
+    # Modules draw their first weights from the global generator; where another is given, that one stays as it was.
+    with torch.random.fork_rng(devices=[], enabled=generator is not None):
+        return swap(model, split)
 
 
 def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

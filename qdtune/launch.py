@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qdtune.plan import Placement, Plan, placement, plan
-from qdtune.rules import Place, Problem, SpecError, one_line, unknown
+from qdtune.rules import Place, SpecError, mistake, one_line, unknown
 from qdtune.spec import DATASETS, Spec, load
 
 USAGE = (
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with our way to say what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        raise SpecError([Problem(None, (), f"{one_line(message)} (usage: {USAGE})")])
+        raise mistake(f"{one_line(message)} (usage: {USAGE})")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     options = [option for action in parser._actions for option in action.option_strings]
     for other in others:
         if other.startswith("-"):
-            raise SpecError([Problem(None, (), unknown("option ", other.partition("=")[0], options))])
+            raise mistake(unknown("option ", other.partition("=")[0], options))
     if others:
         parser.error(f"one sweep file at a time, got also {others[0]!r}")
     if not arguments.sweep:
@@ -92,9 +92,9 @@ def _blaming(source: str) -> Iterator[None]:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    from qdtune.data import default_root  # numpy: not needed to say that a file is wrong
-
     spec = load(arguments.sweep, arguments.set)
+    from qdtune.data import default_root  # NumPy: not needed to say that a file is wrong
+
     data_dir = arguments.data_dir or default_root()
     with _blaming(arguments.sweep):
         planned = plan(spec.resolve(spec.data.dataset[0]))
@@ -103,20 +103,35 @@ def _launch(arguments: argparse.Namespace) -> int:
             placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), limit)
             _describe(spec, planned, placed, data_dir)
             return 0
-    from qdtune import sweep  # Ray: seconds
-
-    return sweep.run(
-        spec,
-        runs_dir=arguments.runs_dir,
-        data_dir=data_dir,
-        address=arguments.address,
-        fresh=arguments.fresh,
-    )
+    return _run(spec, arguments, data_dir)
 
 
-def _gpus() -> int:
-    """NVIDIA devices of this machine, counted without loading a driver's library."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> int:
+    """Starts what takes seconds to import, in the order that Ray needs; says in one line what stands in the way."""
+    from qdtune import cluster
+
+    address = arguments.address or os.environ.get("RAY_ADDRESS")
+    cluster.prepare(address)
+
+    from qdtune import sweep
+    from qdtune.data import DataError
+    from qdtune.store import NewerSchemaError, RunInUse, StorageError
+
+    try:
+        return sweep.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, address=address, fresh=arguments.fresh)
+    except (DataError, NewerSchemaError, ConnectionError) as error:
+        code, told = 2, error
+    except StorageError as error:
+        code, told = 4, error
+    except RunInUse as error:
+        code, told = 5, error
+    print(f"error: {one_line(str(told))}", file=sys.stderr)
+    return code
+
+
+def _gpus(devices: Path = Path("/dev")) -> int:
+    """NVIDIA GPUs of this machine, counted without loading a driver's library."""
+    return len(list(devices.glob("nvidia[0-9]*")))
 
 
 def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> None:
@@ -130,7 +145,10 @@ def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> N
     table.add_column(overflow="fold")
     for name, text in _facts(spec, planned, placed, data_dir):
         table.add_row(name, Text(text))  # Text: square brackets of the user are no markup
-    Console(width=None if terminal else 80, highlight=False).print(table)
+    console = Console(width=None if terminal else 80, highlight=False)
+    with console.capture() as captured:  # printed by us: rich would end the process where a pipe is closed
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> Iterator[tuple[str, str]]:

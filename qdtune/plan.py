@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from qdtune.ledger import FLOAT_BITS
-from qdtune.rules import Problem, SpecError
+from qdtune.rules import Problem, SpecError, mistake
 from qdtune.schema import Axis, Phase, Resources, text_of
 from qdtune.spec import AXES, Spec, Trial
 
@@ -99,7 +99,7 @@ def plan(spec: Spec) -> Plan:
             break
     if not trials:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise SpecError([Problem(None, (), what)])
+        raise mistake(what)
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     return Plan(spec, warmups_first(trials), points, excluded, infeasible)
 

@@ -59,7 +59,7 @@ class SpecError(ValueError):
 
 
 def mistake(what: str, *path: str | int) -> SpecError:
-    """The error for one mistake of which no place in a file is known."""
+    """The error for one mistake of no known place; `path` is the key to blame, if any."""
     return SpecError([Problem(None, path, what)])
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from qdtune.ledger import Ledger, factor_dims, mlp_ledger
-from qdtune.rules import KeyPath, Place, Problem, SpecError, choice, matching, shown, unknown, whole
+from qdtune.rules import KeyPath, Place, Problem, SpecError, choice, matching, mistake, shown, unknown, whole
 from qdtune.schema import (
     AXES,
     DATASETS,
@@ -106,7 +106,7 @@ class Spec(Frozen):
         """
         if dataset not in self.data.dataset:
             what = f"{shown(dataset)} is not in the list ({', '.join(self.data.dataset)})"
-            raise SpecError([Problem(None, ("data", "dataset"), what)])
+            raise mistake(what, "data", "dataset")
         val_size = self.data.val_size
         if dataset != self.data.dataset[0]:
             val_size = min(val_size, DATASETS[dataset].train // 5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 from collections.abc import Collection, Iterator
@@ -181,6 +182,21 @@ class Store:
                     leftover.unlink()
             yield
 
+    def set_aside(self) -> Path | None:
+        """Renames the folder to `NAME.1`, or the next number that is free; the new path, None if there was none.
+
+        Raises:
+            RunInUse: another process holds it.
+            StorageError: it cannot be renamed.
+        """
+        if not self.root.exists():
+            return None
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := self.root.with_name(f"{self.root.name}.{n}")).exists())
+        with self.lock(), _storage(self.root):
+            self.root.rename(aside)
+        return aside
+
     def done(self) -> set[str]:
         """The ids of the configurations that need no further run: a sound file, every seed in a `FINAL` state.
 
@@ -212,7 +228,8 @@ class Store:
             StorageError: the folder cannot be written; files committed earlier are untouched.
         """
         tables = [("history", _table(history, HISTORY, metadata)), ("trials", _table(rows, TRIALS, metadata))]
-        _check_rows(tables[1][1], trial_id)
+        for _, table in tables:
+            _check_rows(table, trial_id)
         path = self.root / "trials" / f"{trial_id}.parquet"
         found, damaged = self._scan("trials", TRIALS, [trial_id])
         if trial_id in _final(found):

@@ -197,9 +197,9 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
     store = Store(runs_dir / spec.name)
     if not fresh:
         _check_same_sweep(store, spec)
+    elif aside := store.set_aside():
+        out.print(f"--fresh: what was in {store.root} is now in {aside}", soft_wrap=True)
     with store.lock():
-        if fresh:
-            store.set_aside()
         store.create(spec.to_yaml())
         done = store.done()
         pending = [trial for trial in planned.trials if trial.trial_id not in done]

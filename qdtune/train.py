@@ -146,12 +146,13 @@ def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
     """The numbers and the curves of K warmed-up replicas as one safetensors file."""
     states = [replica.state_dict() for replica in replicas]
     tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    curves = [[e["train_loss"], e["val_accuracy"], e["seconds"]] for seed in log.seeds for e in log.of(seed)]
-    # An ended replica has a shorter curve, so each point says whose it is.
-    owners = [k for k, seed in enumerate(log.seeds) for _ in log.of(seed)]
-    nan = float("nan")
-    points = torch.tensor([[nan if v is None else v for v in point] for point in curves], dtype=torch.float64)
-    return safetensors.torch.save(tensors | {"/points": points, "/owners": torch.tensor(owners, dtype=torch.int64)})
+    names = ("epoch", "train_loss", "val_accuracy", "seconds")
+    points = [[math.nan if e[name] is None else e[name] for name in names] for e in log.entries]
+    curves = {
+        "/points": torch.tensor(points, dtype=torch.float64).reshape(-1, len(names)),
+        "/owners": torch.tensor([log.seeds.index(e["seed"]) for e in log.entries], dtype=torch.int64),
+    }
+    return safetensors.torch.save(tensors | curves)
 
 
 def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> None:
@@ -160,17 +161,14 @@ def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> None:
     points, owners = tensors.pop("/points").tolist(), tensors.pop("/owners").tolist()
     for k, replica in enumerate(replicas):
         replica.load_state_dict({name: t[k] for name, t in tensors.items()})
-        curve = [point for point, owner in zip(points, owners, strict=True) if owner == k]
-        for epoch, (loss, accuracy, seconds) in enumerate(curve, 1):
-            if math.isnan(loss):
-                log.dead.add(k)
-            entry = {"seed": log.seeds[k], "phase": "warmup", "epoch": epoch, "seconds": seconds}
-            entry |= (
-                {"train_loss": None, "val_accuracy": None}
-                if math.isnan(loss)
-                else {"train_loss": loss, "val_accuracy": accuracy}
-            )
-            log.entries.append(entry)
+    for (epoch, loss, accuracy, seconds), k in zip(points, owners, strict=True):
+        entry: dict[str, Any] = {"seed": log.seeds[k], "phase": "warmup", "epoch": int(epoch), "seconds": seconds}
+        if math.isnan(loss):
+            log.dead.add(k)
+            entry |= {"train_loss": None, "val_accuracy": None}
+        else:
+            entry |= {"train_loss": loss, "val_accuracy": accuracy}
+        log.entries.append(entry)
     log.shared = True
 
 

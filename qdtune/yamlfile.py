@@ -30,7 +30,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.nodes import ScalarNode
 
-from qdtune.rules import KeyPath, Place, Problem, SpecError, dotted, one_line, shown
+from qdtune.rules import KeyPath, Place, Problem, SpecError, dotted, mistake, one_line, shown
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
@@ -82,7 +82,7 @@ def read(path: str) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block, a folder has no bytes
             kind = "a folder (give a .yaml file)" if os.path.isdir(path) else "not a regular file"
-            raise _file_error(f"{name} is {kind}")
+            raise mistake(f"{name} is {kind}")
         with open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -90,13 +90,13 @@ def read(path: str) -> bytes:
         others = [other for other in _names(folder) if other.endswith((".yaml", ".yml"))]
         near = difflib.get_close_matches(os.path.basename(path), others, n=1)
         hint = f" (did you mean {one_line(os.path.join(folder, near[0]))}?)" if near else ""
-        raise _file_error(f"no such file: {name}{hint}") from None
+        raise mistake(f"no such file: {name}{hint}") from None
     except OSError as error:
-        raise _file_error(f"cannot read {name}: {error.strerror}") from None
+        raise mistake(f"cannot read {name}: {error.strerror}") from None
     except ValueError as error:  # a NUL in the path
         if isinstance(error, SpecError):
             raise
-        raise _file_error(f"cannot read {name}: {error}") from None
+        raise mistake(f"cannot read {name}: {error}") from None
 
 
 def _names(folder: str) -> list[str]:
@@ -104,10 +104,6 @@ def _names(folder: str) -> list[str]:
         return sorted(os.listdir(folder or "."))
     except OSError:
         return []
-
-
-def _file_error(what: str) -> SpecError:
-    return SpecError([Problem(None, (), what)])
 
 
 def override(document: Document, options: Sequence[str]) -> None:
@@ -146,10 +142,11 @@ def _put(document: Document, path: KeyPath, given: Document) -> None:
             document.problems.append(Problem(Place("--set"), path, what))
             return
     group[path[-1]] = given.value
-    inside = [old for old in document.places if old[: len(path)] == path]
-    for old in inside:
+    for old in [old for old in document.places if old[: len(path)] == path]:
         del document.places[old]
-    document.refused -= set(inside)
+    healed = {old for old in document.refused if old[: len(path)] == path}
+    document.refused -= healed
+    document.problems[:] = [problem for problem in document.problems if problem.path not in healed]
     document.places |= {path + inner: at for inner, at in given.places.items()}
 
 
@@ -274,8 +271,9 @@ class _Reader:
     def key(self, event: Any, events: Iterator[Any], path: KeyPath) -> str | None:
         place = self.place(event)
         before = len(self.problems)
-        key = self.node(event, events, (*path, "?"))
-        del self.places[*path, "?"]
+        nowhere = (*path, "?")
+        key = self.node(event, events, nowhere)
+        del self.places[nowhere]
         if len(self.problems) > before:
             self.problems[before:] = [replace(problem, path=path) for problem in self.problems[before:]]
             return None
@@ -310,17 +308,17 @@ def _number(text: str, kind: str) -> int | float | str:
     """The number that the library says `text` is; a text says why it is not taken."""
     plain = text.replace("_", "").lower()
     digits = plain.lstrip("+-")
-    if digits.startswith((".inf", ".nan")):  # the spec says where they are not allowed: everywhere
-        return float(plain.replace(".", "", 1))
-    if kind == "float":
-        return float(plain)
     if len(digits) > MAX_DIGITS:
         return f"{shown(text)} is out of range"
-    if not digits.isdecimal():
-        try:
+    try:
+        if digits.startswith((".inf", ".nan")):  # for the rules to refuse, who know what would be right
+            return float(plain.replace(".", "", 1))
+        if kind == "float":
+            return float(plain)
+        if not digits.isdecimal():
             return f"{shown(text)} is not decimal (write {int(plain, 0)})"
-        except ValueError:
-            return f"{shown(text)} is not a number"
+    except ValueError:  # what the library takes for a number and Python does not: ._ or 0x_
+        return f"{shown(text)} is not a number"
     if len(digits) > 1 and digits.startswith("0"):
         return f"{shown(text)} has a leading zero (write {int(plain)})"
     return int(plain)

@@ -35,6 +35,7 @@ RULES: dict[str, set[str]] = {
     "store": {"torch", "ray"},
     "warmups": set(),
     "trial": {"optuna"},
+    "cluster": {"torch", "optuna"},
     "progress": {"torch", "ray", "optuna"},
     "sweep": {"torch"},
     "launch": set(),

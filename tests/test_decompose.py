@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
+
 from qdtune.decompose import ACTIVATIONS, FACTOR_INITS, FactoredLinear, decompose
 from qdtune.ledger import factor_dims
-from torch import nn
 
 
 class Nested(nn.Module):
@@ -39,9 +40,9 @@ def test_factored_linear_is_its_factors_in_a_row(depth, activation):
 def test_factored_linear_refuses_bad_arguments():
     with pytest.raises(ValueError, match="depth must be >= 1, got 0"):
         FactoredLinear(4, 4, 0)
-    with pytest.raises(ValueError, match="activation must be one of identity, .*got 'relo'"):
+    with pytest.raises(ValueError, match=r"activation must be one of identity, .*got 'relo'"):
         FactoredLinear(4, 4, 2, activation="relo")
-    with pytest.raises(ValueError, match="factor_init must be one of default, .*got 'xavier'"):
+    with pytest.raises(ValueError, match=r"factor_init must be one of default, .*got 'xavier'"):
         decompose(nn.Linear(4, 4), 2, factor_init="xavier")
 
 
@@ -106,7 +107,9 @@ def test_svd_factors_multiply_to_the_best_matrix_of_their_rank(depth):
     base = nn.Linear(30, 18)
     weight = base.weight.detach().clone()
     layer = decompose(base, depth, factor_init="svd")
-    product = torch.linalg.multi_dot([f.weight for f in reversed(layer.factors)]) if depth > 1 else layer.factors[0].weight
+    product = (
+        torch.linalg.multi_dot([f.weight for f in reversed(layer.factors)]) if depth > 1 else layer.factors[0].weight
+    )
     u, s, vh = torch.linalg.svd(weight)
     rank = layer.inner_dims[0] if depth > 1 else 18
     best = u[:, :rank] * s[:rank] @ vh[:rank]

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from qdtune.ledger import factor_dims, inner_width, mlp_ledger
 
 PAIRS = [(i, o) for i in (1, 2, 3, 7, 10, 24, 64, 100, 784, 3072) for o in (1, 2, 5, 10, 24, 33, 256, 1024)]
@@ -11,11 +12,11 @@ PAIRS = [(i, o) for i in (1, 2, 3, 7, 10, 24, 64, 100, 784, 3072) for o in (1, 2
 def notebook_width(m: int, n: int, depth: int) -> int:
     """The notebook's `DecomposedLinear.l`, line by line."""
     if depth == 2:
-        return int(round(m * n / (m + n)))
+        return round(m * n / (m + n))
     a = depth - 2
     b = m + n
     c = -m * n
-    return int(round((-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)))
+    return round((-b + math.sqrt(b * b - 4 * a * c)) / (2 * a))
 
 
 @pytest.mark.parametrize("depth", range(2, 17))

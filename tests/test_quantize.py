@@ -3,13 +3,16 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
 from qdtune import models
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.ledger import mlp_ledger
 from qdtune.quantize import (
     SCALES,
-    QuantLinear,
     Quantizer,
+    QuantLinear,
     calibrate,
     codes,
     fake_quantize,
@@ -18,8 +21,6 @@ from qdtune.quantize import (
     quantize,
     scale_mix,
 )
-from torch import Tensor, nn
-from torch.func import grad, vmap
 
 ALL_BITS = [*range(1, 17)]
 

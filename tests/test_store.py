@@ -132,6 +132,8 @@ def test_create_keeps_the_sweep_text(store):
 def test_write_refuses_rows_it_would_have_to_bend(store, rows, message):
     with pytest.raises(ValueError, match=message):
         store.write("a", rows, [], {})
+    with pytest.raises(ValueError, match=r"must carry trial_id 'a', got \['z'\]"):
+        store.write("a", [row("a")], [epoch("z")], {})
     assert not store.root.exists()
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from qdtune.warmups import WarmupFolder
 
 
@@ -24,5 +25,5 @@ def test_release_passes_the_training_on(tmp_path):
 
 
 def test_keys_cannot_leave_the_folder(tmp_path):
-    with pytest.raises(ValueError, match="letters and digits, got '../x'"):
+    with pytest.raises(ValueError, match=r"letters and digits, got '../x'"):
         WarmupFolder(str(tmp_path)).claim("../x", "x")

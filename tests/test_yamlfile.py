@@ -71,6 +71,8 @@ BAD = [
     (b"a: 0o17", "error: x.yaml:1: a: '0o17' is not decimal (write 15)"),
     (b"a: 0b11", "error: x.yaml:1: a: '0b11' is not decimal (write 3)"),
     (b"a: 0x_", "error: x.yaml:1: a: '0x_' is not a number"),
+    (b"a: ._", "error: x.yaml:1: a: '._' is not a number"),
+    (b"a: -_", "error: x.yaml:1: a: '-_' is not a number"),
     (b"a: " + b"9" * 5000, f"error: x.yaml:1: a: '{'9' * 55}...' is out of range"),
     (b"a: 1\nb: 2\na: 3", "error: x.yaml:3: key 'a' is given twice (first on line 1)"),
     (b"a:\n  b: 1\n  b: 1", "error: x.yaml:3: a: key 'b' is given twice (first on line 2)"),

@@ -1,0 +1,205 @@
+"""The cohort: K stacked replicas are K single runs, the step is what autograd and torch.optim would do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qdtune import cohort as cohorts
+from qdtune import models
+from qdtune.cohort import Cohort, Shape, Tensors, generator, normalise, optimiser_state, update
+from qdtune.data import load
+from qdtune.decompose import ACTIVATIONS, decompose
+from qdtune.quantize import calibrate, quantize
+from qdtune.schema import Qat, Warmup
+from qdtune.spec import Trial
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    loaded, _ = load(["synthetic"], tmp_path_factory.mktemp("data"), 128)
+    return Tensors.of(loaded, CPU)
+
+
+def a_trial(**changes):
+    base = Trial(
+        depth=2,
+        weight_bits=4,
+        activation="relu",
+        act_bits=None,
+        scale="absmean",
+        factor_init="orthogonal",
+        hidden=(12,),
+        batch_norm=False,
+        dataset="synthetic",
+        val_size=128,
+        batch_size=16,
+        warmup=Warmup(epochs=2, lr=0.1),
+        qat=Qat(epochs=2, lr=0.03),
+        seeds=(0, 1, 2),
+    )
+    return replace(base, **changes)
+
+
+def a_replica(trial, seed):
+    model = models.mlp(16, trial.hidden, 4, batch_norm=trial.batch_norm, seed=seed)
+    decompose(model, trial.depth, trial.activation, trial.factor_init, generator("init", seed))
+    return model
+
+
+def quantised(trial, seeds, data):
+    replicas = [a_replica(trial, seed) for seed in seeds]
+    for replica in replicas:
+        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
+        calibrate(replica, normalise(data.train_x[:256]))
+    return replicas
+
+
+def a_cohort(trial, data, seeds, phase="qat", compiled=False):
+    replicas = quantised(trial, seeds, data) if phase == "qat" else [a_replica(trial, seed) for seed in seeds]
+    settings = trial.qat if phase == "qat" else trial.warmup
+    shape = Shape.of(trial, data, phase)
+    return Cohort(replicas, shape, settings, tuple(seeds), phase, data, trial.batch_size, compiled)
+
+
+def assert_same(stack, k, single):
+    for name, tensor in (single.params | single.buffers).items():
+        together = (stack.params | stack.buffers)[name]
+        torch.testing.assert_close(together[k], tensor[0], rtol=1e-3, atol=2e-5, msg=name)
+
+
+CASES = [
+    *[a_trial(activation=a) for a in ACTIVATIONS],
+    *[a_trial(depth=d) for d in (1, 3, 4)],
+    *[a_trial(weight_bits=b) for b in (1, 2, 8, 32)],
+    *[a_trial(scale=s) for s in ("minmax", "lsq")],
+    a_trial(act_bits=4),
+    a_trial(act_bits=1, weight_bits=1, scale="lsq"),
+    a_trial(batch_norm=True, hidden=(12, 8)),
+    a_trial(qat=Qat(epochs=2, lr=0.03, momentum=0.9, schedule="cosine")),
+    a_trial(qat=Qat(epochs=2, lr=0.003, optimizer="adam")),
+]
+
+
+@pytest.mark.parametrize("trial", CASES, ids=lambda t: f"{t.label} {t.scale} {t.qat.optimizer}")
+def test_stacked_replicas_equal_single_runs(trial, data):
+    seeds = (3, 0, 7)
+    together = a_cohort(trial, data, seeds)
+    losses = [together.train(epoch) for epoch in range(2)]
+    accuracies = together.accuracy(data.val_x, data.val_y)
+    for k, seed in enumerate(seeds):
+        alone = a_cohort(trial, data, (seed,))
+        assert [alone.train(epoch)[0] for epoch in range(2)] == pytest.approx([loss[k] for loss in losses], rel=1e-3)
+        assert_same(together, k, alone)
+        assert alone.accuracy(data.val_x, data.val_y)[0] == pytest.approx(accuracies[k], abs=0.01)
+
+
+def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
+    cohort = a_cohort(a_trial(), data, (4, 4, 5))
+    a, b, c = cohort.train(0)
+    assert a == pytest.approx(b, rel=1e-5)
+    assert a != c
+
+
+@pytest.mark.parametrize("changes", [{"act_bits": 8}, {"weight_bits": 1, "scale": "lsq", "batch_norm": True}])
+def test_compiled_step_equals_the_eager_one(changes, data):
+    # One step, and not too few codes: sums of few codes meet the edges of ReLU and clip exactly, where the last bit
+    # of a float decides, and later steps would multiply that.
+    trial = a_trial(batch_size=384, **changes)
+    eager, compiled = (a_cohort(trial, data, (0, 1), compiled=c) for c in (False, True))
+    before = {name: p.clone() for name, p in eager.params.items()}
+    assert eager.train(0) == pytest.approx(compiled.train(0), rel=1e-4)
+    for name, tensor in eager.params.items():
+        moved = (tensor - before[name]).abs().max().item()
+        torch.testing.assert_close(tensor, compiled.params[name], rtol=0, atol=0.05 * moved + 1e-7, msg=name)
+
+
+def test_one_compilation_serves_bits_scales_rates_and_seeds(data):
+    torch._dynamo.reset()
+    cohorts.prepared.cache_clear()
+    counter = torch._dynamo.utils.counters
+    counter.clear()
+    settings = [(1, "absmean", 0.1, (0, 1)), (2, "minmax", 0.03, (5, 6)), (8, "lsq", 0.01, (2, 3))]
+    for bits, scale, lr, seeds in settings:
+        trial = a_trial(weight_bits=bits, scale=scale, qat=Qat(epochs=1, lr=lr), depth=3, hidden=(9,))
+        a_cohort(trial, data, seeds, compiled=True).train(0)
+    assert counter["stats"]["unique_graphs"] == 1
+    a_cohort(a_trial(depth=4, hidden=(9,)), data, (0, 1), compiled=True).train(0)
+    assert counter["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_one_step_is_autograd_and_torch_optim(batch_norm, data):
+    trial = a_trial(batch_norm=batch_norm, batch_size=384)  # one batch is the whole training set
+    cohort = a_cohort(trial, data, (2,), phase="warmup")
+    model = a_replica(trial, 2).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = F.cross_entropy(model(normalise(data.train_x)), data.train_y)
+    loss.backward()
+    optimiser.step()
+    assert cohort.train(0)[0] == pytest.approx(loss.item(), rel=1e-5)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close((cohort.params | cohort.buffers)[name][0], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "heavy ball", "adam"])
+def test_optimisers_are_torchs(name):
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(3, 4))
+    reference = {
+        "sgd": lambda: torch.optim.SGD([weight], lr=0.1),
+        "heavy ball": lambda: torch.optim.SGD([weight], lr=0.1, momentum=0.9),
+        "adam": lambda: torch.optim.Adam([weight], lr=0.1),
+    }[name]()
+    ours = {"w": weight.detach().clone()}
+    kind, momentum = ("adam", 0.0) if name == "adam" else ("sgd", 0.9 if name == "heavy ball" else 0.0)
+    state = optimiser_state(kind, momentum, ours)
+    for _ in range(5):
+        weight.grad = torch.randn(3, 4)
+        reference.step()
+        update(kind, momentum, ours, {"w": weight.grad.clone()}, state, torch.tensor(0.1))
+    torch.testing.assert_close(ours["w"], weight.detach())
+
+
+def test_cosine_schedule_falls_from_the_rate_to_zero(data):
+    cohort = a_cohort(a_trial(qat=Qat(epochs=4, lr=0.2, schedule="cosine")), data, (0,))
+    rates = torch.cat([cohort.rates(epoch) for epoch in range(4)])
+    assert rates[0].item() == pytest.approx(0.2)
+    assert rates[len(rates) // 2].item() == pytest.approx(0.1, rel=1e-4)
+    assert (rates.diff() < 0).all()
+    assert 0 < rates[-1] < 0.001
+
+
+def test_epochs_are_permutations_of_their_own(data):
+    seen = []
+    cohort = a_cohort(a_trial(), data, (0, 1))
+    cohort.step = lambda params, buffers, state, losses, x, y, batch, lr: seen.append(batch.clone())
+    cohort.train(0)
+    cohort.train(1)
+    steps = len(data.train_x) // 16
+    epochs = [torch.cat(seen[e * steps : (e + 1) * steps], dim=1) for e in range(2)]
+    for epoch in epochs:
+        for order in epoch:
+            assert len(order.unique()) == len(order) == steps * 16
+    assert not torch.equal(epochs[0][0], epochs[0][1])
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+
+
+def test_accuracy_is_counted_sample_by_sample(data):
+    cohort = a_cohort(a_trial(), data, (0, 1))
+    for k, replica in enumerate(quantised(a_trial(), (0, 1), data)):
+        replica.eval()
+        hits = sum(
+            int(replica(normalise(x[None])).argmax() == y) for x, y in zip(data.val_x, data.val_y, strict=True)
+        )
+        assert cohort.accuracy(data.val_x, data.val_y)[k] == pytest.approx(hits / len(data.val_y))
+
+
+def test_the_global_generator_is_left_alone(data):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a_cohort(a_trial(), data, (0, 1)).train(0)
+    assert torch.equal(torch.get_rng_state(), before)

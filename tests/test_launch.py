@@ -1,0 +1,243 @@
+"""The command line as users run it: what is wrong ends as `error:` lines and exit code 2, and nothing is made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdtune import __main__, __version__, launch
+
+GOOD = """\
+version: 1
+name: a
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 2, 4]}, activation: {values: [identity, relu]}}
+exclude: [{depth: 1, activation: relu}]
+data: {dataset: digits, val_size: 100}
+"""
+DRIVER = """
+import sys
+from qdtune.__main__ import main
+code = main(sys.argv[1:])
+heavy = {"torch", "ray", "optuna", "torchvision", "sklearn"} & set(sys.modules)
+sys.exit(f"loaded {heavy}" if heavy else code)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    return tmp_path
+
+
+def command(folder: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, *argv],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = __main__.main(["launch", *argv])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["{dataset: mnsit}", "{dataset: digits, val_size: 010}", "[", "{<<: 1}", "\0"])
+def test_bad_file_ends_with_2_and_makes_nothing(folder: Path, text: str) -> None:
+    (folder / "bad.yaml").write_text(f"version: 1\nname: a\nparameters: {{}}\ndata: {text}\n")
+    done = command(folder, "launch", "bad.yaml")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert all(line.startswith("error: bad.yaml") for line in done.stderr.splitlines())
+    assert sorted(os.listdir(folder)) == ["a.yaml", "bad.yaml"]
+
+
+def test_bad_file_is_told_by_line(folder: Path) -> None:
+    (folder / "a.yaml").write_text(GOOD.replace("[1, 2, 4]", "[0, 4.5]").replace("data:", "dta:"))
+    right = "(a whole number, 1 to 16 or 32)"
+    assert command(folder, "launch", "a.yaml").stderr.splitlines() == [
+        "error: a.yaml: data: is missing",
+        f"error: a.yaml:3: parameters.weight_bits.values[0]: 0 is not allowed {right}",
+        f"error: a.yaml:3: parameters.weight_bits.values[1]: 4.5 is not a whole number {right}",
+        "error: a.yaml:5: unknown key 'dta'; did you mean 'data'? (version, name, description, method, run_cap,"
+        " parameters, exclude, seeds, data, model, train, early_terminate, constraints, resources, run)",
+    ]
+
+
+USAGE = f" (usage: {launch.USAGE})"
+OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --fresh, --set)"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], f"no sweep file given{USAGE}"),
+        (["a.yaml", "b.yaml"], f"one sweep file at a time, got also 'b.yaml'{USAGE}"),
+        (["a.yaml", "--dry-rum"], f"unknown option '--dry-rum'; did you mean '--dry-run'? {OPTIONS}"),
+        (["a.yaml", "--dry"], f"unknown option '--dry'; did you mean '--dry-run'? {OPTIONS}"),
+        (["a.yaml", "--frehs=1"], f"unknown option '--frehs'; did you mean '--fresh'? {OPTIONS}"),
+        (["a.yaml", "--set"], f"argument --set: expected one argument{USAGE}"),
+        (["a.yaml", "--set", "x"], "--set: 'x' is not KEY=VALUE (such as train.batch_size=32)"),
+        (["a.yaml", "--set", "seeds=[1]", "--set", "seeds=[1]"], "--set: seeds: is given twice"),
+        (
+            ["a.yaml", "--set", "parameters.depth={value: 0}", "--set", "exclude=[]"],
+            "--set: parameters.depth: 0 is not allowed (a whole number, 1 to 64)",
+        ),
+        (["b.yaml"], "no such file: b.yaml (did you mean a.yaml?)"),
+        (["."], ". is a folder (give a .yaml file)"),
+        (["-"], "no such file: -"),
+        (
+            ["a.yaml", "--dry-run", "--set", "resources.cpu=9000"],
+            f"a.yaml: resources.cpu: 9000 CPUs per trial asked, largest node has {os.cpu_count()}",
+        ),
+        (
+            ["a.yaml", "--set", "constraints=[params < 1]"],
+            "a.yaml: nothing is left to run: 3 of 12 points excluded, 9 break a constraint",
+        ),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(capsys, *argv) == (2, "", f"error: {line}\n")
+    assert os.listdir(folder) == ["a.yaml"]
+
+
+def test_dry_run_says_what_would_run_and_loads_nothing_heavy(folder: Path) -> None:
+    done = command(folder, "launch", "a.yaml", "--dry-run", "--set", "resources.cpu=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = [line.split("  ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert facts[:7] == ["sweep", "configurations", "seeds", "float warm-ups", "sizes", "data", "one trial"]
+    assert "9 (12 points, 3 excluded, 0 infeasible)" in done.stdout
+    assert "3 by depth: 1, activation: relu" in done.stdout
+    assert "digits: 1,337 samples to train on, 100 to judge by; there already" in " ".join(done.stdout.split())
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert os.listdir(folder) == ["a.yaml"]
+
+
+def test_dry_run_says_what_would_be_downloaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [str(folder / "a.yaml"), "--dry-run", "--data-dir", "nowhere", "--set", "data.dataset=[mnist, digits]"]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    said = " ".join(out.split())
+    assert "not in nowhere, so it would be downloaded, and if that fails digits taken instead" in said
+
+
+def test_dry_run_sums_up_what_is_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = "parameters={depth: {values: [1, 2, 3]}, weight_bits: {values: [1, 2, 3, 4]}, activation: {value: relu}}"
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", many, "--set", "exclude=[]")
+    assert code == 0
+    assert "12, from 366 to 1,053 bytes" in out
+
+
+def test_dry_run_prints_user_text_as_it_is(folder: Path) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    text = 'description="[red]\\u00e9[/] \\e[31m"'
+    done = command(folder, "launch", "a.yaml", "--dry-run", "--set", text, **ascii_only)
+    assert done.returncode == 0
+    assert "a: [red]é[/] \\x1b[31m" in done.stdout
+
+
+def test_largest_grid_is_described_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big = (
+        f"parameters={{depth: {{values: {list(range(1, 51))}}}, weight_bits: {{values: {list(range(1, 11))}}},"
+        f" qat_lr: {{values: {list(range(1, 201))}}}}}"
+    )
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", big, "--set", "exclude=[]")
+    assert code == 0
+    assert "100,000 (100,000 points, 0 excluded, 0 infeasible)" in out
+
+
+@pytest.mark.parametrize("flags", [[], ["-O"]])
+def test_module_runs_by_either_name(folder: Path, flags: list[str]) -> None:
+    for module in (["qdtune", "launch"], ["qdtune.launch"]):
+        argv = [sys.executable, *flags, "-m", *module, "a.yaml", "--set", "seeds=[-1]"]
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "error: --set: seeds[0]: -1 is not allowed (a whole number, 0 to 4,294,967,295)\n"
+
+
+def test_reader_that_goes_away_is_no_mistake(folder: Path) -> None:
+    argv = [sys.executable, "-m", "qdtune", "launch", "a.yaml", "--dry-run"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # so that nothing is written before the end
+    done = subprocess.run(argv, cwd=folder, env=buffered, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_output_is_no_mistake(folder: Path) -> None:
+    shell = f"{sys.executable} -m qdtune launch a.yaml --dry-run >&-"
+    done = subprocess.run(["sh", "-c", shell], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_argument_that_is_not_text_is_told(folder: Path) -> None:
+    argv = [sys.executable, "-m", "qdtune", "launch", "a.yaml", "--set", b"name=\xe9"]
+    done = subprocess.run(argv, cwd=folder, capture_output=True)
+    assert done.stderr == b"error: --set: name: not UTF-8 (byte 0xe9 at offset 0)\n"
+
+
+def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    class Sweep:
+        @staticmethod
+        def run(spec: object, **options: object) -> int:
+            seen.update(options, spec=spec)
+            return 3
+
+    monkeypatch.setitem(sys.modules, "qdtune.sweep", Sweep)
+    monkeypatch.setattr("qdtune.sweep", Sweep, raising=False)
+    monkeypatch.delenv("QDTUNE_DATA", raising=False)
+    path = str(folder / "a.yaml")
+    assert launch.main([path, "--fresh", "--set", "data.dataset=[digits, synthetic]"]) == 3
+    assert seen.pop("spec") == launch.load(path, ["data.dataset=[digits, synthetic]"])
+    assert seen == {"runs_dir": Path("runs"), "data_dir": Path("data"), "address": None, "fresh": True}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "out", "err"),
+    [
+        ([], 2, "", "error: no command given ("),
+        (["lanch"], 2, "", "error: unknown command 'lanch'; did you mean 'launch'? ("),
+        (["--version"], 0, f"{__version__}\n", ""),
+        (["--help"], 0, "usage: qdtune COMMAND", ""),
+    ],
+)
+def test_command_is_known_or_told(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, out: str, err: str
+) -> None:
+    assert __main__.main(argv) == code
+    said = capsys.readouterr()
+    assert said.out.startswith(out)
+    assert said.err.startswith(err)
+    assert said.err.count("\n") == (code == 2)
+
+
+def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert launch._gpus(tmp_path) == 2
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        launch.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(
+        option in said for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--set")
+    )

@@ -1,0 +1,283 @@
+"""What a sweep will run: counted against brute force, in the order that lets warm-ups be shared."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qdtune.plan import Placement, Plan, placement, plan, warmups_first
+from qdtune.rules import SpecError
+from qdtune.schema import Resources
+from qdtune.spec import Spec
+
+
+def spec(**given: Any) -> Spec:
+    data = {"version": 1, "name": "a", "parameters": {}, "data": {"dataset": "digits", "val_size": 100}}
+    return Spec.model_validate(data | given)
+
+
+def values(**axes: list[Any]) -> dict[str, Any]:
+    return {axis: {"values": given} for axis, given in axes.items()}
+
+
+def planned(**given: Any) -> Plan:
+    return plan(spec(**given))
+
+
+AXES = {
+    "depth": [1, 2, 3],
+    "weight_bits": [1, 4, 32],
+    "activation": ["identity", "relu"],
+    "act_bits": [None, 4],
+    "scale": ["minmax", "lsq"],
+    "hidden": [[8], [16, 8]],
+    "qat_lr": [0.1, 0.01],
+}
+axes = st.fixed_dictionaries(
+    {}, optional={name: st.lists(st.sampled_from(v), min_size=1, unique_by=str) for name, v in AXES.items()}
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(axes, st.integers(0, 10_000), st.integers(0, 3000))
+def test_grid_equals_brute_force(axes: dict[str, list[Any]], seed: int, limit: int) -> None:
+    generator = random.Random(seed)
+    rules = [{name: generator.choice(axes[name]) for name in axes if generator.random() < 0.6} for _ in range(2)]
+    rules = [rule for rule in rules if rule]
+    wanted = []
+    counts = [0] * len(rules)
+    points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    for point in points:
+        hits = [all(point[name] == value for name, value in rule.items()) for rule in rules]
+        if any(hits):
+            counts[hits.index(True)] += 1
+        else:
+            wanted.append(point)
+    everything = planned(parameters=values(**axes)).trials
+    fits = [trial for trial in everything if trial.ledger.weight_bytes >= limit]
+    kept = [trial for trial in fits if any(_is(trial, point) for point in wanted)]
+    given = {"parameters": values(**axes), "exclude": rules, "constraints": [f"weight_bytes >= {limit}"]}
+    if not kept:
+        with pytest.raises(SpecError, match="nothing is left to run"):
+            planned(**given)
+        return
+    found = planned(**given)
+    assert sorted(trial.trial_id for trial in found.trials) == sorted(trial.trial_id for trial in kept)
+    assert len({trial.trial_id for trial in found.trials}) == len(kept)
+    assert found.points == len(points)
+    assert [count for _, count in found.excluded] == counts
+    assert found.infeasible == len(wanted) - len(kept)
+    assert found.distinct_sizes == sorted({trial.ledger.size_bytes for trial in kept})
+
+
+def _is(trial: Any, point: dict[str, Any]) -> bool:
+    config = trial.config | {"hidden": list(trial.hidden)}
+    return all(config[name] == value for name, value in point.items())
+
+
+def test_grid_runs_in_the_order_of_the_file() -> None:
+    found = planned(parameters=values(weight_bits=[8, 1, 4], scale=["lsq", "absmean"])).trials
+    assert [(trial.weight_bits, trial.scale) for trial in found] == list(
+        itertools.product([8, 1, 4], ["lsq", "absmean"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("constraint", "depths"),
+    [("depth <= 2", [1, 2]), ("depth < 2", [1]), ("depth >= 2", [2, 3]), ("depth > 2", [3]), ("depth == 2", [2])],
+)
+def test_constraint_compares_as_it_is_written(constraint: str, depths: list[int]) -> None:
+    found = planned(parameters=values(depth=[1, 2, 3]), constraints=[constraint])
+    assert [trial.depth for trial in found.trials] == depths
+    assert found.infeasible == 3 - len(depths)
+
+
+def test_constraint_on_size_is_exact() -> None:
+    size = planned().trials[0].ledger.size_bytes
+    assert len(planned(constraints=[f"size_bytes <= {size}"]).trials) == 1
+    with pytest.raises(
+        SpecError, match=r"^error: nothing is left to run: 0 of 1 points excluded, 1 break a constraint$"
+    ):
+        planned(constraints=[f"size_bytes < {size}"])
+
+
+def test_first_rule_that_matches_is_counted() -> None:
+    rules = [{"depth": 1, "activation": "relu"}, {"activation": "relu"}]
+    found = planned(parameters=values(depth=[1, 2], activation=["identity", "relu"]), exclude=rules)
+    assert found.excluded == [("depth: 1, activation: relu", 1), ("activation: relu", 1)]
+    assert (found.points, len(found.trials)) == (4, 2)
+
+
+def test_trials_that_share_a_warmup_start_after_its_first() -> None:
+    found = planned(parameters=values(depth=[1, 2], weight_bits=[1, 2, 4], scale=["lsq", "minmax"])).trials
+    groups = [trial.warmup_id for trial in found]
+    assert len(set(groups[:2])) == 2
+    assert set(groups[2:]) == set(groups[:2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(axes, st.randoms(use_true_random=False))
+def test_warmups_first_keeps_the_order_otherwise(axes: dict[str, list[Any]], generator: random.Random) -> None:
+    trials = planned(parameters=values(**axes)).trials
+    generator.shuffle(trials)
+    seen: set[str] = set()
+    firsts = [trial for trial in trials if not (trial.warmup_id in seen or seen.add(trial.warmup_id))]  # type: ignore[func-returns-value]
+    assert warmups_first(trials) == firsts + [trial for trial in trials if trial not in firsts]
+    assert planned(parameters=values(**axes)).warmups == len(firsts)
+
+
+def test_twins_are_networks_under_two_names() -> None:
+    assert planned(parameters=values(depth=[1, 2], activation=["identity", "relu"])).twins == 1
+    assert planned(parameters=values(weight_bits=[4, 32], scale=["lsq", "minmax", "absmean"])).twins == 2
+    assert planned(parameters=values(weight_bits=[32], scale=["lsq", "minmax"], act_bits=[4])).twins == 0
+
+
+@pytest.mark.parametrize("bits", range(1, 4))
+def test_grid_is_counted_before_it_is_built(bits: int) -> None:
+    big = values(
+        depth=list(range(1, 65)),
+        weight_bits=list(range(1, 17)),
+        act_bits=list(range(1, 17)),
+        scale=["minmax", "absmean", "lsq"],
+        hidden=[[n] for n in range(1, 10**bits)],
+        qat_lr=[n / 10**bits for n in range(1, 10**bits)],
+    )
+    points = 64 * 16 * 16 * 3 * (10**bits - 1) ** 2
+    with pytest.raises(ValueError, match=f"the grid has {points:,} points \\(limit 100,000; write method: random"):
+        spec(parameters=big)
+
+
+def test_grid_beyond_every_integer_type_is_counted() -> None:
+    lrs = [float(n) for n in range(1, 9000)]
+    points = 8999**2 * 8999 * 64 * 16 * 16
+    big = values(hidden=[[n] for n in range(1, 9000)], qat_lr=lrs, warmup_lr=lrs)
+    more = values(depth=list(range(1, 65)), weight_bits=list(range(1, 17)), act_bits=list(range(1, 17)))
+    assert points > 10**16
+    with pytest.raises(ValueError, match=f"the grid has {points:,} points"):
+        spec(parameters=big | more)
+
+
+RANDOM = {"depth": {"min": 1, "max": 4}, "qat_lr": {"min": 1e-4, "max": 1.0, "distribution": "log_uniform"}}
+
+
+def drawn(run_cap: int, **parameters: Any) -> set[str]:
+    return {t.trial_id for t in planned(method="random", run_cap=run_cap, parameters=parameters or RANDOM).trials}
+
+
+@pytest.mark.parametrize("parameters", [RANDOM, values(depth=[1, 2, 3], weight_bits=[1, 2, 3, 4], seeds=[])])
+def test_larger_run_cap_keeps_what_is_done(parameters: dict[str, Any]) -> None:
+    parameters = {name: axis for name, axis in parameters.items() if name != "seeds"}
+    draws = [drawn(n, **parameters) for n in (1, 5, 9)]
+    assert [len(draw) for draw in draws] == [1, 5, 9]
+    assert draws[0] < draws[1] < draws[2]
+
+
+def test_random_gives_all_of_a_small_space() -> None:
+    parameters = values(depth=[1, 2, 3], activation=["identity", "relu"])
+    rules = [{"depth": 1}]
+    found = planned(method="random", run_cap=1000, parameters=parameters, exclude=rules)
+    assert {t.trial_id for t in found.trials} == {
+        t.trial_id for t in planned(parameters=parameters, exclude=rules).trials
+    }
+    assert found.points == 6
+
+
+def test_random_values_lie_inside_their_range() -> None:
+    trials = planned(method="random", run_cap=400, parameters=RANDOM).trials
+    rates = sorted(trial.qat.lr for trial in trials)
+    assert {trial.depth for trial in trials} == {1, 2, 3, 4}
+    assert 1e-4 <= rates[0] < 2e-4
+    assert 0.5 < rates[-1] <= 1
+    assert 0.003 < rates[200] < 0.03  # half of them below the geometric middle
+    assert all(float(f"{rate:.6g}") == rate for rate in rates)
+    even = RANDOM | {"qat_lr": {"min": 0.0001, "max": 1.0}}
+    evenly = sorted(t.qat.lr for t in planned(method="random", run_cap=400, parameters=even).trials)
+    assert 0.4 < evenly[200] < 0.6
+
+
+def test_random_ends_where_nothing_fits() -> None:
+    with pytest.raises(SpecError, match=r"nothing is left to run: 0 of 60 points excluded, 60 break a constraint"):
+        planned(method="random", run_cap=3, parameters=RANDOM, constraints=["size_bytes < 1"])
+
+
+def test_plan_wants_one_data_set() -> None:
+    both = spec(data={"dataset": ["digits", "synthetic"], "val_size": 100})
+    with pytest.raises(ValueError, match="plan needs one data set, got digits, synthetic: call Spec"):
+        plan(both)
+    assert plan(both.resolve("synthetic")).trials[0].dataset == "synthetic"
+
+
+# --- Placement.
+
+
+def place(gpu: Any, cpu: Any = 1, *, cpus: int = 16, gpus: int = 1, most: int | None = None) -> Placement:
+    return placement(Resources(gpu=gpu, cpu=cpu), cpus, gpus, most)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "per_gpu"), [("1/3", 3), (0.3333, 3), (0.125, 8), (0.5, 2), (1, 1), (0.0625, 16), ("1/7", 7)]
+)
+def test_even_share_of_a_gpu_needs_no_note(gpu: Any, per_gpu: int) -> None:
+    found = place(gpu, gpus=1)
+    assert (found.per_gpu, found.concurrent, found.notes) == (per_gpu, per_gpu, ())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "note"),
+    [
+        (0.3, "resources.gpu 0.3 leaves 10 % of each GPU idle, with 3 trial(s) on it; 1/3 uses all of it"),
+        (0.34, "resources.gpu 0.34 lets only 2 share a GPU; 1/3 lets 3"),
+        (0.6, "resources.gpu 0.6 leaves 40 % of each GPU idle, with 1 trial(s) on it; 1 uses all of it"),
+        (0.51, "resources.gpu 0.51 lets only 1 share a GPU; 1/2 lets 2"),
+    ],
+)
+def test_uneven_share_of_a_gpu_is_noted(gpu: float, note: str) -> None:
+    assert place(gpu).notes == (note,)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(1, 8), st.integers(1, 64))
+def test_trials_at_once_fit_and_one_more_would_not(gpu: int, cpu: int, gpus: int, cpus: int) -> None:
+    found = place(gpu / 10_000, cpu / 10_000, cpus=cpus, gpus=gpus)
+    assert found.per_gpu * gpu <= 10_000 < (found.per_gpu + 1) * gpu
+    n = found.concurrent
+    assert n <= found.per_gpu * gpus
+    assert n * cpu <= cpus * 10_000
+    assert n == found.per_gpu * gpus or (n + 1) * cpu > cpus * 10_000
+
+
+@pytest.mark.parametrize(("trials", "waves"), [(0, 0), (1, 1), (8, 1), (9, 2), (16, 2), (17, 3)])
+def test_waves_count_the_last_one_too(trials: int, waves: int) -> None:
+    assert place(0.125).waves(trials) == waves
+
+
+def test_without_a_gpu_trials_take_the_cpu_and_a_note_says_so() -> None:
+    found = place(0.125, cpus=4, gpus=0)
+    assert (found.gpu, found.per_gpu, found.concurrent) == (0, 0, 4)
+    assert found.notes == ("no GPU here: trials run on CPU only, and resources.gpu 0.125 is not used",)
+    assert place(0, cpus=4, gpus=0).notes == ()
+    assert place(0, cpus=4, gpus=2).concurrent == 4
+
+
+def test_cpus_that_hold_gpus_back_are_noted() -> None:
+    found = place(0.125, cpus=2)
+    assert found.concurrent == 2
+    assert found.notes == ("8 trials fit on the GPUs, but 2 CPUs let only 2 run at once",)
+
+
+def test_whole_gpus_and_limits_are_counted() -> None:
+    assert place(2, gpus=5).concurrent == 2
+    assert place(0.125, most=3).concurrent == 3
+    assert place(0.125, most=300).concurrent == 8
+    assert place(0, 0.5, cpus=2).concurrent == 4
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"^error: resources.cpu: 64 CPUs per trial asked, largest node has 2$"):
+        place(0, 64, cpus=2)
+    with pytest.raises(SpecError, match=r"^error: resources.gpu: 2 GPUs per trial asked, largest node has 1$"):
+        place(2, gpus=1)
