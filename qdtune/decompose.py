@@ -23,6 +23,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 FACTOR_INITS = ("default", "orthogonal", "svd")
 
+# Gain of a whole chain of orthogonal factors. With 1 (orthonormal) or 0.58 (the variance of `nn.Linear`) chains of
+# three and four factors diverge or die in the notebook's warm-up at rate 0.1; with 0.3 depths 1 to 4 train, with and
+# without ReLU between (measured, MNIST, 784-24-10, 3 seeds).
+ORTHOGONAL_GAIN = 0.3
+RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.GELU)  # pass half of the variance on (He et al. 2015, section 2.2)
+
 
 class FactoredLinear(nn.Module):
     """A linear map written as D factors with an activation between them.
@@ -63,7 +69,7 @@ class FactoredLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
         for factor in self.factors[:-1]:
             x = self.activation(factor(x))
-        return self.factors[-1](x)  # type: ignore[no-any-return]
+        return self.factors[-1](x)
 
 
 def decompose(
@@ -84,7 +90,7 @@ def decompose(
         depth: D >= 1.
         activation: between the factors, a name of `ACTIVATIONS`.
         factor_init: `default` draws each factor as `nn.Linear` does (the notebook); `orthogonal` gives each
-            factor orthonormal rows or columns, so that a chain of them keeps the size of what passes through;
+            factor orthogonal rows or columns and the whole chain the gain `ORTHOGONAL_GAIN`, at every depth;
             `svd` starts from the layer's own weights: the singular values above the inner width are cut, the
             rest is shared evenly by the factors.
         generator: where the draws come from.
@@ -108,7 +114,7 @@ def decompose(
         _initialise(factored, weight, factor_init, generator)
         if bias is not None:
             with torch.no_grad():
-                factored.factors[-1].bias.copy_(bias)  # type: ignore[operator, union-attr]
+                factored.factors[-1].bias.copy_(bias)  # type: ignore[operator]
         return factored
 
     # Modules draw their first weights from the global generator; where another is given, that one stays as it was.
@@ -137,7 +143,7 @@ def _product(layer: FactoredLinear, needed: bool) -> Tensor:
     """The one matrix (O, I) that a chain of factors amounts to; any matrix of that shape where none is needed."""
     first = layer.factors[0].weight
     if not needed:
-        return first.new_empty(layer.out_features, layer.in_features)  # type: ignore[operator, no-any-return]
+        return first.new_empty(layer.out_features, layer.in_features)
     if len(layer.factors) > 1 and not isinstance(layer.activation, nn.Identity):
         raise ValueError("svd needs layers that are one matrix: there is an activation between these factors")
     weight: Tensor = first  # type: ignore[assignment]
@@ -161,8 +167,11 @@ def _initialise(layer: FactoredLinear, weight: Tensor, factor_init: str, generat
             inner.copy_(torch.diag(share))
         weights[-1].copy_(u[:, :width] * share)
         return
-    for w in weights:
+    for k, w in enumerate(weights):
         if factor_init == "orthogonal":
-            nn.init.orthogonal_(w, generator=generator)
+            gain = ORTHOGONAL_GAIN ** (1 / len(weights))
+            if k < len(weights) - 1 and isinstance(layer.activation, RECTIFIERS):
+                gain *= math.sqrt(2)
+            nn.init.orthogonal_(w, gain, generator=generator)
         else:
             nn.init.kaiming_uniform_(w, a=math.sqrt(5), generator=generator)

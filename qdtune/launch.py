@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before or after the sweep, which has its own way to stop
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -117,16 +120,12 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> int:
     from qdtune.data import DataError
     from qdtune.store import NewerSchemaError, RunInUse, StorageError
 
+    codes = {DataError: 2, NewerSchemaError: 2, ConnectionError: 2, StorageError: 4, RunInUse: 5}
     try:
         return sweep.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, address=address, fresh=arguments.fresh)
-    except (DataError, NewerSchemaError, ConnectionError) as error:
-        code, told = 2, error
-    except StorageError as error:
-        code, told = 4, error
-    except RunInUse as error:
-        code, told = 5, error
-    print(f"error: {one_line(str(told))}", file=sys.stderr)
-    return code
+    except tuple(codes) as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return next(code for kind, code in codes.items() if isinstance(error, kind))
 
 
 def _gpus(devices: Path = Path("/dev")) -> int:
@@ -193,7 +192,7 @@ def _data_text(spec: Spec, data_dir: Path) -> str:
     train = DATASETS[name].train - spec.data.val_size
     text = f"{name}: {train:,} samples to train on, {spec.data.val_size:,} to judge by; "
     if on_disk(name, data_dir):
-        return f"{text}there already"
+        return f"{text}on disk"
     instead = f", and if that fails {' or '.join(fallbacks)} taken instead" if fallbacks else ""
     return f"{text}not in {one_line(str(data_dir))}, so it would be downloaded{instead}"
 

@@ -44,7 +44,9 @@ def param_space(spec: Spec) -> dict[str, Any]:
     """The sweep as a Ray Tune search space: one domain per axis, usable with any `Tuner` over `QATTrial`."""
     space: dict[str, Any] = {}
     for name, axis in spec.axes.items():
-        values = [text_of(v) for v in axis.choices] if name == "hidden" else axis.choices
+        values = axis.choices
+        if values is not None and name == "hidden":
+            values = tuple(text_of(widths) for widths in values)
         if values is None:
             uniform = {"uniform": tune.uniform, "log_uniform": tune.loguniform}[axis.distribution]  # type: ignore[attr-defined]
             space[name] = uniform(axis.min, axis.max)  # type: ignore[attr-defined]

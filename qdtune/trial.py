@@ -35,7 +35,7 @@ class SharedWarmups:
         while True:
             answer, blob = ray.get(self.folder.claim.remote(key, self.holder))
             if answer != "wait":
-                return blob  # type: ignore[no-any-return]
+                return blob
             time.sleep(POLL_S)
 
     def keep(self, key: str, blob: bytes) -> None:
@@ -49,7 +49,7 @@ class QATTrial(tune.Trainable):
     a lost worker but must not retry a mistake.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
         self, config: dict[str, Any], *, spec: Spec, data: Data, warmups: Any, reuse: float, gpu: float
     ) -> None:
         # Ray also sets up actors that a reused one has already replaced: nothing heavy may happen here.
@@ -100,19 +100,22 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
-def trainable(placement: Placement, **parameters: Any) -> type[tune.Trainable]:
+def trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
     """`QATTrial` with its parameters in the object store, once per node, and with its share of a machine.
 
     Args:
-        placement: the CPUs and the fraction of a GPU that each trial gets.
+        place: the CPUs and the fraction of a GPU that each trial gets.
         parameters: `spec`, `data`, `warmups` and `reuse` of `QATTrial.setup`.
     """
-    bound: type[tune.Trainable] = tune.with_parameters(QATTrial, gpu=placement.gpu, **parameters)
-    bundle = {"CPU": placement.cpu} | ({"GPU": placement.gpu} if placement.gpu else {})
+    return sized(tune.with_parameters(QATTrial, gpu=place.gpu, **parameters), place)
 
-    # Not `tune.with_resources`, which would rename the class in the dashboard.
+
+def sized(kind: type[tune.Trainable], place: Placement) -> type[tune.Trainable]:
+    """The trainable with its share of a machine; not `tune.with_resources`, which renames it in the dashboard."""
+    bundle = {"CPU": place.cpu} | ({"GPU": place.gpu} if place.gpu else {})
+
     def default_resource_request(cls: type[tune.Trainable], config: dict[str, Any]) -> PlacementGroupFactory:
         return PlacementGroupFactory([bundle])
 
-    bound.default_resource_request = classmethod(default_resource_request)  # type: ignore[assignment]
-    return bound
+    kind.default_resource_request = classmethod(default_resource_request)  # type: ignore[assignment]
+    return kind

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from qdtune.decompose import ACTIVATIONS, FACTOR_INITS, FactoredLinear, decompose
+from qdtune.decompose import ACTIVATIONS, FACTOR_INITS, ORTHOGONAL_GAIN, FactoredLinear, decompose
 from qdtune.ledger import factor_dims
 
 
@@ -92,13 +92,19 @@ def test_default_init_is_that_of_a_linear_layer():
     assert abs(w.std().item() - bound / 3**0.5) < 0.02 * bound
 
 
+@pytest.mark.parametrize("activation", ["identity", "relu"])
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_orthogonal_factors_are_orthogonal(depth):
-    layer = decompose(nn.Linear(40, 24), depth, factor_init="orthogonal", generator=seeded())
+def test_orthogonal_factors_are_orthogonal_and_chains_have_one_gain(depth, activation):
+    layer = decompose(nn.Linear(40, 24), depth, activation, "orthogonal", seeded())
+    product = 1.0
     for factor in layer.factors:
         w = factor.weight
         gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-        torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
+        square = gram[0, 0].item()
+        torch.testing.assert_close(gram, square * torch.eye(len(gram)), atol=1e-5, rtol=0)
+        product *= square
+    rectified = 2 ** (depth - 1) if activation == "relu" else 1
+    assert product == pytest.approx(ORTHOGONAL_GAIN**2 * rectified, rel=1e-4)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])

@@ -121,7 +121,7 @@ def test_dry_run_says_what_would_run_and_loads_nothing_heavy(folder: Path) -> No
     assert facts[:7] == ["sweep", "configurations", "seeds", "float warm-ups", "sizes", "data", "one trial"]
     assert "9 (12 points, 3 excluded, 0 infeasible)" in done.stdout
     assert "3 by depth: 1, activation: relu" in done.stdout
-    assert "digits: 1,337 samples to train on, 100 to judge by; there already" in " ".join(done.stdout.split())
+    assert "digits: 1,337 samples to train on, 100 to judge by; on disk" in " ".join(done.stdout.split())
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert os.listdir(folder) == ["a.yaml"]

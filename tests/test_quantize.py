@@ -85,15 +85,10 @@ def test_minmax_step_is_the_notebooks(bits):
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
-def test_absmean_step_is_the_mean_and_then_acIQs_clip(bits):  # noqa: N802
+def test_absmean_step_is_the_mean_over_the_root_of_the_levels(bits):
     x = sample(30, 20)
-    clip = Quantizer(bits, "absmean").step_size(x) * max_code(bits) / x.abs().mean()
-    if bits <= 2:
-        assert clip.item() == pytest.approx(1)
-    else:
-        # Least squared error for Laplacian weights: the derivative of 2 exp(-r) + r^2 / (3 * 4^bits) is zero.
-        r = clip.item()
-        assert 2 * math.exp(-r) == pytest.approx(2 * r / (3 * 4**bits), rel=1e-4)
+    expected = x.abs().mean() / (1 if bits <= 2 else math.sqrt(2 ** (bits - 1) - 1))
+    torch.testing.assert_close(Quantizer(bits, "absmean").step_size(x), expected)
 
 
 def test_lsq_step_starts_at_the_papers_value():

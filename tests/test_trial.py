@@ -1,0 +1,167 @@
+"""Trials on a real Ray: their share of a GPU, a search space used by hand, a lost worker."""
+
+import os
+import signal
+
+import pyarrow as pa
+import pytest
+
+from qdtune import cluster
+from qdtune.data import load
+from qdtune.plan import Placement, placement, plan
+from qdtune.schema import Resources
+from qdtune.spec import loads
+
+SWEEP = b"""
+version: 1
+name: byhand
+parameters:
+  depth: {values: [1, 2]}
+  weight_bits: {values: [1, 4]}
+  hidden: {values: [8, [6, 5]]}
+seeds: [0, 1]
+data: {dataset: synthetic, val_size: 128}
+train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory):
+    """A local Ray with one logical GPU and, so that GPUs are what is scarce, sixteen logical CPUs."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*cluster.SETTINGS, "RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        cluster.prepare(None)
+        import ray
+
+        options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 128 * 2**20}
+        ray.init(address="local", num_cpus=16, num_gpus=1, **options)
+        yield ray
+        ray.shutdown()
+
+
+def tuner_for(kind, space, tmp_path, **tuning):
+    from ray import tune
+
+    return tune.Tuner(
+        kind,
+        param_space=space,
+        tune_config=tune.TuneConfig(**tuning),
+        run_config=tune.RunConfig(
+            name="t", storage_path=str(tmp_path), verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )  # fmt: skip
+
+
+def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
+    from ray import tune
+    from ray.util import placement_group_table
+
+    from qdtune.trial import sized
+
+    @ray_here.remote(num_cpus=0)
+    class Door:
+        """Counts who is inside; opens when eight are and a ninth stands before it, unable to get in."""
+
+        def __init__(self):
+            self.inside = self.most = 0
+            self.opened = False
+
+        def enter(self):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+
+        def is_open(self):
+            waiting = [g for g in placement_group_table().values() if g["state"] == "PENDING"]
+            self.opened = self.opened or (self.inside >= 8 and bool(waiting)) or self.inside >= 9
+            return self.opened
+
+        def leave(self):
+            self.inside -= 1
+            return self.most
+
+    class Waits(tune.Trainable):
+        def setup(self, config):
+            self.door = config["door"]
+
+        def step(self):
+            import ray
+
+            ray.get(self.door.enter.remote())
+            while not ray.get(self.door.is_open.remote()):
+                pass
+            return {"most": ray.get(self.door.leave.remote()), "done": True}
+
+    place = placement(Resources(gpu=0.125, cpu=1), cpus=16, gpus=1)
+    assert (place.per_gpu, place.concurrent) == (8, 8)
+    door = Door.remote()
+    grid = tuner_for(sized(Waits, place), {"door": door, "n": tune.grid_search(list(range(9)))}, tmp_path).fit()
+    assert max(result.metrics["most"] for result in grid) == 8
+
+
+def trial_parameters(ray, tmp_path, spec):
+    from qdtune.warmups import WarmupFolder
+
+    data, _ = load(["synthetic"], tmp_path, 128)
+    warmups = ray.remote(WarmupFolder).options(num_cpus=0).remote(str(tmp_path / "warmup"))
+    return {"spec": spec, "data": data, "warmups": warmups, "reuse": 1.0}
+
+
+def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
+    from qdtune.sweep import param_space
+    from qdtune.trial import trainable
+
+    spec = loads(SWEEP, "byhand.yaml")
+    place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=8, notes=())
+    kind = trainable(place, **trial_parameters(ray_here, tmp_path, spec))
+    assert kind.__name__ == "QATTrial"
+    grid = tuner_for(kind, param_space(spec), tmp_path, reuse_actors=True, max_concurrent_trials=2).fit()
+    got = {row["trial_id"]: row["size_bytes"] for result in grid for row in result.metrics["rows"]}
+    assert got == {trial.trial_id: trial.ledger.size_bytes for trial in plan(spec).trials}
+
+
+def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path):
+    """One trial kills its worker in its first epoch: the others go on, and it starts again as attempt 2."""
+    from ray import tune
+
+    from qdtune.progress import SweepProgress, console
+    from qdtune.store import Store
+    from qdtune.sweep import PlanSearcher, Recorder
+    from qdtune.trial import QATTrial, sized
+
+    spec = loads(SWEEP, "byhand.yaml")
+    trials = plan(spec).trials
+    victim, mark = trials[1].trial_id, tmp_path / "killed"
+
+    class Mortal(QATTrial):
+        def step(self):
+            report = super().step()
+            if self.config["trial_id"] == victim and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return report
+
+    parameters = trial_parameters(ray_here, tmp_path, spec)
+    store = Store(tmp_path / "run")
+    place = Placement(gpu=0.0, cpu=1, per_gpu=0, concurrent=2, notes=())
+    with SweepProgress(console(), len(trials), 0, {"depth"}) as progress:
+        recorder = Recorder(store, trials, progress, parameters["warmups"], store.trials())
+        tuner = tuner_for(
+            sized(tune.with_parameters(Mortal, gpu=0.0, **parameters), place), {}, tmp_path,
+            search_alg=PlanSearcher(trials), num_samples=len(trials), reuse_actors=True, max_concurrent_trials=2,
+        )  # fmt: skip
+        tuner._local_tuner._run_config.callbacks = [recorder]
+        tuner.fit()
+    rows = store.trials()
+    assert mark.exists()
+    assert store.done() == {trial.trial_id for trial in trials}
+    assert rows.num_rows == 2 * len(trials)
+    attempts = dict(zip(rows["trial_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
+    assert {trial_id for trial_id, n in attempts.items() if n == 2} == {victim}
+    assert isinstance(store.history(), pa.Table)
+    assert store.history().num_rows == 2 * 3 * len(trials)  # seeds x epochs, no epoch twice
