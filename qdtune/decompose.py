@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qdtune.ledger import factor_dims
+from qdtune.schema import FACTOR_INITS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -21,7 +22,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "hardtanh": nn.Hardtanh,
 }
-FACTOR_INITS = ("default", "orthogonal", "svd")
 
 # Gain of a whole chain of orthogonal factors. With 1 (orthonormal) or 0.58 (the variance of `nn.Linear`) chains of
 # three and four factors diverge or die in the notebook's warm-up at rate 0.1; with 0.3 depths 1 to 4 train, with and
@@ -102,19 +102,20 @@ def decompose(
         raise ValueError(f"factor_init must be one of {', '.join(FACTOR_INITS)}, got {factor_init!r}")
 
     def split(layer: nn.Module) -> nn.Module | None:
-        if type(layer) is nn.Linear:
-            weight, bias = layer.weight, layer.bias
-        elif isinstance(layer, FactoredLinear):
-            weight, bias = _product(layer, needed=factor_init == "svd"), layer.factors[-1].bias  # type: ignore[assignment]
-        else:
+        if type(layer) is not nn.Linear and not isinstance(layer, FactoredLinear):
             return None
-        factored = FactoredLinear(layer.in_features, layer.out_features, depth, bias is not None, activation).to(
-            weight
-        )
-        _initialise(factored, weight, factor_init, generator)
-        if bias is not None:
+        last: nn.Linear = layer if isinstance(layer, nn.Linear) else layer.factors[-1]  # type: ignore[assignment]
+        matrix = _matrix(layer) if factor_init == "svd" else None
+        shape = (layer.in_features, layer.out_features, depth)
+        factored = FactoredLinear(*shape, bias=last.bias is not None, activation=activation).to(last.weight)
+        weights: list[Tensor] = [factor.weight for factor in factored.factors]  # type: ignore[misc]
+        if matrix is not None:
+            _split_svd(weights, matrix)
+        else:
+            _draw(weights, factor_init, isinstance(factored.activation, RECTIFIERS), generator)
+        if last.bias is not None:
             with torch.no_grad():
-                factored.factors[-1].bias.copy_(bias)  # type: ignore[operator]
+                factored.factors[-1].bias.copy_(last.bias)  # type: ignore[operator]
         return factored
 
     # Modules draw their first weights from the global generator; where another is given, that one stays as it was.
@@ -139,39 +140,42 @@ def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> 
     return visit(model)
 
 
-def _product(layer: FactoredLinear, needed: bool) -> Tensor:
-    """The one matrix (O, I) that a chain of factors amounts to; any matrix of that shape where none is needed."""
-    first = layer.factors[0].weight
-    if not needed:
-        return first.new_empty(layer.out_features, layer.in_features)
+@torch.no_grad()
+def _matrix(layer: nn.Linear | FactoredLinear) -> Tensor:
+    """The one matrix (O, I) that a layer amounts to."""
+    if isinstance(layer, nn.Linear):
+        return layer.weight
     if len(layer.factors) > 1 and not isinstance(layer.activation, nn.Identity):
         raise ValueError("svd needs layers that are one matrix: there is an activation between these factors")
-    weight: Tensor = first  # type: ignore[assignment]
-    for factor in layer.factors[1:]:
-        weight = factor.weight @ weight  # type: ignore[operator]
-    return weight
+    first, *others = [factor.weight for factor in layer.factors]
+    matrix: Tensor = first  # type: ignore[assignment]
+    for weight in others:
+        matrix = weight @ matrix  # type: ignore[operator]
+    return matrix
 
 
 @torch.no_grad()
-def _initialise(layer: FactoredLinear, weight: Tensor, factor_init: str, generator: torch.Generator | None) -> None:
-    weights: list[Tensor] = [factor.weight for factor in layer.factors]  # type: ignore[misc]
-    if factor_init == "svd":
-        depth, width = len(weights), layer.inner_dims[0] if layer.inner_dims else None
-        if width is None:
-            weights[0].copy_(weight)
-            return
-        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-        share = s[:width] ** (1 / depth)  # (H,)
-        weights[0].copy_(share[:, None] * vh[:width])
-        for inner in weights[1:-1]:
-            inner.copy_(torch.diag(share))
-        weights[-1].copy_(u[:, :width] * share)
+def _split_svd(weights: list[Tensor], matrix: Tensor) -> None:
+    """Fills the factors so that their product is the best approximation of the matrix, shared evenly."""
+    if len(weights) == 1:
+        weights[0].copy_(matrix)
         return
-    for k, w in enumerate(weights):
+    width = len(weights[0])
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    share = s[:width] ** (1 / len(weights))  # (H,)
+    weights[0].copy_(share[:, None] * vh[:width])
+    for inner in weights[1:-1]:
+        inner.copy_(torch.diag(share))
+    weights[-1].copy_(u[:, :width] * share)
+
+
+@torch.no_grad()
+def _draw(weights: list[Tensor], factor_init: str, rectified: bool, generator: torch.Generator | None) -> None:
+    for k, weight in enumerate(weights):
         if factor_init == "orthogonal":
             gain = ORTHOGONAL_GAIN ** (1 / len(weights))
-            if k < len(weights) - 1 and isinstance(layer.activation, RECTIFIERS):
+            if rectified and k < len(weights) - 1:
                 gain *= math.sqrt(2)
-            nn.init.orthogonal_(w, gain, generator=generator)
+            nn.init.orthogonal_(weight, gain, generator=generator)
         else:
-            nn.init.kaiming_uniform_(w, a=math.sqrt(5), generator=generator)
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

@@ -101,19 +101,19 @@ def _launch(arguments: argparse.Namespace) -> int:
     data_dir = arguments.data_dir or default_root()
     with _blaming(arguments.sweep):
         planned = plan(spec.resolve(spec.data.dataset[0]))
-        if arguments.dry_run:
-            limit = spec.run.max_concurrent_trials
-            placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), limit)
-            _describe(spec, planned, placed, data_dir)
-            return 0
-    return _run(spec, arguments, data_dir)
+        address = arguments.address or os.environ.get("RAY_ADDRESS")
+        if arguments.dry_run or address is None:
+            placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), spec.run.max_concurrent_trials)
+    if arguments.dry_run:
+        _describe(spec, planned, placed, data_dir)
+        return 0
+    return _run(spec, arguments, data_dir, address)
 
 
-def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> int:
+def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
     """Starts what takes seconds to import, in the order that Ray needs; says in one line what stands in the way."""
     from qdtune import cluster
 
-    address = arguments.address or os.environ.get("RAY_ADDRESS")
     cluster.prepare(address)
 
     from qdtune import sweep

@@ -20,8 +20,9 @@ LIVE_FRONT_ROWS = 8
 
 
 def console() -> Console:
-    """Stdout: 80 columns where it is no terminal, so that a log reads the same everywhere."""
-    return Console(width=None if sys.stdout.isatty() else 80, highlight=False, soft_wrap=False)
+    """Stdout; where it is no terminal, tables have 80 columns and sentences stay on one line, as a log wants them."""
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else 80, highlight=False, soft_wrap=not terminal)
 
 
 def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:

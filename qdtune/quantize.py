@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from qdtune.decompose import swap
 from qdtune.ledger import FLOAT_BITS, Ledger, matrix_ledger, norm_ledger
+from qdtune.schema import SCALES
 
-SCALES = ("minmax", "absmean", "lsq")
 SMALLEST_STEP = 1e-8
 OBSERVER_MOMENTUM = 0.01  # of the running step of activations
 

@@ -139,7 +139,7 @@ class Spec(Frozen):
         for phase in ("warmup", "qat"):
             del data["train"][phase]["lr"]
         del data["model"]["hidden"]
-        return {key: data[key] for key in ("data", "model", "train", "seeds")} | {"results_version": RESULTS_VERSION}
+        return {key: data[key] for key in ("data", "model", "train", "seeds")}
 
 
 def _plain(value: Any) -> Any:

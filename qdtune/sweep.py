@@ -200,7 +200,7 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
     if not fresh:
         _check_same_sweep(store, spec)
     elif aside := store.set_aside():
-        out.print(f"--fresh: what was in {store.root} is now in {aside}", soft_wrap=True)
+        out.print(f"--fresh: what was in {store.root} is now in {aside}")
     with store.lock():
         store.create(spec.to_yaml())
         done = store.done()
@@ -217,7 +217,7 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
         stopped, error = None, None
         if pending:
             stopped, error = _train(spec, data, planned.trials, pending, store, address, out)
-        table = store.write_pareto()
+        table = store.write_pareto([trial.trial_id for trial in planned.trials])
     return _report(spec, planned.trials, store, table, stopped, error, out)
 
 
@@ -259,13 +259,17 @@ def _train(
 
 def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     """How many trials run at once, and where to look: printed before anything runs."""
+    if spec.resources.cpu > cluster.node_cpus:
+        raise mistake(
+            f"{spec.resources.cpu:g} CPUs per trial asked, largest node has {cluster.node_cpus}", "resources", "cpu"
+        )
     place = placement(spec.resources, cluster.cpus, cluster.gpus, spec.run.max_concurrent_trials)
     for note in place.notes:
         out.print(note, style="yellow")
     share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"
     out.print(f"{place.concurrent} trials at a time, {share} each: {trials} in {place.waves(trials)} waves")
     if cluster.dashboard:
-        out.print(f"Ray dashboard: {cluster.dashboard} (token: `ray get-auth-token`)", soft_wrap=True)
+        out.print(f"Ray dashboard: {cluster.dashboard} (token: `ray get-auth-token`)")
     return place
 
 
@@ -351,7 +355,7 @@ def _report(
     for state in sorted(set(states) - {"ok", "missing"}):
         out.print(f"{states.count(state)} configurations ended as {state}: see the column `error`", style="yellow")
     _print_dead_warmups(store, trials, out)
-    out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}", soft_wrap=True)
+    out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
     if error:
         raise error
     if missing := states.count("missing"):

@@ -37,7 +37,7 @@ def a_trial(**changes):
         dataset="synthetic",
         val_size=128,
         batch_size=16,
-        warmup=Warmup(epochs=2, lr=0.1),
+        warmup=Warmup(epochs=2, lr=0.3),
         qat=Qat(epochs=2, lr=0.03),
         seeds=(0, 1, 2),
     )

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from qdtune.decompose import ACTIVATIONS, FACTOR_INITS, ORTHOGONAL_GAIN, FactoredLinear, decompose
+from qdtune.decompose import ACTIVATIONS, ORTHOGONAL_GAIN, FactoredLinear, decompose
 from qdtune.ledger import factor_dims
+from qdtune.schema import ACTIVATIONS as NAMES
+from qdtune.schema import FACTOR_INITS
 
 
 class Nested(nn.Module):
@@ -17,6 +19,10 @@ class Nested(nn.Module):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def test_activations_are_those_of_the_sweep_file():
+    assert tuple(ACTIVATIONS) == NAMES
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -10,7 +10,6 @@ from qdtune import models
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.ledger import mlp_ledger
 from qdtune.quantize import (
-    SCALES,
     Quantizer,
     QuantLinear,
     calibrate,
@@ -21,6 +20,7 @@ from qdtune.quantize import (
     quantize,
     scale_mix,
 )
+from qdtune.schema import SCALES
 
 ALL_BITS = [*range(1, 17)]
 

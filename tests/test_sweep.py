@@ -98,7 +98,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_finishes(command):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "stopped by SIGINT" in out
-    assert "the same command finishes them" in out
+    assert "configurations are left; the same command finishes them" in out
     kept = finished(command)
     assert 0 < len(kept) < 16
     code, out, _ = command("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=40)
