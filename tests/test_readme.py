@@ -1,0 +1,68 @@
+"""What the README and the sweep files promise: commands, files and snippets that work as they stand."""
+
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from qdtune.launch import main
+from qdtune.plan import plan
+from qdtune.spec import load
+from qdtune.store import Store, table_front
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweep_files_are_planned_and_every_key_is_explained(path, capsys):
+    assert main([str(path), "--dry-run"]) == 0
+    assert path.stem in capsys.readouterr().out
+    assert load(path).name == path.stem
+    keys = [line for line in path.read_text().splitlines() if re.match(r"\s*(- )?\{?\w+:", line)]
+    assert [line for line in keys if "#" not in line] == []
+
+
+def test_grid_is_the_size_the_readme_says():
+    spec = load(ROOT / "sweeps" / "grid.yaml")
+    assert len(plan(spec.resolve("mnist")).trials) == 35
+    assert "35 configurations" in README
+
+
+def test_files_named_in_the_readme_exist():
+    for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", README):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "qdtune", ROOT / "sweeps")), name
+    for name in (path.name for path in (ROOT / "qdtune").glob("*.py") if path.stem != "__init__"):
+        assert name in README, f"{name} has no line in the README"
+
+
+def test_the_ci_runs_the_readmes_test_command():
+    block = README.split("<!-- test command -->\n```sh\n")[1].split("\n```")[0]
+    assert "pip install torch torchvision -e '.[test]'" in block  # in one resolve, by name
+    assert block.endswith("pytest")
+    assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
+
+
+def rows(trial, accuracy):
+    now = datetime.now(timezone.utc)
+    common = trial.columns | {"state": "ok", "epochs": 15, "finished_at": now, "test_accuracy": 0.5}
+    return [common | {"seed": seed, "val_accuracy": accuracy + 0.01 * seed} for seed in trial.seeds]
+
+
+def test_analysis_snippets_give_the_printed_front(tmp_path, monkeypatch, capsys):
+    trials = plan(load(ROOT / "sweeps" / "grid.yaml").resolve("mnist")).trials
+    store = Store(tmp_path / "runs" / "grid")
+    for n, trial in enumerate(trials):
+        store.write(trial.trial_id, rows(trial, 0.5 + (7 * n % 35) / 100), [], {})
+    front = table_front(store.write_pareto())
+    assert 2 <= front.num_rows <= 10
+    snippets = re.findall(r"```python\n(.*?)```", README.split("<!-- analysis -->")[1], re.DOTALL)
+    assert [snippet.split()[1] for snippet in snippets] == ["duckdb", "pandas", "polars"]
+    monkeypatch.chdir(tmp_path)
+    for snippet in snippets:
+        exec(compile(snippet, "README", "exec"), {})  # as a reader would
+        out = capsys.readouterr().out
+        sizes = [int(m) for m in re.findall(r"^[^\n]*?\b(\d{4,5})\b", out, re.MULTILINE)]
+        assert sizes == front["size_bytes"].to_pylist(), out
