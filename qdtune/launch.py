@@ -118,7 +118,8 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str
 
     from qdtune import sweep
     from qdtune.data import DataError
-    from qdtune.store import NewerSchemaError, RunInUse, StorageError
+    from qdtune.store import RunInUse, StorageError
+    from qdtune.tables import NewerSchemaError
 
     codes = {DataError: 2, NewerSchemaError: 2, ConnectionError: 2, StorageError: 4, RunInUse: 5}
     try:

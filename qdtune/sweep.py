@@ -9,13 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +24,14 @@ from qdtune import data as data_sets
 from qdtune.cluster import Cluster, connect
 from qdtune.plan import Placement, placement, plan
 from qdtune.progress import SweepProgress, console, front_table
+from qdtune.recorder import Recorder
 from qdtune.rules import mistake
 from qdtune.schema import text_of
 from qdtune.spec import Spec, Trial, loads
-from qdtune.store import StorageError, Store, aggregate, table_front
+from qdtune.store import StorageError, Store
+from qdtune.tables import table_front
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
-
-FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
 
 DONE, FAILED_TRIALS, STORAGE = 0, 3, 4  # exit codes; 130 and 143 after a signal
 
@@ -83,96 +79,6 @@ class PlanSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a sweep is resumed by launching it again")
-
-
-class Recorder(tune.Callback):
-    """Writes every finished trial into the store and tells the progress display.
-
-    Nothing it does may raise into Tune, which would abort the sweep: a storage error is kept in `error` and ends
-    the sweep in order.
-    """
-
-    def __init__(
-        self, store: Store, trials: list[Trial], progress: SweepProgress, warmups: Any, known: pa.Table
-    ) -> None:
-        self.store, self.progress, self.warmups, self.known = store, progress, warmups, known
-        self.trials = {trial.trial_id: trial for trial in trials}
-        self.finished: set[str] = set()
-        self.error: StorageError | None = None
-        self.metadata = provenance()
-        self.front_at = 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks, for a restore that never comes
-
-    def _of(self, trial: Any) -> Trial:
-        return self.trials[trial.config["trial_id"]]
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ours = self._of(trial)
-        self.warmups.release.remote(ours.trial_id)  # of an earlier attempt, whose worker was lost
-        self.progress.forget(ours.trial_id)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        ours = self._of(trial)
-        if "error" in result and "state" in result:
-            self._finish(ours, trial, unfinished_rows(ours, result["state"], result["error"]), [])
-        elif "rows" in result:
-            self._finish(ours, trial, result["rows"], result["history"])
-        else:
-            self.progress.update(ours.trial_id, ours.label, result)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ours = self._of(trial)
-        self.warmups.release.remote(ours.trial_id)
-        told = f"worker lost {trial.num_failures} times: {_last_line(trial)}"
-        self._finish(ours, trial, unfinished_rows(ours, "failed", told), [])
-
-    def _finish(self, ours: Trial, trial: Any, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-        rows = [row | {"attempt": trial.num_failures + 1} for row in rows]
-        history = [entry | {"trial_id": ours.trial_id} for entry in history]
-        try:
-            self.store.write(ours.trial_id, rows, history, self.metadata)
-        except StorageError as error:
-            if self.error is None:
-                self.error = error
-                os.kill(os.getpid(), signal.SIGUSR1)  # how Tune is asked to end in order
-            return
-        self.finished.add(ours.trial_id)
-        self.known = pa.concat_tables([self.known, pa.Table.from_pylist(rows, schema=self.known.schema)])
-        front = self.progress.front
-        if time.monotonic() - self.front_at >= FRONT_EVERY_S or front is None:
-            self.front_at = time.monotonic()
-            front = table_front(aggregate(self.known))
-        worst = next((row["state"] for row in rows if row["state"] != "ok"), "ok")
-        self.progress.finish(ours.trial_id, worst, front)
-
-
-def unfinished_rows(trial: Trial, state: str, error: str) -> list[dict[str, Any]]:
-    """One row per seed for a trial that ended without any: what is known before training, and why it ended."""
-    now = datetime.now(timezone.utc)
-    return [
-        trial.columns | {"seed": seed, "state": state, "error": error, "finished_at": now} for seed in trial.seeds
-    ]
-
-
-def provenance() -> dict[str, str]:
-    """Versions and, in a git checkout, the commit: what a row's file says of the program that made it."""
-    found = {name: version(name) for name in ("qdtune", "torch", "ray", "optuna", "pyarrow")}
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
-    return {f"qdtune.version.{name}": v for name, v in found.items()} | {"qdtune.git_commit": commit}
-
-
-def _last_line(trial: Any) -> str:
-    """Ray's own account of a lost worker, in one line."""
-    text = trial.get_error() if trial.pickled_error_file else "no reason given"
-    return " ".join(str(text).split())[:300]
 
 
 def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fresh: bool) -> int:
@@ -249,7 +155,8 @@ def _train(
             .remote(str(store.root / "warmup"))
         )
         varying = {axis for axis in spec.axes if len({trial.config[axis] for trial in trials}) > 1}
-        known = store.trials([trial.trial_id for trial in trials])
+        missing = {trial.trial_id for trial in pending}
+        known = store.trials([trial.trial_id for trial in trials if trial.trial_id not in missing])
         with SweepProgress(out, len(trials), len(trials) - len(pending), varying) as progress:
             recorder = Recorder(store, pending, progress, warmups, known)
             kind = trainable(place, spec=spec, data=data, warmups=warmups, reuse=_reuse(pending, place))

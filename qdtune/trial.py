@@ -56,6 +56,7 @@ class QATTrial(tune.Trainable):
         self._spec, self._data, self._warmups, self._reuse, self._gpu = spec, data, warmups, reuse, gpu
         self._tensors: Tensors | None = None
         self._reports: Iterator[dict[str, Any]] | None = None
+        self._began = 0.0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._reports = None
@@ -65,6 +66,7 @@ class QATTrial(tune.Trainable):
         try:
             if self._reports is None:
                 self._reports = self._start()
+                self._began = time.monotonic()
             report = next(self._reports)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -72,6 +74,13 @@ class QATTrial(tune.Trainable):
         except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
             traceback.print_exc()
             return {"state": "failed", "error": _told(error), "done": True}
+        limit = self._spec.run.trial_timeout_s
+        if "rows" not in report and limit is not None and time.monotonic() - self._began > limit:
+            return {
+                "state": "timeout",
+                "error": f"not finished after {limit:g} s (run.trial_timeout_s)",
+                "done": True,
+            }
         return report | {"done": "rows" in report}
 
     def _start(self) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,8 @@ import pytest
 from qdtune.launch import main
 from qdtune.plan import plan
 from qdtune.spec import load
-from qdtune.store import Store, table_front
+from qdtune.store import Store
+from qdtune.tables import table_front
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,20 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune import store as store_module
-from qdtune.store import (
-    AXES,
-    HISTORY,
-    PARETO,
-    STATES,
-    TRIALS,
-    VERSION_KEY,
-    NewerSchemaError,
-    RunInUse,
-    StorageError,
-    Store,
-    aggregate,
-    table_front,
-)
+from qdtune.store import RunInUse, StorageError, Store
+from qdtune.tables import AXES, HISTORY, PARETO, STATES, TRIALS, VERSION_KEY, NewerSchemaError, aggregate, table_front
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 T_975 = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305}  # Student's t, printed in any table, by degrees of freedom

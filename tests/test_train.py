@@ -11,7 +11,7 @@ from qdtune import train
 from qdtune.cohort import Tensors
 from qdtune.data import load
 from qdtune.schema import Qat, Warmup
-from qdtune.store import HISTORY, TRIALS
+from qdtune.tables import HISTORY, TRIALS
 from qdtune.train import Log, run
 
 
@@ -56,7 +56,12 @@ def test_reports_come_epoch_by_epoch_and_the_last_holds_the_rows(data):
     assert all(set(entry) | {"trial_id"} == set(HISTORY.names) for entry in history)
     assert all(row["state"] == "ok" and row["epochs"] == 4 and row["error"] is None for row in rows)
     assert [row["val_accuracy"] for row in rows] == reports[-1]["val_accuracy"]
-    assert min(row["test_accuracy"] for row in rows) > 0.5  # four classes
+
+
+@pytest.mark.parametrize("bits", [1, 4, 32])
+def test_training_learns(data, bits):
+    trial = a_trial(weight_bits=bits, warmup=Warmup(epochs=8, lr=0.3), qat=Qat(epochs=4, lr=0.03))
+    assert min(row["test_accuracy"] for row in last(trial, data)["rows"]) > 0.8  # of four classes
 
 
 def test_the_same_trial_gives_the_same_numbers(data):

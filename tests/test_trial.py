@@ -130,8 +130,9 @@ def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path):
     from ray import tune
 
     from qdtune.progress import SweepProgress, console
+    from qdtune.recorder import Recorder
     from qdtune.store import Store
-    from qdtune.sweep import PlanSearcher, Recorder
+    from qdtune.sweep import PlanSearcher
     from qdtune.trial import QATTrial, sized
 
     spec = loads(SWEEP, "byhand.yaml")
@@ -165,3 +166,50 @@ def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path):
     assert {trial_id for trial_id, n in attempts.items() if n == 2} == {victim}
     assert isinstance(store.history(), pa.Table)
     assert store.history().num_rows == 2 * 3 * len(trials)  # seeds x epochs, no epoch twice
+
+
+def reports_of(ray, tmp_path, spec, monkeypatch, **changes):
+    """The reports of one trial whose trainable is stepped by hand, without Tune."""
+    from qdtune.trial import QATTrial
+
+    parameters = trial_parameters(ray, tmp_path, spec)
+    trial = QATTrial.__new__(QATTrial)
+    trial.config = plan(spec).trials[0].config
+    trial.setup(trial.config, **parameters, gpu=0.0)
+    for name, value in changes.items():
+        monkeypatch.setattr(f"qdtune.trial.{name}", value)
+    reports = [trial.step()]
+    while not reports[-1]["done"]:
+        reports.append(trial.step())
+    return reports
+
+
+def test_a_trial_over_its_time_ends_as_timeout(ray_here, tmp_path, monkeypatch):
+    spec = loads(SWEEP, "byhand.yaml", ["run.trial_timeout_s=1e-6"])
+    (report,) = reports_of(ray_here, tmp_path, spec, monkeypatch)
+    assert (report["state"], report["error"]) == ("timeout", "not finished after 1e-06 s (run.trial_timeout_s)")
+
+
+def test_a_mistake_in_training_ends_as_failed_and_out_of_memory_as_oom(ray_here, tmp_path, monkeypatch):
+    import torch
+
+    def broken(error):
+        def run(*arguments):
+            yield {"phase": "qat", "epoch": 1}
+            raise error
+
+        return run
+
+    spec = loads(SWEEP, "byhand.yaml")
+    reports = reports_of(ray_here, tmp_path, spec, monkeypatch, run=broken(ValueError("no\nway")))
+    assert reports[-1] == {"state": "failed", "error": "ValueError: no way", "done": True}
+    reports = reports_of(ray_here, tmp_path, spec, monkeypatch, run=broken(torch.OutOfMemoryError("2 GiB")))
+    assert reports[-1] == {"state": "oom", "error": "OutOfMemoryError: 2 GiB", "done": True}
+
+
+def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
+    from qdtune.trial import QATTrial
+
+    trial = QATTrial.__new__(QATTrial)
+    trial.config = plan(loads(SWEEP, "byhand.yaml")).trials[-1].config
+    assert repr(trial) == "QATTrial(d2 w4 identity)"

@@ -1,0 +1,237 @@
+"""The tables of a run folder: their columns, one Parquet file's bytes, and the Pareto table over trials.
+
+Bytes in, tables out, and back: no file is opened here. Nothing unpickles, and extension types, whose readers may run
+code from the file, are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from qdtune.pareto import rank
+from qdtune.schema import AXES
+
+SCHEMA_VERSION = 1  # rises with every column: a file of this version has them all, an older one reads as null
+VERSION_KEY = "qdtune.schema_version"
+
+STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
+# The other states may come out differently another time, so they run again on the next launch.
+FINAL = frozenset({"ok", "pruned", "diverged"})
+
+_AXES = [
+    ("depth", pa.int32()),
+    ("weight_bits", pa.int32()),
+    ("activation", pa.string()),
+    ("act_bits", pa.int32()),
+    ("scale", pa.string()),
+    ("factor_init", pa.string()),
+    ("hidden", pa.string()),
+    ("warmup_lr", pa.float64()),
+    ("qat_lr", pa.float64()),
+]
+TRIALS = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        *_AXES,
+        ("seed", pa.int64()),
+        ("dataset", pa.string()),
+        ("state", pa.string()),
+        ("epochs", pa.int32()),
+        ("train_loss", pa.float64()),
+        ("val_accuracy", pa.float64()),
+        ("test_accuracy", pa.float64()),
+        ("float_val_accuracy", pa.float64()),
+        ("params", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("weight_bytes", pa.int64()),
+        ("scale_bytes", pa.int64()),
+        ("bias_bytes", pa.int64()),
+        ("fp32_bytes", pa.int64()),
+        ("inner_dims", pa.list_(pa.list_(pa.int32()))),
+        ("seconds", pa.float64()),
+        ("device", pa.string()),
+        ("error", pa.string()),
+        ("started_at", pa.timestamp("us", tz="UTC")),
+        ("finished_at", pa.timestamp("us", tz="UTC")),
+        ("attempt", pa.int32()),
+    ]
+)
+
+HISTORY = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("seed", pa.int64()),
+        ("phase", pa.string()),  # warmup | qat
+        ("epoch", pa.int32()),  # 1-based within its phase
+        ("train_loss", pa.float64()),
+        ("val_accuracy", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+_SPREAD = ("", "_std", "_low", "_high")
+PARETO = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        *_AXES,
+        ("dataset", pa.string()),
+        ("n_seeds", pa.int32()),
+        *[(f"val_accuracy{suffix}", pa.float64()) for suffix in _SPREAD],
+        *[(f"test_accuracy{suffix}", pa.float64()) for suffix in _SPREAD],
+        ("size_bytes", pa.int64()),
+        ("params", pa.int64()),
+        ("state", pa.string()),
+        ("epochs", pa.int32()),
+        ("pareto_rank", pa.int32()),
+        ("is_pareto", pa.bool_()),
+    ]
+)
+
+
+class NewerSchemaError(ValueError):
+    """A file of the run folder was written by a newer qdtune."""
+
+
+class DamagedError(ValueError):
+    """A file that cannot be believed."""
+
+
+def aggregate(trials: pa.Table) -> pa.Table:
+    """The Pareto table, one row per configuration: ranked ones first, then by size, whatever the order of `trials`.
+
+    Accuracies are means over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
+    interval clipped to [0, 1], both null below two seeds. Configurations whose every seed is `ok` are ranked by
+    validation accuracy (up) and size (down); the others have no rank. `state` is the worst of the seeds' states.
+
+    Args:
+        trials: rows as `Store.trials` returns them.
+    """
+    # In this order sums round alike and ties stay put, whatever order the rows come in.
+    rows = trials.sort_by([("trial_id", "ascending"), ("seed", "ascending")])
+    ok = pc.equal(rows["state"], "ok")
+    columns = {name: rows[name] for name in ("trial_id", *AXES, "dataset", "size_bytes", "params", "epochs")}
+    columns |= {name: pc.if_else(ok, rows[name], None) for name in ("val_accuracy", "test_accuracy")}
+    columns |= {"ok": ok.cast(pa.int32()), "worst": pc.index_in(rows["state"], pa.array(STATES))}
+    sample = pc.VarianceOptions(ddof=1)
+    groups = (
+        pa.table(columns)
+        .group_by("trial_id", use_threads=False)
+        .aggregate(
+            [(name, "first") for name in (*AXES, "dataset", "size_bytes", "params")]
+            + [("epochs", "max"), ("worst", "max"), ("ok", "sum")]
+            + [(name, "mean") for name in ("val_accuracy", "test_accuracy")]
+            + [(name, "stddev", sample) for name in ("val_accuracy", "test_accuracy")]
+        )
+    )
+    worst = groups["worst_max"].to_numpy()
+    result = {name: groups[f"{name}_first"] for name in (*AXES, "dataset", "size_bytes", "params")}
+    result |= {"trial_id": groups["trial_id"], "n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"]}
+    result |= {"state": pa.array(STATES).take(groups["worst_max"])}
+    result |= _spread(groups, "val_accuracy") | _spread(groups, "test_accuracy")
+    costs = np.column_stack([-_floats(result["val_accuracy"]), _floats(result["size_bytes"])])
+    costs[worst > 0] = np.nan
+    ranks = rank(costs)
+    result |= {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
+    table = pa.table(result).select(PARETO.names).cast(PARETO)
+    return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes")])
+
+
+def table_front(pareto: pa.Table) -> pa.Table:
+    """The rows of a Pareto table that are on the front, by ascending size."""
+    return pareto.filter(pareto["is_pareto"]).sort_by([("size_bytes", "ascending")])
+
+
+def _spread(groups: pa.Table, name: str) -> dict[str, pa.Array]:
+    """Mean, deviation and interval of one accuracy; what is not a number becomes null."""
+    n = groups["ok_sum"].to_numpy()
+    # Accuracies are fractions of a count: at 12 digits equal ones tie, whatever the rounding of their sums.
+    mean, std = (_floats(groups[f"{name}_{of}"]).round(12) for of in ("mean", "stddev"))
+    half = stdtrit(n - 1, 0.975) * std / np.sqrt(np.maximum(n, 1))
+    values = (mean, std, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1))
+    return {f"{name}{suffix}": pa.array(x, from_pandas=True) for suffix, x in zip(_SPREAD, values, strict=True)}
+
+
+def _floats(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
+    """The column as floats, null as NaN."""
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def final_ids(trials: pa.Table) -> set[str]:
+    """The ids of the configurations whose every seed is in a `FINAL` state."""
+    unfinished = pc.invert(pc.is_in(trials["state"], pa.array(FINAL)))
+    return set(trials["trial_id"].to_pylist()) - set(trials.filter(unfinished)["trial_id"].to_pylist())
+
+
+def to_table(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, str]) -> pa.Table:
+    """Rows as a table; pyarrow alone would drop a misspelt column without a word."""
+    if unknown := sorted({key for row in rows for key in row} - set(schema.names)):
+        raise ValueError(f"the columns of a row must be among {', '.join(schema.names)}; got {', '.join(unknown)}")
+    return stamped(pa.Table.from_pylist(rows, schema=schema), metadata)
+
+
+def stamped(table: pa.Table, metadata: dict[str, str]) -> pa.Table:
+    """The table with `metadata` and the schema version in its own."""
+    return table.replace_schema_metadata({**metadata, VERSION_KEY: str(SCHEMA_VERSION)})
+
+
+def check_rows(table: pa.Table, trial_id: str) -> None:
+    """Raises where rows are missing or speak of another configuration: a renamed file counts for nobody."""
+    if others := set(table["trial_id"].to_pylist()) - {trial_id}:
+        raise DamagedError(f"every row must carry trial_id {trial_id!r}, got {sorted(map(str, others))}")
+    if "state" in table.column_names:
+        if table.num_rows == 0:
+            raise DamagedError("a configuration must have one row per seed, got none")
+        if unknown := set(table["state"].to_pylist()) - set(STATES):
+            raise DamagedError(f"state must be one of {', '.join(STATES)}; got {sorted(map(str, unknown))}")
+
+
+def parse(data: bytes, path: Path, schema: pa.Schema) -> pa.Table:
+    """The table in the bytes of a Parquet file, pages checked against checksums, the columns of `schema` first."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        found = file.schema_arrow
+        version = (found.metadata or {}).get(VERSION_KEY.encode(), b"")
+        if not version.isdigit():
+            raise DamagedError(f"the file metadata must hold {VERSION_KEY}, got {version!r}")
+        if int(version) > SCHEMA_VERSION:
+            raise NewerSchemaError(
+                f"{path} must have schema version {SCHEMA_VERSION} or lower, got {int(version)}: upgrade qdtune"
+            )
+        if int(version) == SCHEMA_VERSION and (missing := set(schema.names) - set(found.names)):
+            raise DamagedError(f"columns missing: {', '.join(sorted(missing))}")
+        plain = found.remove_metadata()
+        if b"ARROW:extension:name" in plain.serialize().to_pybytes():  # their readers may run code from the file
+            raise DamagedError("columns must be of plain types, got an extension type")
+        merge(schema, plain, schema)
+        table = file.read(use_threads=False)
+        if table.num_rows != file.metadata.num_rows:
+            raise DamagedError(f"{file.metadata.num_rows} rows promised, {table.num_rows} found")
+        return pa.concat_tables([schema.empty_table(), table.replace_schema_metadata()], promote_options="permissive")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"unreadable: {str(error).splitlines()[0]}") from error
+
+
+def merge(merged: pa.Schema, found: pa.Schema, known: pa.Schema) -> pa.Schema:
+    """Both schemas in one, columns unknown to us last; a known column keeps its type."""
+    try:
+        unified = pa.unify_schemas([merged, found], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DamagedError(str(error).splitlines()[0]) from error
+    if changed := [field.name for field in known if unified.field(field.name).type != field.type]:
+        raise DamagedError(f"columns of another type than theirs: {', '.join(changed)}")
+    return unified
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """The table as the bytes of a Parquet file, with checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
