@@ -60,7 +60,7 @@ def test_reports_come_epoch_by_epoch_and_the_last_holds_the_rows(data):
 
 @pytest.mark.parametrize("bits", [1, 4, 32])
 def test_training_learns(data, bits):
-    trial = a_trial(weight_bits=bits, warmup=Warmup(epochs=8, lr=0.3), qat=Qat(epochs=4, lr=0.03))
+    trial = a_trial(depth=1, weight_bits=bits, warmup=Warmup(epochs=8, lr=0.3), qat=Qat(epochs=4, lr=0.03))
     assert min(row["test_accuracy"] for row in last(trial, data)["rows"]) > 0.8  # of four classes
 
 
