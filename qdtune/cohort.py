@@ -242,7 +242,9 @@ class Cohort:
             self.step(
                 self.params, self.buffers, self.state, losses, self.data.train_x, self.data.train_y, batch, rate
             )
-        return (losses / self.steps).tolist()
+        # The last step may have spoilt the weights after the last loss was taken.
+        numbers = torch.cat([p.reshape(len(losses), -1) for p in self.params.values()], dim=1)
+        return torch.where(numbers.isfinite().all(1), losses / self.steps, torch.nan).tolist()
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> list[float]:

@@ -131,14 +131,16 @@ def _warm_up(
     if blob is None:
         cohort = _cohort(replicas, base, data, "warmup", reuse)
         for epoch in range(trial.warmup.epochs):
-            yield _epoch(cohort, "warmup", epoch, log)
+            if len(log.dead) < len(trial.seeds):
+                yield _epoch(cohort, "warmup", epoch, log)
         cohort.unstack(replicas)
         warmups.keep(base.warmup_id, pack_warmup(replicas, log))
     else:
         unpack_warmup(blob, replicas, log)
     if svd:
-        for replica in replicas:
-            decompose(replica, trial.depth, trial.activation, "svd")
+        for k, replica in enumerate(replicas):
+            # An ended replica has no singular values; it only keeps its place in the stack.
+            decompose(replica, trial.depth, trial.activation, "default" if k in log.dead else "svd")
     return replicas
 
 

@@ -164,6 +164,19 @@ def test_optimisers_are_torchs(name):
     torch.testing.assert_close(ours["w"], weight.detach())
 
 
+def test_weights_spoilt_by_the_last_step_end_a_replica(data):
+    cohort = a_cohort(a_trial(), data, (0, 1))
+
+    def step(params, buffers, state, losses, x, y, batch, lr):
+        losses += 1.0
+        params["2.factors.1.bias"][1, 0] = float("inf")
+
+    cohort.step = step
+    first, second = cohort.train(0)
+    assert first == pytest.approx(1.0)
+    assert second != second
+
+
 def test_cosine_schedule_falls_from_the_rate_to_zero(data):
     cohort = a_cohort(a_trial(qat=Qat(epochs=4, lr=0.2, schedule="cosine")), data, (0,))
     rates = torch.cat([cohort.rates(epoch) for epoch in range(4)])

@@ -99,6 +99,12 @@ def test_svd_shares_the_undivided_warmup_between_depths(data):
     assert warmups.trained == 1
 
 
+def test_svd_of_a_warmup_that_diverged_is_diverged(data):
+    report = last(a_trial(factor_init="svd", activation="identity", warmup=Warmup(epochs=3, lr=1e30)), data)
+    assert [row["state"] for row in report["rows"]] == ["diverged"] * 3
+    assert len(report["history"]) == 3  # one epoch each: nobody is left to train
+
+
 def test_a_kept_warmup_is_safetensors(data):
     warmups = Kept()
     last(a_trial(), data, warmups)
