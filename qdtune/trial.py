@@ -126,5 +126,6 @@ def sized(kind: type[tune.Trainable], place: Placement) -> type[tune.Trainable]:
     def default_resource_request(cls: type[tune.Trainable], config: dict[str, Any]) -> PlacementGroupFactory:
         return PlacementGroupFactory([bundle])
 
+    kind.__qualname__ = kind.__name__  # which process titles show
     kind.default_resource_request = classmethod(default_resource_request)  # type: ignore[assignment]
     return kind
