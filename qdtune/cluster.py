@@ -68,11 +68,16 @@ def _token_file() -> Path:
     return path
 
 
+class NoClusterError(ValueError):
+    """No cluster answers where the user says there is one."""
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on: CPUs of the largest node and in all, GPUs in all, the dashboard's URL or None."""
+    """What there is to run on: CPUs and GPUs of the largest node and in all, the dashboard's URL or None."""
 
     node_cpus: int
+    node_gpus: int
     cpus: int
     gpus: int
     dashboard: str | None
@@ -87,7 +92,7 @@ def connect(address: str | None, data_bytes: int) -> Iterator[Cluster]:
         data_bytes: size of the data set, which the object store has to hold.
 
     Raises:
-        ConnectionError: no cluster answers at `address`.
+        NoClusterError: no cluster answers at `address`.
     """
     import ray
 
@@ -101,15 +106,19 @@ def connect(address: str | None, data_bytes: int) -> Iterator[Cluster]:
             **quiet,
         )
     else:
-        context = ray.init(address=address, **quiet)
+        try:
+            context = ray.init(address=address, **quiet)
+        except ConnectionError:
+            raise NoClusterError(f"no Ray cluster answers at {address} (leave it out to start Ray here)") from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
         url = context.dashboard_url
         yield Cluster(
             node_cpus=max(cpus, default=0),
+            node_gpus=max(gpus, default=0),
             cpus=sum(cpus),
-            gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+            gpus=sum(gpus),
             dashboard=f"http://{url}" if url else None,
         )
     finally:

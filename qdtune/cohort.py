@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,11 +128,6 @@ def make_step(template: nn.Module, optimizer: str, momentum: float) -> Callable[
         loss_sum.add_(loss)
 
     return step
-
-
-def has_compiler() -> bool:
-    """Whether a C++ compiler is there for torch.compile; without one every step runs eagerly."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
 # --- shapes, and the compiled step of each -----------------------------------------------------------------
@@ -258,7 +251,7 @@ class Cohort:
         for rows, labels in zip(x.split(EVAL_ROWS), y.split(EVAL_ROWS), strict=True):
             answers = vmap(predict, in_dims=(0, 0, None))(self.params, self.buffers, normalise(rows))
             hits += (answers == labels).sum(-1)
-        return (hits / len(y)).tolist()
+        return [count / len(y) for count in hits.tolist()]  # as doubles: equal counts give equal means
 
     def unstack(self, replicas: list[nn.Module]) -> None:
         """Copies the numbers back into the modules."""

@@ -101,7 +101,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     data_dir = arguments.data_dir or default_root()
     with _blaming(arguments.sweep):
         planned = plan(spec.resolve(spec.data.dataset[0]))
-        address = arguments.address or os.environ.get("RAY_ADDRESS")
+        address = arguments.address or os.environ.get("RAY_ADDRESS") or None
         if arguments.dry_run or address is None:
             placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), spec.run.max_concurrent_trials)
     if arguments.dry_run:
@@ -121,7 +121,7 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str
     from qdtune.store import RunInUse, StorageError
     from qdtune.tables import NewerSchemaError
 
-    codes = {DataError: 2, NewerSchemaError: 2, ConnectionError: 2, StorageError: 4, RunInUse: 5}
+    codes = {DataError: 2, NewerSchemaError: 2, cluster.NoClusterError: 2, StorageError: 4, RunInUse: 5}
     try:
         return sweep.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, address=address, fresh=arguments.fresh)
     except tuple(codes) as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -121,6 +123,8 @@ def warmups_first(trials: Iterable[Trial]) -> list[Trial]:
 
 def _warmup(trial: Trial) -> Point:
     # What warmup_id hashes, less what is the same all over a sweep: a hash per trial would take seconds.
+    if trial.factor_init == "svd":  # one for all depths, as `Trial.warmup_base` has it
+        return ("svd", trial.hidden, trial.warmup.lr)
     return (trial.depth, trial.activation, trial.factor_init, trial.hidden, trial.warmup.lr)
 
 
@@ -214,6 +218,11 @@ def _limit(text: str) -> Callable[[Trial], bool]:
 
 def _rule_text(rule: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis}: {text_of(value)}" for axis, value in rule.items())
+
+
+def has_compiler() -> bool:
+    """Whether the C++ compiler that torch.compile calls is there; without it every training step runs eagerly."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -22,7 +23,15 @@ LIVE_FRONT_ROWS = 8
 def console() -> Console:
     """Stdout; where it is no terminal, tables have 80 columns and sentences stay on one line, as a log wants them."""
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else 80, highlight=False, soft_wrap=not terminal)
+    # No markup: square brackets in a path are the user's own.
+    return _Console(width=None if terminal else 80, highlight=False, markup=False, soft_wrap=not terminal)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that went away, as in `| head`, must not end the sweep; nothing is printed from here on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:

@@ -106,8 +106,10 @@ class Quantizer(nn.Module):
         fixed = x.detach()
         low, high = torch.aminmax(fixed)
         spread, mean = high - low, fixed.abs().mean()
-        # The gradient of a learned step is scaled down by sqrt(N * Q): Esser et al. 2020, section 2.2.
-        damping = 1 / (math.sqrt(x.numel()) * self.levels.sqrt())
+        # The gradient of a learned step is scaled down by sqrt(N * Q), with N weights, or features of one sample:
+        # Esser et al. 2020, section 2.2.
+        count = x[0].numel() if self.observe else x.numel()
+        damping = 1 / (math.sqrt(count) * self.levels.sqrt())
         learned = self.step.abs() * damping
         learned = learned + (self.step.abs() - learned).detach()
         step = self.mix[0] * spread + self.mix[1] * mean + self.mix[2] * learned

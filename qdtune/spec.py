@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 from types import NoneType
@@ -39,7 +39,6 @@ from qdtune.schema import (
     NumberAxis,
     Parameters,
     Phase,
-    Qat,
     Rate,
     Resources,
     Run,
@@ -47,7 +46,6 @@ from qdtune.schema import (
     Seed,
     Several,
     Train,
-    Warmup,
     Widths,
     ready,
     text_of,
@@ -170,6 +168,8 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     elif spec.train.batch_size > left:
         given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
         yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
+    if spec.model.batch_norm and spec.train.batch_size == 1:
+        yield ("train", "batch_size"), "1 is not allowed with batch_norm: true (at least 2, to have a variance)"
     for i, rule in enumerate(spec.exclude):
         if not rule:
             yield ("exclude", i), "names no axis (it would exclude everything)"
@@ -314,9 +314,16 @@ class Trial:
         return _digest(self.to_dict())
 
     @property
+    def warmup_base(self) -> Trial:
+        """What is warmed up: this network, or with `svd` the undivided one, for all depths, which is split then."""
+        if self.factor_init != "svd":
+            return self
+        return replace(self, depth=1, activation="identity", factor_init="default")
+
+    @property
     def warmup_id(self) -> str:
         """As `trial_id`, over what the float warm-up depends on: neither bits nor scale nor QAT."""
-        data = self.to_dict()
+        data = self.warmup_base.to_dict()
         return _digest({key: data[key] for key in data.keys() - {"weight_bits", "act_bits", "scale", "qat"}})
 
     @property
@@ -356,23 +363,10 @@ class Trial:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the trial back."""
+        """JSON-able: what `trial_id` hashes."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
         return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
-        """The trial whose `to_dict` gave `data`."""
-        return cls(
-            **{
-                **data,
-                "hidden": tuple(data["hidden"]),
-                "seeds": tuple(data["seeds"]),
-                "warmup": Warmup(**data["warmup"]),
-                "qat": Qat(**data["qat"]),
-            }
-        )
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -62,16 +62,15 @@ class Store:
         Raises:
             StorageError: the folder cannot be written.
         """
-        _commit(self.root / "sweep.yaml", sweep_yaml.encode())
+        commit(self.root / "sweep.yaml", sweep_yaml.encode())
 
-    def sweep_yaml(self) -> str | None:
-        """The text of `sweep.yaml`; None where the folder holds none yet.
+    def sweep_yaml(self) -> bytes | None:
+        """What `sweep.yaml` holds; None where the folder has none yet.
 
         Raises:
             StorageError: the file is there but cannot be read.
         """
-        data = _read(self.root / "sweep.yaml")
-        return None if data is None else data.decode()
+        return _read(self.root / "sweep.yaml")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -159,7 +158,7 @@ class Store:
             with _storage(path):
                 path.replace(f"{path}.damaged")
         for folder, table in tables:  # the trials file comes last, because its presence says "done"
-            _commit(self.root / folder / f"{trial_id}.parquet", to_bytes(table))
+            commit(self.root / folder / f"{trial_id}.parquet", to_bytes(table))
         return True
 
     def trials(self, ids: Collection[str] | None = None) -> pa.Table:
@@ -180,7 +179,7 @@ class Store:
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
         """Writes `pareto.parquet` over all configurations, or those of `ids`, and returns it; else like `trials`."""
         table = aggregate(self.trials(ids))
-        _commit(self.root / "pareto.parquet", to_bytes(stamped(table, {})))
+        commit(self.root / "pareto.parquet", to_bytes(stamped(table, {})))
         return table
 
     def _scan(self, folder: str, schema: pa.Schema, ids: Collection[str] | None) -> tuple[pa.Table, list[str]]:
@@ -222,7 +221,7 @@ def _read(path: Path) -> bytes | None:
     return None
 
 
-def _commit(path: Path, data: bytes) -> None:
+def commit(path: Path, data: bytes) -> None:
     """Makes the file hold the data, whole or not at all, and durable before it returns."""
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _storage(path):

@@ -19,10 +19,11 @@ import pyarrow as pa
 import ray
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import data as data_sets
 from qdtune.cluster import Cluster, connect
-from qdtune.plan import Placement, placement, plan
+from qdtune.plan import Placement, has_compiler, placement, plan
 from qdtune.progress import SweepProgress, console, front_table
 from qdtune.recorder import Recorder
 from qdtune.rules import mistake
@@ -114,10 +115,16 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
         for line in store.damaged:
             out.print(f"damaged, runs again: {line}", style="yellow")
         out.print(
-            f"[bold]{spec.name}[/]: {len(planned.trials)} configurations x {len(spec.seeds)} seeds on {data.name} "
+            f"{spec.name}: {len(planned.trials)} configurations x {len(spec.seeds)} seeds on {data.name} "
             f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples); "
-            f"{len(planned.trials) - len(pending)} done before"
+            f"{len(planned.trials) - len(pending)} done before",
+            style="bold",
         )
+        if pending and not has_compiler():
+            out.print(
+                "no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly",
+                style="yellow",
+            )
         for note in notes:
             out.print(f"WARNING: {note}", style="bold white on red")
         stopped, error = None, None
@@ -132,7 +139,7 @@ def _check_same_sweep(store: Store, spec: Spec) -> None:
     text = store.sweep_yaml()
     if text is None:
         return
-    old = loads(text.encode(), str(store.root / "sweep.yaml")).result_settings()
+    old = loads(text, str(store.root / "sweep.yaml")).result_settings()
     new = spec.result_settings()
     changed = [f"{key}: {old.get(key)} there, {new[key]} now" for key in new if old.get(key) != new[key]]
     if changed:
@@ -149,27 +156,26 @@ def _train(
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(address, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
         place = _place(spec, cluster, len(pending), out)
-        warmups = (
-            ray.remote(WarmupFolder)
-            .options(num_cpus=0, name=f"warmups {spec.name}")
-            .remote(str(store.root / "warmup"))
-        )
+        warmups = _warmup_actor(store)
         varying = {axis for axis in spec.axes if len({trial.config[axis] for trial in trials}) > 1}
         missing = {trial.trial_id for trial in pending}
         known = store.trials([trial.trial_id for trial in trials if trial.trial_id not in missing])
         with SweepProgress(out, len(trials), len(trials) - len(pending), varying) as progress:
-            recorder = Recorder(store, pending, progress, warmups, known)
-            kind = trainable(place, spec=spec, data=data, warmups=warmups, reuse=_reuse(pending, place))
-            _tune(spec, kind, pending, place, recorder, scratch)
+            recorder = Recorder(store, pending, progress, warmups, known, stopped)
+            kind = trainable(place, spec=spec, data=data, warmups=warmups)
+            if not stopped:
+                _tune(spec, kind, pending, place, recorder, scratch)
         return (stopped[0] if stopped else None), recorder.error
 
 
 def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     """How many trials run at once, and where to look: printed before anything runs."""
-    if spec.resources.cpu > cluster.node_cpus:
-        raise mistake(
-            f"{spec.resources.cpu:g} CPUs per trial asked, largest node has {cluster.node_cpus}", "resources", "cpu"
-        )
+    for kind, asked, there in (
+        ("cpu", spec.resources.cpu, cluster.node_cpus),
+        ("gpu", spec.resources.gpu if cluster.node_gpus else 0, cluster.node_gpus),
+    ):
+        if asked > there:
+            raise mistake(f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}", "resources", kind)
     place = placement(spec.resources, cluster.cpus, cluster.gpus, spec.run.max_concurrent_trials)
     for note in place.notes:
         out.print(note, style="yellow")
@@ -180,21 +186,22 @@ def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     return place
 
 
-def _reuse(pending: list[Trial], place: Placement) -> float:
-    """How many trials of one graph a worker will train, on average: what a compilation is shared by."""
-    graphs = {(t.hidden, t.depth, t.activation, t.weight_bits == 32, t.act_bits is None) for t in pending}
-    return max(1.0, len(pending) / len(graphs) / place.concurrent)
+def _warmup_actor(store: Store) -> Any:
+    """The actor that keeps the warm-ups, on this node, where the run folder is; started again if it is lost."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(WarmupFolder).options(**options).remote(str((store.root / "warmup").resolve()))
 
 
 def _tune(
     spec: Spec, kind: type[tune.Trainable], pending: list[Trial], place: Placement, recorder: Recorder, scratch: str
 ) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by the recorder, in a line
     # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
     tuner = tune.Tuner(
         kind,
-        param_space=param_space(spec),
+        param_space=param_space(spec),  # for what looks at a Tuner; the searcher suggests whole configurations
         tune_config=tune.TuneConfig(
             search_alg=PlanSearcher(pending),
             num_samples=len(pending),
@@ -228,11 +235,8 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         if len(received) > 1:
             os._exit(128 + number)
-        os.kill(os.getpid(), signal.SIGUSR1)
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Until Tune sets its own handler for it, this one would end the process.
-    old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         yield received
     finally:
@@ -266,7 +270,9 @@ def _report(
     if error:
         raise error
     if missing := states.count("missing"):
-        why = f"stopped by {signal.Signals(stopped).name}" if stopped else "the time budget is spent"
+        why = f"stopped by {signal.Signals(stopped).name}" if stopped else "ended early"
+        if spec.run.time_budget_s and not stopped:
+            why = "the time budget is spent"
         out.print(f"{why}: {missing} of {len(trials)} configurations are left; the same command finishes them")
         return 128 + stopped if stopped else FAILED_TRIALS
     return DONE if set(states) <= {"ok", "pruned", "diverged"} else FAILED_TRIALS

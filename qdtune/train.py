@@ -1,6 +1,6 @@
 """One configuration from its initial weights to its rows: float warm-up, quantisation-aware training, test.
 
-The warm-up depends on everything but bits and step sizes, so it is trained once and shared; see `Warmups`.
+The warm-up depends on neither bits, step sizes nor QAT, so it is trained once and shared; see `Warmups`.
 Source of the recipe: the notebook (five epochs of float training, then ten with every layer quantised).
 """
 
@@ -9,23 +9,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from qdtune import models
-from qdtune.cohort import Cohort, Shape, Tensors, generator, has_compiler, normalise
+from qdtune.cohort import Cohort, Shape, Tensors, generator, normalise
 from qdtune.decompose import FactoredLinear, decompose
+from qdtune.plan import has_compiler
 from qdtune.quantize import calibrate, ledger, quantize
 from qdtune.spec import Trial
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
-COMPILE_FROM = 1500  # steps; compiling costs 20 s, from the cache on disk 4 s, and saves 5 to 10 ms a step (one core)
+# From this many steps on a phase is compiled: that costs 20 s, or 4 s from the cache on disk, and saves 5 to 10 ms a
+# step (one core). The trial alone decides, so that one that is run again later gives the same numbers.
+COMPILE_FROM = 800
 
 
 class Warmups(Protocol):
@@ -68,7 +72,7 @@ class Log:
         return [e for e in self.entries if e["seed"] == seed]
 
 
-def run(trial: Trial, data: Tensors, warmups: Warmups, reuse: float = 1.0) -> Iterator[dict[str, Any]]:
+def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any]]:
     """Trains one configuration, one report per epoch; the last report holds `rows` and `history` for the store.
 
     A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, and per replica `train_loss` and
@@ -78,17 +82,15 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, reuse: float = 1.0) -> It
         trial: the configuration.
         data: on the device that shall do the work.
         warmups: where float warm-ups are kept.
-        reuse: how many trials of one shape this process is expected to train, which decides whether compiling
-            the step pays (`COMPILE_FROM`).
     """
     started = datetime.now(timezone.utc)
     log = Log(trial.seeds)
-    replicas = yield from _warm_up(trial, data, warmups, log, reuse)
-    floats = _cohort(replicas, trial, data, "warmup", reuse).accuracy(data.val_x, data.val_y)
+    replicas = yield from _warm_up(trial, data, warmups, log)
+    floats = _cohort(replicas, trial, data, "warmup").accuracy(data.val_x, data.val_y)
     for replica in replicas:
         quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
         calibrate(replica, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
-    cohort = _cohort(replicas, trial, data, "qat", reuse)
+    cohort = _cohort(replicas, trial, data, "qat")
     report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0}
     for epoch in range(trial.qat.epochs):
         if len(log.dead) == len(trial.seeds):
@@ -100,10 +102,10 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, reuse: float = 1.0) -> It
     yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "history": log.entries}
 
 
-def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str, reuse: float) -> Cohort:
+def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
     steps = phase.epochs * (len(data.train_x) // trial.batch_size)
-    compiled = steps * reuse >= COMPILE_FROM and has_compiler()
+    compiled = steps >= COMPILE_FROM and has_compiler()
     return Cohort(replicas, Shape.of(trial, data, name), phase, trial.seeds, name, data, trial.batch_size, compiled)
 
 
@@ -115,29 +117,23 @@ def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
 
 
 def _warm_up(
-    trial: Trial, data: Tensors, warmups: Warmups, log: Log, reuse: float
+    trial: Trial, data: Tensors, warmups: Warmups, log: Log
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
-    """The K float replicas from which QAT starts: taken from `warmups`, or trained and kept there.
-
-    With `svd` it is the undivided network that is warmed up, once for all depths, and then split.
-    """
-    svd = trial.factor_init == "svd"
-    base = replace(trial, depth=1, activation="identity", factor_init="default") if svd else trial
+    """The K float replicas from which QAT starts: taken from `warmups`, or trained and kept there."""
+    base = trial.warmup_base
     replicas: list[nn.Module] = []
     for seed in trial.seeds:
         model = models.mlp(data.inputs, trial.hidden, data.classes, batch_norm=trial.batch_norm, seed=seed)
         replicas.append(decompose(model, base.depth, base.activation, base.factor_init, generator("init", seed)))
     blob = warmups.claim(base.warmup_id)
-    if blob is None:
-        cohort = _cohort(replicas, base, data, "warmup", reuse)
+    if blob is None or not unpack_warmup(blob, replicas, log):
+        cohort = _cohort(replicas, base, data, "warmup")
         for epoch in range(trial.warmup.epochs):
             if len(log.dead) < len(trial.seeds):
                 yield _epoch(cohort, "warmup", epoch, log)
         cohort.unstack(replicas)
         warmups.keep(base.warmup_id, pack_warmup(replicas, log))
-    else:
-        unpack_warmup(blob, replicas, log)
-    if svd:
+    if base is not trial:
         for k, replica in enumerate(replicas):
             # An ended replica has no singular values; it only keeps its place in the stack.
             decompose(replica, trial.depth, trial.activation, "default" if k in log.dead else "svd")
@@ -157,9 +153,12 @@ def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
     return safetensors.torch.save(tensors | curves)
 
 
-def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> None:
-    """Puts a kept warm-up into fresh replicas and its curves into the log."""
-    tensors = safetensors.torch.load(blob)
+def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> bool:
+    """Puts a kept warm-up into fresh replicas and its curves into the log; False where the file is damaged."""
+    try:
+        tensors = safetensors.torch.load(blob)
+    except safetensors.SafetensorError:
+        return False
     points, owners = tensors.pop("/points").tolist(), tensors.pop("/owners").tolist()
     for k, replica in enumerate(replicas):
         replica.load_state_dict({name: t[k] for name, t in tensors.items()})
@@ -172,6 +171,7 @@ def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> None:
             entry |= {"train_loss": loss, "val_accuracy": accuracy}
         log.entries.append(entry)
     log.shared = True
+    return True
 
 
 def _rows(

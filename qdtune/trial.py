@@ -29,7 +29,7 @@ class SharedWarmups:
     """The sweep's `WarmupFolder` as one trial sees it: a claim waits while another trial trains."""
 
     def __init__(self, folder: Any, holder: str) -> None:
-        self.folder, self.holder = folder, holder
+        self.folder, self.holder, self.waited_s = folder, holder, 0.0
 
     def claim(self, key: str) -> bytes | None:
         while True:
@@ -37,6 +37,7 @@ class SharedWarmups:
             if answer != "wait":
                 return blob
             time.sleep(POLL_S)
+            self.waited_s += POLL_S
 
     def keep(self, key: str, blob: bytes) -> None:
         ray.get(self.folder.keep.remote(key, blob))
@@ -50,10 +51,10 @@ class QATTrial(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
-        self, config: dict[str, Any], *, spec: Spec, data: Data, warmups: Any, reuse: float, gpu: float
+        self, config: dict[str, Any], *, spec: Spec, data: Data, warmups: Any, cpu: float, gpu: float
     ) -> None:
         # Ray also sets up actors that a reused one has already replaced: nothing heavy may happen here.
-        self._spec, self._data, self._warmups, self._reuse, self._gpu = spec, data, warmups, reuse, gpu
+        self._spec, self._data, self._folder, self._cpu, self._gpu = spec, data, warmups, cpu, gpu
         self._tensors: Tensors | None = None
         self._reports: Iterator[dict[str, Any]] | None = None
         self._began = 0.0
@@ -65,17 +66,16 @@ class QATTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             if self._reports is None:
-                self._reports = self._start()
                 self._began = time.monotonic()
+                self._reports = self._start()
             report = next(self._reports)
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            return {"state": "oom", "error": _told(error), "done": True}
+            return self._ended("oom", error)
         except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
             traceback.print_exc()
-            return {"state": "failed", "error": _told(error), "done": True}
-        limit = self._spec.run.trial_timeout_s
-        if "rows" not in report and limit is not None and time.monotonic() - self._began > limit:
+            return self._ended("failed", error)
+        limit, taken = self._spec.run.trial_timeout_s, time.monotonic() - self._began - self._warmups.waited_s
+        if "rows" not in report and limit is not None and taken > limit:
             return {
                 "state": "timeout",
                 "error": f"not finished after {limit:g} s (run.trial_timeout_s)",
@@ -83,13 +83,24 @@ class QATTrial(tune.Trainable):
             }
         return report | {"done": "rows" in report}
 
+    def _ended(self, state: str, error: BaseException) -> dict[str, Any]:
+        self._reports = None
+        error.__traceback__ = None  # its frames hold tensors, too
+        torch.cuda.empty_cache()
+        return {
+            "state": state,
+            "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
+            "done": True,
+        }
+
     def _start(self) -> Iterator[dict[str, Any]]:
         # One thread unless the trial holds more: two on a busy machine were 30 to 60 times slower (measured).
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        torch.set_num_threads(max(1, int(self._cpu)))
         if self._tensors is None:
             self._tensors = Tensors.of(self._data, self._device())
         trial = make_trial(self._spec, self.config)
-        return run(trial, self._tensors, SharedWarmups(self._warmups, trial.trial_id), self._reuse)
+        self._warmups = SharedWarmups(self._folder, trial.trial_id)
+        return run(trial, self._tensors, self._warmups)
 
     def _device(self) -> torch.device:
         if not (self._gpu and torch.cuda.is_available()):
@@ -105,18 +116,14 @@ class QATTrial(tune.Trainable):
         return f"QATTrial(d{c.get('depth')} w{c.get('weight_bits')}{inputs} {c.get('activation')})"
 
 
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
 def trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
     """`QATTrial` with its parameters in the object store, once per node, and with its share of a machine.
 
     Args:
         place: the CPUs and the fraction of a GPU that each trial gets.
-        parameters: `spec`, `data`, `warmups` and `reuse` of `QATTrial.setup`.
+        parameters: `spec`, `data` and `warmups` of `QATTrial.setup`.
     """
-    return sized(tune.with_parameters(QATTrial, gpu=place.gpu, **parameters), place)
+    return sized(tune.with_parameters(QATTrial, cpu=place.cpu, gpu=place.gpu, **parameters), place)
 
 
 def sized(kind: type[tune.Trainable], place: Placement) -> type[tune.Trainable]:

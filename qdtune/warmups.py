@@ -7,9 +7,10 @@ workers on other machines need no file system in common with it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
+
+from qdtune.store import commit
 
 Answer = Literal["kept", "train", "wait"]
 
@@ -35,15 +36,11 @@ class WarmupFolder:
         return "wait", None
 
     def keep(self, key: str, blob: bytes) -> None:
-        """Keeps a trained warm-up: the file appears whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Keeps a trained warm-up: the file appears whole or not at all. One there before was damaged: set aside."""
         path = self._path(key)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        if path.exists():
+            path.replace(f"{path}.damaged")
+        commit(path, blob)
         self.training.pop(key, None)
 
     def release(self, holder: str) -> None:

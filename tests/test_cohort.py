@@ -208,7 +208,7 @@ def test_accuracy_is_counted_sample_by_sample(data):
         hits = sum(
             int(replica(normalise(x[None])).argmax() == y) for x, y in zip(data.val_x, data.val_y, strict=True)
         )
-        assert cohort.accuracy(data.val_x, data.val_y)[k] == pytest.approx(hits / len(data.val_y))
+        assert cohort.accuracy(data.val_x, data.val_y)[k] == hits / len(data.val_y)  # exactly, or ties are lost
 
 
 def test_the_global_generator_is_left_alone(data):

@@ -107,6 +107,16 @@ def test_steps_never_vanish():
         assert torch.isfinite(quantizer(torch.zeros(5))).all()
 
 
+def test_lsq_step_of_activations_is_damped_by_features_not_by_the_batch():
+    gradients = []
+    for batch in (sample(4, 10), sample(4, 10).repeat(5, 1)):
+        quantizer = Quantizer(3, "lsq", observe=True)
+        quantizer.start(batch)
+        quantizer(batch).mean(0).sum().backward()
+        gradients.append(quantizer.step.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_unknown_scale_and_bits_are_refused():
     with pytest.raises(ValueError, match="scale must be one of minmax, absmean, lsq, got 'max'"):
         scale_mix(4, "max")

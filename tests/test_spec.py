@@ -539,19 +539,18 @@ def test_trial_id_changes_with_every_field(name: str) -> None:
     assert (other.warmup_id == TRIAL.warmup_id) is shared
 
 
+def test_svd_shares_one_warmup_between_depths_and_activations() -> None:
+    trials = [replace(TRIAL, factor_init="svd", depth=d, activation=a) for d in (1, 2, 3) for a in ("relu", "tanh")]
+    assert len({trial.warmup_id for trial in trials}) == 1
+    undivided = replace(TRIAL, factor_init="default", depth=1, activation="identity")
+    assert {trial.warmup_id for trial in trials} == {undivided.warmup_id}
+    assert len({trial.trial_id for trial in trials}) == 6
+
+
 def test_trial_ids_change_with_the_results_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = TRIAL.trial_id, TRIAL.warmup_id
     monkeypatch.setattr(spec_module, "RESULTS_VERSION", 2)
     assert not {TRIAL.trial_id, TRIAL.warmup_id} & set(before)
-
-
-def test_trial_survives_json_in_any_order() -> None:
-    items = list(json.loads(json.dumps(TRIAL.to_dict())).items())
-    random.Random(1).shuffle(items)
-    again = Trial.from_dict(dict(items))
-    assert again == TRIAL
-    assert again.trial_id == TRIAL.trial_id
-    assert hash(again) == hash(TRIAL)
 
 
 def test_trial_id_does_not_see_how_a_number_was_written() -> None:

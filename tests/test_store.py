@@ -103,9 +103,9 @@ def test_an_empty_folder_reads_as_nothing(store):
 
 def test_create_keeps_the_sweep_text(store):
     store.create("name: grün\n")
-    assert store.sweep_yaml() == "name: grün\n"
+    assert store.sweep_yaml() == "name: grün\n".encode()
     store.create("name: other\n")
-    assert store.sweep_yaml() == "name: other\n"
+    assert store.sweep_yaml() == b"name: other\n"
 
 
 @pytest.mark.parametrize(

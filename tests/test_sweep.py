@@ -50,11 +50,12 @@ def finished(command):
     return {path.name: path.stat().st_mtime_ns for path in (command.folder / "trials").glob("*.parquet")}
 
 
+@pytest.mark.timeout(300)
 def test_a_sweep_runs_to_its_table_and_then_runs_only_what_is_missing(command):
     code, out, err = command()
     assert (code, err) == (0, "")
     assert "4 configurations x 2 seeds on synthetic" in out
-    assert "no GPU here" in out or "GPU" in out
+    assert "trials at a time, " in out
     assert "Ray dashboard: http://127.0.0.1:" in out
     assert "4/4 done" in out
     assert "Pareto front of 4 configurations" in out
@@ -89,6 +90,30 @@ def test_a_sweep_runs_to_its_table_and_then_runs_only_what_is_missing(command):
     assert len(finished(command)) == 2
 
 
+@pytest.mark.timeout(300)
+def test_ctrl_c_before_the_first_trial_is_not_lost(command):
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=200)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "trials at a time" in line:  # our handlers are set, Tune's are not
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 130, (out, err)
+    assert "16 of 16 configurations are left" in out
+
+
+@pytest.mark.timeout(300)
+def test_a_reader_that_goes_away_does_not_end_the_sweep(command):
+    process = command.start()
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=110) == 0
+    assert len(finished(command)) == 4
+
+
+@pytest.mark.timeout(300)
 def test_ctrl_c_ends_in_order_and_the_same_command_finishes(command):
     process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=40)
     deadline = time.monotonic() + 100

@@ -100,9 +100,22 @@ def test_svd_shares_the_undivided_warmup_between_depths(data):
 
 
 def test_svd_of_a_warmup_that_diverged_is_diverged(data):
-    report = last(a_trial(factor_init="svd", activation="identity", warmup=Warmup(epochs=3, lr=1e30)), data)
-    assert [row["state"] for row in report["rows"]] == ["diverged"] * 3
-    assert len(report["history"]) == 3  # one epoch each: nobody is left to train
+    trial = a_trial(factor_init="svd", activation="identity", warmup=Warmup(epochs=3, lr=1e30))
+    warmups = Kept()
+    assert len(last(trial, data, warmups)["history"]) == 3  # one epoch each: nobody is left to train
+    tensors = safetensors.torch.load(warmups[trial.warmup_id])
+    tensors["0.factors.0.weight"].fill_(float("nan"))  # of which there are no singular values
+    warmups[trial.warmup_id] = safetensors.torch.save(tensors)
+    assert [row["state"] for row in last(trial, data, warmups)["rows"]] == ["diverged"] * 3
+
+
+def test_a_damaged_warmup_is_trained_again(data):
+    warmups = Kept()
+    whole = last(a_trial(), data, warmups)
+    (key,) = warmups
+    warmups[key] = warmups[key][:100]
+    assert numbers(last(a_trial(), data, warmups)) == numbers(whole)
+    assert warmups.trained == 2
 
 
 def test_a_kept_warmup_is_safetensors(data):

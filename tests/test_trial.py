@@ -43,7 +43,7 @@ def ray_here(tmp_path_factory):
         ray.shutdown()
 
 
-def tuner_for(kind, space, tmp_path, **tuning):
+def tuner_for(kind, space, tmp_path, callbacks=(), **tuning):
     from ray import tune
 
     return tune.Tuner(
@@ -51,7 +51,7 @@ def tuner_for(kind, space, tmp_path, **tuning):
         param_space=space,
         tune_config=tune.TuneConfig(**tuning),
         run_config=tune.RunConfig(
-            name="t", storage_path=str(tmp_path), verbose=0,
+            name="t", storage_path=str(tmp_path), verbose=0, callbacks=list(callbacks),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=1),
         ),
@@ -109,7 +109,7 @@ def trial_parameters(ray, tmp_path, spec):
 
     data, _ = load(["synthetic"], tmp_path, 128)
     warmups = ray.remote(WarmupFolder).options(num_cpus=0).remote(str(tmp_path / "warmup"))
-    return {"spec": spec, "data": data, "warmups": warmups, "reuse": 1.0}
+    return {"spec": spec, "data": data, "warmups": warmups}
 
 
 def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
@@ -125,8 +125,12 @@ def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
     assert got == {trial.trial_id: trial.ledger.size_bytes for trial in plan(spec).trials}
 
 
-def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path):
-    """One trial kills its worker in its first epoch: the others go on, and it starts again as attempt 2."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path, monkeypatch, shared):
+    """One trial kills its worker in its first epoch: the others go on, and it starts again as attempt 2.
+
+    Where all share one warm-up it was training it, and those that wait for it hold every place.
+    """
     from ray import tune
 
     from qdtune.progress import SweepProgress, console
@@ -135,28 +139,29 @@ def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path):
     from qdtune.sweep import PlanSearcher
     from qdtune.trial import QATTrial, sized
 
-    spec = loads(SWEEP, "byhand.yaml")
+    one_warmup = ["parameters={weight_bits: {values: [1, 2, 3, 4, 5, 6]}}", "model.hidden=[8]"]
+    spec = loads(SWEEP, "byhand.yaml", one_warmup if shared else [])
     trials = plan(spec).trials
-    victim, mark = trials[1].trial_id, tmp_path / "killed"
+    victim, mark = trials[0].trial_id, tmp_path / "killed"
 
     class Mortal(QATTrial):
         def step(self):
             report = super().step()
-            if self.config["trial_id"] == victim and not mark.exists():
+            if self.config["trial_id"] == victim and report["phase"] == "warmup" and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return report
 
     parameters = trial_parameters(ray_here, tmp_path, spec)
     store = Store(tmp_path / "run")
-    place = Placement(gpu=0.0, cpu=1, per_gpu=0, concurrent=2, notes=())
+    place = Placement(gpu=0.5, cpu=1, per_gpu=2, concurrent=2, notes=())  # two places, on the one logical GPU
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "2")
     with SweepProgress(console(), len(trials), 0, {"depth"}) as progress:
-        recorder = Recorder(store, trials, progress, parameters["warmups"], store.trials())
+        recorder = Recorder(store, trials, progress, parameters["warmups"], store.trials(), [])
         tuner = tuner_for(
-            sized(tune.with_parameters(Mortal, gpu=0.0, **parameters), place), {}, tmp_path,
-            search_alg=PlanSearcher(trials), num_samples=len(trials), reuse_actors=True, max_concurrent_trials=2,
+            sized(tune.with_parameters(Mortal, cpu=1, gpu=0.0, **parameters), place), {}, tmp_path, [recorder],
+            search_alg=PlanSearcher(trials), num_samples=len(trials), reuse_actors=True,
         )  # fmt: skip
-        tuner._local_tuner._run_config.callbacks = [recorder]
         tuner.fit()
     rows = store.trials()
     assert mark.exists()
@@ -175,7 +180,7 @@ def reports_of(ray, tmp_path, spec, monkeypatch, **changes):
     parameters = trial_parameters(ray, tmp_path, spec)
     trial = QATTrial.__new__(QATTrial)
     trial.config = plan(spec).trials[0].config
-    trial.setup(trial.config, **parameters, gpu=0.0)
+    trial.setup(trial.config, **parameters, cpu=1, gpu=0.0)
     for name, value in changes.items():
         monkeypatch.setattr(f"qdtune.trial.{name}", value)
     reports = [trial.step()]

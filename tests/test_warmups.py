@@ -24,6 +24,14 @@ def test_release_passes_the_training_on(tmp_path):
     assert folder.claim("b2", "y") == ("wait", None)
 
 
+def test_a_warmup_kept_again_sets_the_damaged_one_aside(tmp_path):
+    folder = WarmupFolder(str(tmp_path))
+    folder.keep("a1", b"damaged")
+    folder.keep("a1", b"weights")
+    assert folder.claim("a1", "x") == ("kept", b"weights")
+    assert (tmp_path / "a1.safetensors.damaged").read_bytes() == b"damaged"
+
+
 def test_keys_cannot_leave_the_folder(tmp_path):
     with pytest.raises(ValueError, match=r"letters and digits, got '../x'"):
         WarmupFolder(str(tmp_path)).claim("../x", "x")
