@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is disposable: a resume is planned from the store
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+KNOCK_S = 5.0  # how long an address may take to answer
 
 
 def prepare(address: str | None) -> None:
@@ -83,6 +85,20 @@ class Cluster:
     dashboard: str | None
 
 
+def _knock(address: str) -> None:
+    """Raises where nothing listens at the address: ray.init would go on trying for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        told = f"no Ray cluster answers at {address}: {error} (leave it out to start Ray here)"
+        raise NoClusterError(told) from None
+
+
 @contextmanager
 def connect(address: str | None, data_bytes: int) -> Iterator[Cluster]:
     """Starts Ray here, or joins the cluster at `address`, for the length of a `with` block.
@@ -106,6 +122,7 @@ def connect(address: str | None, data_bytes: int) -> Iterator[Cluster]:
             **quiet,
         )
     else:
+        _knock(address)
         try:
             context = ray.init(address=address, **quiet)
         except ConnectionError:

@@ -94,7 +94,7 @@ def on_disk(name: str, root: Path) -> bool:
     if name not in _LAYOUT:
         return name in DATASETS  # digits come with scikit-learn, synthetic is drawn
     _, folder, files = _LAYOUT[name]
-    return all((root / folder / file).is_file() for file in files)
+    return all(os.path.isfile(root / folder / file) for file in files)  # False, too, where one may not look
 
 
 def load(names: Sequence[str], root: Path, val_size: Callable[[str], int] | int) -> tuple[Data, list[str]]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from qdtune.plan import Placement, Plan, placement, plan
+from qdtune.plan import Placement, Plan, check_comparable, placement, plan
 from qdtune.rules import Place, SpecError, mistake, one_line, unknown
 from qdtune.spec import DATASETS, Spec, load
 
@@ -105,7 +105,10 @@ def _launch(arguments: argparse.Namespace) -> int:
         if arguments.dry_run or address is None:
             placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), spec.run.max_concurrent_trials)
     if arguments.dry_run:
-        _describe(spec, planned, placed, data_dir)
+        folder = arguments.runs_dir / spec.name
+        if not arguments.fresh:
+            check_comparable(_likely(spec, data_dir), folder)
+        _describe(spec, planned, placed, data_dir, folder)
         return 0
     return _run(spec, arguments, data_dir, address)
 
@@ -129,12 +132,20 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str
         return next(code for kind, code in codes.items() if isinstance(error, kind))
 
 
+def _likely(spec: Spec, data_dir: Path) -> Spec:
+    """The spec on the data set that a run would probably take: the first on disk."""
+    from qdtune.data import on_disk
+
+    names = spec.data.dataset
+    return spec.resolve(next((name for name in names if on_disk(name, data_dir)), names[0]))
+
+
 def _gpus(devices: Path = Path("/dev")) -> int:
     """NVIDIA GPUs of this machine, counted without loading a driver's library."""
     return len(list(devices.glob("nvidia[0-9]*")))
 
 
-def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> None:
+def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -143,7 +154,7 @@ def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> N
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, text in _facts(spec, planned, placed, data_dir):
+    for name, text in _facts(spec, planned, placed, data_dir, folder):
         table.add_row(name, Text(text))  # Text: square brackets of the user are no markup
     console = Console(width=None if terminal else 80, highlight=False)
     with console.capture() as captured:  # printed by us: rich would end the process where a pipe is closed
@@ -151,7 +162,7 @@ def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> N
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> Iterator[tuple[str, str]]:
+def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """What a dry run says, as (name, text)."""
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
@@ -169,6 +180,9 @@ def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path) -> Iter
     if planned.twins:
         why = "an activation with depth 1, or a scale where nothing is quantised, changes nothing: exclude them"
         yield "  note", f"{planned.twins:,} repeat another one ({why})"
+    if (folder / "trials").is_dir():  # the hashes cost too much where there is nothing to compare them with
+        there = {path.stem for path in (folder / "trials").glob("*.parquet")}
+        yield "  there", f"{sum(trial.trial_id in there for trial in planned.trials):,} have a result in {folder}"
     yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
     yield "float warm-ups", f"{planned.warmups:,}, each trained once and shared"
     sizes = planned.distinct_sizes

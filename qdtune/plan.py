@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from qdtune.ledger import FLOAT_BITS
 from qdtune.rules import Problem, SpecError, mistake
 from qdtune.schema import Axis, Phase, Resources, text_of
-from qdtune.spec import AXES, Spec, Trial
+from qdtune.spec import AXES, Spec, Trial, load
 
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
 DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
@@ -218,6 +219,34 @@ def _limit(text: str) -> Callable[[Trial], bool]:
 
 def _rule_text(rule: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis}: {text_of(value)}" for axis, value in rule.items())
+
+
+def check_comparable(spec: Spec, folder: Path) -> None:
+    """Raises where a run folder holds results that could not be compared with those of the resolved spec.
+
+    Raises:
+        SpecError: data, model, training or seeds differ; or `sweep.yaml` in the folder is no sweep file.
+    """
+    file = folder / "sweep.yaml"
+    if not os.path.isfile(file):
+        return
+    old, new = (_leaves(s.result_settings()) for s in (load(file), spec))
+    changed = [
+        f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise mistake(
+            f"{folder} holds results that are not comparable ({'; '.join(changed)}): choose another name, or set "
+            "them aside with --fresh"
+        )
+
+
+def _leaves(group: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    leaves: dict[str, Any] = {}
+    for key, value in group.items():
+        leaves |= _leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return leaves
 
 
 def has_compiler() -> bool:

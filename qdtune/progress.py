@@ -21,10 +21,10 @@ LIVE_FRONT_ROWS = 8
 
 
 def console() -> Console:
-    """Stdout; where it is no terminal, tables have 80 columns and sentences stay on one line, as a log wants them."""
+    """Stdout; where it is no terminal, tables may be wide and sentences stay on one line, as a log wants them."""
     terminal = sys.stdout.isatty()
     # No markup: square brackets in a path are the user's own.
-    return _Console(width=None if terminal else 80, highlight=False, markup=False, soft_wrap=not terminal)
+    return _Console(width=None if terminal else 160, highlight=False, markup=False, soft_wrap=not terminal)
 
 
 class _Console(Console):
@@ -32,6 +32,11 @@ class _Console(Console):
         """A reader that went away, as in `| head`, must not end the sweep; nothing is printed from here on."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -57,19 +62,25 @@ AXES_SHOWN = {
 def front_table(front: pa.Table, varying: set[str], title: str) -> Table:
     """The front as a table of the axes that vary, sizes and accuracies, by ascending size."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("bytes", justify="right")
+    table.add_column("bytes", justify="right", no_wrap=True)
     axes = [axis for axis in AXES_SHOWN if axis in varying]
     for axis in axes:
-        table.add_column(AXES_SHOWN[axis], justify="right")
+        table.add_column(AXES_SHOWN[axis], justify="right", no_wrap=True)
     for name in ("validation", "test", "n"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in front.to_pylist():
         accuracies = [
             percent(*(row[f"{split}_accuracy{part}"] for part in ("", "_low", "_high"))) for split in ("val", "test")
         ]
-        cells = ["-" if row[axis] is None else str(row[axis]) for axis in axes]
+        cells = [_cell(row[axis]) for axis in axes]
         table.add_row(f"{row['size_bytes']:,}", *cells, *accuracies, str(row["n_seeds"]))
     return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class SweepProgress:

@@ -108,7 +108,8 @@ class Recorder(tune.Callback):
             return
         self.known = pa.concat_tables([self.known, pa.Table.from_pylist(rows, schema=self.known.schema)])
         front = self.progress.front
-        if time.monotonic() - self.front_at >= FRONT_EVERY_S or front is None:
+        last = self.progress.finished + 1 == len(self.trials)
+        if last or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
             self.front_at = time.monotonic()
             front = table_front(aggregate(self.known))
         worst = next((row["state"] for row in rows if row["state"] != "ok"), "ok")

@@ -68,6 +68,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable(text: str) -> str:
+    """`text` with a space for every control character but the line end."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
 def shown(value: object) -> str:
     """A value as it stands in a message: on one line and short, whatever the user wrote."""
     if value is None:
@@ -143,7 +148,7 @@ def choice(known: Iterable[str], ready: Iterable[str] | None = None) -> BeforeVa
         if not isinstance(value, str):
             raise _is_not("a name", value, ", ".join(names))
         if value not in names:
-            raise ValueError(unknown("", value, names))
+            raise ValueError(unknown("", value, runs))
         if value not in runs:
             raise ValueError(f"{value!r} is not available yet ({', '.join(runs)})")
         return value

@@ -22,7 +22,19 @@ from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from qdtune.ledger import Ledger, factor_dims, mlp_ledger
-from qdtune.rules import KeyPath, Place, Problem, SpecError, choice, matching, mistake, shown, unknown, whole
+from qdtune.rules import (
+    KeyPath,
+    Place,
+    Problem,
+    SpecError,
+    choice,
+    matching,
+    mistake,
+    printable,
+    shown,
+    unknown,
+    whole,
+)
 from qdtune.schema import (
     AXES,
     DATASETS,
@@ -63,7 +75,7 @@ class Spec(Frozen):
 
     version: Annotated[int, whole(1, 1)]
     name: RunName
-    description: Annotated[str, matching("text", lambda text: text)] = ""
+    description: Annotated[str, matching("text", printable)] = ""
     method: Annotated[str, choice(METHODS, ready(METHODS))] = "grid"
     run_cap: Annotated[int, whole(1, 1_000_000)] | None = None
     parameters: Parameters

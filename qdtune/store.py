@@ -64,14 +64,6 @@ class Store:
         """
         commit(self.root / "sweep.yaml", sweep_yaml.encode())
 
-    def sweep_yaml(self) -> bytes | None:
-        """What `sweep.yaml` holds; None where the folder has none yet.
-
-        Raises:
-            StorageError: the file is there but cannot be read.
-        """
-        return _read(self.root / "sweep.yaml")
-
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder for one launch and clears what a killed one left half written.

@@ -23,12 +23,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import data as data_sets
 from qdtune.cluster import Cluster, connect
-from qdtune.plan import Placement, has_compiler, placement, plan
-from qdtune.progress import SweepProgress, console, front_table
+from qdtune.plan import Placement, check_comparable, has_compiler, placement, plan
+from qdtune.progress import SweepProgress, console, counted, front_table
 from qdtune.recorder import Recorder
 from qdtune.rules import mistake
 from qdtune.schema import text_of
-from qdtune.spec import Spec, Trial, loads
+from qdtune.spec import Spec, Trial
 from qdtune.store import StorageError, Store
 from qdtune.tables import table_front
 from qdtune.trial import trainable
@@ -105,7 +105,7 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
     planned = plan(spec)
     store = Store(runs_dir / spec.name)
     if not fresh:
-        _check_same_sweep(store, spec)
+        check_comparable(spec, store.root)
     elif aside := store.set_aside():
         out.print(f"--fresh: what was in {store.root} is now in {aside}")
     with store.lock():
@@ -114,12 +114,9 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
         pending = [trial for trial in planned.trials if trial.trial_id not in done]
         for line in store.damaged:
             out.print(f"damaged, runs again: {line}", style="yellow")
-        out.print(
-            f"{spec.name}: {len(planned.trials)} configurations x {len(spec.seeds)} seeds on {data.name} "
-            f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples); "
-            f"{len(planned.trials) - len(pending)} done before",
-            style="bold",
-        )
+        size = f"{counted(len(planned.trials), 'configuration')} x {counted(len(spec.seeds), 'seed')} on {data.name}"
+        samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
+        out.print(f"{spec.name}: {size} {samples}; {len(planned.trials) - len(pending)} done before", style="bold")
         if pending and not has_compiler():
             out.print(
                 "no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly",
@@ -132,21 +129,6 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
             stopped, error = _train(spec, data, planned.trials, pending, store, address, out)
         table = store.write_pareto([trial.trial_id for trial in planned.trials])
     return _report(spec, planned.trials, store, table, stopped, error, out)
-
-
-def _check_same_sweep(store: Store, spec: Spec) -> None:
-    """Raises SpecError where the folder holds results that could not be compared with the ones to come."""
-    text = store.sweep_yaml()
-    if text is None:
-        return
-    old = loads(text, str(store.root / "sweep.yaml")).result_settings()
-    new = spec.result_settings()
-    changed = [f"{key}: {old.get(key)} there, {new[key]} now" for key in new if old.get(key) != new[key]]
-    if changed:
-        raise mistake(
-            f"{store.root} holds results that are not comparable ({'; '.join(changed)}): "
-            "choose another name, or set them aside with --fresh"
-        )
 
 
 def _train(
@@ -180,9 +162,13 @@ def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     for note in place.notes:
         out.print(note, style="yellow")
     share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"
-    out.print(f"{place.concurrent} trials at a time, {share} each: {trials} in {place.waves(trials)} waves")
+    out.print(
+        f"{counted(place.concurrent, 'trial')} at a time, {share} each: "
+        f"{trials} in {counted(place.waves(trials), 'wave')}"
+    )
     if cluster.dashboard:
-        out.print(f"Ray dashboard: {cluster.dashboard} (token: `ray get-auth-token`)")
+        token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        out.print(f"Ray dashboard: {cluster.dashboard}" + (f" (its token is in {token})" if token else ""))
     return place
 
 
@@ -234,7 +220,9 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         if len(received) > 1:
+            os.write(2, b"\nstopped; the same command goes on from here\n")
             os._exit(128 + number)
+        os.write(2, b"\nstopping in order, what is finished is kept (once more: stop at once)\n")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -260,20 +248,24 @@ def _report(
     varying = {axis for axis in spec.axes if len({row[axis] for row in rows.values()}) > 1}
     out.print()
     if front.num_rows:
-        ok = states.count("ok")
-        out.print(front_table(front, varying, f"Pareto front of {ok} configurations on {spec.data.dataset[0]}"))
-        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+        title = f"Pareto front of {counted(states.count('ok'), 'configuration')} on {spec.data.dataset[0]}"
+        out.print(front_table(front, varying, title))
+        if len(spec.seeds) > 1:
+            out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
     for state in sorted(set(states) - {"ok", "missing"}):
-        out.print(f"{states.count(state)} configurations ended as {state}: see the column `error`", style="yellow")
+        n = counted(states.count(state), "configuration")
+        out.print(f"{n} ended as {state}: see the column `error`", style="yellow")
     _print_dead_warmups(store, trials, out)
-    out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
+    if rows:
+        out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
     if error:
         raise error
     if missing := states.count("missing"):
         why = f"stopped by {signal.Signals(stopped).name}" if stopped else "ended early"
         if spec.run.time_budget_s and not stopped:
             why = "the time budget is spent"
-        out.print(f"{why}: {missing} of {len(trials)} configurations are left; the same command finishes them")
+        left = f"{missing} of {counted(len(trials), 'configuration')} left to do"
+        out.print(f"{why}: {left}; the same command goes on from here")
         return 128 + stopped if stopped else FAILED_TRIALS
     return DONE if set(states) <= {"ok", "pruned", "diverged"} else FAILED_TRIALS
 
@@ -283,5 +275,6 @@ def _print_dead_warmups(store: Store, trials: list[Trial], out: Any) -> None:
     dead = {row["trial_id"] for row in rows if row["state"] == "ok" and row["error"]}
     if dead:
         out.print(
-            f"{len(dead)} configurations start from a warm-up that ended at chance: see `error`", style="yellow"
+            f"{counted(len(dead), 'configuration')} started from a warm-up that ended at chance: see `error`",
+            style="yellow",
         )

@@ -136,7 +136,7 @@ def test_one_step_is_autograd_and_torch_optim(batch_norm, data):
     trial = a_trial(batch_norm=batch_norm, batch_size=384)  # one batch is the whole training set
     cohort = a_cohort(trial, data, (2,), phase="warmup")
     model = a_replica(trial, 2).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimiser = torch.optim.SGD(model.parameters(), lr=trial.warmup.lr)
     loss = F.cross_entropy(model(normalise(data.train_x)), data.train_y)
     loss.backward()
     optimiser.step()

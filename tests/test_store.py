@@ -97,15 +97,14 @@ def test_reading_by_ids_returns_those_that_are_there(store):
 
 def test_an_empty_folder_reads_as_nothing(store):
     assert (store.done(), store.trials().schema, store.history().num_rows) == (set(), TRIALS, 0)
-    assert store.sweep_yaml() is None
     assert store.write_pareto().schema == PARETO
 
 
 def test_create_keeps_the_sweep_text(store):
     store.create("name: grün\n")
-    assert store.sweep_yaml() == "name: grün\n".encode()
+    assert (store.root / "sweep.yaml").read_text() == "name: grün\n"
     store.create("name: other\n")
-    assert store.sweep_yaml() == b"name: other\n"
+    assert (store.root / "sweep.yaml").read_text() == "name: other\n"
 
 
 @pytest.mark.parametrize(

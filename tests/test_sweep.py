@@ -81,7 +81,8 @@ def test_a_sweep_runs_to_its_table_and_then_runs_only_what_is_missing(command):
 
     code, out, err = command(batch_size=64)
     assert (code, out) == (2, "")
-    assert err.startswith("error: runs/tiny holds results that are not comparable (train: ")
+    assert command("[1]", "--dry-run", batch_size=64)[0] == 2
+    assert "runs/tiny holds results that are not comparable (train.batch_size: 32 there, 64 now)" in err
     assert len(err.splitlines()) == 1
 
     code, out, err = command("[1]", "--fresh")
@@ -100,7 +101,7 @@ def test_ctrl_c_before_the_first_trial_is_not_lost(command):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, (out, err)
-    assert "16 of 16 configurations are left" in out
+    assert "16 of 16 configurations left to do" in out
 
 
 @pytest.mark.timeout(300)
@@ -123,7 +124,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_finishes(command):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "stopped by SIGINT" in out
-    assert "configurations are left; the same command finishes them" in out
+    assert "configurations left to do; the same command goes on from here" in out
     kept = finished(command)
     assert 0 < len(kept) < 16
     code, out, _ = command("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=40)
