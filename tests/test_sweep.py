@@ -106,11 +106,10 @@ def test_ctrl_c_before_the_first_trial_is_not_lost(command):
 
 @pytest.mark.timeout(300)
 def test_a_reader_that_goes_away_does_not_end_the_sweep(command):
-    process = command.start()
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=110) == 0
+    with command.start() as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=110) == 0
     assert len(finished(command)) == 4
 
 
