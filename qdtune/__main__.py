@@ -15,8 +15,15 @@ def _launch(argv: list[str]) -> int:
     return launch(argv)
 
 
+def _replay(argv: list[str]) -> int:
+    from qdtune.replay import main as replay
+
+    return replay(argv)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "launch": ("run, or finish, a sweep", _launch),
+    "replay": ("judge pruners on a finished sweep", _replay),
 }
 
 

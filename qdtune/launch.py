@@ -7,17 +7,15 @@ before anything is written.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
+from qdtune.cli import Parser, blaming, guarded
 from qdtune.plan import Placement, Plan, check_comparable, placement, plan
-from qdtune.rules import Place, SpecError, mistake, one_line, unknown
+from qdtune.rules import one_line
+from qdtune.schema import PLANNED
 from qdtune.spec import DATASETS, Spec, load
 
 USAGE = (
@@ -32,34 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `launch`; those of the process if None.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # under LANG=C they could not print what a file may hold
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    try:
-        code = _launch(_arguments(sys.argv[1:] if argv is None else argv))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a reader that went away shows here and not at exit
-        return code
-    except SpecError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before or after the sweep, which has its own way to stop
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return guarded(lambda: _launch(_arguments(argv)))
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with our way to say what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise mistake(f"{one_line(message)} (usage: {USAGE})")
-
-
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="qdtune launch", description="Runs, or finishes, a sweep.", allow_abbrev=False)
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("launch", USAGE, "Runs, or finishes, a sweep.")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and start nothing")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders lie (default: runs)")
@@ -73,25 +48,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="set a key of the file, as in train.qat.epochs=3",
     )
-    arguments, others = parser.parse_known_args(argv)
-    options = [option for action in parser._actions for option in action.option_strings]
-    for other in others:
-        if other.startswith("-"):
-            raise mistake(unknown("option ", other.partition("=")[0], options))
-    if others:
-        parser.error(f"one sweep file at a time, got also {others[0]!r}")
+    arguments = parser.read(argv)
     if not arguments.sweep:
         parser.error("no sweep file given")
     return arguments
-
-
-@contextmanager
-def _blaming(source: str) -> Iterator[None]:
-    """Mistakes of no known place are the file's."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError([replace(p, place=p.place or Place(source)) for p in error.problems]) from None
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -99,7 +59,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     from qdtune.data import default_root  # NumPy: not needed to say that a file is wrong
 
     data_dir = arguments.data_dir or default_root()
-    with _blaming(arguments.sweep):
+    with blaming(arguments.sweep):
         planned = plan(spec.resolve(spec.data.dataset[0]))
         address = arguments.address or os.environ.get("RAY_ADDRESS") or None
         if arguments.dry_run or address is None:
@@ -167,24 +127,38 @@ def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder:
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
     yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
-    yield (
-        "configurations",
-        f"{count:,} ({planned.points:,} points, {removed:,} excluded, {planned.infeasible:,} infeasible)",
-    )
+    searching = spec.method not in PLANNED
+    kinds = f"{planned.points:,} points, {removed:,} excluded, {planned.infeasible:,} infeasible"
+    if searching:
+        yield "configurations", f"up to {spec.run_cap:,}, chosen by {spec.method} while the sweep runs"
+        yield "a sample", f"{count:,} at random ({kinds})"
+    else:
+        yield "configurations", f"{count:,} ({kinds})"
     for rule, n in planned.excluded[:FEW]:
         yield "  excluded", f"{n:,} by {rule}"
     if planned.infeasible:
         yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
-    if spec.run_cap and count < spec.run_cap:
+    if spec.run_cap and count < spec.run_cap and not searching:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.twins:
         why = "an activation with depth 1, or a scale where nothing is quantised, changes nothing: exclude them"
         yield "  note", f"{planned.twins:,} repeat another one ({why})"
-    if (folder / "trials").is_dir():  # the hashes cost too much where there is nothing to compare them with
+    if (
+        folder / "trials"
+    ).is_dir() and not searching:  # the hashes cost too much where there is nothing to compare them with
         there = {path.stem for path in (folder / "trials").glob("*.parquet")}
         yield "  there", f"{sum(trial.trial_id in there for trial in planned.trials):,} have a result in {folder}"
     yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
-    yield "float warm-ups", f"{planned.warmups:,}, each trained once and shared"
+    if spec.replicate:
+        yield (
+            "  in the end",
+            f"{spec.replicate.front} for the front and what is within {spec.replicate.within:g} of it",
+        )
+    if spec.early_terminate.type != "none":
+        options = ", ".join(f"{key} {value}" for key, value in spec.early_terminate.options.items())
+        yield "stopped early", f"by {spec.early_terminate.type}: {options}"
+    of_sample = " in the sample" if searching else ""
+    yield "float warm-ups", f"{planned.warmups:,}{of_sample}, each trained once and shared"
     sizes = planned.distinct_sizes
     few = ", ".join(f"{size:,}" for size in sizes)
     yield (

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -32,7 +31,8 @@ class Plan:
 
     Attributes:
         spec: the resolved spec.
-        trials: what will run, in the order in which to start it.
+        trials: what will run, in the order in which to start it; where the method searches, a random sample of what
+            it may choose.
         points: how many points of the space were looked at.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule did.
         infeasible: how many of the others broke a constraint.
@@ -83,18 +83,17 @@ def plan(spec: Spec) -> Plan:
         raise ValueError(f"plan needs one data set, got {', '.join(spec.data.dataset)}: call Spec.resolve first")
     wanted = spec.run_cap or math.inf
     removed = [0] * len(spec.exclude)
-    rules = [[(AXES.index(axis), value) for axis, value in rule.items()] for rule in spec.exclude]
-    limits = [_limit(text) for text in spec.constraints]
     trials: list[Trial] = []
     points = infeasible = 0
     for point in _points(spec):
         points += 1
-        first = next((i for i, rule in enumerate(rules) if all(point[axis] == value for axis, value in rule)), None)
+        config = dict(zip(AXES, point, strict=True))
+        first = next((i for i, rule in enumerate(spec.exclude) if _excluded(config, rule)), None)
         if first is not None:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
-        if not all(limit(trial) for limit in limits):
+        if any(excess(text, trial) > 0 for text in spec.constraints):
             infeasible += 1
             continue
         trials.append(trial)
@@ -104,7 +103,34 @@ def plan(spec: Spec) -> Plan:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
         raise mistake(what)
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
-    return Plan(spec, warmups_first(trials), points, excluded, infeasible)
+    return Plan(spec, warmups_first(ordered(trials, spec.run.order)), points, excluded, infeasible)
+
+
+def violations(spec: Spec, trial: Trial) -> dict[str, float]:
+    """Every rule of `exclude` and of `constraints` as text, and how far the trial breaks it: not at all up to 0."""
+    excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
+    return excluded | {text: excess(text, trial) for text in spec.constraints}
+
+
+def excess(constraint: str, trial: Trial) -> float:
+    """How far a trial breaks a constraint such as `size_bytes <= 8192`; 0 or less where it does not."""
+    name, sign, bound = constraint.split()
+    over = getattr(trial if name in AXES else trial.ledger, name) - float(bound)
+    if sign == "==":
+        return abs(over)
+    if sign[0] == ">":
+        over = -over
+    return math.ulp(0.0) if over == 0 and len(sign) == 1 else over
+
+
+def ordered(trials: Sequence[Trial], order: str) -> list[Trial]:
+    """The trials by size, up or down, or shuffled with a fixed seed, or as they are; equal sizes keep their order."""
+    if order == "shuffled":
+        return random.Random(0).sample(trials, len(trials))
+    if order == "as_listed":
+        return list(trials)
+    sign = 1 if order == "small_first" else -1
+    return sorted(trials, key=lambda trial: sign * trial.ledger.size_bytes)
 
 
 def warmups_first(trials: Iterable[Trial]) -> list[Trial]:
@@ -171,17 +197,39 @@ def _draw(axis: Axis[Any], generator: random.Random) -> Any:
         value = math.exp(generator.uniform(math.log(low), math.log(high)))
     else:
         value = generator.uniform(low, high)
-    # Six digits: the last bit of exp is the machine's own, and a trial_id must not be.
+    return six_digits(value, low, high)
+
+
+def six_digits(value: float, low: float, high: float) -> float:
+    """The value at six digits, within the range: the last bit of exp is the machine's own, a trial_id must not be."""
     return min(max(low, float(f"{value:.6g}")), high)
 
 
-def make_trial(spec: Spec, config: Mapping[str, Any]) -> Trial:
-    """The trial of a resolved spec whose `config` has these values: the nine axes by name, `hidden` as text."""
+def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> Trial:
+    """The trial of a resolved spec whose `config` has these values: the nine axes by name, `hidden` as text.
+
+    Args:
+        seeds: of its replicas; those of the spec if None.
+    """
     widths = tuple(int(width) for width in config["hidden"].split("-"))
-    return _trial(spec, tuple(widths if axis == "hidden" else config[axis] for axis in AXES))
+    return _trial(spec, tuple(widths if axis == "hidden" else config[axis] for axis in AXES), seeds)
 
 
-def _trial(spec: Spec, point: Point) -> Trial:
+def holds(spec: Spec, trial: Trial) -> bool:
+    """Whether the sweep could run this configuration: every value can occur, nothing excludes it."""
+    inside = all(axis.holds(trial.values[name]) for name, axis in spec.axes.items())
+    return inside and max(violations(spec, trial).values(), default=0) <= 0
+
+
+def candidates(spec: Spec) -> Iterator[Trial]:
+    """What a sweep may run, in an order that is random but always the same."""
+    for point in _points(spec.model_copy(update={"method": "random"})):
+        trial = _trial(spec, point)
+        if max(violations(spec, trial).values(), default=0) <= 0:
+            yield trial
+
+
+def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Trial:
     depth, weight_bits, activation, act_bits, scale, factor_init, hidden, warmup_lr, qat_lr = point
     return Trial(
         depth,
@@ -197,7 +245,7 @@ def _trial(spec: Spec, point: Point) -> Trial:
         batch_size=spec.train.batch_size,
         warmup=_at_rate(spec.train.warmup, warmup_lr),
         qat=_at_rate(spec.train.qat, qat_lr),
-        seeds=spec.seeds,
+        seeds=spec.seeds if seeds is None else seeds,
     )
 
 
@@ -207,14 +255,8 @@ def _at_rate(phase: Phase, lr: float) -> Phase:
     return phase.model_copy(update={"lr": lr})
 
 
-def _limit(text: str) -> Callable[[Trial], bool]:
-    """The constraint `text` as a test of a trial."""
-    name, sign, bound = text.split()
-    compare = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}[sign]
-    limit = float(bound)
-    if name in AXES:
-        return lambda trial: compare(getattr(trial, name), limit)
-    return lambda trial: compare(getattr(trial.ledger, name), limit)
+def _excluded(config: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    return all(config[axis] == value for axis, value in rule.items())
 
 
 def _rule_text(rule: Mapping[str, Any]) -> str:

@@ -119,14 +119,15 @@ class SweepProgress:
         self.running[trial_id] = f"{name} {report.get('phase', '')} {report.get('epoch', '')}{accuracy}"
         self._line()
 
-    def finish(self, trial_id: str, state: str, front: pa.Table) -> None:
-        """Notes the end of a trial, and the front with it."""
+    def finish(self, trial_id: str, state: str, front: pa.Table, done: int, total: int) -> None:
+        """Notes the end of a trial, the front with it, and how many trials are done and there are by now."""
+        self.done, self.total = done, total
         self.running.pop(trial_id, None)
         self.finished += 1
         self.states[state] += 1
         self.front = front
-        self.bar.update(self.task, completed=self.done + self.finished)
-        self._line(last=self.done + self.finished == self.total)
+        self.bar.update(self.task, completed=self.done, total=total)
+        self._line(last=self.done == self.total)
 
     def forget(self, trial_id: str) -> None:
         """Notes that a trial starts anew."""
@@ -134,10 +135,10 @@ class SweepProgress:
 
     def summary(self) -> str:
         """One line: `12/35 done, 2 running, 1 diverged, about 3 min left`."""
-        parts = [f"{self.done + self.finished}/{self.total} done", f"{len(self.running)} running"]
+        parts = [f"{self.done}/{self.total} done", f"{len(self.running)} running"]
         parts += [f"{n} {state}" for state, n in sorted(self.states.items()) if state != "ok"]
-        if self.finished and self.done + self.finished < self.total:
-            left = (self.total - self.done - self.finished) * (time.monotonic() - self.started) / self.finished
+        if self.finished and self.done < self.total:
+            left = (self.total - self.done) * (time.monotonic() - self.started) / self.finished
             parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
         return ", ".join(parts)
 

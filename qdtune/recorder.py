@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -13,44 +15,47 @@ from typing import Any
 
 import pyarrow as pa
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from qdtune import __version__
+from qdtune.feed import Feed
 from qdtune.progress import SweepProgress
+from qdtune.results import Result, result_of
 from qdtune.spec import Trial
 from qdtune.store import StorageError, Store
-from qdtune.tables import aggregate, table_front
+from qdtune.tables import TRIALS, aggregate, table_front
 
 FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
 
 
 class Recorder(tune.Callback):
-    """Writes every finished trial into the store and tells the progress display.
+    """The driver's side of a sweep: feeds Ray Tune with trials, judges and stores what comes back, tells the display.
 
     Nothing it does may raise into Tune, which would abort the sweep: a storage error is kept in `error` and ends
     the sweep in order, as a signal does.
 
     Args:
+        feed: what is to be trained.
         store: where results go.
-        trials: what will be trained.
         progress: the display.
         warmups: the actor that holds the warm-ups.
-        known: rows of `store.trials` that were there before.
+        known: rows that were there before, by trial_id.
         signals: received so far; the first one ends the sweep.
     """
 
     def __init__(
         self,
+        feed: Feed,
         store: Store,
-        trials: list[Trial],
         progress: SweepProgress,
         warmups: Any,
-        known: pa.Table,
+        known: dict[str, list[dict[str, Any]]],
         signals: list[int],
     ) -> None:
-        self.store, self.progress, self.warmups, self.known = store, progress, warmups, known
+        self.feed, self.store, self.progress, self.warmups, self.known = feed, store, progress, warmups, known
         self.signals, self.ending = signals, False
         self.curves: dict[str, list[dict[str, Any]]] = {}
-        self.trials = {trial.trial_id: trial for trial in trials}
         self.error: StorageError | None = None
         self.metadata = provenance()
         self.front_at = 0.0
@@ -58,8 +63,32 @@ class Recorder(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, for a restore that never comes
 
+    def next(self) -> Trial | None:
+        """The trial to start now; None if there is none now, or no longer any (see `over`)."""
+        with self._kept():
+            return self.feed.next()
+        return None
+
+    @property
+    def over(self) -> bool:
+        """Whether no trial will come any more."""
+        return self.feed.over or self.error is not None
+
+    def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
+        """Whether a running trial is to end with this report, because it has been beaten."""
+        with self._kept():
+            return self.feed.study.report(trial_id, report["epoch"], report["val_accuracy"]) is not None
+        return False
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            self.error = self.error or error
+
     def _of(self, trial: Any) -> Trial:
-        return self.trials[trial.config["trial_id"]]
+        return self.feed.running[trial.config["trial_id"]]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if (self.signals or self.error) and not self.ending:
@@ -79,12 +108,16 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         ours = self._of(trial)
+        by = self.feed.study.pruned_by(ours.trial_id)
         if "error" in result and "state" in result:
             self._end_early(ours, trial, result["state"], result["error"])
-        elif "rows" in result:
+        elif by is not None:  # before `done`, which Tune sets on what the scheduler stops, too
+            stopped = [row | ({"state": "pruned"} if row["state"] == "ok" else {}) for row in result["rows"]]
+            self._finish(ours, trial, [row | {"pruned_by": by} for row in stopped], result["history"])
+        elif result["done"]:
             self._finish(ours, trial, result["rows"], result["history"])
         else:
-            self.curves[ours.trial_id] += entries(ours, result)
+            self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -98,29 +131,75 @@ class Recorder(tune.Callback):
         self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
         rows = [row | {"attempt": trial.num_failures + 1} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
-        try:
-            self.store.write(ours.trial_id, rows, history, self.metadata)
-        except StorageError as error:
-            self.error = self.error or error
-            return
-        except ValueError as error:  # rows of another version of qdtune, say: no trial may end the sweep unasked
-            self.error = self.error or StorageError(str(error))
-            return
-        self.known = pa.concat_tables([self.known, pa.Table.from_pylist(rows, schema=self.known.schema)])
-        front = self.progress.front
-        last = self.progress.finished + 1 == len(self.trials)
-        if last or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
+        self.curves.pop(ours.trial_id, None)
+        with self._kept():  # first, for the journal of the study is made anew from what is stored
+            try:
+                self.store.write(ours.trial_id, rows, history, self.metadata)
+            except ValueError as error:  # rows of another version of qdtune, say: no trial may end the sweep unasked
+                raise StorageError(str(error)) from error
+        ended = result_of(ours, rows, history)
+        self.known[ours.trial_id] = rows
+        with self._kept():
+            self.feed.ended(ended)
+        self._show(ended)
+
+    def _show(self, ended: Result) -> None:
+        front, total, left = self.progress.front, self.feed.total, self.feed.left
+        if not left or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
             self.front_at = time.monotonic()
-            front = table_front(aggregate(self.known))
-        worst = next((row["state"] for row in rows if row["state"] != "ok"), "ok")
-        self.progress.finish(ours.trial_id, worst, front)
+            rows = [row for rows in self.known.values() for row in rows]
+            front = table_front(aggregate(pa.Table.from_pylist(rows, schema=TRIALS)))
+        self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)
 
 
-def entries(trial: Trial, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A report as rows of the history, one per seed."""
-    shared = {"phase": report["phase"], "epoch": report["epoch"], "seconds": report["seconds"] / len(trial.seeds)}
-    points = zip(trial.seeds, report["train_loss"], report["val_accuracy"], strict=True)
-    return [shared | {"seed": seed, "train_loss": loss, "val_accuracy": acc} for seed, loss, acc in points]
+class FeedSearcher(Searcher):
+    """Hands the trials of a sweep to Ray Tune, one whenever there is room for it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        return True  # what may be chosen is known to the feed
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self.recorder.next()
+        if trial is None:
+            return Searcher.FINISHED if self.recorder.over else None
+        return trial.config | {"trial_id": trial.trial_id, "seeds": list(trial.seeds)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # a resume is planned from the store
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RuntimeError("a sweep is resumed by launching it again")
+
+
+class PruningScheduler(FIFOScheduler):
+    """Stops a trial where the sweep's pruner says so; the recorder, which comes next, then finds out by whom."""
+
+    _supports_buffered_results = False
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        judged = result.get("phase") == "qat" and "rows" in result
+        if judged and self.recorder.stops(trial.config["trial_id"], result):
+            return FIFOScheduler.STOP
+        return FIFOScheduler.CONTINUE
 
 
 def unfinished_rows(trial: Trial, state: str, error: str) -> list[dict[str, Any]]:

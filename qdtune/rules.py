@@ -139,18 +139,15 @@ def number(right: str, holds: Callable[[float], bool]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def choice(known: Iterable[str], ready: Iterable[str] | None = None) -> BeforeValidator:
-    """One of the `known` names, and one that this version runs if `ready` says which do."""
+def choice(known: Iterable[str]) -> BeforeValidator:
+    """One of the `known` names."""
     names = tuple(known)
-    runs = names if ready is None else tuple(ready)
 
     def check(value: object) -> str:
         if not isinstance(value, str):
             raise _is_not("a name", value, ", ".join(names))
         if value not in names:
-            raise ValueError(unknown("", value, runs))
-        if value not in runs:
-            raise ValueError(f"{value!r} is not available yet ({', '.join(runs)})")
+            raise ValueError(unknown("", value, names))
         return value
 
     return BeforeValidator(check)

@@ -14,27 +14,28 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 
 from qdtune.rules import choice, flag, matching, number, share, shown, whole
 
-# What may be named, and what this version already runs.
-METHODS = {
-    "grid": True,
-    "random": True,
-    "tpe": False,
-    "nsga2": False,
-    "nsga3": False,
-    "gp": False,
-    "qmc": False,
+METHODS = ("grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc")
+PLANNED = ("grid", "random")  # known before anything runs; the others ask what came out so far
+ORDERS = ("small_first", "large_first", "shuffled", "as_listed")
+# The keys of each pruner and what they are where not given. The names are Optuna's, but for `pareto`, which is ours.
+PRUNERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "pareto": {"margin": 0.01, "signal": "best_so_far", "min_epochs": 2, "patience": 1},
+    "median": {"scope": "size", "n_startup_trials": 5, "n_warmup_steps": 0, "interval_steps": 1},
+    "percentile": {
+        "scope": "size",
+        "percentile": 25.0,
+        "n_startup_trials": 5,
+        "n_warmup_steps": 0,
+        "interval_steps": 1,
+    },
+    "hyperband": {"scope": "size", "min_resource": 1, "reduction_factor": 3},
+    "successive_halving": {"scope": "size", "min_resource": 1, "reduction_factor": 3},
+    "patient": {"patience": 2, "min_delta": 0.0},
+    "threshold": {"lower": 0.2, "n_warmup_steps": 0, "interval_steps": 1},
+    "wilcoxon": {"scope": "size", "p_threshold": 0.1, "n_warmup_steps": 0},
 }
-EARLY_TERMINATE = {
-    "none": True,
-    "pareto": False,
-    "median": False,
-    "percentile": False,
-    "hyperband": False,
-    "successive_halving": False,
-    "patient": False,
-    "threshold": False,
-    "wilcoxon": False,
-}
+SIGNALS = ("best_so_far", "raw", "ema")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")
 FACTOR_INITS = ("default", "orthogonal", "svd")
@@ -70,11 +71,6 @@ DATASETS = {
     "digits": DatasetInfo(1437, 64, 10),
     "synthetic": DatasetInfo(512, 16, 4),  # blobs, for tests only
 }
-
-
-def ready(table: dict[str, bool]) -> list[str]:
-    """The names that this version runs."""
-    return [name for name, runs in table.items() if runs]
 
 
 def _as_list(value: Any) -> Any:
@@ -302,9 +298,61 @@ class Train(Frozen):
 
 
 class EarlyTerminate(Frozen):
-    """Which rule stops weak trials."""
+    """Which rule stops weak trials during QAT; every key that belongs to `type` has a value, the others are None.
 
-    type: Annotated[str, choice(EARLY_TERMINATE, ready(EARLY_TERMINATE))] = "none"
+    Accuracies are fractions, epochs are QAT epochs from 1: warm-up epochs never count.
+    """
+
+    type: Annotated[str, choice(PRUNERS)] = "none"
+    scope: Annotated[str, choice(("size", "all"))] | None = None
+    margin: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] | None = None
+    signal: Annotated[str, choice(SIGNALS)] | None = None
+    min_epochs: Annotated[int, whole(1, 100_000)] | None = None
+    patience: Annotated[int, whole(1, 100_000)] | None = None
+    min_delta: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] | None = None
+    n_startup_trials: Annotated[int, whole(0, 1_000_000)] | None = None
+    n_warmup_steps: Annotated[int, whole(0, 100_000)] | None = None
+    interval_steps: Annotated[int, whole(1, 100_000)] | None = None
+    percentile: Annotated[float, number("0 to 100", lambda x: 0 <= x <= 100)] | None = None
+    min_resource: Annotated[int, whole(1, 100_000)] | None = None
+    reduction_factor: Annotated[int, whole(2, 1000)] | None = None
+    lower: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] | None = None
+    p_threshold: Annotated[float, number("above 0, up to 1", lambda x: 0 < x <= 1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kind = data.get("type", "none")
+        return {**PRUNERS.get(kind, {}), **data} if isinstance(kind, str) else data
+
+    @model_validator(mode="after")
+    def _keys_of_type(self) -> EarlyTerminate:
+        own = PRUNERS[self.type]
+        for key in type(self).model_fields:
+            if key != "type" and key not in own and getattr(self, key) is not None:
+                raise ValueError(f"{key} is no key of type {self.type} ({', '.join(own) or 'it has none'})")
+            if key in own and getattr(self, key) is None:
+                raise ValueError(f"{key} must have a value (default: {own[key]})")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys of this type with their values."""
+        return {key: getattr(self, key) for key in PRUNERS[self.type]}
+
+    @property
+    def keeps_front(self) -> bool:
+        """Whether a trial is compared only with trials that are not larger, so that no front member is in the way."""
+        return self.type == "pareto" or self.scope == "size"
+
+
+class Replicate(Frozen):
+    """After the search: how many seeds the front, and what is less than `within` (accuracy) behind it, shall have."""
+
+    front: Annotated[int, whole(2, 10_000)]
+    within: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] = 0.005
 
 
 class Resources(Frozen):
@@ -315,8 +363,9 @@ class Resources(Frozen):
 
 
 class Run(Frozen):
-    """Limits of a run; None means none. Times in seconds."""
+    """The order in which what is planned starts, and limits; None means none. Times in seconds."""
 
+    order: Annotated[str, choice(ORDERS)] = "small_first"
     max_concurrent_trials: Annotated[int, whole(1, 100_000)] | None = None
     time_budget_s: Seconds | None = None
     max_failures: Annotated[int, whole(0, 1000)] = 2

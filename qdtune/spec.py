@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import NoneType
 from typing import Annotated, Any, get_args
@@ -39,6 +39,7 @@ from qdtune.schema import (
     AXES,
     DATASETS,
     METHODS,
+    PLANNED,
     Axis,
     Constraint,
     Data,
@@ -52,6 +53,7 @@ from qdtune.schema import (
     Parameters,
     Phase,
     Rate,
+    Replicate,
     Resources,
     Run,
     RunName,
@@ -59,7 +61,6 @@ from qdtune.schema import (
     Several,
     Train,
     Widths,
-    ready,
     text_of,
 )
 from qdtune.yamlfile import Document, override, parse, read
@@ -76,8 +77,9 @@ class Spec(Frozen):
     version: Annotated[int, whole(1, 1)]
     name: RunName
     description: Annotated[str, matching("text", printable)] = ""
-    method: Annotated[str, choice(METHODS, ready(METHODS))] = "grid"
+    method: Annotated[str, choice(METHODS)] = "grid"
     run_cap: Annotated[int, whole(1, 1_000_000)] | None = None
+    duplicates: Annotated[str, choice(("resample", "replicate"))] = "resample"
     parameters: Parameters
     exclude: tuple[Excluded, ...] = ()
     seeds: Several[Seed] = (0, 1, 2)
@@ -85,6 +87,7 @@ class Spec(Frozen):
     model: Model = Model()
     train: Train = Train()
     early_terminate: EarlyTerminate = EarlyTerminate()
+    replicate: Replicate | None = None
     constraints: Distinct[Constraint] = ()
     resources: Resources = Resources()
     run: Run = Run()
@@ -170,6 +173,15 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         yield from _grid_disagreements(spec)
     elif spec.run_cap is None:
         yield ("run_cap",), f"no value (how many configurations method {spec.method} draws)"
+    if spec.duplicates == "replicate" and spec.method in PLANNED:
+        yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
+    p = spec.early_terminate.p_threshold
+    if p is not None and (least := 0.5 ** len(spec.seeds)) >= p:
+        what = f"p_threshold {p:g} is never reached with {len(spec.seeds)} seeds, whose least p is {least:g}"
+        yield ("early_terminate", "p_threshold"), f"{what} (more seeds)"
+    if spec.replicate and spec.replicate.front <= len(spec.seeds):
+        what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
+        yield ("replicate", "front"), f"{what} (or leave replicate out)"
     if spec.parameters.weight_bits.max == 32:
         yield ("parameters", "weight_bits", "max"), "a range ends at 16 (32 is float; give it as a value)"
     name = spec.data.dataset[0]
@@ -320,7 +332,7 @@ class Trial:
     qat: Phase
     seeds: tuple[int, ...]
 
-    @property
+    @cached_property
     def trial_id(self) -> str:
         """12 hexadecimal digits, the same for the same configuration on any machine."""
         return _digest(self.to_dict())
@@ -339,12 +351,15 @@ class Trial:
         return _digest({key: data[key] for key in data.keys() - {"weight_bits", "act_bits", "scale", "qat"}})
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The nine axes, typed."""
+        rates = {"warmup_lr": self.warmup.lr, "qat_lr": self.qat.lr}
+        return {axis: rates[axis] if axis in rates else getattr(self, axis) for axis in AXES}
+
+    @property
     def config(self) -> dict[str, Any]:
         """The nine axes as they stand in tables; hidden widths as text: '64-32'."""
-        rates = {"warmup_lr": self.warmup.lr, "qat_lr": self.qat.lr}
-        return {axis: rates[axis] if axis in rates else getattr(self, axis) for axis in AXES} | {
-            "hidden": text_of(self.hidden)
-        }
+        return self.values | {"hidden": text_of(self.hidden)}
 
     @property
     def ledger(self) -> Ledger:

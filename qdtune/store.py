@@ -74,7 +74,7 @@ class Store:
         """
         path = self.root / ".lock"
         with contextlib.ExitStack() as stack:
-            with _storage(path):
+            with storage_errors(path):
                 self.root.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(path.open("a+"))  # never removed: a second file could be locked beside it
                 try:
@@ -105,18 +105,9 @@ class Store:
             return None
         numbers = itertools.count(1)
         aside = next(p for n in numbers if not (p := self.root.with_name(f"{self.root.name}.{n}")).exists())
-        with self.lock(), _storage(self.root):
+        with self.lock(), storage_errors(self.root):
             self.root.rename(aside)
         return aside
-
-    def done(self) -> set[str]:
-        """The ids of the configurations that need no further run: a sound file, every seed in a `FINAL` state.
-
-        Raises:
-            StorageError: the folder cannot be read.
-            NewerSchemaError: a file was written by a newer qdtune.
-        """
-        return final_ids(self.trials())
 
     def write(
         self,
@@ -125,9 +116,10 @@ class Store:
         history: list[dict[str, Any]],
         metadata: dict[str, str],
     ) -> bool:
-        """Commits a finished configuration; True if written, False if a final result was there already and stays.
+        """Commits a trial that has ended; True if written, False if what was there is as good and stays.
 
-        A result that is not final is replaced; a damaged file is kept aside as `<trial_id>.parquet.damaged`.
+        A result that is not final is replaced, and one that was stopped early by one that was not; a damaged file is
+        kept aside as `<trial_id>.parquet.damaged`.
 
         Args:
             trial_id: names the two files.
@@ -144,10 +136,10 @@ class Store:
             check_rows(table, trial_id)
         path = self.root / "trials" / f"{trial_id}.parquet"
         found, damaged = self._scan("trials", TRIALS, [trial_id])
-        if trial_id in final_ids(found):
+        if trial_id in final_ids(found) and (not _stopped(found) or _stopped(tables[1][1])):
             return False
         if damaged:
-            with _storage(path):
+            with storage_errors(path):
                 path.replace(f"{path}.damaged")
         for folder, table in tables:  # the trials file comes last, because its presence says "done"
             commit(self.root / folder / f"{trial_id}.parquet", to_bytes(table))
@@ -169,14 +161,14 @@ class Store:
         return table
 
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
-        """Writes `pareto.parquet` over all configurations, or those of `ids`, and returns it; else like `trials`."""
+        """Writes `pareto.parquet` over all trials, or those of `ids`, and returns it; else like `trials`."""
         table = aggregate(self.trials(ids))
         commit(self.root / "pareto.parquet", to_bytes(stamped(table, {})))
         return table
 
     def _scan(self, folder: str, schema: pa.Schema, ids: Collection[str] | None) -> tuple[pa.Table, list[str]]:
         if ids is None:
-            with _storage(self.root / folder), contextlib.suppress(FileNotFoundError):
+            with storage_errors(self.root / folder), contextlib.suppress(FileNotFoundError):
                 names = os.listdir(self.root / folder)
                 ids = [n.removesuffix(".parquet") for n in names if n.endswith(".parquet") and n[0] != "."]
         tables, damaged, merged = [schema.empty_table()], [], schema
@@ -195,8 +187,13 @@ class Store:
         return pa.concat_tables(tables, promote_options="permissive"), damaged
 
 
+def _stopped(rows: pa.Table) -> bool:
+    return "pruned" in rows["state"].to_pylist()
+
+
 @contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Any OSError within becomes a StorageError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -208,7 +205,7 @@ def _storage(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> bytes | None:
     """The whole file, None where there is none."""
-    with _storage(path), contextlib.suppress(FileNotFoundError):
+    with storage_errors(path), contextlib.suppress(FileNotFoundError):
         return path.read_bytes()
     return None
 
@@ -216,7 +213,7 @@ def _read(path: Path) -> bytes | None:
 def commit(path: Path, data: bytes) -> None:
     """Makes the file hold the data, whole or not at all, and durable before it returns."""
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _storage(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temp, "wb") as file:

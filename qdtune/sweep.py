@@ -10,27 +10,30 @@ import logging
 import os
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray import tune
-from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import data as data_sets
 from qdtune.cluster import Cluster, connect
-from qdtune.plan import Placement, check_comparable, has_compiler, placement, plan
+from qdtune.feed import Feed
+from qdtune.plan import Placement, Plan, check_comparable, has_compiler, placement, plan
 from qdtune.progress import SweepProgress, console, counted, front_table
-from qdtune.recorder import Recorder
+from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder
+from qdtune.results import results
 from qdtune.rules import mistake
-from qdtune.schema import text_of
-from qdtune.spec import Spec, Trial
+from qdtune.schema import PLANNED, text_of
+from qdtune.spec import Spec
 from qdtune.store import StorageError, Store
-from qdtune.tables import table_front
+from qdtune.study import Study, configuration
+from qdtune.tables import FINAL, TRIALS, table_front
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
 
@@ -52,34 +55,6 @@ def param_space(spec: Spec) -> dict[str, Any]:
         else:
             space[name] = tune.grid_search(list(values)) if spec.method == "grid" else tune.choice(list(values))
     return space
-
-
-class PlanSearcher(Searcher):
-    """Suggests the configurations of a plan in their order; what is excluded or done never costs a trial."""
-
-    def __init__(self, trials: list[Trial]) -> None:
-        super().__init__()
-        self.trials = list(reversed(trials))
-
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
-    ) -> bool:
-        return True  # the space was expanded by the plan
-
-    def suggest(self, trial_id: str) -> Any:
-        if not self.trials:
-            return Searcher.FINISHED
-        trial = self.trials.pop()
-        return trial.config | {"trial_id": trial.trial_id}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass  # a resume is planned from the store
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise RuntimeError("a sweep is resumed by launching it again")
 
 
 def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fresh: bool) -> int:
@@ -110,43 +85,57 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
         out.print(f"--fresh: what was in {store.root} is now in {aside}")
     with store.lock():
         store.create(spec.to_yaml())
-        done = store.done()
-        pending = [trial for trial in planned.trials if trial.trial_id not in done]
-        for line in store.damaged:
+        rows, damaged = store.trials(), list(store.damaged)
+        history = store.history()
+        for line in damaged + store.damaged:
             out.print(f"damaged, runs again: {line}", style="yellow")
-        size = f"{counted(len(planned.trials), 'configuration')} x {counted(len(spec.seeds), 'seed')} on {data.name}"
-        samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
-        out.print(f"{spec.name}: {size} {samples}; {len(planned.trials) - len(pending)} done before", style="bold")
-        if pending and not has_compiler():
-            out.print(
-                "no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly",
-                style="yellow",
-            )
-        for note in notes:
-            out.print(f"WARNING: {note}", style="bold white on red")
+        earlier = results(spec, rows, history)
+        feed = Feed(spec, planned.trials, Study(spec, store.root / "study.journal"), earlier)
         stopped, error = None, None
-        if pending:
-            stopped, error = _train(spec, data, planned.trials, pending, store, address, out)
-        table = store.write_pareto([trial.trial_id for trial in planned.trials])
-    return _report(spec, planned.trials, store, table, stopped, error, out)
+        try:
+            more = feed.more()
+            _announce(spec, data, planned, feed, notes, out)
+            if more:
+                stopped, error = _train(spec, data, feed, store, address, out)
+            if error is None and not feed.left:
+                feed.more()  # stopped as the last one ended, it may have more to do all the same
+        finally:
+            with suppress(StorageError):  # which is told already
+                feed.study.close()
+        table = store.write_pareto(list(feed.results))
+    return _report(spec, feed, store, table, stopped, error, out)
+
+
+def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str], out: Any) -> None:
+    """Says what is going to be trained, and what is not as it should be."""
+    count = (spec.run_cap or 0) if feed.searching else len(planned.trials)
+    size = f"{counted(count, 'configuration')} x {counted(len(spec.seeds), 'seed')} on {data.name}"
+    samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
+    done = f"{feed.total - feed.left} done before" if feed.left else "all done before"
+    out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
+    if feed.left and not has_compiler():
+        out.print("no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly", style="yellow")
+    for note in notes:
+        out.print(f"WARNING: {note}", style="bold white on red")
 
 
 def _train(
-    spec: Spec, data: Any, trials: list[Trial], pending: list[Trial], store: Store, address: str | None, out: Any
+    spec: Spec, data: Any, feed: Feed, store: Store, address: str | None, out: Any
 ) -> tuple[int | None, StorageError | None]:
-    """Trains what is pending; the signal that stopped it, if any, and the storage error, if any."""
+    """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any."""
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(address, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
-        place = _place(spec, cluster, len(pending), out)
+        place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
-        varying = {axis for axis in spec.axes if len({trial.config[axis] for trial in trials}) > 1}
-        missing = {trial.trial_id for trial in pending}
-        known = store.trials([trial.trial_id for trial in trials if trial.trial_id not in missing])
-        with SweepProgress(out, len(trials), len(trials) - len(pending), varying) as progress:
-            recorder = Recorder(store, pending, progress, warmups, known, stopped)
+        varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
+        known: dict[str, list[dict[str, Any]]] = {}
+        for row in store.trials(list(feed.results)).select(TRIALS.names).to_pylist():
+            known.setdefault(row["trial_id"], []).append(row)
+        with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
+            recorder = Recorder(feed, store, progress, warmups, known, stopped)
             kind = trainable(place, spec=spec, data=data, warmups=warmups)
             if not stopped:
-                _tune(spec, kind, pending, place, recorder, scratch)
+                _tune(spec, kind, place, recorder, scratch)
         return (stopped[0] if stopped else None), recorder.error
 
 
@@ -164,7 +153,7 @@ def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"
     out.print(
         f"{counted(place.concurrent, 'trial')} at a time, {share} each: "
-        f"{trials} in {counted(place.waves(trials), 'wave')}"
+        f"{trials} left in {counted(place.waves(trials), 'wave')}"
     )
     if cluster.dashboard:
         token = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -179,23 +168,24 @@ def _warmup_actor(store: Store) -> Any:
     return ray.remote(WarmupFolder).options(**options).remote(str((store.root / "warmup").resolve()))
 
 
-def _tune(
-    spec: Spec, kind: type[tune.Trainable], pending: list[Trial], place: Placement, recorder: Recorder, scratch: str
-) -> None:
+def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Recorder, scratch: str) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by the recorder, in a line
     # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
+    # A search shall know what came out when it chooses: there, nothing waits.
+    searching = spec.method not in PLANNED
     tuner = tune.Tuner(
         kind,
         param_space=param_space(spec),  # for what looks at a Tuner; the searcher suggests whole configurations
         tune_config=tune.TuneConfig(
-            search_alg=PlanSearcher(pending),
-            num_samples=len(pending),
-            max_concurrent_trials=spec.run.max_concurrent_trials,
+            search_alg=FeedSearcher(recorder),
+            scheduler=PruningScheduler(recorder),
+            num_samples=-1,  # until the searcher has no more
+            max_concurrent_trials=place.concurrent if searching else spec.run.max_concurrent_trials,
             time_budget_s=spec.run.time_budget_s,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial_id"],
-            trial_dirname_creator=lambda trial: trial.config["trial_id"],
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name=spec.name,
@@ -234,7 +224,7 @@ def _signals() -> Iterator[list[int]]:
 
 def _report(
     spec: Spec,
-    trials: list[Trial],
+    feed: Feed,
     store: Store,
     table: pa.Table,
     stopped: int | None,
@@ -242,38 +232,47 @@ def _report(
     out: Any,
 ) -> int:
     """Prints the front, what went wrong and where the files are; the exit code."""
-    rows = {row["trial_id"]: row for row in table.to_pylist()}
-    states = [rows[trial.trial_id]["state"] if trial.trial_id in rows else "missing" for trial in trials]
+    rows = table.to_pylist()
+    states = Counter(result.state for result in feed.results.values())
     front = table_front(table)
-    varying = {axis for axis in spec.axes if len({row[axis] for row in rows.values()}) > 1}
+    varying = {axis for axis in spec.axes if len({row[axis] for row in rows}) > 1}
     out.print()
     if front.num_rows:
-        title = f"Pareto front of {counted(states.count('ok'), 'configuration')} on {spec.data.dataset[0]}"
+        title = f"Pareto front of {counted(len(rows), 'configuration')} on {spec.data.dataset[0]}"
         out.print(front_table(front, varying, title))
-        if len(spec.seeds) > 1:
+        if max(row["n_seeds"] for row in front.to_pylist()) > 1:
             out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
-    for state in sorted(set(states) - {"ok", "missing"}):
-        n = counted(states.count(state), "configuration")
-        out.print(f"{n} ended as {state}: see the column `error`", style="yellow")
-    _print_dead_warmups(store, trials, out)
+    if states["pruned"]:
+        out.print(_pruned_line(spec, feed, states["pruned"]))
+    for state in sorted(set(states) - {"ok", "pruned"}):
+        out.print(f"{counted(states[state], 'trial')} ended as {state}: see the column `error`", style="yellow")
+    _print_dead_warmups(store, feed, out)
     if rows:
         out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
     if error:
         raise error
-    if missing := states.count("missing"):
+    if feed.left:
         why = f"stopped by {signal.Signals(stopped).name}" if stopped else "ended early"
         if spec.run.time_budget_s and not stopped:
             why = "the time budget is spent"
-        left = f"{missing} of {counted(len(trials), 'configuration')} left to do"
+        left = f"{feed.left} of {counted(feed.total, 'trial')} left to do"
         out.print(f"{why}: {left}; the same command goes on from here")
         return 128 + stopped if stopped else FAILED_TRIALS
-    return DONE if set(states) <= {"ok", "pruned", "diverged"} else FAILED_TRIALS
+    return DONE if set(states) <= FINAL else FAILED_TRIALS
 
 
-def _print_dead_warmups(store: Store, trials: list[Trial], out: Any) -> None:
-    rows = store.trials([trial.trial_id for trial in trials]).to_pylist()
+def _pruned_line(spec: Spec, feed: Feed, pruned: int) -> str:
+    """How much was stopped early, and the QAT epochs that this saved."""
+    planned = spec.train.qat.epochs * len(feed.results)
+    spared = sum(spec.train.qat.epochs - len(r.curve) for r in feed.results.values() if r.state == "pruned")
+    rule = f"{counted(pruned, 'trial')} stopped early by {spec.early_terminate.type}"
+    return f"{rule}: {(spared - feed.twice) / planned:.0%} of all QAT epochs saved; see the column `pruned_by`"
+
+
+def _print_dead_warmups(store: Store, feed: Feed, out: Any) -> None:
+    rows = store.trials(list(feed.results)).to_pylist()
     dead = {row["trial_id"] for row in rows if row["state"] == "ok" and row["error"]}
-    if dead:
+    if dead := {configuration(feed.results[trial_id].trial) for trial_id in dead}:
         out.print(
             f"{counted(len(dead), 'configuration')} started from a warm-up that ended at chance: see `error`",
             style="yellow",

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 from qdtune.pareto import rank
 from qdtune.schema import AXES
 
-SCHEMA_VERSION = 1  # rises with every column: a file of this version has them all, an older one reads as null
+SCHEMA_VERSION = 2  # rises with every column: a file of this version has them all, an older one reads as null
 VERSION_KEY = "qdtune.schema_version"
 
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
@@ -59,6 +59,7 @@ TRIALS = pa.schema(
         ("seconds", pa.float64()),
         ("device", pa.string()),
         ("error", pa.string()),
+        ("pruned_by", pa.string()),  # a trial_id, or the rule where no single trial beat it
         ("started_at", pa.timestamp("us", tz="UTC")),
         ("finished_at", pa.timestamp("us", tz="UTC")),
         ("attempt", pa.int32()),
@@ -89,6 +90,7 @@ PARETO = pa.schema(
         ("size_bytes", pa.int64()),
         ("params", pa.int64()),
         ("state", pa.string()),
+        ("pruned_by", pa.string()),
         ("epochs", pa.int32()),
         ("pareto_rank", pa.int32()),
         ("is_pareto", pa.bool_()),
@@ -109,39 +111,43 @@ def aggregate(trials: pa.Table) -> pa.Table:
 
     Accuracies are means over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
     interval clipped to [0, 1], both null below two seeds. Configurations whose every seed is `ok` are ranked by
-    validation accuracy (up) and size (down); the others have no rank. `state` is the worst of the seeds' states.
+    validation accuracy (up) and size (down); the others have no rank. `state` is the worst of the seeds' states, but
+    seeds that are to run again do not count where others came to their end. `trial_id` is that of the first seeds.
 
     Args:
         trials: rows as `Store.trials` returns them.
     """
     # In this order sums round alike and ties stay put, whatever order the rows come in.
-    rows = trials.sort_by([("trial_id", "ascending"), ("seed", "ascending")])
+    rows = trials.sort_by([(name, "ascending") for name in (*AXES, "dataset", "seed", "trial_id")])
+    keys = [*AXES, "dataset"]
     ok = pc.equal(rows["state"], "ok")
-    columns = {name: rows[name] for name in ("trial_id", *AXES, "dataset", "size_bytes", "params", "epochs")}
+    worst = pc.index_in(rows["state"], pa.array(STATES))
+    columns = {name: rows[name] for name in (*keys, "trial_id", "size_bytes", "params", "epochs")}
     columns |= {name: pc.if_else(ok, rows[name], None) for name in ("val_accuracy", "test_accuracy")}
-    columns |= {"ok": ok.cast(pa.int32()), "worst": pc.index_in(rows["state"], pa.array(STATES))}
+    columns |= {"pruned_by": rows["pruned_by"], "ok": ok.cast(pa.int32()), "worst": worst}
+    columns |= {"ended": pc.if_else(pc.is_in(rows["state"], pa.array(FINAL)), worst, None)}
     sample = pc.VarianceOptions(ddof=1)
     groups = (
         pa.table(columns)
-        .group_by("trial_id", use_threads=False)
+        .group_by(keys, use_threads=False)
         .aggregate(
-            [(name, "first") for name in (*AXES, "dataset", "size_bytes", "params")]
-            + [("epochs", "max"), ("worst", "max"), ("ok", "sum")]
+            [(name, "first") for name in ("trial_id", "size_bytes", "params", "pruned_by")]
+            + [("epochs", "max"), ("worst", "max"), ("ended", "max"), ("ok", "sum")]
             + [(name, "mean") for name in ("val_accuracy", "test_accuracy")]
             + [(name, "stddev", sample) for name in ("val_accuracy", "test_accuracy")]
         )
     )
-    worst = groups["worst_max"].to_numpy()
-    result = {name: groups[f"{name}_first"] for name in (*AXES, "dataset", "size_bytes", "params")}
-    result |= {"trial_id": groups["trial_id"], "n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"]}
-    result |= {"state": pa.array(STATES).take(groups["worst_max"])}
+    worst = pc.coalesce(groups["ended_max"], groups["worst_max"])
+    result = {name: groups[name] for name in keys}
+    result |= {name: groups[f"{name}_first"] for name in ("trial_id", "size_bytes", "params", "pruned_by")}
+    result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
     result |= _spread(groups, "val_accuracy") | _spread(groups, "test_accuracy")
     costs = np.column_stack([-_floats(result["val_accuracy"]), _floats(result["size_bytes"])])
-    costs[worst > 0] = np.nan
+    costs[worst.to_numpy() > 0] = np.nan
     ranks = rank(costs)
     result |= {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
     table = pa.table(result).select(PARETO.names).cast(PARETO)
-    return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes")])
+    return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
 
 
 def table_front(pareto: pa.Table) -> pa.Table:

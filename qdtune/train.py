@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -66,17 +66,18 @@ class Log:
             if not ended:
                 entry = {"seed": seed, "phase": phase, "epoch": epoch, "train_loss": loss, "val_accuracy": accuracy}
                 self.entries.append(entry | {"seconds": seconds / len(self.seeds)})
-        return report
+        return report | {"history": list(self.entries)}
 
     def of(self, seed: int) -> list[dict[str, Any]]:
         return [e for e in self.entries if e["seed"] == seed]
 
 
 def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any]]:
-    """Trains one configuration, one report per epoch; the last report holds `rows` and `history` for the store.
+    """Trains one configuration, one report per epoch; the last one has `done` and has looked at the test set.
 
-    A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, and per replica `train_loss` and
-    `val_accuracy` (None once it has diverged).
+    A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, per replica `train_loss` and `val_accuracy`
+    (None once it has diverged), and `history`, every epoch so far. In QAT also `rows`: what the store is told where
+    training ends there, without a test accuracy before the last one.
 
     Args:
         trial: the configuration.
@@ -91,15 +92,17 @@ def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any
         quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
         calibrate(replica, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
     cohort = _cohort(replicas, trial, data, "qat")
-    report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0}
+    report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0, "history": log.entries}
+    untested: list[float | None] = [None] * len(replicas)
     for epoch in range(trial.qat.epochs):
         if len(log.dead) == len(trial.seeds):
             break
         if epoch:
             yield report
         report = _epoch(cohort, "qat", epoch, log)
+        report["rows"] = _rows(trial, replicas, log, floats, untested, data, started)
     tests = cohort.accuracy(data.test_x, data.test_y)  # the only look at the test set
-    yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "history": log.entries}
+    yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "done": True}
 
 
 def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str) -> Cohort:
@@ -179,7 +182,7 @@ def _rows(
     replicas: list[nn.Module],
     log: Log,
     floats: list[float],
-    tests: list[float],
+    tests: Sequence[float | None],
     data: Tensors,
     started: datetime,
 ) -> list[dict[str, Any]]:

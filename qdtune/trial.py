@@ -46,6 +46,8 @@ class SharedWarmups:
 class QATTrial(tune.Trainable):
     """Trains the configuration in its config, the nine axes by name, and reports every epoch.
 
+    `seeds` in the config are taken instead of the sweep's own.
+
     A report is what `train.run` yields; where training raised, `state` and `error` instead, because Ray may retry
     a lost worker but must not retry a mistake.
     """
@@ -75,13 +77,13 @@ class QATTrial(tune.Trainable):
             traceback.print_exc()
             return self._ended("failed", error)
         limit, taken = self._spec.run.trial_timeout_s, time.monotonic() - self._began - self._warmups.waited_s
-        if "rows" not in report and limit is not None and taken > limit:
+        if "done" not in report and limit is not None and taken > limit:
             return {
                 "state": "timeout",
                 "error": f"not finished after {limit:g} s (run.trial_timeout_s)",
                 "done": True,
             }
-        return report | {"done": "rows" in report}
+        return {"done": False} | report
 
     def _ended(self, state: str, error: BaseException) -> dict[str, Any]:
         self._reports = None
@@ -98,7 +100,8 @@ class QATTrial(tune.Trainable):
         torch.set_num_threads(max(1, int(self._cpu)))
         if self._tensors is None:
             self._tensors = Tensors.of(self._data, self._device())
-        trial = make_trial(self._spec, self.config)
+        seeds = self.config.get("seeds")
+        trial = make_trial(self._spec, self.config, None if seeds is None else tuple(seeds))
         self._warmups = SharedWarmups(self._folder, trial.trial_id)
         return run(trial, self._tensors, self._warmups)
 

@@ -66,7 +66,8 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
         f"error: a.yaml:3: parameters.weight_bits.values[0]: 0 is not allowed {right}",
         f"error: a.yaml:3: parameters.weight_bits.values[1]: 4.5 is not a whole number {right}",
         "error: a.yaml:5: unknown key 'dta'; did you mean 'data'? (version, name, description, method, run_cap,"
-        " parameters, exclude, seeds, data, model, train, early_terminate, constraints, resources, run)",
+        " duplicates, parameters, exclude, seeds, data, model, train, early_terminate, replicate, constraints,"
+        " resources, run)",
     ]
 
 
@@ -78,7 +79,7 @@ OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --fresh, -
     ("argv", "line"),
     [
         ([], f"no sweep file given{USAGE}"),
-        (["a.yaml", "b.yaml"], f"one sweep file at a time, got also 'b.yaml'{USAGE}"),
+        (["a.yaml", "b.yaml"], f"one argument too many: 'b.yaml'{USAGE}"),
         (["a.yaml", "--dry-rum"], f"unknown option '--dry-rum'; did you mean '--dry-run'? {OPTIONS}"),
         (["a.yaml", "--dry"], f"unknown option '--dry'; did you mean '--dry-run'? {OPTIONS}"),
         (["a.yaml", "--frehs=1"], f"unknown option '--frehs'; did you mean '--fresh'? {OPTIONS}"),
@@ -140,6 +141,22 @@ def test_dry_run_sums_up_what_is_long(folder: Path, capsys: pytest.CaptureFixtur
     code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", many, "--set", "exclude=[]")
     assert code == 0
     assert "12, from 366 to 1,053 bytes" in out
+
+
+def test_dry_run_says_what_a_search_may_do_and_what_is_stopped(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["method=tpe", "run_cap=5", "early_terminate={type: pareto, margin: 0.02}", "replicate={front: 7}"]
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", *(x for s in search for x in ("--set", s)))
+    assert code == 0
+    said = " ".join(out.split())
+    assert "configurations up to 5, chosen by tpe while the sweep runs" in said
+    assert "a sample 5 at random (" in said
+    assert "3 per configuration, trained together in the end 7 for the front and what is within 0.005 of it" in said
+    assert "stopped early by pareto: margin 0.02, signal best_so_far, min_epochs 2, patience 1" in said
+    assert "fewer than run_cap" not in said
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run")
+    assert not any(word in out for word in ("stopped early", "in the end", "a sample"))
 
 
 def test_dry_run_prints_user_text_as_it_is(folder: Path) -> None:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdtune.plan import Placement, Plan, placement, plan, warmups_first
+from qdtune.plan import (
+    Placement,
+    Plan,
+    candidates,
+    excess,
+    holds,
+    make_trial,
+    ordered,
+    placement,
+    plan,
+    six_digits,
+    violations,
+    warmups_first,
+)
 from qdtune.rules import SpecError
-from qdtune.schema import Resources
-from qdtune.spec import Spec
+from qdtune.schema import BUDGETS, ORDERS, Resources
+from qdtune.spec import Spec, Trial
 
 
 def spec(**given: Any) -> Spec:
@@ -80,11 +96,49 @@ def _is(trial: Any, point: dict[str, Any]) -> bool:
     return all(config[name] == value for name, value in point.items())
 
 
-def test_grid_runs_in_the_order_of_the_file() -> None:
-    found = planned(parameters=values(weight_bits=[8, 1, 4], scale=["lsq", "absmean"])).trials
-    assert [(trial.weight_bits, trial.scale) for trial in found] == list(
-        itertools.product([8, 1, 4], ["lsq", "absmean"])
-    )
+def test_grid_runs_in_the_order_of_the_file_where_that_is_wanted() -> None:
+    listed = values(weight_bits=[8, 1, 4], scale=["lsq", "absmean"])
+    found = planned(parameters=listed, run={"order": "as_listed"}).trials
+    points = list(itertools.product([8, 1, 4], ["lsq", "absmean"]))
+    assert [(trial.weight_bits, trial.scale) for trial in found] == points
+    for order, bits in {"small_first": [1, 4, 8], "large_first": [8, 4, 1]}.items():
+        found = planned(parameters=listed, run={"order": order}).trials
+        # One warm-up serves them all, so nothing else changes the order; equal sizes stay as they were listed.
+        assert [(t.weight_bits, t.scale) for t in found] == list(itertools.product(bits, ["lsq", "absmean"]))
+    assert [t.weight_bits for t in planned(parameters=listed).trials] == [1, 1, 4, 4, 8, 8]  # small first by default
+    shuffled = [(t.weight_bits, t.scale) for t in planned(parameters=listed, run={"order": "shuffled"}).trials]
+    assert sorted(shuffled) == sorted(points)
+
+
+def test_random_trials_are_ordered_by_size_too() -> None:
+    one = {"weight_bits": {"min": 1, "max": 16}, "qat_lr": {"min": 0.1, "max": 1.0}}
+    trials = planned(method="random", run_cap=30, parameters=one).trials
+    sizes = [trial.ledger.size_bytes for trial in trials]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 5
+
+
+@given(axes, st.randoms(use_true_random=False))
+def test_ordered_sorts_by_size_and_is_stable(axes: dict[str, list[Any]], generator: random.Random) -> None:
+    trials = planned(parameters=values(**axes)).trials
+    generator.shuffle(trials)
+    given = list(trials)
+    place = {trial: k for k, trial in enumerate(trials)}
+    size = {trial: trial.ledger.size_bytes for trial in trials}
+    assert ordered(trials, "small_first") == sorted(trials, key=lambda t: (size[t], place[t]))
+    assert ordered(trials, "large_first") == sorted(trials, key=lambda t: (-size[t], place[t]))
+    assert ordered(trials, "as_listed") == trials
+    shuffled = ordered(trials, "shuffled")
+    assert sorted(shuffled, key=place.__getitem__) == trials
+    assert ordered(trials, "shuffled") == shuffled
+    assert shuffled != trials or len(trials) < 9
+    assert trials == given  # and the list itself was left alone
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_order_keeps_a_warmup_waiting_for_its_own_turn(order: str) -> None:
+    found = planned(parameters=values(depth=[1, 2], weight_bits=[1, 2, 4]), run={"order": order}).trials
+    assert len({trial.warmup_id for trial in found[:2]}) == 2
 
 
 @pytest.mark.parametrize(
@@ -92,9 +146,141 @@ def test_grid_runs_in_the_order_of_the_file() -> None:
     [("depth <= 2", [1, 2]), ("depth < 2", [1]), ("depth >= 2", [2, 3]), ("depth > 2", [3]), ("depth == 2", [2])],
 )
 def test_constraint_compares_as_it_is_written(constraint: str, depths: list[int]) -> None:
-    found = planned(parameters=values(depth=[1, 2, 3]), constraints=[constraint])
-    assert [trial.depth for trial in found.trials] == depths
+    found = planned(parameters=values(depth=[3, 1, 2]), constraints=[constraint])
+    assert sorted(trial.depth for trial in found.trials) == depths
     assert found.infeasible == 3 - len(depths)
+
+
+COMPARE = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    axes,
+    st.sampled_from(BUDGETS),
+    st.sampled_from(sorted(COMPARE)),
+    st.sampled_from([-1000, -1, -0.5, 0, 0, 0.5, 1, 1000]),
+    st.randoms(use_true_random=False),
+)
+def test_excess_is_how_far_a_constraint_is_broken(
+    axes: dict[str, list[Any]], name: str, sign: str, offset: float, generator: random.Random
+) -> None:
+    trial = generator.choice(planned(parameters=values(**axes)).trials)
+    value = getattr(trial.ledger, name, None) or getattr(trial, name, 0)
+    bound = value + offset
+    over = excess(f"{name} {sign} {bound}", trial)
+    assert (over <= 0) == COMPARE[sign](value, bound)
+    if over > 0 and value != bound:
+        assert over == abs(value - bound)
+    if over > 0 and value == bound:
+        assert over < 1e-300  # next to nothing, but more than nothing
+    assert math.isfinite(over)
+
+
+def test_violations_name_every_rule_and_constraint() -> None:
+    rules = [{"depth": 2, "activation": "relu"}, {"depth": 1}]
+    some = spec(
+        parameters=values(depth=[1, 2], activation=["identity", "relu"]), exclude=rules, constraints=["depth < 2"]
+    )
+    config = planned().trials[0].config
+    found = {
+        (d, a): violations(some, make_trial(some, config | {"depth": d, "activation": a}))
+        for d, a in itertools.product([1, 2], ["identity", "relu"])
+    }
+    names = ("exclude depth: 2, activation: relu", "exclude depth: 1", "depth < 2")
+    assert all(tuple(broken) == names for broken in found.values())
+    assert {key: [broken[name] > 0 for name in names] for key, broken in found.items()} == {
+        (1, "identity"): [False, True, False],
+        (1, "relu"): [False, True, False],
+        (2, "identity"): [False, False, True],
+        (2, "relu"): [True, False, True],
+    }
+    assert violations(spec(), planned().trials[0]) == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(axes, st.randoms(use_true_random=False))
+def test_holds_and_candidates_are_what_a_grid_would_plan(
+    axes: dict[str, list[Any]], generator: random.Random
+) -> None:
+    """Of a space that is wider in every axis, a sweep holds its own plan, which is what a search may choose from."""
+    everything = planned(parameters=values(**AXES)).trials
+    rules = [{name: generator.choice(axes[name]) for name in axes if generator.random() < 0.6}]
+    limit = generator.choice(everything).ledger.size_bytes
+    given = {
+        "parameters": values(**axes),
+        "exclude": [r for r in rules if r],
+        "constraints": [f"size_bytes <= {limit}"],
+    }
+    some = spec(**given)
+    try:
+        wanted = {trial.trial_id for trial in plan(some).trials}
+    except SpecError:
+        wanted = set()
+    pool = generator.sample(everything, 60)
+    assert [holds(some, trial) for trial in pool] == [trial.trial_id in wanted for trial in pool]
+    for method in ("grid", "random", "tpe"):
+        asked = spec(**given, method=method, run_cap=None if method == "grid" else 3)
+        found = [trial.trial_id for trial in candidates(asked)]
+        assert len(found) == len(wanted)
+        assert set(found) == wanted
+        assert [trial.trial_id for trial in candidates(asked)] == found
+
+
+def test_candidates_of_a_grid_do_not_come_as_they_are_listed() -> None:
+    some = spec(parameters=values(depth=list(range(1, 30))))
+    found = [trial.depth for trial in candidates(some)]
+    assert sorted(found) == list(range(1, 30))
+    assert found != sorted(found)
+
+
+def test_candidates_of_a_range_are_distinct_and_feasible() -> None:
+    some = spec(method="tpe", run_cap=20, parameters=RANDOM, exclude=[{"depth": 3}], constraints=["depth > 1"])
+    found = list(itertools.islice(candidates(some), 50))
+    assert len({trial.trial_id for trial in found}) == 50
+    assert {trial.depth for trial in found} == {2, 4}
+    assert all(holds(some, trial) for trial in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "inside"),
+    [
+        ({}, True),
+        ({"depth": 4}, True),
+        ({"depth": 5}, False),
+        ({"qat_lr": 0.00009}, False),
+        ({"qat_lr": 1.0}, True),
+        ({"act_bits": 4}, False),
+        ({"hidden": "24-24"}, False),
+        ({"scale": "lsq"}, False),
+    ],
+    ids=str,
+)
+def test_holds_looks_at_every_axis(change: dict[str, Any], inside: bool) -> None:
+    some = spec(method="random", run_cap=3, parameters=RANDOM)
+    config = plan(some).trials[0].config
+    assert holds(some, make_trial(some, config | change)) is inside
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9), st.floats(0, 1))
+def test_six_digits_stay_inside_and_close(a: float, b: float, share: float) -> None:
+    low, high = sorted((a, b))
+    value = min(max(low, low + share * (high - low)), high)
+    found = six_digits(value, low, high)
+    assert low <= found <= high
+    assert found == pytest.approx(value, rel=1e-5)
+    assert found in (low, high, float(f"{found:.6g}"))
+    assert six_digits(found, low, high) == found
+
+
+def test_make_trial_takes_seeds_of_its_own() -> None:
+    some = spec(seeds=[3, 4])
+    (usual,) = plan(some).trials
+    other = make_trial(some, usual.config, (7, 8, 9))
+    assert make_trial(some, usual.config) == usual
+    assert other == replace(usual, seeds=(7, 8, 9))
+    assert (usual.seeds, other.trial_id == usual.trial_id) == ((3, 4), False)
+    assert isinstance(other, Trial)
 
 
 def test_constraint_on_size_is_exact() -> None:

@@ -108,6 +108,12 @@ SETS = "mnist, fashion_mnist, kmnist, cifar10, digits, synthetic"
 NAME = "letters, digits, . _ - ; starts with a letter or digit; at most 64; no device name"
 GPU = "0, a fraction of 0.0001 to 1 such as 1/3, or a whole number"
 AXIS_NAMES = ", ".join(AXES)
+METHODS = "grid, random, tpe, nsga2, nsga3, gp, qmc"
+TYPES = "none, pareto, median, percentile, hyperband, successive_halving, patient, threshold, wilcoxon"
+PRUNER_KEYS = (
+    "type, scope, margin, signal, min_epochs, patience, min_delta, n_startup_trials, n_warmup_steps, interval_steps,"
+    " percentile, min_resource, reduction_factor, lower, p_threshold"
+)
 MATRIX = [
     # row of the matrix, what is set, the line about it
     (2, "parameters.qat_lr={values: [1e-3, fast]}", f"parameters.qat_lr.values[1]: 'fast' is not a number ({LR})"),
@@ -190,8 +196,94 @@ MATRIX = [
         "run_cap=5",
         "run_cap: has no use with method grid, which runs every configuration (or write method: random)",
     ),
-    (38, "method=tpe", "method: 'tpe' is not available yet (grid, random)"),
-    (38, "early_terminate.type=pareto", "early_terminate.type: 'pareto' is not available yet (none)"),
+    (37, "method=tpe", "error: x.yaml: run_cap: no value (how many configurations method tpe draws)"),
+    (38, "method=nsga", f"method: unknown 'nsga'; did you mean 'nsga3'? ({METHODS})"),
+    (38, "method=bayes", f"method: unknown 'bayes' ({METHODS})"),
+    (38, "early_terminate=pareto", "early_terminate: 'pareto' is not allowed (key: value pairs)"),
+    (
+        38,
+        "early_terminate.type=paretto",
+        f"early_terminate.type: unknown 'paretto'; did you mean 'pareto'? ({TYPES})",
+    ),
+    (38, "early_terminate.type=[pareto]", f"early_terminate.type: a list is not a name ({TYPES})"),
+    (38, "early_terminate.margin=0.1", "early_terminate: margin is no key of type none (it has none)"),
+    (
+        38,
+        "early_terminate={type: pareto, scope: all}",
+        "early_terminate: scope is no key of type pareto (margin, signal, min_epochs, patience)",
+    ),
+    (
+        38,
+        "early_terminate={type: patient, patience: 3, lower: 0.1}",
+        "early_terminate: lower is no key of type patient (patience, min_delta)",
+    ),
+    (
+        38,
+        "early_terminate={type: pareto, margn: 0.1}",
+        f"early_terminate: unknown key 'margn'; did you mean 'margin'? ({PRUNER_KEYS})",
+    ),
+    (38, "early_terminate={type: pareto, margin: }", "early_terminate: margin must have a value (default: 0.01)"),
+    (38, "early_terminate={type: median, scope: ~}", "early_terminate: scope must have a value (default: size)"),
+    *[
+        (38, f"early_terminate={{type: {kind}, {key}: {value}}}", f"early_terminate.{key}: {value} is not {what}")
+        for kind, key, value, what in [
+            ("pareto", "margin", -0.01, "allowed (an accuracy, 0 to 1)"),
+            ("pareto", "margin", 5, "allowed (an accuracy, 0 to 1)"),
+            ("pareto", "min_epochs", 0, "allowed (a whole number, 1 to 100,000)"),
+            ("pareto", "patience", 0, "allowed (a whole number, 1 to 100,000)"),
+            ("pareto", "patience", 1.5, "a whole number (a whole number, 1 to 100,000)"),
+            ("median", "n_startup_trials", -1, "allowed (a whole number, 0 to 1,000,000)"),
+            ("median", "n_warmup_steps", -1, "allowed (a whole number, 0 to 100,000)"),
+            ("median", "interval_steps", 0, "allowed (a whole number, 1 to 100,000)"),
+            ("percentile", "percentile", 101, "allowed (0 to 100)"),
+            ("percentile", "percentile", -1, "allowed (0 to 100)"),
+            ("hyperband", "min_resource", 0, "allowed (a whole number, 1 to 100,000)"),
+            ("successive_halving", "reduction_factor", 1, "allowed (a whole number, 2 to 1,000)"),
+            ("patient", "min_delta", 2, "allowed (an accuracy, 0 to 1)"),
+            ("threshold", "lower", 20, "allowed (an accuracy, 0 to 1)"),
+            ("wilcoxon", "p_threshold", 0, "allowed (above 0, up to 1)"),
+            ("wilcoxon", "p_threshold", 1.5, "allowed (above 0, up to 1)"),
+        ]
+    ],
+    (
+        38,
+        "early_terminate={type: pareto, signal: best}",
+        "early_terminate.signal: unknown 'best' (best_so_far, raw, ema)",
+    ),
+    (38, "early_terminate={type: median, scope: none}", "early_terminate.scope: unknown 'none' (size, all)"),
+    (
+        38,
+        "early_terminate.type=wilcoxon",
+        "early_terminate: p_threshold 0.1 is never reached with 3 seeds, whose least p is 0.125 (more seeds)",
+    ),
+    (
+        38,
+        "early_terminate={type: wilcoxon, p_threshold: 0.125}",
+        "early_terminate.p_threshold: p_threshold 0.125 is never reached with 3 seeds, whose least p is 0.125"
+        " (more seeds)",
+    ),
+    (0, "duplicates=keep", "duplicates: unknown 'keep' (resample, replicate)"),
+    (
+        0,
+        "duplicates=replicate",
+        "duplicates: has no use with method grid, which never repeats itself (or leave it out)",
+    ),
+    (0, "replicate={within: 0.1}", "replicate.front: is missing"),
+    (0, "replicate=5", "replicate: 5 is not allowed (key: value pairs)"),
+    (0, "replicate={front: 1}", "replicate.front: 1 is not allowed (a whole number, 2 to 10,000)"),
+    (
+        0,
+        "replicate={front: 3}",
+        "replicate.front: 3 is not above the 3 seeds that every configuration has (or leave replicate out)",
+    ),
+    (0, "replicate={front: 4, within: 2}", "replicate.within: 2 is not allowed (an accuracy, 0 to 1)"),
+    (0, "replicate={front: 4, seeds: 2}", "replicate: unknown key 'seeds' (front, within)"),
+    (
+        0,
+        "run.order=smallest_first",
+        "run.order: unknown 'smallest_first'; did you mean 'small_first'?"
+        " (small_first, large_first, shuffled, as_listed)",
+    ),
     (39, "parameters.depth={min: 4, max: 1}", "parameters.depth: min 4 is not below max 1"),
     (39, "parameters.qat_lr={min: 0.1, max: 0.1}", "parameters.qat_lr: min 0.1 is not below max 0.1"),
     (
@@ -270,6 +362,113 @@ MATRIX = [
 @pytest.mark.parametrize(("row", "given", "line"), MATRIX, ids=lambda value: str(value)[:40])
 def test_bad_value_is_told_in_one_line(row: int, given: str, line: str) -> None:
     assert told(given) == [line]
+
+
+def test_every_method_is_there_and_all_but_a_grid_need_a_cap() -> None:
+    for method in METHODS.split(", ")[1:]:
+        assert small(f"method={method}", "run_cap=5").method == method
+        assert told(f"method={method}") == [
+            f"error: x.yaml: run_cap: no value (how many configurations method {method} draws)"
+        ]
+
+
+def test_repeats_are_for_a_search_only() -> None:
+    assert small("method=nsga2", "run_cap=5", "duplicates=replicate").duplicates == "replicate"
+    assert small().duplicates == "resample"
+    assert told("method=random", "run_cap=5", "duplicates=replicate") == [
+        "duplicates: has no use with method random, which never repeats itself (or leave it out)"
+    ]
+
+
+def test_mistakes_of_early_terminate_are_told_by_line() -> None:
+    block = "early_terminate:\n  type: pareto\n  margin: 3\n  patience: 0\n  n_warmup: 1\nreplicate:\n  front: 2\n"
+    assert errors(SMALL + block) == [
+        "error: x.yaml:7: early_terminate.margin: 3 is not allowed (an accuracy, 0 to 1)",
+        "error: x.yaml:8: early_terminate.patience: 0 is not allowed (a whole number, 1 to 100,000)",
+        f"error: x.yaml:9: early_terminate: unknown key 'n_warmup'; did you mean 'n_warmup_steps'? ({PRUNER_KEYS})",
+    ]
+    block = "early_terminate:\n  type: wilcoxon\n  p_threshold: 0.05\nreplicate:\n  front: 2\n"
+    assert [line.split(": ")[1:3] for line in errors(SMALL + block)] == [
+        ["x.yaml:7", "early_terminate.p_threshold"],
+        ["x.yaml:9", "replicate.front"],
+    ]
+    assert errors(SMALL + "early_terminate:\n  type: median\n  margin: 0.1\n") == [
+        "error: x.yaml:5: early_terminate: margin is no key of type median"
+        " (scope, n_startup_trials, n_warmup_steps, interval_steps)"
+    ]
+
+
+@pytest.mark.parametrize(("seeds", "p"), [(3, 0.126), (4, 0.1), (4, 0.0626), (1, 0.51), (10, 0.001)])
+def test_wilcoxon_needs_seeds_enough_to_reach_its_threshold(seeds: int, p: float) -> None:
+    rule = f"early_terminate={{type: wilcoxon, p_threshold: {p}}}"
+    assert small(rule, f"seeds={list(range(seeds))}").early_terminate.p_threshold == p
+    if seeds > 1:
+        (line,) = told(rule, f"seeds={list(range(seeds - 1))}")
+        assert f"is never reached with {seeds - 1} seeds, whose least p is {0.5 ** (seeds - 1):g}" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "keeps_front"),
+    [
+        ("type: none", "{type: none}", False),
+        ("type: pareto", "{type: pareto, margin: 0.01, signal: best_so_far, min_epochs: 2, patience: 1}", True),
+        (
+            "type: pareto, patience: 3, margin: 0, signal: ema",
+            "{type: pareto, margin: 0.0, signal: ema, min_epochs: 2, patience: 3}",
+            True,
+        ),
+        (
+            "type: median",
+            "{type: median, scope: size, n_startup_trials: 5, n_warmup_steps: 0, interval_steps: 1}",
+            True,
+        ),
+        (
+            "type: median, scope: all, n_startup_trials: 0",
+            "{type: median, scope: all, n_startup_trials: 0, n_warmup_steps: 0, interval_steps: 1}",
+            False,
+        ),
+        (
+            "type: percentile",
+            "{type: percentile, scope: size, n_startup_trials: 5, n_warmup_steps: 0, interval_steps: 1,"
+            " percentile: 25.0}",
+            True,
+        ),
+        ("type: hyperband", "{type: hyperband, scope: size, min_resource: 1, reduction_factor: 3}", True),
+        (
+            "type: successive_halving, scope: all",
+            "{type: successive_halving, scope: all, min_resource: 1, reduction_factor: 3}",
+            False,
+        ),
+        ("type: patient", "{type: patient, patience: 2, min_delta: 0.0}", False),
+        ("type: threshold", "{type: threshold, n_warmup_steps: 0, interval_steps: 1, lower: 0.2}", False),
+        ("type: wilcoxon", "{type: wilcoxon, scope: size, n_warmup_steps: 0, p_threshold: 0.1}", True),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_early_terminate_has_the_keys_of_its_type_filled_in(given: str, text: str, keeps_front: bool) -> None:
+    spec = small(f"early_terminate={{{given}}}", "seeds=[0, 1, 2, 3]")
+    rule = spec.early_terminate
+    assert " ".join(spec.to_yaml().split("early_terminate:")[1].split("\nconstraints")[0].split()) == text
+    assert loads(spec.to_yaml().encode(), "again.yaml") == spec
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert rule.keeps_front is keeps_front
+    own = {key.split(":")[0] for key in text[1:-1].split(", ")} - {"type"}
+    assert set(rule.options) == own
+    assert None not in rule.options.values()
+    assert all(getattr(rule, key) is None for key in set(type(rule).model_fields) - own - {"type"})
+
+
+def test_smallest_file_stops_and_repeats_nothing() -> None:
+    spec = small()
+    assert (spec.early_terminate.type, spec.replicate, spec.duplicates) == ("none", None, "resample")
+    assert (spec.early_terminate.options, spec.run.order) == ({}, "small_first")
+    assert "replicate" not in spec.to_yaml()
+
+
+def test_replicate_survives_canonical_text() -> None:
+    spec = small("replicate={front: 5}")
+    assert "replicate: {front: 5, within: 0.005}" in spec.to_yaml()
+    assert loads(spec.to_yaml().encode(), "x") == spec
 
 
 def test_range_is_for_numbers_only() -> None:
@@ -479,6 +678,9 @@ def test_result_settings_change_with_results_and_not_with_axes() -> None:
         "model.hidden=[8]",
         "resources.cpu=2",
         "exclude=[]",
+        "early_terminate.type=pareto",
+        "replicate={front: 9}",
+        "run.order=shuffled",
     ]
     for option in same:
         assert good(option, *(["exclude=[]"] if option.startswith("parameters") else [])).result_settings() == base
@@ -550,7 +752,8 @@ def test_svd_shares_one_warmup_between_depths_and_activations() -> None:
 def test_trial_ids_change_with_the_results_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = TRIAL.trial_id, TRIAL.warmup_id
     monkeypatch.setattr(spec_module, "RESULTS_VERSION", 2)
-    assert not {TRIAL.trial_id, TRIAL.warmup_id} & set(before)
+    trial = replace(TRIAL)
+    assert not {trial.trial_id, trial.warmup_id} & set(before)
 
 
 def test_trial_id_does_not_see_how_a_number_was_written() -> None:

@@ -18,10 +18,28 @@ from hypothesis import strategies as st
 
 from qdtune import store as store_module
 from qdtune.store import RunInUse, StorageError, Store
-from qdtune.tables import AXES, HISTORY, PARETO, STATES, TRIALS, VERSION_KEY, NewerSchemaError, aggregate, table_front
+from qdtune.tables import (
+    AXES,
+    FINAL,
+    HISTORY,
+    PARETO,
+    STATES,
+    TRIALS,
+    VERSION_KEY,
+    NewerSchemaError,
+    aggregate,
+    final_ids,
+    table_front,
+)
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
-T_975 = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305}  # Student's t, printed in any table, by degrees of freedom
+T_975 = {
+    1: 12.706204736,
+    2: 4.302652730,
+    3: 3.182446305,
+    4: 2.776445105,
+    5: 2.570581836,
+}  # Student's t, printed in any table, by degrees of freedom
 
 
 def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]:
@@ -30,7 +48,8 @@ def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]
         **{"trial_id": trial_id, "seed": seed, "dataset": "digits", "state": "ok", "epochs": 3, "train_loss": 0.5},
         **{"val_accuracy": 0.9, "test_accuracy": 0.8, "float_val_accuracy": 0.95, "params": 100, "size_bytes": 64},
         **{"weight_bytes": 50, "scale_bytes": 8, "bias_bytes": 6, "fp32_bytes": 400, "inner_dims": [[5], [4, 4]]},
-        **{"seconds": 1.5, "device": "cpu", "error": None, "started_at": NOW, "finished_at": NOW, "attempt": 1},
+        **{"seconds": 1.5, "device": "cpu", "error": None, "pruned_by": None, "started_at": NOW, "finished_at": NOW},
+        **{"attempt": 1},
     }
     return full | changes
 
@@ -49,7 +68,11 @@ def trials_table(rows: list[dict[str, object]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TRIALS)
 
 
-def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "1") -> Path:
+def done(store: Store) -> set[str]:
+    return final_ids(store.trials())
+
+
+def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "2") -> Path:
     """Puts a file there by other means than `write`."""
     path = store.root / "trials" / f"{trial_id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +89,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_write_returns_every_cell_and_its_provenance(store):
-    rows = [row(seed=0), row(seed=1, act_bits=4, val_accuracy=None, state="pruned")]
+    rows = [row(seed=0), row(seed=1, act_bits=4, val_accuracy=None, state="pruned", pruned_by="b")]
     history = [epoch(seed=s, number=n) for s in (0, 1) for n in (1, 2)]
     assert store.write("a", rows, history, {"torch": "2.15", "git": "abc"})
     assert store.trials().schema == TRIALS
@@ -75,7 +98,7 @@ def test_write_returns_every_cell_and_its_provenance(store):
     assert store.history().to_pylist() == history
     for folder in ("trials", "history"):
         metadata = pq.read_metadata(store.root / folder / "a.parquet").metadata
-        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"1")
+        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"2")
 
 
 def test_schemas_hold_the_promised_columns():
@@ -84,6 +107,7 @@ def test_schemas_hold_the_promised_columns():
     ]
     assert set(row()) == set(TRIALS.names)
     assert PARETO.names[:10] == ["trial_id", *AXES]
+    assert {str(schema.field("pruned_by").type) for schema in (TRIALS, PARETO)} == {"string"}
 
 
 def test_reading_by_ids_returns_those_that_are_there(store):
@@ -96,7 +120,7 @@ def test_reading_by_ids_returns_those_that_are_there(store):
 
 
 def test_an_empty_folder_reads_as_nothing(store):
-    assert (store.done(), store.trials().schema, store.history().num_rows) == (set(), TRIALS, 0)
+    assert (done(store), store.trials().schema, store.history().num_rows) == (set(), TRIALS, 0)
     assert store.write_pareto().schema == PARETO
 
 
@@ -131,10 +155,27 @@ def test_write_refuses_rows_it_would_have_to_bend(store, rows, message):
 def test_a_configuration_is_done_unless_a_seed_may_end_differently(store, state, final):
     rows = [row(seed=0), row(seed=1, state=state), row(seed=2)]
     store.write("a", rows, [], {})
-    assert store.done() == ({"a"} if final else set())
-    assert save(store, "a", attempt=2) is not final
-    assert store.trials().column("attempt").to_pylist() == ([1, 1, 1] if final else [2])
-    assert store.done() == {"a"}
+    assert done(store) == ({"a"} if final else set())
+    replaced = not final or state == "pruned"
+    assert save(store, "a", attempt=2) is replaced
+    assert store.trials().column("attempt").to_pylist() == ([2] if replaced else [1, 1, 1])
+    assert done(store) == {"a"}
+
+
+@pytest.mark.parametrize("second", [*([state] for state in STATES), ["diverged", "pruned"]], ids="-".join)
+@pytest.mark.parametrize("first", [*([state] for state in STATES), ["diverged", "pruned"]], ids="-".join)
+def test_a_result_gives_way_only_to_one_that_went_further(store, first, second):
+    """What is not final always; what was stopped early to all that was not; what came to its end never."""
+    for number, states in ((1, first), (2, second)):
+        rows = [row(seed=seed, state=state, attempt=number) for seed, state in enumerate(states)]
+        written = store.write("a", rows, [epoch(number=number)], {})
+    further = "pruned" in first and "pruned" not in second
+    replaced = further or not set(first) <= {"ok", "pruned", "diverged"}
+    assert written is replaced
+    kept, number = (second, 2) if replaced else (first, 1)
+    assert store.trials().column("state").to_pylist() == kept
+    assert store.trials().column("attempt").to_pylist() == [number] * len(kept)
+    assert store.history().column("epoch").to_pylist() == [number]
 
 
 # --- damage
@@ -159,11 +200,11 @@ def test_a_damaged_file_is_skipped_listed_kept_and_run_again(store, harm):
     save(store, "b")
     path = store.root / "trials" / "a.parquet"
     path.write_bytes(bad)
-    assert store.done() == {"b"}
+    assert done(store) == {"b"}
     assert [line.split(":")[0] for line in store.damaged] == [str(path)]
     assert path.read_bytes() == bad
     assert save(store, "a")
-    assert store.done() == {"a", "b"}
+    assert done(store) == {"a", "b"}
     assert store.damaged == []
     assert path.with_name("a.parquet.damaged").read_bytes() == bad
 
@@ -193,7 +234,7 @@ def test_a_damaged_history_does_not_undo_its_trial(store):
     save(store, "a")
     path = store.root / "history" / "a.parquet"
     path.write_bytes(b"PAR1")
-    assert store.done() == {"a"}
+    assert done(store) == {"a"}
     assert store.history().num_rows == 0
     assert str(path) in store.damaged[0]
 
@@ -201,7 +242,7 @@ def test_a_damaged_history_does_not_undo_its_trial(store):
 def test_a_renamed_file_counts_for_nobody(store):
     save(store, "a")
     (store.root / "trials" / "a.parquet").rename(store.root / "trials" / "b.parquet")
-    assert store.done() == set()
+    assert done(store) == set()
     assert "must carry trial_id 'b', got ['a']" in store.damaged[0]
 
 
@@ -233,29 +274,44 @@ def test_columns_missing_from_an_older_version_are_null(store):
     assert store.damaged == []
 
 
+def test_results_of_version_1_are_as_good_as_new_ones(store):
+    """It had every column but `pruned_by`; a sweep that goes on in such a folder has both kinds of file."""
+    older = trials_table([row(seed=0), row(seed=1)]).drop_columns(["pruned_by"])
+    plant(store, "a", older, version="1")
+    save(store, "b", depth=3, state="pruned", pruned_by="a")
+    assert store.trials().schema == TRIALS
+    assert store.trials().column("pruned_by").to_pylist() == [None, None, "a"]
+    assert store.damaged == []
+    assert done(store) == {"a", "b"}
+    assert save(store, "a") is False
+    table = store.write_pareto().select(["trial_id", "n_seeds", "pruned_by", "is_pareto"]).to_pylist()
+    assert [tuple(entry.values()) for entry in table] == [("a", 2, None, True), ("b", 0, "a", False)]
+
+
 def test_a_file_of_a_newer_version_is_refused(store):
     path = plant(store, "a", trials_table([row()]), version="7")
-    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 1 or lower, got 7: upgrade"):
-        store.done()
+    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 2 or lower, got 7: upgrade"):
+        done(store)
 
 
 @pytest.mark.parametrize(
     ("change", "version", "reason"),
     [
-        (lambda t: t.drop_columns(["state"]), "1", "columns missing: state"),
-        (lambda t: t.drop_columns(["state"]), "0", "state must be one of"),
-        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "1", "another type than theirs: depth"),
-        (lambda t: t.set_column(1, "depth", pa.array(["2"])), "1", "Unable to merge"),
-        (lambda t: t.append_column("seed", pa.array([1])), "1", "duplicate field names"),
-        (lambda t: t.slice(0, 0), "1", "one row per seed, got none"),
+        (lambda t: t.drop_columns(["state"]), "2", "columns missing: state"),
+        (lambda t: t.drop_columns(["pruned_by"]), "2", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
+        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "2", "another type than theirs: depth"),
+        (lambda t: t.set_column(1, "depth", pa.array(["2"])), "2", "Unable to merge"),
+        (lambda t: t.append_column("seed", pa.array([1])), "2", "duplicate field names"),
+        (lambda t: t.slice(0, 0), "2", "one row per seed, got none"),
         (lambda t: t, None, f"must hold {VERSION_KEY}"),
         (lambda t: t, "one", f"must hold {VERSION_KEY}"),
-        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "1", "got an extension type"),
+        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "2", "got an extension type"),
         (
             lambda t: t.append_column(
                 pa.field("x", pa.binary(), metadata={"ARROW:extension:name": "nobody.knows"}), pa.array([b"boom"])
             ),
-            "1",
+            "2",
             "got an extension type",
         ),
     ],
@@ -263,7 +319,7 @@ def test_a_file_of_a_newer_version_is_refused(store):
 def test_a_file_that_is_not_ours_is_listed_with_its_reason(store, change, version, reason):
     save(store, "b")
     plant(store, "a", change(trials_table([row()])), version)
-    assert store.done() == {"b"}
+    assert done(store) == {"b"}
     assert reason in store.damaged[0]
     assert len(store.damaged) == 1
 
@@ -318,14 +374,14 @@ def test_a_full_disk_is_one_line_and_harms_no_committed_file(store, monkeypatch,
     assert snapshot(store) == before
     monkeypatch.undo()
     assert save(store, "b")
-    assert store.done() == {"a", "b"}
+    assert done(store) == {"a", "b"}
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_folder(store):
     store.create("")
     (store.root / "trials").write_text("a file in the way")
     with pytest.raises(StorageError, match="trials must be readable and writable, got Not a directory"):
-        store.done()
+        done(store)
 
 
 class Killed(BaseException):
@@ -363,7 +419,7 @@ def test_a_kill_at_any_step_leaves_the_old_result_or_the_new(store, monkeypatch)
         attempt = store.trials(["a"]).column("attempt").to_pylist()
         assert attempt in ([[2]] if survived else [[1], [2]])
         assert attempt == [1] or store.history(["a"]).column("epoch").to_pylist() == [2]
-        assert store.done() - {"a"} == {"b"}
+        assert done(store) - {"a"} == {"b"}
         assert (store.damaged, store.history().num_rows) == ([], 2)
         if survived:
             break
@@ -374,9 +430,10 @@ WRITER = """
 import sys
 from pathlib import Path
 from qdtune.store import Store
+from qdtune.tables import final_ids
 store = Store(Path(sys.argv[1]))
 with store.lock():
-    first = len(store.done())
+    first = len(final_ids(store.trials()))
     for number in range(first, first + 400):
         name = f"t{number:05d}"
         store.write(name, [{"trial_id": name, "seed": 0, "state": "ok"}], [{"trial_id": name, "seed": 0}], {})
@@ -401,12 +458,12 @@ def test_kill_9_loses_nothing_that_was_acknowledged(store):
             said += writer.stdout.readlines()
         assert writer.returncode == -signal.SIGKILL
         known |= {f"t{int(line):05d}" for line in said if line.endswith("\n")}
-        done = store.done()
-        assert known <= done
-        assert (store.damaged, {f"t{i:05d}" for i in range(len(done))}) == ([], done)
-        assert set(store.history().column("trial_id").to_pylist()) >= done
+        there = done(store)
+        assert known <= there
+        assert (store.damaged, {f"t{i:05d}" for i in range(len(there))}) == ([], there)
+        assert set(store.history().column("trial_id").to_pylist()) >= there
         assert store.damaged == []
-        known = done
+        known = there
     with store.lock():
         assert list(store.root.rglob(".*.tmp")) == []
 
@@ -468,10 +525,10 @@ def test_leftovers_are_ignored_and_removed_by_the_next_lock_holder(store):
     leftovers = [store.root / ".pareto.parquet.1.tmp", store.root / "trials" / ".b.parquet.1.tmp"]
     for path in leftovers:
         path.write_bytes(b"half")
-    assert (store.done(), store.damaged) == ({"a"}, [])
+    assert (done(store), store.damaged) == ({"a"}, [])
     with store.lock():
         assert not any(path.exists() for path in leftovers)
-    assert store.done() == {"a"}
+    assert done(store) == {"a"}
 
 
 # --- the Pareto table
@@ -480,12 +537,16 @@ def test_leftovers_are_ignored_and_removed_by_the_next_lock_holder(store):
 def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """Each configuration by hand: statistics in pure Python, ranks by peeling pair by pair."""
     table = []
-    for trial_id in {r["trial_id"] for r in rows}:
-        mine = [r for r in rows if r["trial_id"] == trial_id]
+    keys = (*AXES, "dataset")
+    for key in {tuple(r[name] for name in keys) for r in rows}:
+        mine = sorted((r for r in rows if tuple(r[name] for name in keys) == key), key=lambda r: r["seed"])
         ok = [r for r in mine if r["state"] == "ok"]
-        entry = {name: mine[0][name] for name in (*AXES, "trial_id", "dataset", "size_bytes", "params")}
+        entry = {name: mine[0][name] for name in (*keys, "trial_id", "size_bytes", "params")}
         entry |= {"n_seeds": len(ok), "epochs": max(r["epochs"] for r in mine)}
-        entry["state"] = max((r["state"] for r in mine), key=STATES.index)
+        entry["state"] = max(
+            [r["state"] for r in mine if r["state"] in FINAL] or [r["state"] for r in mine], key=STATES.index
+        )
+        entry["pruned_by"] = next((r["pruned_by"] for r in mine if r["pruned_by"]), None)
         for name in ("val_accuracy", "test_accuracy"):
             values = [r[name] for r in ok]
             sound = values and not any(map(math.isnan, values))
@@ -514,19 +575,26 @@ def below(a: tuple[float, int], b: tuple[float, int]) -> bool:
 
 ACCURACY = st.sampled_from([0.1, 0.3, 0.7, 0.8, 0.9, 1.0, math.nan])
 SEED = st.tuples(st.sampled_from((*["ok"] * 6, *STATES)), ACCURACY, ACCURACY, st.integers(1, 5))
-CONFIGURATIONS = st.lists(
-    st.tuples(st.sampled_from([10, 20, 30]), st.lists(SEED, min_size=1, max_size=4)), max_size=6
+TRIAL = st.lists(SEED, min_size=1, max_size=2)
+CONFIGURATION = st.tuples(
+    st.sampled_from([10, 20, 30]), st.none() | st.integers(1, 2), st.lists(TRIAL, min_size=1, max_size=3)
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(CONFIGURATIONS, st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+@given(st.lists(CONFIGURATION, max_size=6), st.randoms(use_true_random=False))
 def test_aggregate_equals_brute_force_in_any_order(configurations, shuffler):
-    rows = [
-        row(f"t{i}", seed, depth=i, size_bytes=size, state=state, val_accuracy=val, test_accuracy=test, epochs=epochs)
-        for i, (size, seeds) in enumerate(configurations)
-        for seed, (state, val, test, epochs) in enumerate(seeds)
-    ]
+    """A configuration is up to three trials that differ in nothing but their seeds; a null is a value of an axis."""
+    rows = []
+    ids = iter(shuffler.sample(range(100), 100))  # so that the first seeds are not those of the first id
+    for depth, (size, act_bits, trials) in enumerate(configurations):
+        seeds = iter(shuffler.sample(range(9), 9))
+        for trial in trials:
+            same = {"trial_id": f"t{next(ids):02}", "depth": depth, "act_bits": act_bits, "size_bytes": size}
+            for state, val, test, epochs in trial:
+                by = shuffler.choice(["x", "y"]) if state == "pruned" else None
+                told = {"state": state, "pruned_by": by, "epochs": epochs, "val_accuracy": val, "test_accuracy": test}
+                rows.append(row(seed=next(seeds), **same, **told))
     shuffler.shuffle(rows)
     table = aggregate(trials_table(rows))
     assert table.schema == PARETO
@@ -536,6 +604,22 @@ def test_aggregate_equals_brute_force_in_any_order(configurations, shuffler):
         assert got == pytest.approx(want, abs=1e-7)
     shuffler.shuffle(rows)
     assert aggregate(trials_table(rows)).equals(table)
+
+
+def test_aggregate_makes_one_configuration_of_two_trials_with_other_seeds():
+    first = [row("z", seed, val_accuracy=0.8, epochs=3) for seed in (0, 1)]
+    more = [row("a", seed, val_accuracy=0.5, epochs=9) for seed in (2, 3)]
+    (one,) = aggregate(trials_table([*more, *first])).to_pylist()
+    assert (one["trial_id"], one["n_seeds"], one["epochs"], one["is_pareto"]) == ("z", 4, 9, True)
+    assert one["val_accuracy"] == pytest.approx(0.65)
+    lost = [r | {"state": "failed", "val_accuracy": None} for r in more]
+    (one,) = aggregate(trials_table([*lost, *first])).to_pylist()  # they run again: the others hold until then
+    assert (one["state"], one["n_seeds"], one["val_accuracy"], one["is_pareto"]) == ("ok", 2, 0.8, True)
+    spoilt = [r | {"state": "diverged", "val_accuracy": None} for r in more]
+    (one,) = aggregate(trials_table([*spoilt, *first])).to_pylist()
+    assert (one["state"], one["n_seeds"], one["val_accuracy"], one["is_pareto"]) == ("diverged", 2, 0.8, False)
+    elsewhere = [r | {"dataset": "mnist"} for r in more]
+    assert aggregate(trials_table([*elsewhere, *first])).num_rows == 2
 
 
 def test_aggregate_of_one_seed_has_no_interval():
@@ -548,7 +632,7 @@ def test_aggregate_ties_means_that_differ_by_rounding_only():
     """Sums that differ in the last bit, means that are both 0.2, and equal sizes: a tie."""
     assert 0.2 + 0.3 + 0.1 != 0.2 + 0.2 + 0.2
     rows = [row("a", seed, val_accuracy=x) for seed, x in enumerate([0.2, 0.3, 0.1])]
-    rows += [row("b", seed, val_accuracy=0.2) for seed in range(3)]
+    rows += [row("b", seed, depth=3, val_accuracy=0.2) for seed in range(3)]
     assert aggregate(trials_table(rows)).column("pareto_rank").to_pylist() == [1, 1]
 
 
@@ -560,6 +644,7 @@ def fill(store: Store) -> None:
             row(
                 f"t{number}",
                 seed,
+                depth=number,
                 size_bytes=rng.choice([100, 200, 300, 400]),
                 val_accuracy=rng.random(),
                 state=state,
@@ -597,8 +682,8 @@ def test_duckdb_pandas_and_polars_read_the_same_front(store):
 
 
 def test_write_pareto_sees_only_the_given_ids(store):
-    save(store, "best", size_bytes=1)
-    save(store, "a", size_bytes=9)
-    save(store, "b", size_bytes=5, val_accuracy=0.5)
+    save(store, "best", depth=1, size_bytes=1)
+    save(store, "a", depth=2, size_bytes=9)
+    save(store, "b", depth=3, size_bytes=5, val_accuracy=0.5)
     assert table_front(store.write_pareto(["a", "b"])).column("trial_id").to_pylist() == ["b", "a"]
     assert table_front(store.write_pareto()).column("trial_id").to_pylist() == ["best"]

@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 SWEEP = """
 version: 1
@@ -50,6 +54,13 @@ def finished(command):
     return {path.name: path.stat().st_mtime_ns for path in (command.folder / "trials").glob("*.parquet")}
 
 
+def optuna_states(command):
+    """How often each state occurs in the two studies of the journal, as another process reads them."""
+    storage = JournalStorage(JournalFileBackend(str(command.folder / "study.journal")))
+    both = [optuna.load_study(study_name=name, storage=storage) for name in ("tiny", "tiny-curves")]
+    return Counter(trial.state.name for study in both for trial in study.trials)
+
+
 @pytest.mark.timeout(300)
 def test_a_sweep_runs_to_its_table_and_then_runs_only_what_is_missing(command):
     code, out, err = command()
@@ -64,13 +75,15 @@ def test_a_sweep_runs_to_its_table_and_then_runs_only_what_is_missing(command):
     table = pq.read_table(command.folder / "pareto.parquet")
     assert table.num_rows == 4
     assert len(list((command.folder / "warmup").glob("*.safetensors"))) == 2  # one per depth
+    assert optuna_states(command) == {"COMPLETE": 2 * 4}
 
     code, again, err = command()
     assert (code, err) == (0, "")
-    assert "4 done before" in again
+    assert "all done before" in again
     assert "Ray" not in again
     assert finished(command) == first
     assert again[again.index("Pareto front") :] == out[out.index("Pareto front") :]
+    assert optuna_states(command) == {"COMPLETE": 2 * 4}
 
     code, out, err = command("[1, 4, 2]")
     assert (code, err) == (0, "")
@@ -101,7 +114,8 @@ def test_ctrl_c_before_the_first_trial_is_not_lost(command):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, (out, err)
-    assert "16 of 16 configurations left to do" in out
+    assert "16 of 16 trials left to do" in out
+    assert set(optuna_states(command)) <= {"FAIL"}
 
 
 @pytest.mark.timeout(300)
@@ -123,11 +137,76 @@ def test_ctrl_c_ends_in_order_and_the_same_command_finishes(command):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "stopped by SIGINT" in out
-    assert "configurations left to do; the same command goes on from here" in out
+    assert "trials left to do; the same command goes on from here" in out
     kept = finished(command)
     assert 0 < len(kept) < 16
+    ended = optuna_states(command)
+    assert ended["COMPLETE"] == 2 * len(kept)
+    assert set(ended) <= {"COMPLETE", "FAIL"}
     code, out, _ = command("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=40)
     assert code == 0
     assert f"{len(kept)} done before" in out
     assert kept.items() <= finished(command).items()
     assert len(finished(command)) == 16
+    assert optuna_states(command) == {"COMPLETE": 2 * 16}
+
+
+@pytest.mark.timeout(300)
+def test_a_spent_time_budget_leaves_nothing_running(command):
+    code, out, err = command("[1, 4]", "--set", "run.time_budget_s=1e-3")  # less than the first worker needs
+    assert (code, err) == (3, "")
+    assert "the time budget is spent: 4 of 4 trials left to do; the same command goes on from here" in out
+    assert set(optuna_states(command)) <= {"FAIL"}
+
+
+@pytest.mark.timeout(300)
+def test_a_search_runs_up_to_its_cap_and_then_gives_its_front_more_seeds(command):
+    search = ("--set", "method=nsga2", "--set", "duplicates=resample")
+    code, out, err = command("[1, 2, 3, 4]", *search, "--set", "run_cap=3")
+    assert (code, err) == (0, "")
+    assert "3 configurations x 2 seeds on synthetic" in out
+    first = finished(command)
+    assert len(first) == 3
+    assert optuna_states(command)["COMPLETE"] == 2 * 3
+
+    more = ("--set", "run_cap=5", "--set", "replicate={front: 3, within: 0}")
+    code, out, err = command("[1, 2, 3, 4]", *search, *more)
+    assert (code, err) == (0, "")
+    assert "3 done before" in out
+    assert first.items() <= finished(command).items()
+    table = pq.read_table(command.folder / "pareto.parquet").to_pylist()
+    assert len(table) == 5
+    seeds = {row["is_pareto"]: set() for row in table}
+    for row in table:
+        seeds[row["is_pareto"]].add(row["n_seeds"])
+    assert seeds[True] == {3}
+    assert seeds.get(False, {2}) <= {2, 3}
+    assert len(finished(command)) == 5 + sum(row["n_seeds"] == 3 for row in table)  # a file of its own for the third
+    assert set(optuna_states(command)) <= {"COMPLETE", "FAIL", "PRUNED"}
+
+
+@pytest.mark.timeout(300)
+def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(command):
+    perfect = "early_terminate={type: threshold, lower: 1}"  # nobody is, so that all end with their first QAT epoch
+    code, out, err = command("[1, 4]", "--set", perfect)
+    assert (code, err) == (0, "")
+    assert "4 trials stopped early by threshold: 50% of all QAT epochs saved; see the column `pruned_by`" in out
+    assert "4/4 done, 0 running, 4 pruned" in out
+    assert "Pareto front" not in out
+    table = pq.read_table(command.folder / "pareto.parquet").to_pylist()
+    assert [(row["state"], row["pruned_by"], row["pareto_rank"]) for row in table] == [
+        ("pruned", "threshold", None)
+    ] * 4
+    assert optuna_states(command) == {"PRUNED": 2 * 4}
+
+    code, out, err = command("[1, 4]", "--set", perfect)
+    assert (code, err) == (0, "")
+    assert "all done before" in out
+
+    code, out, err = command("[1, 4]")
+    assert (code, err) == (0, "")
+    assert "0 done before" in out
+    assert "Pareto front of 4 configurations" in out
+    table = pq.read_table(command.folder / "pareto.parquet").to_pylist()
+    assert [(row["state"], row["pruned_by"]) for row in table] == [("ok", None)] * 4
+    assert optuna_states(command) == {"COMPLETE": 2 * 4}

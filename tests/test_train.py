@@ -45,17 +45,33 @@ def numbers(report):
     return [strip(row) for row in report["rows"]], [strip(entry) for entry in report["history"]]
 
 
-def test_reports_come_epoch_by_epoch_and_the_last_holds_the_rows(data):
+def test_reports_come_epoch_by_epoch_and_the_last_is_done(data):
     reports = list(run(a_trial(), data, Kept()))
     assert [(r["phase"], r["epoch"]) for r in reports] == [("warmup", 1), ("warmup", 2), ("qat", 1), ("qat", 2)]
     assert all(len(r["val_accuracy"]) == 3 for r in reports)
-    assert [("rows" in r) for r in reports] == [False, False, False, True]
+    assert [r.get("done") for r in reports] == [None, None, None, True]
+    assert [("rows" in r) for r in reports] == [False, False, True, True]
+    assert [len(r["history"]) for r in reports] == [3, 6, 9, 12]  # all epochs so far, not added to afterwards
+    assert all(r["history"] == reports[-1]["history"][: len(r["history"])] for r in reports)
     rows, history = reports[-1]["rows"], reports[-1]["history"]
     assert {row["seed"] for row in rows} == {0, 1, 2}
-    assert all(set(row) | {"attempt"} == set(TRIALS.names) for row in rows)
+    assert all(set(row) | {"attempt", "pruned_by"} == set(TRIALS.names) for row in rows)
     assert all(set(entry) | {"trial_id"} == set(HISTORY.names) for entry in history)
     assert all(row["state"] == "ok" and row["epochs"] == 4 and row["error"] is None for row in rows)
     assert [row["val_accuracy"] for row in rows] == reports[-1]["val_accuracy"]
+
+
+def test_rows_of_an_earlier_epoch_are_those_of_a_shorter_training_but_for_the_test_set(data):
+    stopped = next(report for report in run(a_trial(qat=Qat(epochs=3, lr=0.03)), data, Kept()) if "rows" in report)
+    short = last(a_trial(qat=Qat(epochs=1, lr=0.03)), data)
+    rows, history = numbers(stopped)
+    expected, whole = numbers(short)
+    assert history == whole
+    assert {row["test_accuracy"] for row in rows} == {None}
+    moving = ("trial_id", "test_accuracy")
+    assert [{**row, **dict.fromkeys(moving)} for row in rows] == [
+        {**row, **dict.fromkeys(moving)} for row in expected
+    ]
 
 
 @pytest.mark.parametrize("bits", [1, 4, 32])

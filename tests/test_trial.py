@@ -1,9 +1,13 @@
-"""Trials on a real Ray: their share of a GPU, a search space used by hand, a lost worker."""
+"""Trials on a real Ray: their share of a GPU, a search space used by hand, lost workers, what is stopped early."""
 
 import os
 import signal
+from collections import Counter
+from contextlib import suppress
 
+import optuna
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from qdtune import cluster
@@ -11,6 +15,7 @@ from qdtune.data import load
 from qdtune.plan import Placement, placement, plan
 from qdtune.schema import Resources
 from qdtune.spec import loads
+from qdtune.tables import final_ids
 
 SWEEP = b"""
 version: 1
@@ -125,52 +130,163 @@ def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
     assert got == {trial.trial_id: trial.ledger.size_bytes for trial in plan(spec).trials}
 
 
+def swept(ray, tmp_path, spec, kind, place):
+    """A sweep with `kind` for its trainable, to its end: the feed that was asked and the store that was filled."""
+    from ray import tune
+
+    from qdtune.feed import Feed
+    from qdtune.progress import SweepProgress, console
+    from qdtune.recorder import Recorder
+    from qdtune.results import results
+    from qdtune.store import Store
+    from qdtune.study import Study
+    from qdtune.sweep import _tune
+    from qdtune.trial import sized
+
+    parameters = trial_parameters(ray, tmp_path, spec)
+    store = Store(tmp_path / "run")
+    earlier = results(spec, store.trials(), store.history())
+    feed = Feed(spec, plan(spec).trials, Study(spec, store.root / "study.journal"), earlier)
+    with SweepProgress(console(), feed.total, feed.total - feed.left, {"depth"}) as progress:
+        recorder = Recorder(feed, store, progress, parameters["warmups"], {}, [])
+        sizes = {"cpu": place.cpu, "gpu": 0.0}
+        _tune(spec, sized(tune.with_parameters(kind, **sizes, **parameters), place), place, recorder, str(tmp_path))
+    assert recorder.error is None
+    return feed, store
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path, monkeypatch, shared):
     """One trial kills its worker in its first epoch: the others go on, and it starts again as attempt 2.
 
     Where all share one warm-up it was training it, and those that wait for it hold every place.
     """
-    from ray import tune
-
-    from qdtune.progress import SweepProgress, console
-    from qdtune.recorder import Recorder
-    from qdtune.store import Store
-    from qdtune.sweep import PlanSearcher
-    from qdtune.trial import QATTrial, sized
+    from qdtune.trial import QATTrial
 
     one_warmup = ["parameters={weight_bits: {values: [1, 2, 3, 4, 5, 6]}}", "model.hidden=[8]"]
     spec = loads(SWEEP, "byhand.yaml", one_warmup if shared else [])
     trials = plan(spec).trials
-    victim, mark = trials[0].trial_id, tmp_path / "killed"
+    mark = tmp_path / "killed"
 
     class Mortal(QATTrial):
         def step(self):
             report = super().step()
-            if self.config["trial_id"] == victim and report["phase"] == "warmup" and not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if report["phase"] == "warmup" and not mark.exists():
+                with suppress(FileExistsError), mark.open("x") as file:  # the first to get here, whichever it is
+                    file.write(self.config["trial_id"])
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
             return report
 
-    parameters = trial_parameters(ray_here, tmp_path, spec)
-    store = Store(tmp_path / "run")
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "2")  # to be set back, for the sweep sets it itself
     place = Placement(gpu=0.5, cpu=1, per_gpu=2, concurrent=2, notes=())  # two places, on the one logical GPU
-    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "2")
-    with SweepProgress(console(), len(trials), 0, {"depth"}) as progress:
-        recorder = Recorder(store, trials, progress, parameters["warmups"], store.trials(), [])
-        tuner = tuner_for(
-            sized(tune.with_parameters(Mortal, cpu=1, gpu=0.0, **parameters), place), {}, tmp_path, [recorder],
-            search_alg=PlanSearcher(trials), num_samples=len(trials), reuse_actors=True,
-        )  # fmt: skip
-        tuner.fit()
+    feed, store = swept(ray_here, tmp_path, spec, Mortal, place)
     rows = store.trials()
-    assert mark.exists()
-    assert store.done() == {trial.trial_id for trial in trials}
+    assert final_ids(rows) == {trial.trial_id for trial in trials}
     assert rows.num_rows == 2 * len(trials)
     attempts = dict(zip(rows["trial_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
-    assert {trial_id for trial_id, n in attempts.items() if n == 2} == {victim}
+    assert {trial_id for trial_id, n in attempts.items() if n == 2} == {mark.read_text()}
     assert isinstance(store.history(), pa.Table)
     assert store.history().num_rows == 2 * 3 * len(trials)  # seeds x epochs, no epoch twice
+    assert set(optuna_states(store)) == {"COMPLETE"}
+    assert (feed.left, feed.total, feed.over) == (0, len(trials), True)
+
+
+def optuna_states(store):
+    """How often each state occurs in the two studies of the journal, as another process reads them."""
+    return Counter(trial.state.name for study in studies(store) for trial in study.trials)
+
+
+def studies(store):
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(store.root / "study.journal")))
+    return [optuna.load_study(study_name=name, storage=storage) for name in ("byhand", "byhand-curves")]
+
+
+# What the seeds score in every epoch, by bits; 3 loses its worker, 4 raises, 5 diverges in its first QAT epoch.
+LEVELS = {1: 0.6, 2: 0.55, 3: 0.9, 4: 0.9, 5: 0.9, 6: 0.7, 7: 0.65, 8: 0.6}
+PRUNED = [
+    "parameters={weight_bits: {values: [7, 3, 1, 5, 8, 2, 6, 4]}, qat_lr: {values: [0.01, 1e+30]}}",
+    f"exclude=[{', '.join(f'{{weight_bits: {b}, qat_lr: {0.01 if b == 5 else 1e30}}}' for b in LEVELS)}]",
+    "model.hidden=[8]",
+    "train.qat.epochs=4",
+    "early_terminate={type: pareto, margin: 0.02, min_epochs: 2}",
+    "run={max_failures: 0, max_concurrent_trials: 1}",
+]
+
+
+def test_a_pruned_sweep_ends_in_order_whatever_befalls_its_trials(ray_here, tmp_path, monkeypatch):
+    """Trials one at a time, small ones first, that train but report what was written down for them."""
+    from qdtune.trial import QATTrial
+
+    class Scripted(QATTrial):
+        def _start(self):
+            bits = self.config["weight_bits"]
+            for report in super()._start():
+                if (bits, report["phase"], report["epoch"]) == (3, "qat", 2):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if (bits, report["phase"], report["epoch"]) == (4, "qat", 3):
+                    raise ValueError("no way")
+                told = [None if a is None else LEVELS[bits] for a in report["val_accuracy"]]
+                for entry in (*report["history"], *report.get("rows", ())):
+                    if entry["val_accuracy"] is not None:
+                        entry["val_accuracy"] = LEVELS[bits]
+                yield report | {"val_accuracy": told}
+
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
+    spec = loads(SWEEP, "byhand.yaml", PRUNED)
+    trials = {trial.weight_bits: trial for trial in plan(spec).trials}
+    assert list(trials) == [1, 2, 3, 4, 5, 6, 7, 8]
+    place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=1, notes=())
+    feed, store = swept(ray_here, tmp_path, spec, Scripted, place)
+
+    table = {row["weight_bits"]: row for row in store.write_pareto().to_pylist()}
+    states = {bits: table[bits]["state"] for bits in sorted(table)}
+    assert states == dict(
+        enumerate(["ok", "pruned", "failed", "failed", "diverged", "ok", "pruned", "pruned"], start=1)
+    )
+    assert {bits for bits, row in table.items() if row["is_pareto"]} == {1, 6}
+    assert {bits: row["pruned_by"] for bits, row in table.items() if row["pruned_by"]} == {
+        2: trials[1].trial_id,
+        7: trials[6].trial_id,
+        8: trials[6].trial_id,
+    }
+    rows = store.trials().to_pylist()
+    assert {row["test_accuracy"] is None for row in rows if row["state"] == "pruned"} == {True}
+    errors = {row["weight_bits"]: row["error"] for row in rows if row["state"] == "failed"}
+    assert errors[3].startswith("worker lost 1 times: ")
+    assert errors[4] == "ValueError: no way"
+    epochs = Counter()
+    for entry in store.history().filter(pc.equal(store.history()["phase"], "qat")).to_pylist():
+        epochs[entry["trial_id"]] += 0.5  # two seeds
+    assert {bits: epochs[trial.trial_id] for bits, trial in trials.items()} == dict(
+        enumerate([4, 2, 1, 2, 1, 4, 2, 2], start=1)
+    )
+
+    expected = {"ok": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "diverged": "FAIL"}
+    for study in studies(store):
+        found = {trial.user_attrs["trial_id"]: trial for trial in study.trials}
+        assert len(study.trials) == len(found) == 8
+        for bits, trial in trials.items():
+            told = found[trial.trial_id]
+            assert told.state.name == expected[states[bits]]
+            assert told.user_attrs["state"] == states[bits]
+            assert told.user_attrs.get("pruned_by") == table[bits]["pruned_by"]
+    assert (feed.left, feed.over) == (0, True)
+
+    again = Counter(trial.weight_bits for trial in feed_of(spec, store).queue)
+    assert again == {3: 1, 4: 1}  # what may end otherwise another time, and nothing else
+
+
+def feed_of(spec, store):
+    """What another launch of the same sweep would do."""
+    from qdtune.feed import Feed
+    from qdtune.results import results
+    from qdtune.study import Study
+
+    return Feed(spec, plan(spec).trials, Study(spec), results(spec, store.trials(), store.history()))
 
 
 def reports_of(ray, tmp_path, spec, monkeypatch, **changes):

@@ -1,0 +1,99 @@
+"""What a run folder holds, as trials of a sweep: states, accuracies and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+
+from qdtune.plan import holds, make_trial
+from qdtune.spec import Spec, Trial
+from qdtune.tables import STATES
+
+Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None once it has diverged
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of one trial.
+
+    Attributes:
+        trial: the configuration and its seeds.
+        state: the worst of its seeds' states.
+        accuracy: validation accuracy at the end, the mean of the seeds; None unless all are `ok`.
+        curve: validation accuracies (0..1) after each QAT epoch.
+        seconds: of all seeds together, for each QAT epoch.
+        pruned_by: the trial that beat it, or the rule that stopped it.
+        finished_at: when.
+    """
+
+    trial: Trial
+    state: str
+    accuracy: float | None
+    curve: Epochs
+    seconds: dict[int, float]
+    pruned_by: str | None
+    finished_at: datetime
+
+    @property
+    def best(self) -> float:
+        """The highest mean accuracy of its curve; minus infinity where there is none."""
+        return max((m for m in map(mean, self.curve.values()) if not math.isnan(m)), default=-math.inf)
+
+
+def mean(accuracies: Sequence[float | None]) -> float:
+    """The mean over seeds at 12 digits, so that equal ones tie; NaN where one has diverged."""
+    known = [a for a in accuracies if a is not None]
+    return round(sum(known) / len(known), 12) if known and len(known) == len(accuracies) else math.nan
+
+
+def result_of(trial: Trial, rows: Sequence[Mapping[str, Any]], history: Iterable[Mapping[str, Any]]) -> Result:
+    """The result in rows of the two tables, all of this trial; without a history its curve is empty."""
+    curve: Epochs = {}
+    seconds: dict[int, float] = {}
+    points = [entry for entry in history if entry["phase"] == "qat"]
+    for entry in points:
+        seconds[entry["epoch"]] = seconds.get(entry["epoch"], 0) + (entry["seconds"] or 0)
+    for epoch in sorted(seconds):
+        seen = {entry["seed"]: entry["val_accuracy"] for entry in points if entry["epoch"] == epoch}
+        curve[epoch] = [seen.get(seed) for seed in trial.seeds]  # None where it had diverged before
+    state = max((row["state"] for row in rows), key=STATES.index)
+    return Result(
+        trial,
+        state,
+        mean([row["val_accuracy"] for row in rows]) if state == "ok" else None,
+        curve,
+        seconds,
+        rows[0].get("pruned_by"),
+        max((row["finished_at"] for row in rows if row.get("finished_at")), default=_LONG_AGO),
+    )
+
+
+def results(spec: Spec, trials: pa.Table, history: pa.Table) -> list[Result]:
+    """The results that this sweep could have made itself, in the order in which they came; others are left out.
+
+    Args:
+        spec: resolved.
+        trials, history: as `Store` returns them.
+    """
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for entry in history.to_pylist():
+        curves.setdefault(entry["trial_id"], []).append(entry)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in trials.to_pylist():
+        groups.setdefault(row["trial_id"], []).append(row)
+    found = []
+    for trial_id, rows in groups.items():
+        seeds = sorted(row["seed"] for row in rows)
+        trial = make_trial(spec, rows[0], spec.seeds if seeds == sorted(spec.seeds) else tuple(seeds))
+        # Where the hash differs, it was trained by other rules: by an older version of qdtune, say.
+        if trial.trial_id == trial_id and holds(spec, trial):
+            found.append(result_of(trial, rows, curves.get(trial_id, [])))
+    return sorted(found, key=lambda result: (result.finished_at, result.trial.trial_id))
+
+
+_LONG_AGO = datetime.fromtimestamp(0, timezone.utc)

@@ -1,0 +1,81 @@
+"""Do the samplers find a front sooner than chance? Hypervolume after 25, 50 and 100 configurations, on a recording.
+
+    python tests/benchmarks/samplers.py RUN [--seeds 5]
+
+RUN is the folder of a finished, unpruned grid with many more configurations than that; training is looked up in it.
+Each method is the one a sweep would use, through the same study and feed, two trials at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import random
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from qdtune.feed import Feed
+from qdtune.pareto import hypervolume
+from qdtune.replay import recording
+from qdtune.results import Result
+from qdtune.schema import DATASETS
+from qdtune.spec import Spec
+from qdtune.study import Study
+
+METHODS = ("random", "qmc", "tpe", "nsga2", "nsga3", "gp")
+AFTER = (25, 50, 100)
+AT_ONCE = 2
+
+
+def found(spec: Spec, recorded: dict[str, Result], seed: int) -> list[Result]:
+    """The results in the order in which a sweep of this method would have got them."""
+    planned = random.Random(seed).sample([result.trial for result in recorded.values()], len(recorded))
+    feed = Feed(spec, planned[: spec.run_cap], Study(spec, seed=seed), [])
+    order: list[Result] = []
+    while True:
+        while len(feed.running) < AT_ONCE and feed.next():
+            pass
+        if not feed.running:
+            return order
+        trial_id = next(iter(feed.running))  # all take equally long: the first to start is the first to end
+        feed.ended(recorded[trial_id])
+        order.append(recorded[trial_id])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    arguments = parser.parse_args()
+    spec, results = recording(arguments.run)
+    recorded = {result.trial.trial_id: result for result in results}
+    largest = max(result.trial.ledger.size_bytes for result in results)
+    corner = (-1 / DATASETS[spec.data.dataset[0]].classes, 1 + math.log2(largest))
+
+    def volume(some: list[Result]) -> float:
+        costs = [(-r.accuracy, math.log2(r.trial.ledger.size_bytes)) for r in some if r.accuracy is not None]
+        return hypervolume(costs, corner)
+
+    whole = volume(results)
+    print(f"{arguments.run}: {len(results)} recorded configurations; share of their hypervolume, mean ± sd")
+    print(f"n = {arguments.seeds} seeds; optuna {version('optuna')}, Python {platform.python_version()}")
+    print(f"{'method':8}" + "".join(f"{f'after {n}':>18}" for n in AFTER) + f"{'s per sweep':>14}")
+    table: dict[str, dict[int, list[float]]] = {}
+    for method in arguments.methods.split(","):
+        searching = spec.model_copy(update={"method": method, "run_cap": max(AFTER)})
+        began = time.perf_counter()
+        orders = [found(searching, recorded, seed) for seed in range(arguments.seeds)]
+        took = (time.perf_counter() - began) / arguments.seeds
+        table[method] = {n: [volume(order[:n]) / whole for order in orders] for n in AFTER}
+        cells = [f"{statistics.mean(v):.2%} ± {100 * statistics.stdev(v):.2f}" for v in table[method].values()]
+        print(f"{method:8}" + "".join(f"{cell:>18}" for cell in cells) + f"{took:14.1f}", flush=True)
+    print(json.dumps({"run": str(arguments.run), "share_of_hypervolume": table}))
+
+
+if __name__ == "__main__":
+    main()
