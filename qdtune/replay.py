@@ -23,13 +23,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from qdtune.cli import Parser, blaming, guarded
+from qdtune.cli import Parser, guarded
 from qdtune.feed import Feed
 from qdtune.pareto import front, hypervolume
 from qdtune.plan import ordered, warmups_first
 from qdtune.progress import console, counted
 from qdtune.results import Result, results
-from qdtune.rules import mistake, unknown
+from qdtune.rules import Place, SpecError, mistake, unknown
 from qdtune.schema import DATASETS
 from qdtune.spec import Spec, Trial, load, loads
 from qdtune.store import StorageError, Store
@@ -189,8 +189,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     spec, recorded = recording(arguments.run)
     specs = {}
     for rule in arguments.pruner or RULES:
-        with blaming(f"--pruner {rule}"):
-            specs[rule] = with_pruner(spec, rule)
+        specs[rule] = with_pruner(spec, rule)
     at_once = [int(n) for n in arguments.at_once.split(",")]
     out = console()
     epochs = sum(len(result.curve) for result in recorded)
@@ -198,9 +197,14 @@ def _replay(arguments: argparse.Namespace) -> int:
         f"{arguments.run}: {counted(len(recorded), 'trial')} on {spec.data.dataset[0]}, {epochs:,} QAT epochs; "
         f"{counted(arguments.orders, 'order')}, {arguments.order}, {arguments.at_once} trials at once"
     )
+    out.print(
+        "saved: QAT epochs; lose: orders in which a front member is not trained to its end; lost: how many, on "
+        "average; kept: hypervolume, mean and worst",
+        style="dim",
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("pruner")
-    for name in ("at once", "epochs saved", "orders that lose", "front lost", "hypervolume", "worst"):
+    table.add_column("pruner", overflow="fold")
+    for name in ("at once", "saved", "lose", "lost", "kept", "worst"):
         table.add_column(name, justify="right")
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("forkserver")) as pool:
         tasks = {
@@ -237,6 +241,8 @@ def recording(run: Path) -> tuple[Spec, list[Result]]:
     Raises:
         SpecError: there is nothing to replay.
     """
+    if not os.path.isfile(run / "sweep.yaml"):
+        raise mistake(f"{run} is no run folder: it holds no sweep.yaml")
     spec = load(run / "sweep.yaml")
     store = Store(run)
     try:
@@ -260,7 +266,12 @@ def with_pruner(spec: Spec, rule: str) -> Spec:
         SpecError: the rule is not one.
     """
     text = rule if rule.startswith("{") else f"{{type: {rule}}}"
-    return loads(spec.to_yaml().encode(), "sweep.yaml", [f"early_terminate={text}"])
+    try:
+        return loads(spec.to_yaml().encode(), "sweep.yaml", [f"early_terminate={text}"])
+    except SpecError as error:
+        raise SpecError(
+            [replace(p, place=Place(f"--pruner {rule}"), path=p.path[1:]) for p in error.problems]
+        ) from None
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
     p = spec.early_terminate.p_threshold
     if p is not None and (least := 0.5 ** len(spec.seeds)) >= p:
-        what = f"p_threshold {p:g} is never reached with {len(spec.seeds)} seeds, whose least p is {least:g}"
+        what = f"p_threshold {p:g} is never reached: the least p of {len(spec.seeds)} seeds is {least:g}"
         yield ("early_terminate", "p_threshold"), f"{what} (more seeds)"
     if spec.replicate and spec.replicate.front <= len(spec.seeds):
         what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"

@@ -242,7 +242,7 @@ def _report(
         out.print(front_table(front, varying, title))
         if max(row["n_seeds"] for row in front.to_pylist()) > 1:
             out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
-    if states["pruned"]:
+    if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, feed, states["pruned"]))
     for state in sorted(set(states) - {"ok", "pruned"}):
         out.print(f"{counted(states[state], 'trial')} ended as {state}: see the column `error`", style="yellow")

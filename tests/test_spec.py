@@ -254,12 +254,12 @@ MATRIX = [
     (
         38,
         "early_terminate.type=wilcoxon",
-        "early_terminate: p_threshold 0.1 is never reached with 3 seeds, whose least p is 0.125 (more seeds)",
+        "early_terminate: p_threshold 0.1 is never reached: the least p of 3 seeds is 0.125 (more seeds)",
     ),
     (
         38,
         "early_terminate={type: wilcoxon, p_threshold: 0.125}",
-        "early_terminate.p_threshold: p_threshold 0.125 is never reached with 3 seeds, whose least p is 0.125"
+        "early_terminate.p_threshold: p_threshold 0.125 is never reached: the least p of 3 seeds is 0.125"
         " (more seeds)",
     ),
     (0, "duplicates=keep", "duplicates: unknown 'keep' (resample, replicate)"),
@@ -404,7 +404,7 @@ def test_wilcoxon_needs_seeds_enough_to_reach_its_threshold(seeds: int, p: float
     assert small(rule, f"seeds={list(range(seeds))}").early_terminate.p_threshold == p
     if seeds > 1:
         (line,) = told(rule, f"seeds={list(range(seeds - 1))}")
-        assert f"is never reached with {seeds - 1} seeds, whose least p is {0.5 ** (seeds - 1):g}" in line
+        assert f"is never reached: the least p of {seeds - 1} seeds is {0.5 ** (seeds - 1):g}" in line
 
 
 @pytest.mark.parametrize(
