@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from qdtune import models
+from qdtune.configuration import Trial
 from qdtune.data import Data
 from qdtune.decompose import decompose
 from qdtune.ledger import FLOAT_BITS
 from qdtune.quantize import quantize
 from qdtune.schema import Phase
-from qdtune.spec import Trial
 
 Stack = dict[str, Tensor]  # name -> (K, ...)
 

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from qdtune.configuration import Trial
 from qdtune.plan import ordered
 from qdtune.results import Result, mean
 from qdtune.schema import PLANNED
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 from qdtune.study import Configuration, Study, configuration, further_seeds
 from qdtune.tables import FINAL
 
@@ -103,8 +104,8 @@ class Feed:
         """Notes how a running trial ended."""
         trial_id = result.trial.trial_id
         del self.running[trial_id]
-        if trial_id in self.again and trial_id in self.results:
-            self.twice += len(self.results[trial_id].curve)
+        if (before := self.results.get(trial_id)) and before.state == "pruned":
+            self.twice += len(before.curve)
         self.results[trial_id] = result
         self.dry = self.dry and self.spec.duplicates == "resample"  # else it may be repeated with new seeds now
         self.study.finish(trial_id, result.state, result.accuracy, result.curve)

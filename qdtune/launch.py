@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qdtune.cli import Parser, blaming, guarded
-from qdtune.plan import Placement, Plan, check_comparable, placement, plan
+from qdtune.placement import Placement, placement
+from qdtune.plan import Plan, check_comparable, plan
 from qdtune.rules import one_line
-from qdtune.schema import PLANNED
-from qdtune.spec import DATASETS, Spec, load
+from qdtune.schema import DATASETS, PLANNED
+from qdtune.spec import Spec, load
 
 USAGE = (
     "qdtune launch SWEEP [--dry-run] [--runs-dir DIR] [--data-dir DIR] [--address A] [--fresh] [--set KEY=VALUE ...]"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -29,6 +27,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from qdtune.rules import unknown
+from qdtune.samplers import experimental
 from qdtune.schema import SIGNALS, EarlyTerminate
 
 SIZE = "size_bytes"
@@ -43,8 +42,7 @@ def make_pruner(rule: EarlyTerminate, epochs: int) -> BasePruner | None:
         epochs: of QAT.
     """
     options = {key: value for key, value in rule.options.items() if key != "scope"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with experimental():
         pruner = _of_type(rule.type, options, epochs)
     return SizeScope(pruner) if pruner is not None and rule.scope == "size" else pruner
 

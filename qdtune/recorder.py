@@ -19,13 +19,14 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from qdtune import __version__
+from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.progress import SweepProgress
 from qdtune.results import Result, result_of
-from qdtune.spec import Trial
 from qdtune.store import StorageError, Store
 from qdtune.tables import TRIALS, aggregate, table_front
 
+Rows = dict[str, list[dict[str, Any]]]  # of the table `trials`, by trial_id
 FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
 
 
@@ -40,7 +41,7 @@ class Recorder(tune.Callback):
         store: where results go.
         progress: the display.
         warmups: the actor that holds the warm-ups.
-        known: rows that were there before, by trial_id.
+        known: rows that were there before, to which its own are added.
         signals: received so far; the first one ends the sweep.
     """
 
@@ -50,7 +51,7 @@ class Recorder(tune.Callback):
         store: Store,
         progress: SweepProgress,
         warmups: Any,
-        known: dict[str, list[dict[str, Any]]],
+        known: Rows,
         signals: list[int],
     ) -> None:
         self.feed, self.store, self.progress, self.warmups, self.known = feed, store, progress, warmups, known
@@ -159,9 +160,6 @@ class FeedSearcher(Searcher):
         super().__init__()
         self.recorder = recorder
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
@@ -184,7 +182,7 @@ class FeedSearcher(Searcher):
 
 
 class PruningScheduler(FIFOScheduler):
-    """Stops a trial where the sweep's pruner says so; the recorder, which comes next, then finds out by whom."""
+    """Stops a trial in QAT, where the sweep's pruner says so; the recorder, which comes next, finds out by whom."""
 
     _supports_buffered_results = False
 
@@ -192,12 +190,8 @@ class PruningScheduler(FIFOScheduler):
         super().__init__()
         self.recorder = recorder
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        judged = result.get("phase") == "qat" and "rows" in result
-        if judged and self.recorder.stops(trial.config["trial_id"], result):
+        if "rows" in result and self.recorder.stops(trial.config["trial_id"], result):
             return FIFOScheduler.STOP
         return FIFOScheduler.CONTINUE
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from rich.table import Table
 
 from qdtune.cli import Parser, guarded
+from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.pareto import front, hypervolume
 from qdtune.plan import ordered, warmups_first
@@ -31,7 +32,7 @@ from qdtune.progress import console, counted
 from qdtune.results import Result, results
 from qdtune.rules import Place, SpecError, mistake, unknown
 from qdtune.schema import DATASETS
-from qdtune.spec import Spec, Trial, load, loads
+from qdtune.spec import Spec, load, loads
 from qdtune.store import StorageError, Store
 from qdtune.study import Study
 from qdtune.tables import NewerSchemaError
@@ -86,15 +87,15 @@ def simulate(
         noise: for the speed of each trial.
     """
     feed = Feed(spec, order, Study(spec), [])
-    pace = {trial.trial_id: math.exp(noise.gauss(0, NOISE)) for trial in order}
-    ends: list[tuple[float, int, str, int]] = []  # when an epoch ends, a tie breaker, whose, and which one it is
+    places = {trial.trial_id: place for place, trial in enumerate(order)}
+    pace = [math.exp(noise.gauss(0, NOISE)) for _ in order]
+    ends: list[tuple[float, int, int]] = []  # when an epoch ends, which one it is, and the place of its trial
     now, epochs = 0.0, 0
 
     def begin(trial_id: str, epoch: int) -> None:
-        took = recorded[trial_id].seconds[epoch] * pace[trial_id]
-        heapq.heappush(ends, (now + took, len(pace) * epoch + order_of[trial_id], trial_id, epoch))
+        place = places[trial_id]
+        heapq.heappush(ends, (now + recorded[trial_id].seconds[epoch] * pace[place], epoch, place))
 
-    order_of = {trial.trial_id: place for place, trial in enumerate(order)}
     while True:
         while len(feed.running) < at_once and (trial := feed.next()):
             if recorded[trial.trial_id].curve:
@@ -103,8 +104,9 @@ def simulate(
                 feed.ended(recorded[trial.trial_id])
         if not ends:
             break
-        now, _, trial_id, epoch = heapq.heappop(ends)
+        now, epoch, place = heapq.heappop(ends)
         epochs += 1
+        trial_id = order[place].trial_id
         result = recorded[trial_id]
         if epoch == len(result.curve):
             feed.ended(result)
@@ -130,7 +132,9 @@ def score(
     """
     spec = spec.model_copy(update={"method": "grid", "replicate": None})
     recorded = {result.trial.trial_id: result for result in results}
-    costs = {i: (-r.accuracy, math.log2(r.trial.ledger.size_bytes)) for i, r in recorded.items() if r.accuracy}
+    costs = {
+        i: (-r.accuracy, math.log2(r.trial.ledger.size_bytes)) for i, r in recorded.items() if r.accuracy is not None
+    }
     ids = list(costs)
     members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
     # Nothing is gained at chance level, or beyond twice the largest size.

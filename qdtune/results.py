@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from qdtune.configuration import Trial
 from qdtune.plan import holds, make_trial
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 from qdtune.tables import STATES
 
 Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None once it has diverged
@@ -55,12 +56,13 @@ def result_of(trial: Trial, rows: Sequence[Mapping[str, Any]], history: Iterable
     """The result in rows of the two tables, all of this trial; without a history its curve is empty."""
     curve: Epochs = {}
     seconds: dict[int, float] = {}
-    points = [entry for entry in history if entry["phase"] == "qat"]
-    for entry in points:
-        seconds[entry["epoch"]] = seconds.get(entry["epoch"], 0) + (entry["seconds"] or 0)
-    for epoch in sorted(seconds):
-        seen = {entry["seed"]: entry["val_accuracy"] for entry in points if entry["epoch"] == epoch}
-        curve[epoch] = [seen.get(seed) for seed in trial.seeds]  # None where it had diverged before
+    places = {seed: place for place, seed in enumerate(trial.seeds)}
+    for entry in sorted(history, key=lambda entry: entry["epoch"]):
+        if entry["phase"] == "qat":
+            epoch = entry["epoch"]
+            values = curve.setdefault(epoch, [None] * len(places))  # None stays where it had diverged before
+            values[places[entry["seed"]]] = entry["val_accuracy"]
+            seconds[epoch] = seconds.get(epoch, 0) + (entry["seconds"] or 0)
     state = max((row["state"] for row in rows), key=STATES.index)
     return Result(
         trial,

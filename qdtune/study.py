@@ -12,41 +12,28 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
-from optuna.samplers import (
-    BaseSampler,
-    GPSampler,
-    NSGAIIISampler,
-    NSGAIISampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
+from optuna.samplers import RandomSampler
 from optuna.samplers._ga import BaseGASampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from qdtune.plan import candidates, make_trial, ordered, six_digits, violations
+from qdtune.configuration import Trial
+from qdtune.plan import candidates, make_trial, six_digits, violations
 from qdtune.pruning import SEEDS, SIZE, ParetoPruner, make_pruner
 from qdtune.results import Epochs, Result, mean
-from qdtune.schema import PLANNED, Axis, text_of
-from qdtune.spec import Spec, Trial
+from qdtune.samplers import distribution, experimental, make_sampler, opening
+from qdtune.schema import text_of
+from qdtune.spec import Spec
 from qdtune.store import storage_errors
 
 TRIES = 10  # proposals in a row that may be repeated or infeasible, before one is drawn at random
 REPEATS = 3  # trials of one configuration, at most, where duplicates become replicates
-STARTUP = 10  # configurations that tpe and gp draw at random before they have something to learn from
-OPENING = (8, 50)  # first configurations of a search, and population of a genetic one: run_cap / 5, within these
-SPREAD_FROM = 200  # candidates from which the first ones are taken
-OPTUNA_STATES = {"ok": TrialState.COMPLETE, "pruned": TrialState.PRUNED}  # any other state is a failure
 
 Configuration = tuple[Any, ...]  # the nine axes, as they stand in tables
 
@@ -78,7 +65,7 @@ class Study:
     def __init__(self, spec: Spec, path: Path | None = None, seed: int = 0) -> None:
         self.spec, self.path = spec, path
         self.space = {
-            name: _distribution(axis)
+            name: distribution(axis)
             for name, axis in spec.axes.items()
             if axis.choices is None or len(axis.choices) > 1
         }
@@ -87,7 +74,7 @@ class Study:
         self.asked: dict[str, optuna.Trial] = {}  # proposed and not yet started
         self.seeds: dict[Configuration, dict[int, str]] = {}  # of what was started: seed -> state
         self.spare = candidates(spec)
-        self.opening = _opening(spec)
+        self.opening = opening(spec)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._writing():
             storage = _journal(path) if path else InMemoryStorage()
@@ -98,7 +85,7 @@ class Study:
                 directions=["maximize", "minimize"],
             )
             self.curves = _curves(spec, storage)
-            with _experimental():
+            with experimental():
                 self.search.set_metric_names(["val_accuracy", SIZE])
                 self.curves.set_metric_names(["val_accuracy"])
 
@@ -202,7 +189,7 @@ class Study:
                     values = [accuracy, live.trial.ledger.size_bytes][: len(study.directions)]
                     study.tell(trial, values)  # type: ignore[arg-type]
                 else:
-                    study.tell(trial, state=OPTUNA_STATES.get(state, TrialState.FAIL))
+                    study.tell(trial, state=_optuna_state(state))
 
     def close(self) -> None:
         """Notes that nothing runs any more: what has not ended is a failure in Optuna's eyes."""
@@ -217,7 +204,7 @@ class Study:
         """Puts earlier results into the fresh studies, in the order given."""
         searched, curves, complete = [], [], 0
         for result in results:
-            trial, state = self._noted(result.trial, result.state), _optuna_state(result)
+            trial, state = self._noted(result.trial, result.state), _optuna_state(result.state)
             known: dict[str, Any] = {
                 "state": state,
                 "params": self._params(trial),
@@ -315,42 +302,10 @@ class Study:
                 raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def make_sampler(method: str, run_cap: int, seed: int) -> BaseSampler:
-    """The Optuna sampler of a sweep's method; where the plan decides, one that is never asked."""
-    population = _first(run_cap)
-    with _experimental():
-        match method:
-            case "tpe":
-                return TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP)
-            case "nsga2":
-                return NSGAIISampler(seed=seed, population_size=population)
-            case "nsga3":
-                return NSGAIIISampler(seed=seed, population_size=population)
-            case "gp":
-                return GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
-            case "qmc":
-                return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-    return RandomSampler(seed=seed)
-
-
 def further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
     """`count` seeds above all that are in use."""
     first = max(used) + 1
     return tuple(range(first, first + count))
-
-
-def _first(run_cap: int) -> int:
-    low, high = OPENING
-    return min(max(run_cap // 5, low), high)
-
-
-def _opening(spec: Spec) -> list[Trial]:
-    """What a search begins with, last one first: some of all sizes, for these are known."""
-    if spec.method in PLANNED:
-        return []
-    trials = ordered(list(islice(candidates(spec), SPREAD_FROM)), "small_first")
-    count = min(_first(spec.run_cap or 1), len(trials))
-    return [trials[(2 * i + 1) * len(trials) // (2 * count)] for i in reversed(range(count))]
 
 
 def _curves(spec: Spec, storage: BaseStorage) -> optuna.Study:
@@ -366,16 +321,6 @@ def _journal(path: Path) -> BaseStorage:
     return JournalStorage(JournalFileBackend(str(path)))
 
 
-def _distribution(axis: Axis[Any]) -> BaseDistribution:
-    """What Optuna may choose on an axis: a range where the values are one, for then their order counts."""
-    values = axis.choices
-    if values is None:
-        return FloatDistribution(axis.min, axis.max, log=axis.distribution == "log_uniform")  # type: ignore[attr-defined]
-    if isinstance(values[0], int) and values == tuple(range(values[0], values[0] + len(values))):
-        return IntDistribution(values[0], values[-1])
-    return CategoricalDistribution([text_of(v) if isinstance(v, tuple) else v for v in values])
-
-
 def _attributes(trial: Trial, result: Result | None = None, by_seed: bool = False) -> dict[str, Any]:
     """What the studies note beside the parameters: at the start, and with the result at the end."""
     known = {"trial_id": trial.trial_id, SIZE: trial.ledger.size_bytes}
@@ -385,8 +330,8 @@ def _attributes(trial: Trial, result: Result | None = None, by_seed: bool = Fals
     return known | ({f"{SEEDS}{e}": list(a) for e, a in result.curve.items()} if by_seed else {})
 
 
-def _optuna_state(result: Result) -> TrialState:
-    return OPTUNA_STATES.get(result.state, TrialState.FAIL)
+def _optuna_state(state: str) -> TrialState:
+    return {"ok": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(state, TrialState.FAIL)
 
 
 def configuration(trial: Trial) -> Configuration:
@@ -398,11 +343,3 @@ def _quietly(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> boo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where a curve is not a number
         return pruner.prune(study, trial)
-
-
-@contextlib.contextmanager
-def _experimental() -> Iterator[None]:
-    """Optuna calls some of what we need experimental; its version is pinned, and tests hold what we need."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield

@@ -24,9 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qdtune import data as data_sets
 from qdtune.cluster import Cluster, connect
 from qdtune.feed import Feed
-from qdtune.plan import Placement, Plan, check_comparable, has_compiler, placement, plan
+from qdtune.placement import Placement, has_compiler, placement
+from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import SweepProgress, console, counted, front_table
-from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder
+from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
 from qdtune.results import results
 from qdtune.rules import mistake
 from qdtune.schema import PLANNED, text_of
@@ -91,19 +92,23 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fres
             out.print(f"damaged, runs again: {line}", style="yellow")
         earlier = results(spec, rows, history)
         feed = Feed(spec, planned.trials, Study(spec, store.root / "study.journal"), earlier)
+        known: Rows = {}
+        for row in rows.select(TRIALS.names).to_pylist():
+            if row["trial_id"] in feed.results:
+                known.setdefault(row["trial_id"], []).append(row)
         stopped, error = None, None
         try:
             more = feed.more()
             _announce(spec, data, planned, feed, notes, out)
             if more:
-                stopped, error = _train(spec, data, feed, store, address, out)
+                stopped, error = _train(spec, data, feed, store, known, address, out)
             if error is None and not feed.left:
                 feed.more()  # stopped as the last one ended, it may have more to do all the same
         finally:
             with suppress(StorageError):  # which is told already
                 feed.study.close()
         table = store.write_pareto(list(feed.results))
-    return _report(spec, feed, store, table, stopped, error, out)
+    return _report(spec, feed, store, known, table, stopped, error, out)
 
 
 def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str], out: Any) -> None:
@@ -120,7 +125,7 @@ def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str]
 
 
 def _train(
-    spec: Spec, data: Any, feed: Feed, store: Store, address: str | None, out: Any
+    spec: Spec, data: Any, feed: Feed, store: Store, known: Rows, address: str | None, out: Any
 ) -> tuple[int | None, StorageError | None]:
     """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any."""
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
@@ -128,9 +133,6 @@ def _train(
         place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
-        known: dict[str, list[dict[str, Any]]] = {}
-        for row in store.trials(list(feed.results)).select(TRIALS.names).to_pylist():
-            known.setdefault(row["trial_id"], []).append(row)
         with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
             recorder = Recorder(feed, store, progress, warmups, known, stopped)
             kind = trainable(place, spec=spec, data=data, warmups=warmups)
@@ -226,6 +228,7 @@ def _report(
     spec: Spec,
     feed: Feed,
     store: Store,
+    known: Rows,
     table: pa.Table,
     stopped: int | None,
     error: StorageError | None,
@@ -246,7 +249,7 @@ def _report(
         out.print(_pruned_line(spec, feed, states["pruned"]))
     for state in sorted(set(states) - {"ok", "pruned"}):
         out.print(f"{counted(states[state], 'trial')} ended as {state}: see the column `error`", style="yellow")
-    _print_dead_warmups(store, feed, out)
+    _print_dead_warmups(feed, known, out)
     if rows:
         out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
     if error:
@@ -269,10 +272,13 @@ def _pruned_line(spec: Spec, feed: Feed, pruned: int) -> str:
     return f"{rule}: {(spared - feed.twice) / planned:.0%} of all QAT epochs saved; see the column `pruned_by`"
 
 
-def _print_dead_warmups(store: Store, feed: Feed, out: Any) -> None:
-    rows = store.trials(list(feed.results)).to_pylist()
-    dead = {row["trial_id"] for row in rows if row["state"] == "ok" and row["error"]}
-    if dead := {configuration(feed.results[trial_id].trial) for trial_id in dead}:
+def _print_dead_warmups(feed: Feed, known: Rows, out: Any) -> None:
+    dead = {
+        configuration(feed.results[trial_id].trial)
+        for trial_id, rows in known.items()
+        if any(row["state"] == "ok" and row["error"] for row in rows)
+    }
+    if dead:
         out.print(
             f"{counted(len(dead), 'configuration')} started from a warm-up that ended at chance: see `error`",
             style="yellow",

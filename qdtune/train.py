@@ -20,10 +20,10 @@ from torch import nn
 
 from qdtune import models
 from qdtune.cohort import Cohort, Shape, Tensors, generator, normalise
+from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
-from qdtune.plan import has_compiler
+from qdtune.placement import has_compiler
 from qdtune.quantize import calibrate, ledger, quantize
-from qdtune.spec import Trial
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing

@@ -18,7 +18,8 @@ from ray.tune import PlacementGroupFactory
 
 from qdtune.cohort import Tensors
 from qdtune.data import Data
-from qdtune.plan import Placement, make_trial
+from qdtune.placement import Placement
+from qdtune.plan import make_trial
 from qdtune.spec import Spec
 from qdtune.train import run
 

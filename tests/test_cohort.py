@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from qdtune import cohort as cohorts
 from qdtune import models
 from qdtune.cohort import Cohort, Shape, Tensors, generator, normalise, optimiser_state, update
+from qdtune.configuration import Trial
 from qdtune.data import load
 from qdtune.decompose import ACTIVATIONS, decompose
 from qdtune.quantize import calibrate, quantize
 from qdtune.schema import Qat, Warmup
-from qdtune.spec import Trial
 
 CPU = torch.device("cpu")
 

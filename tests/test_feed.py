@@ -17,12 +17,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.pareto import front
 from qdtune.plan import plan
 from qdtune.results import Epochs, Result, mean
 from qdtune.schema import PRUNERS
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 from qdtune.study import Study, configuration
 from qdtune.tables import FINAL
 

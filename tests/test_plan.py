@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qdtune.configuration import Trial
+from qdtune.placement import Placement, placement
 from qdtune.plan import (
-    Placement,
     Plan,
     candidates,
     excess,
     holds,
     make_trial,
     ordered,
-    placement,
     plan,
     six_digits,
     violations,
@@ -29,7 +29,7 @@ from qdtune.plan import (
 )
 from qdtune.rules import SpecError
 from qdtune.schema import BUDGETS, ORDERS, Resources
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 
 
 def spec(**given: Any) -> Spec:

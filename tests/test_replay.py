@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from qdtune import replay
+from qdtune.configuration import Trial
 from qdtune.pareto import front
 from qdtune.plan import plan
 from qdtune.replay import score, simulate
 from qdtune.results import Result
 from qdtune.schema import ORDERS
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
 SMALL, MIDDLE, LARGE = 0, 1, 2

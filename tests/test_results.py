@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qdtune.configuration import Trial
 from qdtune.plan import plan
 from qdtune.results import Result, mean, result_of, results
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 from qdtune.store import Store
 
 START = datetime(2030, 1, 2, tzinfo=timezone.utc)

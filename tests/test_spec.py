@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdtune import spec as spec_module
+from qdtune import configuration
+from qdtune.configuration import Trial
 from qdtune.ledger import mlp_ledger
 from qdtune.plan import make_trial, plan
 from qdtune.rules import MAX_LINES, Problem, SpecError
-from qdtune.schema import Qat, Warmup
-from qdtune.spec import AXES, DATASETS, Spec, Trial, load, loads
+from qdtune.schema import AXES, DATASETS, Qat, Warmup
+from qdtune.spec import Spec, load, loads
 
 GOOD = """\
 version: 1
@@ -751,7 +752,7 @@ def test_svd_shares_one_warmup_between_depths_and_activations() -> None:
 
 def test_trial_ids_change_with_the_results_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = TRIAL.trial_id, TRIAL.warmup_id
-    monkeypatch.setattr(spec_module, "RESULTS_VERSION", 2)
+    monkeypatch.setattr(configuration, "RESULTS_VERSION", 2)
     trial = replace(TRIAL)
     assert not {trial.trial_id, trial.warmup_id} & set(before)
 

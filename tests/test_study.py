@@ -19,12 +19,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from qdtune.configuration import Trial
 from qdtune.plan import candidates, holds
 from qdtune.results import Result
+from qdtune.samplers import OPENING, STARTUP, make_sampler
 from qdtune.schema import PRUNERS
-from qdtune.spec import Spec, Trial
+from qdtune.spec import Spec
 from qdtune.store import StorageError
-from qdtune.study import OPENING, REPEATS, STARTUP, TRIES, Study, configuration, make_sampler
+from qdtune.study import REPEATS, TRIES, Study, configuration
 
 METHODS = ["tpe", "nsga2", "nsga3", "gp", "qmc"]
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)

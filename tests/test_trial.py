@@ -12,7 +12,8 @@ import pytest
 
 from qdtune import cluster
 from qdtune.data import load
-from qdtune.plan import Placement, placement, plan
+from qdtune.placement import Placement, placement
+from qdtune.plan import plan
 from qdtune.schema import Resources
 from qdtune.spec import loads
 from qdtune.tables import final_ids
