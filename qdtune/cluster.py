@@ -39,7 +39,6 @@ def prepare(address: str | None) -> None:
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_TUNE_CALLBACKS", None)  # import paths that Tune would instantiate
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all that it imports
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
     token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if address is None:
         # The odd name notwithstanding, 0 is what keeps every port of a local cluster on loopback (measured).
@@ -49,11 +48,6 @@ def prepare(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     elif token or (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def cache_dir() -> Path:
-    """Where compiled steps are kept between runs: `qdtune` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
 
 
 def _token_file() -> Path:

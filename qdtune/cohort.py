@@ -1,9 +1,7 @@
 """K replicas of one configuration, stacked along a leading axis and trained at once: warm-up, QAT, evaluation.
 
-The models know one replica; `vmap` adds the axis here, and `torch.compile` makes one piece of a whole training
-step, the gather of its batch and the optimiser included. Bits, step sizes, learning rate and batches enter as
-tensors, so one compiled step serves every configuration of the same shape. A replica sees its own initial weights
-and its own order of batches: it ends with the numbers it would have ended with alone.
+A replica sees its own initial weights and its own order of batches: it ends with the numbers it would have ended with
+alone. The whole step, the gather of its batch and the optimiser included, is one call: see `step` and `compiled`.
 
 Alphabet: K replicas, B batch, I in, N samples.
 """
@@ -15,23 +13,20 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.func import functional_call, stack_module_state, vmap
 
-from qdtune import models
-from qdtune.configuration import Trial
-from qdtune.data import Data
-from qdtune.decompose import decompose
-from qdtune.ledger import FLOAT_BITS
-from qdtune.quantize import quantize
-from qdtune.schema import Phase
+from qdtune.compiled import Call, captured, compiled, eager
+from qdtune.step import Shape, Stack, make_step, normalise
 
-Stack = dict[str, Tensor]  # name -> (K, ...)
+if TYPE_CHECKING:
+    from qdtune.data import Data
+    from qdtune.schema import Phase
 
 EVAL_ROWS = 2048  # samples per forward pass of an evaluation
 
@@ -64,123 +59,11 @@ class Tensors:
         return cls(**images, **labels, inputs=data.inputs, classes=data.classes, chance=float(chance))
 
 
-def normalise(x: Tensor) -> Tensor:
-    """uint8 in 0..255 to float in -1..1, as the notebook's Normalize((0.5,), (0.5,)) of ToTensor."""
-    return x.to(torch.float32) / 127.5 - 1
-
-
-# --- one training step -------------------------------------------------------------------------------------
-
-
-def optimiser_state(optimizer: str, momentum: float, params: Stack) -> dict[str, Stack]:
-    """The tensors an optimiser keeps between steps, all zero."""
-    zeros = lambda: {name: torch.zeros_like(p) for name, p in params.items()}  # noqa: E731
-    if optimizer == "adam":
-        count = torch.zeros((), device=next(iter(params.values())).device)
-        return {"mean": zeros(), "square": zeros(), "count": {"": count}}
-    return {"velocity": zeros()} if momentum else {}
-
-
-def update(optimizer: str, momentum: float, params: Stack, grads: Stack, state: dict[str, Stack], lr: Tensor) -> None:
-    """One step of SGD (with heavy-ball momentum) or Adam (Kingma and Ba 2015, algorithm 1), in place."""
-    if optimizer == "adam":
-        count = state["count"][""].add_(1)
-        for name, p in params.items():
-            mean = state["mean"][name].lerp_(grads[name], 1 - 0.9)
-            square = state["square"][name].lerp_(grads[name] ** 2, 1 - 0.999)
-            p.sub_(lr * (mean / (1 - 0.9**count)) / ((square / (1 - 0.999**count)).sqrt() + 1e-8))
-        return
-    for name, p in params.items():
-        g = grads[name]
-        if momentum:
-            g = state["velocity"][name].mul_(momentum).add_(g)
-        p.sub_(lr * g)
-
-
-def make_step(template: nn.Module, optimizer: str, momentum: float) -> Callable[..., None]:
-    """A function that trains K stacked replicas on one batch each, in place.
-
-    Args:
-        template: one replica, for its structure only.
-        optimizer: `sgd` or `adam`.
-        momentum: of sgd, 0 <= m < 1.
-    """
-
-    def loss_of(params: Stack, buffers: Stack, x: Tensor, y: Tensor) -> tuple[Tensor, Stack]:
-        buffers = {name: b.clone() for name, b in buffers.items()}  # statistics are updated in place, here
-        return F.cross_entropy(functional_call(template, (params, buffers), (x,)), y), buffers
-
-    def step(
-        params: Stack,
-        buffers: Stack,
-        state: dict[str, Stack],
-        loss_sum: Tensor,  # (K,)
-        inputs: Tensor,  # (N, I)
-        labels: Tensor,  # (N,)
-        batch: Tensor,  # (K, B)
-        lr: Tensor,  # ()
-    ) -> None:
-        x, y = normalise(inputs[batch]), labels[batch]
-        grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, x, y)
-        update(optimizer, momentum, params, grads, state, lr)
-        for name, b in buffers.items():
-            b.copy_(new_buffers[name])
-        loss_sum.add_(loss)
-
-    return step
-
-
-# --- shapes, and the compiled step of each -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides the graph of a training step; all else enters it as tensors."""
-
-    inputs: int
-    classes: int
-    hidden: tuple[int, ...]
-    batch_norm: bool
-    depth: int
-    activation: str
-    float_weights: bool
-    float_inputs: bool
-
-    @classmethod
-    def of(cls, trial: Trial, data: Tensors, phase: str) -> Shape:
-        warmup = phase == "warmup"
-        return cls(
-            data.inputs,
-            data.classes,
-            trial.hidden,
-            trial.batch_norm,
-            trial.depth,
-            trial.activation,
-            float_weights=warmup or trial.weight_bits == FLOAT_BITS,
-            float_inputs=warmup or trial.act_bits is None,
-        )
-
-    def template(self) -> nn.Module:
-        """One replica of this shape without numbers."""
-        model = models.mlp(self.inputs, self.hidden, self.classes, batch_norm=self.batch_norm, seed=0)
-        decompose(model, self.depth, self.activation, generator=torch.Generator())
-        weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
-        return quantize(model, weight_bits, act_bits, "absmean").to("meta")
-
-
 @lru_cache(maxsize=256)
-def prepared(shape: Shape, optimizer: str, momentum: float, compiled: bool) -> tuple[nn.Module, Callable[..., None]]:
+def prepared(shape: Shape) -> tuple[nn.Module, Callable[..., None]]:
     """The template of a shape and its training step, made once per process."""
     template = shape.template()
-    step = make_step(template, optimizer, momentum)
-    if compiled:
-        # Every shape is a graph of one and the same function, which dynamo would give up on after eight.
-        torch._dynamo.config.recompile_limit = 256
-        step = torch.compile(step, dynamic=False, fullgraph=True)
-    return template, step
-
-
-# --- a cohort ----------------------------------------------------------------------------------------------
+    return template, make_step(shape, template)
 
 
 class Cohort:
@@ -194,7 +77,7 @@ class Cohort:
         purpose: keeps the orders of different phases apart.
         data: on the device that shall do the work.
         batch_size: B; an epoch is floor(N / B) batches of a fresh permutation, the odd samples rest.
-        compiled: whether the step is compiled.
+        compile: whether the step is compiled.
     """
 
     def __init__(
@@ -206,17 +89,31 @@ class Cohort:
         purpose: str,
         data: Tensors,
         batch_size: int,
-        compiled: bool,
+        compile: bool,
     ) -> None:
         params, buffers = stack_module_state(replicas)
         self.device = data.train_x.device
         self.params: Stack = {name: p.detach().clone().to(self.device) for name, p in params.items()}
         self.buffers: Stack = {name: b.to(self.device) for name, b in buffers.items()}
-        self.template, self.step = prepared(shape, phase.optimizer, phase.momentum, compiled)
-        self.state = optimiser_state(phase.optimizer, phase.momentum, self.params)
+        self.losses = torch.zeros(len(seeds), device=self.device)  # summed over the steps of an epoch
         self.generators = [generator(purpose, seed) for seed in seeds]
         self.phase, self.data, self.batch_size = phase, data, batch_size
         self.steps = len(data.train_x) // batch_size
+        self.shape, self.compile = shape, compile
+        self.template, self.function = prepared(shape)
+
+    @cached_property
+    def step(self) -> Call:
+        """The step on the tensors of this cohort, as fast as the device allows; made when it is first needed."""
+        moments = self.shape.optimiser_state(self.params)
+        state = (self.params, self.buffers, moments, self.losses, self.data.train_x, self.data.train_y)
+        batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
+        rate = torch.zeros((), device=self.device)
+        if self.device.type == "cuda":
+            return captured(self.function, state, batch, rate, compile=self.compile)
+        if self.compile:
+            return compiled(self.shape, self.function, state, batch, rate)
+        return eager(self.function, state)
 
     def rates(self, epoch: int) -> Tensor:
         """The learning rates of the steps of an epoch (from 0), (steps,)."""
@@ -229,15 +126,13 @@ class Cohort:
         used = self.steps * self.batch_size
         order = torch.stack([torch.randperm(len(self.data.train_x), generator=g)[:used] for g in self.generators])
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
-        rates, losses = self.rates(epoch), torch.zeros(len(self.generators), device=self.device)
+        self.losses.zero_()
         self.template.train()
-        for batch, rate in zip(batches.unbind(), rates.unbind(), strict=True):
-            self.step(
-                self.params, self.buffers, self.state, losses, self.data.train_x, self.data.train_y, batch, rate
-            )
+        for batch, rate in zip(batches.unbind(), self.rates(epoch).unbind(), strict=True):
+            self.step(batch, rate)
         # The last step may have spoilt the weights after the last loss was taken.
-        numbers = torch.cat([p.reshape(len(losses), -1) for p in self.params.values()], dim=1)
-        return torch.where(numbers.isfinite().all(1), losses / self.steps, torch.nan).tolist()
+        numbers = torch.cat([p.reshape(len(self.losses), -1) for p in self.params.values()], dim=1)
+        return torch.where(numbers.isfinite().all(1), self.losses / self.steps, torch.nan).tolist()
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> list[float]:

@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from qdtune.ledger import Ledger, factor_dims, mlp_ledger
-from qdtune.schema import AXES, DATASETS, Phase, text_of
+from qdtune.names import AXES, DATASETS, text_of
+from qdtune.schema import Phase
 
 RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
 

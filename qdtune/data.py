@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdtune.schema import DATASETS
+from qdtune.names import DATASETS
 
 _TIMEOUT_S = 20.0
 _SIDE = 28  # pixels

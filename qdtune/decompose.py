@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qdtune.ledger import factor_dims
-from qdtune.schema import FACTOR_INITS
+from qdtune.names import FACTOR_INITS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from qdtune.configuration import Trial
+from qdtune.names import PLANNED
 from qdtune.plan import ordered
 from qdtune.results import Result, mean
-from qdtune.schema import PLANNED
 from qdtune.spec import Spec
 from qdtune.study import Configuration, Study, configuration, further_seeds
 from qdtune.tables import FINAL

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qdtune.cli import Parser, blaming, guarded
+from qdtune.names import DATASETS, PLANNED
 from qdtune.placement import Placement, placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.rules import one_line
-from qdtune.schema import DATASETS, PLANNED
 from qdtune.spec import Spec, load
 
 USAGE = (

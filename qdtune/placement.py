@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 
 from qdtune.rules import Problem, SpecError
 from qdtune.schema import Resources
 
 UNIT = 10_000  # Ray counts resources in these parts of one
-
-
-def has_compiler() -> bool:
-    """Whether the C++ compiler that torch.compile calls is there; without it every training step runs eagerly."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 @dataclass(frozen=True)

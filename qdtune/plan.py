@@ -14,8 +14,9 @@ from typing import Any
 
 from qdtune.configuration import Trial
 from qdtune.ledger import FLOAT_BITS
+from qdtune.names import AXES, text_of
 from qdtune.rules import mistake
-from qdtune.schema import AXES, Axis, Phase, text_of
+from qdtune.schema import Axis, Phase
 from qdtune.spec import Spec, load
 
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one

@@ -26,9 +26,10 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from qdtune.names import SIGNALS
 from qdtune.rules import unknown
 from qdtune.samplers import experimental
-from qdtune.schema import SIGNALS, EarlyTerminate
+from qdtune.schema import EarlyTerminate
 
 SIZE = "size_bytes"
 SEEDS = "val_accuracy_of_seeds_epoch_"

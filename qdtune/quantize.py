@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qdtune.decompose import swap
 from qdtune.ledger import FLOAT_BITS, Ledger, matrix_ledger, norm_ledger
-from qdtune.schema import SCALES
+from qdtune.names import SCALES
 
 SMALLEST_STEP = 1e-8
 OBSERVER_MOMENTUM = 0.01  # of the running step of activations

@@ -26,12 +26,12 @@ from rich.table import Table
 from qdtune.cli import Parser, guarded
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
+from qdtune.names import DATASETS
 from qdtune.pareto import front, hypervolume
 from qdtune.plan import ordered, warmups_first
 from qdtune.progress import console, counted
 from qdtune.results import Result, results
 from qdtune.rules import Place, SpecError, mistake, unknown
-from qdtune.schema import DATASETS
 from qdtune.spec import Spec, load, loads
 from qdtune.store import StorageError, Store
 from qdtune.study import Study

@@ -21,8 +21,9 @@ from optuna.samplers import (
 )
 
 from qdtune.configuration import Trial
+from qdtune.names import PLANNED, text_of
 from qdtune.plan import candidates, ordered
-from qdtune.schema import PLANNED, Axis, text_of
+from qdtune.schema import Axis
 from qdtune.spec import Spec
 
 STARTUP = 10  # configurations that tpe and gp draw at random before they have something to learn from

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
+from qdtune.names import AXES, DATASETS, METHODS, PLANNED, text_of
 from qdtune.rules import (
     KeyPath,
     Place,
@@ -30,10 +31,6 @@ from qdtune.rules import (
     whole,
 )
 from qdtune.schema import (
-    AXES,
-    DATASETS,
-    METHODS,
-    PLANNED,
     Axis,
     Constraint,
     Data,
@@ -53,7 +50,6 @@ from qdtune.schema import (
     Several,
     Train,
     Widths,
-    text_of,
 )
 from qdtune.yamlfile import Document, override, parse, read
 

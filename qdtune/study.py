@@ -24,11 +24,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from qdtune.configuration import Trial
+from qdtune.names import text_of
 from qdtune.plan import candidates, make_trial, six_digits, violations
 from qdtune.pruning import SEEDS, SIZE, ParetoPruner, make_pruner
 from qdtune.results import Epochs, Result, mean
 from qdtune.samplers import distribution, experimental, make_sampler, opening
-from qdtune.schema import text_of
 from qdtune.spec import Spec
 from qdtune.store import storage_errors
 

@@ -23,14 +23,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import data as data_sets
 from qdtune.cluster import Cluster, connect
+from qdtune.compiled import has_compiler
 from qdtune.feed import Feed
-from qdtune.placement import Placement, has_compiler, placement
+from qdtune.names import PLANNED, text_of
+from qdtune.placement import Placement, placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import SweepProgress, console, counted, front_table
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
 from qdtune.results import results
 from qdtune.rules import mistake
-from qdtune.schema import PLANNED, text_of
 from qdtune.spec import Spec
 from qdtune.store import StorageError, Store
 from qdtune.study import Study, configuration

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from qdtune.names import AXES
 from qdtune.pareto import rank
-from qdtune.schema import AXES
 
 SCHEMA_VERSION = 2  # rises with every column: a file of this version has them all, an older one reads as null
 VERSION_KEY = "qdtune.schema_version"

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from qdtune import models
-from qdtune.cohort import Cohort, Shape, Tensors, generator, normalise
+from qdtune.cohort import Cohort, Tensors, generator
+from qdtune.compiled import has_compiler
 from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
-from qdtune.placement import has_compiler
 from qdtune.quantize import calibrate, ledger, quantize
+from qdtune.step import Shape, normalise
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
@@ -108,8 +109,9 @@ def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any
 def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
     steps = phase.epochs * (len(data.train_x) // trial.batch_size)
-    compiled = steps >= COMPILE_FROM and has_compiler()
-    return Cohort(replicas, Shape.of(trial, data, name), phase, trial.seeds, name, data, trial.batch_size, compiled)
+    compile = steps >= COMPILE_FROM and has_compiler()
+    shape = Shape.of(trial, data.inputs, data.classes, name)
+    return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compile)
 
 
 def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:

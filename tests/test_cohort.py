@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qdtune import cohort as cohorts
-from qdtune import models
-from qdtune.cohort import Cohort, Shape, Tensors, generator, normalise, optimiser_state, update
+from qdtune import compiled, models
+from qdtune.cohort import Cohort, Tensors, generator
 from qdtune.configuration import Trial
 from qdtune.data import load
 from qdtune.decompose import ACTIVATIONS, decompose
 from qdtune.quantize import calibrate, quantize
 from qdtune.schema import Qat, Warmup
+from qdtune.step import Shape, normalise, update
 
 CPU = torch.device("cpu")
 
@@ -58,11 +58,11 @@ def quantised(trial, seeds, data):
     return replicas
 
 
-def a_cohort(trial, data, seeds, phase="qat", compiled=False):
+def a_cohort(trial, data, seeds, phase="qat", compile=False):
     replicas = quantised(trial, seeds, data) if phase == "qat" else [a_replica(trial, seed) for seed in seeds]
     settings = trial.qat if phase == "qat" else trial.warmup
-    shape = Shape.of(trial, data, phase)
-    return Cohort(replicas, shape, settings, tuple(seeds), phase, data, trial.batch_size, compiled)
+    shape = Shape.of(trial, data.inputs, data.classes, phase)
+    return Cohort(replicas, shape, settings, tuple(seeds), phase, data, trial.batch_size, compile)
 
 
 def assert_same(stack, k, single):
@@ -106,10 +106,11 @@ def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
 
 @pytest.mark.parametrize("changes", [{"act_bits": 8}, {"weight_bits": 1, "scale": "lsq", "batch_norm": True}])
 def test_compiled_step_equals_the_eager_one(changes, data):
+    # Compiled for real, or taken from this machine's cache.
     # One step, and not too few codes: sums of few codes meet the edges of ReLU and clip exactly, where the last bit
     # of a float decides, and later steps would multiply that.
     trial = a_trial(batch_size=384, **changes)
-    eager, compiled = (a_cohort(trial, data, (0, 1), compiled=c) for c in (False, True))
+    eager, compiled = (a_cohort(trial, data, (0, 1), compile=c) for c in (False, True))
     before = {name: p.clone() for name, p in eager.params.items()}
     assert eager.train(0) == pytest.approx(compiled.train(0), rel=1e-4)
     for name, tensor in eager.params.items():
@@ -117,18 +118,45 @@ def test_compiled_step_equals_the_eager_one(changes, data):
         torch.testing.assert_close(tensor, compiled.params[name], rtol=0, atol=0.05 * moved + 1e-7, msg=name)
 
 
-def test_one_compilation_serves_bits_scales_rates_and_seeds(data):
-    torch._dynamo.reset()
-    cohorts.prepared.cache_clear()
-    counter = torch._dynamo.utils.counters
-    counter.clear()
+@pytest.fixture
+def builds(monkeypatch, tmp_path):
+    """An empty cache, and a compiler that only notes what it is called for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    class Library:
+        def run(self, tensors):
+            pass
+
+    def build(function, tensors):
+        function(*[t.clone() for t in tensors])  # it can be run
+        made.append(function)
+        return b"machine code"
+
+    monkeypatch.setattr(compiled, "_build", build)
+    monkeypatch.setattr(compiled, "_load", lambda path: Library())
+    return made
+
+
+def test_one_compilation_serves_bits_scales_rates_and_seeds(data, builds):
+    """One per phase, depth, activation, width and K; none for what enters as a tensor."""
     settings = [(1, "absmean", 0.1, (0, 1)), (2, "minmax", 0.03, (5, 6)), (8, "lsq", 0.01, (2, 3))]
     for bits, scale, lr, seeds in settings:
-        trial = a_trial(weight_bits=bits, scale=scale, qat=Qat(epochs=1, lr=lr), depth=3, hidden=(9,))
-        a_cohort(trial, data, seeds, compiled=True).train(0)
-    assert counter["stats"]["unique_graphs"] == 1
-    a_cohort(a_trial(depth=4, hidden=(9,)), data, (0, 1), compiled=True).train(0)
-    assert counter["stats"]["unique_graphs"] == 2
+        trial = a_trial(weight_bits=bits, scale=scale, qat=Qat(epochs=1, lr=lr, schedule="cosine"))
+        a_cohort(trial, data, seeds, compile=True).train(0)
+    assert len(builds) == 1
+    others = [{"depth": 3}, {"activation": "tanh"}, {"hidden": (9,)}, {"act_bits": 4}, {"batch_size": 32}]
+    for changes in others:
+        a_cohort(a_trial(**changes), data, (0, 1), compile=True).train(0)
+    a_cohort(a_trial(), data, (0, 1, 2), compile=True).train(0)
+    a_cohort(a_trial(), data, (0, 1), phase="warmup", compile=True).train(0)
+    a_cohort(a_trial(qat=Qat(epochs=1, lr=0.1, optimizer="adam")), data, (0, 1), compile=True).train(0)
+    assert len(builds) == 1 + len(others) + 3
+
+
+def test_a_step_that_only_evaluates_is_not_compiled(data, builds):
+    a_cohort(a_trial(), data, (0, 1), compile=True).accuracy(data.val_x, data.val_y)
+    assert builds == []
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -156,7 +184,7 @@ def test_optimisers_are_torchs(name):
     }[name]()
     ours = {"w": weight.detach().clone()}
     kind, momentum = ("adam", 0.0) if name == "adam" else ("sgd", 0.9 if name == "heavy ball" else 0.0)
-    state = optimiser_state(kind, momentum, ours)
+    state = replace(Shape.of(a_trial(), 4, 3, "qat"), optimizer=kind, momentum=momentum).optimiser_state(ours)
     for _ in range(5):
         weight.grad = torch.randn(3, 4)
         reference.step()
@@ -167,9 +195,9 @@ def test_optimisers_are_torchs(name):
 def test_weights_spoilt_by_the_last_step_end_a_replica(data):
     cohort = a_cohort(a_trial(), data, (0, 1))
 
-    def step(params, buffers, state, losses, x, y, batch, lr):
-        losses += 1.0
-        params["2.factors.1.bias"][1, 0] = float("inf")
+    def step(batch, lr):
+        cohort.losses += 1.0
+        cohort.params["2.factors.1.bias"][1, 0] = float("inf")
 
     cohort.step = step
     first, second = cohort.train(0)
@@ -189,7 +217,7 @@ def test_cosine_schedule_falls_from_the_rate_to_zero(data):
 def test_epochs_are_permutations_of_their_own(data):
     seen = []
     cohort = a_cohort(a_trial(), data, (0, 1))
-    cohort.step = lambda params, buffers, state, losses, x, y, batch, lr: seen.append(batch.clone())
+    cohort.step = lambda batch, lr: seen.append(batch.clone())
     cohort.train(0)
     cohort.train(1)
     steps = len(data.train_x) // 16

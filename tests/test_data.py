@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qdtune import data
-from qdtune.schema import DATASETS
+from qdtune.names import DATASETS
 
 TRAIN, TEST = 60, 20  # rows of the small idx sets written here
 FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]

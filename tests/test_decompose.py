@@ -4,8 +4,8 @@ from torch import nn
 
 from qdtune.decompose import ACTIVATIONS, ORTHOGONAL_GAIN, FactoredLinear, decompose
 from qdtune.ledger import factor_dims
-from qdtune.schema import ACTIVATIONS as NAMES
-from qdtune.schema import FACTOR_INITS
+from qdtune.names import ACTIVATIONS as NAMES
+from qdtune.names import FACTOR_INITS
 
 
 class Nested(nn.Module):

@@ -19,10 +19,10 @@ from optuna.trial import TrialState
 
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
+from qdtune.names import PRUNERS
 from qdtune.pareto import front
 from qdtune.plan import plan
 from qdtune.results import Epochs, Result, mean
-from qdtune.schema import PRUNERS
 from qdtune.spec import Spec
 from qdtune.study import Study, configuration
 from qdtune.tables import FINAL

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune.configuration import Trial
+from qdtune.names import BUDGETS, ORDERS
 from qdtune.placement import Placement, placement
 from qdtune.plan import (
     Plan,
@@ -28,7 +29,7 @@ from qdtune.plan import (
     warmups_first,
 )
 from qdtune.rules import SpecError
-from qdtune.schema import BUDGETS, ORDERS, Resources
+from qdtune.schema import Resources
 from qdtune.spec import Spec
 
 

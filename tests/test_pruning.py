@@ -15,8 +15,9 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import wilcoxon
 
+from qdtune.names import PRUNERS, SIGNALS
 from qdtune.pruning import SEEDS, SIZE, ParetoPruner, SizeScope, make_pruner
-from qdtune.schema import PRUNERS, SIGNALS, EarlyTerminate
+from qdtune.schema import EarlyTerminate
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAN = math.nan

@@ -9,6 +9,7 @@ from torch.func import grad, vmap
 from qdtune import models
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.ledger import mlp_ledger
+from qdtune.names import SCALES
 from qdtune.quantize import (
     Quantizer,
     QuantLinear,
@@ -20,7 +21,6 @@ from qdtune.quantize import (
     quantize,
     scale_mix,
 )
-from qdtune.schema import SCALES
 
 ALL_BITS = [*range(1, 17)]
 

@@ -10,11 +10,11 @@ import pytest
 
 from qdtune import replay
 from qdtune.configuration import Trial
+from qdtune.names import ORDERS
 from qdtune.pareto import front
 from qdtune.plan import plan
 from qdtune.replay import score, simulate
 from qdtune.results import Result
-from qdtune.schema import ORDERS
 from qdtune.spec import Spec
 
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)

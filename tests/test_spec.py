@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from qdtune import configuration
 from qdtune.configuration import Trial
 from qdtune.ledger import mlp_ledger
+from qdtune.names import AXES, DATASETS
 from qdtune.plan import make_trial, plan
 from qdtune.rules import MAX_LINES, Problem, SpecError
-from qdtune.schema import AXES, DATASETS, Qat, Warmup
+from qdtune.schema import Qat, Warmup
 from qdtune.spec import Spec, load, loads
 
 GOOD = """\

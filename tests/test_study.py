@@ -20,10 +20,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from qdtune.configuration import Trial
+from qdtune.names import PRUNERS
 from qdtune.plan import candidates, holds
 from qdtune.results import Result
 from qdtune.samplers import OPENING, STARTUP, make_sampler
-from qdtune.schema import PRUNERS
 from qdtune.spec import Spec
 from qdtune.store import StorageError
 from qdtune.study import REPEATS, TRIES, Study, configuration

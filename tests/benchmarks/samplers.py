@@ -19,10 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from qdtune.feed import Feed
+from qdtune.names import DATASETS
 from qdtune.pareto import hypervolume
 from qdtune.replay import recording
 from qdtune.results import Result
-from qdtune.schema import DATASETS
 from qdtune.spec import Spec
 from qdtune.study import Study
 

@@ -1,0 +1,192 @@
+"""A training step with nothing left of Python in it: machine code on a CPU, a captured graph on a GPU.
+
+On a CPU the whole step is compiled ahead of time (AOTInductor) into a shared library, which is kept in the user's
+cache folder under a hash of all that decides it. A worker that meets it again, in this run or another, loads it in a
+millisecond and without importing the compiler; two workers that want a new one compile it once. On a GPU the step is
+captured as a CUDA graph, so that a step is one launch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import inspect
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as tree
+
+from qdtune import decompose, models, quantize, step
+from qdtune.step import Shape
+
+Call = Callable[[Tensor, Tensor], None]  # of a batch (K, B) and a learning rate ()
+
+DIGEST_BYTES = 32  # of SHA-256, behind a library's own bytes, where the loader does not look
+WARM_STEPS = 3  # before a capture, as CUDA graphs ask for
+
+
+def cache_dir() -> Path:
+    """Where compiled steps are kept between runs: `qdtune` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
+
+
+def has_compiler() -> bool:
+    """Whether the C++ compiler that torch calls is there; without it every training step runs eagerly."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def eager(function: Callable[..., None], state: tuple[Any, ...]) -> Call:
+    """The step as Python runs it, operation by operation."""
+    return lambda batch, rate: function(*state, batch, rate)
+
+
+def compiled(
+    shape: Shape, function: Callable[..., None], state: tuple[Any, ...], batch: Tensor, rate: Tensor
+) -> Call:
+    """The step as machine code of this CPU, from the cache or made now (some 15 s).
+
+    Args:
+        shape: what `function` was made for.
+        function: of `state`, batch and rate, which it changes in place; as `step.make_step` makes it.
+        state: nested dicts of tensors, which stay the same ones from step to step.
+        batch, rate: examples, for their shapes.
+
+    Raises:
+        OSError: the cache folder cannot be written.
+        CompileError: the compiler failed.
+    """
+    flat, structure = tree.tree_flatten((*state, batch, rate))
+
+    def flattened(*tensors: Tensor) -> tuple[()]:
+        function(*tree.tree_unflatten(list(tensors), structure))
+        return ()
+
+    library = _library(_key(shape, flat), lambda: _build(flattened, flat))
+
+    def call(batch: Tensor, rate: Tensor) -> None:
+        flat[-2:] = batch, rate
+        library.run(flat)
+
+    return call
+
+
+class CompileError(RuntimeError):
+    """The compiler failed."""
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """What machine code is good for: this torch on a CPU with these instructions."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        flags = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__} {flags}"
+
+
+def _key(shape: Shape, tensors: list[Tensor]) -> str:
+    """A hash of all that decides the machine code: the shapes, the machine, and the sources that are traced."""
+    sources = [inspect.getsource(module) for module in (step, models, decompose, quantize)]
+    described = [shape, *((tuple(t.shape), t.stride(), t.dtype) for t in tensors), _machine(), *sources]
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:24]
+
+
+def _library(key: str, build: Callable[[], bytes]) -> Any:
+    """The compiled step of this name, with `run(tensors)`; built where there is none, or where it is damaged."""
+    folder = cache_dir() / "steps"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{key}.so"
+    with _locked(folder / f".{key}.lock"):  # the second to come finds what the first has built
+        if not _is_whole(path):
+            code = build()
+            part = folder / f".{key}.{os.getpid()}"
+            part.write_bytes(code + hashlib.sha256(code).digest())
+            part.replace(path)
+    return _load(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there and as it was written: loading one that is cut off would kill the process."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
+
+
+def _load(path: Path) -> Any:
+    # Not aoti_load_package: it unpacks into a temporary folder, which a killed worker leaves behind.
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that dies with its process."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
+    """Compiles a function of tensors into a shared library."""
+    # Imported here, for they take seconds and a step from the cache does without.
+    from torch._inductor import aoti_compile_and_package
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+    try:
+        # Traced first by make_fx, which sees through vmap and grad; torch.export alone does not.
+        traced = make_fx(function, tracing_mode="fake")(*tensors)
+        program = torch.export.export(traced, tuple(tensors), strict=False)
+        with tempfile.TemporaryDirectory() as folder:
+            package = aoti_compile_and_package(program, package_path=f"{folder}/step.pt2")
+            with zipfile.ZipFile(package) as archive:
+                (name,) = [name for name in archive.namelist() if name.endswith(".so")]
+                return archive.read(name)
+    except Exception as error:  # whatever the compiler raises
+        told = " ".join(str(error).split())[:300]
+        raise CompileError(f"a training step cannot be compiled: {told} (run.compile: never does without)") from error
+
+
+def captured(
+    function: Callable[..., None], state: tuple[Any, ...], batch: Tensor, rate: Tensor, *, compile: bool
+) -> Call:
+    """The step as one launch of a CUDA graph.
+
+    Args:
+        function, state, batch, rate: as of `compiled`, on a CUDA device.
+        compile: whether its kernels are fused by torch.compile first.
+    """
+    if compile:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+        # Every shape is a graph of one and the same function, which dynamo would give up on after eight.
+        torch._dynamo.config.recompile_limit = 256
+        function = torch.compile(function, dynamic=False, fullgraph=True)
+    batch, rate = batch.clone(), rate.clone()  # where a replay finds them
+    before = tree.tree_map(torch.clone, state)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_STEPS):
+            function(*state, batch, rate)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function(*state, batch, rate)
+    tree.tree_map(lambda tensor, was: tensor.copy_(was), state, before)
+
+    def call(new_batch: Tensor, new_rate: Tensor) -> None:
+        batch.copy_(new_batch)
+        rate.copy_(new_rate)
+        graph.replay()
+
+    return call

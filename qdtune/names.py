@@ -1,0 +1,67 @@
+"""The words of the project: axes and what may be named on them, methods, pruners, data sets. No dependency at all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+METHODS = ("grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc")
+PLANNED = ("grid", "random")  # known before anything runs; the others ask what came out so far
+ORDERS = ("small_first", "large_first", "shuffled", "as_listed")
+# The keys of each pruner and what they are where not given. The names are Optuna's, but for `pareto`, which is ours.
+PRUNERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "pareto": {"margin": 0.01, "signal": "best_so_far", "min_epochs": 2, "patience": 1},
+    "median": {"scope": "size", "n_startup_trials": 5, "n_warmup_steps": 0, "interval_steps": 1},
+    "percentile": {
+        "scope": "size",
+        "percentile": 25.0,
+        "n_startup_trials": 5,
+        "n_warmup_steps": 0,
+        "interval_steps": 1,
+    },
+    "hyperband": {"scope": "size", "min_resource": 1, "reduction_factor": 3},
+    "successive_halving": {"scope": "size", "min_resource": 1, "reduction_factor": 3},
+    "patient": {"patience": 2, "min_delta": 0.0},
+    "threshold": {"lower": 0.2, "n_warmup_steps": 0, "interval_steps": 1},
+    "wilcoxon": {"scope": "size", "p_threshold": 0.1, "n_warmup_steps": 0},
+}
+SIGNALS = ("best_so_far", "raw", "ema")
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
+SCALES = ("minmax", "absmean", "lsq")
+FACTOR_INITS = ("default", "orthogonal", "svd")
+BUDGETS = ("size_bytes", "params", "weight_bytes", "scale_bytes", "bias_bytes", "fp32_bytes", "depth", "weight_bits")
+
+AXES = (
+    "depth",
+    "weight_bits",
+    "activation",
+    "act_bits",
+    "scale",
+    "factor_init",
+    "hidden",
+    "warmup_lr",
+    "qat_lr",
+)
+
+
+class DatasetInfo(NamedTuple):
+    """Training samples (validation split included), input features, classes."""
+
+    train: int
+    inputs: int
+    classes: int
+
+
+DATASETS = {
+    "mnist": DatasetInfo(60_000, 784, 10),
+    "fashion_mnist": DatasetInfo(60_000, 784, 10),
+    "kmnist": DatasetInfo(60_000, 784, 10),
+    "cifar10": DatasetInfo(50_000, 3072, 10),
+    "digits": DatasetInfo(1437, 64, 10),
+    "synthetic": DatasetInfo(512, 16, 4),  # blobs, for tests only
+}
+
+
+def text_of(value: object) -> str:
+    """A value of an axis as it stands in tables: (64, 32) is 64-32."""
+    return "-".join(map(str, value)) if isinstance(value, tuple) else "null" if value is None else str(value)
