@@ -64,6 +64,14 @@ def _token_file() -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class RayAt:
+    """Where a sweep runs: the address of a Ray cluster, or None for one started here, with or without dashboard."""
+
+    address: str | None = None
+    dashboard: bool = True
+
+
 class NoClusterError(ValueError):
     """No cluster answers where the user says there is one."""
 
@@ -94,24 +102,25 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def connect(address: str | None, data_bytes: int) -> Iterator[Cluster]:
-    """Starts Ray here, or joins the cluster at `address`, for the length of a `with` block.
+def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
+    """Starts Ray here, or joins a cluster, for the length of a `with` block.
 
     Args:
-        address: of a running cluster, or None.
+        ray_at: which one.
         data_bytes: size of the data set, which the object store has to hold.
 
     Raises:
-        NoClusterError: no cluster answers at `address`.
+        NoClusterError: no cluster answers there.
     """
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = ray_at.address
     if address is None:
         context = ray.init(
             address="local",
             dashboard_host="127.0.0.1",
-            include_dashboard=True,
+            include_dashboard=ray_at.dashboard,
             object_store_memory=max(128 * 2**20, 2 * data_bytes),
             **quiet,
         )

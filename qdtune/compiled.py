@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import inspect
 import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,22 +25,13 @@ from torch import Tensor
 from torch.utils import _pytree as tree
 
 from qdtune import decompose, models, quantize, step
+from qdtune.machine import cache_dir
 from qdtune.step import Shape
 
 Call = Callable[[Tensor, Tensor], None]  # of a batch (K, B) and a learning rate ()
 
 DIGEST_BYTES = 32  # of SHA-256, behind a library's own bytes, where the loader does not look
 WARM_STEPS = 3  # before a capture, as CUDA graphs ask for
-
-
-def cache_dir() -> Path:
-    """Where compiled steps are kept between runs: `qdtune` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
-
-
-def has_compiler() -> bool:
-    """Whether the C++ compiler that torch calls is there; without it every training step runs eagerly."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def eager(function: Callable[..., None], state: tuple[Any, ...]) -> Call:

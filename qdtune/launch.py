@@ -13,15 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qdtune.cli import Parser, blaming, guarded
+from qdtune.machine import gpus
 from qdtune.names import DATASETS, PLANNED
 from qdtune.placement import Placement, placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.rules import one_line
 from qdtune.spec import Spec, load
 
-USAGE = (
-    "qdtune launch SWEEP [--dry-run] [--runs-dir DIR] [--data-dir DIR] [--address A] [--fresh] [--set KEY=VALUE ...]"
-)
+USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
 FEW = 8  # sizes that are listed one by one
 
 
@@ -41,6 +40,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders lie (default: runs)")
     parser.add_argument("--data-dir", type=Path, help="where data sets lie (default: QDTUNE_DATA, else data)")
     parser.add_argument("--address", help="a running Ray cluster (default: a local one of our own)")
+    parser.add_argument("--no-dashboard", action="store_true", help="start Ray without its dashboard")
     parser.add_argument("--fresh", action="store_true", help="start over: do not keep what the run folder holds")
     parser.add_argument(
         "--set",
@@ -64,7 +64,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         planned = plan(spec.resolve(spec.data.dataset[0]))
         address = arguments.address or os.environ.get("RAY_ADDRESS") or None
         if arguments.dry_run or address is None:
-            placed = placement(spec.resources, os.cpu_count() or 1, _gpus(), spec.run.max_concurrent_trials)
+            placed = placement(spec.resources, os.cpu_count() or 1, gpus(), spec.run.max_concurrent_trials)
     if arguments.dry_run:
         folder = arguments.runs_dir / spec.name
         if not arguments.fresh:
@@ -80,14 +80,15 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str
 
     cluster.prepare(address)
 
-    from qdtune import sweep
+    from qdtune import session
     from qdtune.data import DataError
     from qdtune.store import RunInUse, StorageError
     from qdtune.tables import NewerSchemaError
 
     codes = {DataError: 2, NewerSchemaError: 2, cluster.NoClusterError: 2, StorageError: 4, RunInUse: 5}
     try:
-        return sweep.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, address=address, fresh=arguments.fresh)
+        ray_at = cluster.RayAt(address, dashboard=not arguments.no_dashboard)
+        return session.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
     except tuple(codes) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return next(code for kind, code in codes.items() if isinstance(error, kind))
@@ -99,11 +100,6 @@ def _likely(spec: Spec, data_dir: Path) -> Spec:
 
     names = spec.data.dataset
     return spec.resolve(next((name for name in names if on_disk(name, data_dir)), names[0]))
-
-
-def _gpus(devices: Path = Path("/dev")) -> int:
-    """NVIDIA GPUs of this machine, counted without loading a driver's library."""
-    return len(list(devices.glob("nvidia[0-9]*")))
 
 
 def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder: Path) -> None:
@@ -169,7 +165,7 @@ def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder:
     yield "data", _data_text(spec, data_dir)
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
-    here = f"this machine: {os.cpu_count()} CPUs, {_gpus()} GPUs"
+    here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
     yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count):,} waves ({here})"
     for note in placed.notes:
         yield "note", note

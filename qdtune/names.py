@@ -25,6 +25,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "threshold": {"lower": 0.2, "n_warmup_steps": 0, "interval_steps": 1},
     "wilcoxon": {"scope": "size", "p_threshold": 0.1, "n_warmup_steps": 0},
 }
+COMPILES = ("auto", "always", "never")
 SIGNALS = ("best_so_far", "raw", "ema")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")

@@ -22,11 +22,10 @@ from qdtune import __version__
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.progress import SweepProgress
-from qdtune.results import Result, result_of
+from qdtune.results import Result, Rows, result_of
 from qdtune.store import StorageError, Store
 from qdtune.tables import TRIALS, aggregate, table_front
 
-Rows = dict[str, list[dict[str, Any]]]  # of the table `trials`, by trial_id
 FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
 
 

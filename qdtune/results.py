@@ -18,6 +18,9 @@ from qdtune.tables import STATES
 Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None once it has diverged
 
 
+Rows = dict[str, list[dict[str, Any]]]  # of the table `trials`, by trial_id
+
+
 @dataclass(frozen=True)
 class Result:
     """What came out of one trial.

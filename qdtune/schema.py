@@ -12,7 +12,18 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from qdtune.names import ACTIVATIONS, BUDGETS, DATASETS, FACTOR_INITS, ORDERS, PRUNERS, SCALES, SIGNALS, text_of
+from qdtune.names import (
+    ACTIVATIONS,
+    BUDGETS,
+    COMPILES,
+    DATASETS,
+    FACTOR_INITS,
+    ORDERS,
+    PRUNERS,
+    SCALES,
+    SIGNALS,
+    text_of,
+)
 from qdtune.rules import choice, flag, matching, number, share, shown, whole
 
 T = TypeVar("T")
@@ -303,10 +314,11 @@ class Resources(Frozen):
 
 
 class Run(Frozen):
-    """The order in which what is planned starts, and limits; None means none. Times in seconds."""
+    """The order in which what is planned starts, limits (None: none; times in seconds), and what is compiled."""
 
     order: Annotated[str, choice(ORDERS)] = "small_first"
     max_concurrent_trials: Annotated[int, whole(1, 100_000)] | None = None
     time_budget_s: Seconds | None = None
     max_failures: Annotated[int, whole(0, 1000)] = 2
     trial_timeout_s: Seconds | None = None
+    compile: Annotated[str, choice(COMPILES)] = "auto"

@@ -1,4 +1,4 @@
-"""The sweep itself: what the store does not hold yet is trained by Ray Tune, and every result goes into the store.
+"""The sweep on Ray Tune: it trains what the feed gives, and every result goes to the recorder.
 
 Tune places trials and keeps them alive; it does not own the results. Each launch builds a fresh `Tuner` over the
 configurations that are missing, so that the same command finishes an interrupted sweep.
@@ -10,36 +10,26 @@ import logging
 import os
 import signal
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qdtune import data as data_sets
-from qdtune.cluster import Cluster, connect
-from qdtune.compiled import has_compiler
+from qdtune.cluster import Cluster, RayAt, connect
+from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.names import PLANNED, text_of
 from qdtune.placement import Placement, placement
-from qdtune.plan import Plan, check_comparable, plan
-from qdtune.progress import SweepProgress, console, counted, front_table
+from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
-from qdtune.results import results
 from qdtune.rules import mistake
 from qdtune.spec import Spec
 from qdtune.store import StorageError, Store
-from qdtune.study import Study, configuration
-from qdtune.tables import FINAL, TRIALS, table_front
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
-
-DONE, FAILED_TRIALS, STORAGE = 0, 3, 4  # exit codes; 130 and 143 after a signal
 
 
 def param_space(spec: Spec) -> dict[str, Any]:
@@ -59,78 +49,26 @@ def param_space(spec: Spec) -> dict[str, Any]:
     return space
 
 
-def run(spec: Spec, *, runs_dir: Path, data_dir: Path, address: str | None, fresh: bool) -> int:
-    """Runs, or finishes, a sweep and prints its front; the exit code of design: 0, 3, 4, 130 or 143.
+def train(
+    spec: Spec, data: Data, feed: Feed, store: Store, known: Rows, ray_at: RayAt, out: Any
+) -> tuple[int | None, StorageError | None]:
+    """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any.
 
     Args:
-        spec: as loaded; the first of its data sets that can be had is used.
-        runs_dir: the run folder is made in it, under the sweep's name.
-        data_dir: where data sets lie or are downloaded to.
-        address: of a running Ray cluster; None starts one here.
-        fresh: set what an earlier launch left aside and start anew.
+        spec: resolved.
+        data: what to train on.
+        feed: the trials.
+        store: where results go.
+        known: rows that are there; those of the results are added.
+        ray_at: the cluster to run on.
+        out: where to say how it goes.
 
     Raises:
-        SpecError, DataError, RunInUse: what the user has to mend; nothing was started.
-        StorageError: the run folder cannot be written.
+        SpecError: a trial asks for more than the cluster has.
+        NoClusterError: no cluster answers.
     """
-    out = console()
-    for name in spec.data.dataset[:1]:
-        if not data_sets.on_disk(name, data_dir):
-            out.print(f"{name} is not in {data_dir}: downloading it")
-    data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
-    spec = spec.resolve(data.name)
-    planned = plan(spec)
-    store = Store(runs_dir / spec.name)
-    if not fresh:
-        check_comparable(spec, store.root)
-    elif aside := store.set_aside():
-        out.print(f"--fresh: what was in {store.root} is now in {aside}")
-    with store.lock():
-        store.create(spec.to_yaml())
-        rows, damaged = store.trials(), list(store.damaged)
-        history = store.history()
-        for line in damaged + store.damaged:
-            out.print(f"damaged, runs again: {line}", style="yellow")
-        earlier = results(spec, rows, history)
-        feed = Feed(spec, planned.trials, Study(spec, store.root / "study.journal"), earlier)
-        known: Rows = {}
-        for row in rows.select(TRIALS.names).to_pylist():
-            if row["trial_id"] in feed.results:
-                known.setdefault(row["trial_id"], []).append(row)
-        stopped, error = None, None
-        try:
-            more = feed.more()
-            _announce(spec, data, planned, feed, notes, out)
-            if more:
-                stopped, error = _train(spec, data, feed, store, known, address, out)
-            if error is None and not feed.left:
-                feed.more()  # stopped as the last one ended, it may have more to do all the same
-        finally:
-            with suppress(StorageError):  # which is told already
-                feed.study.close()
-        table = store.write_pareto(list(feed.results))
-    return _report(spec, feed, store, known, table, stopped, error, out)
-
-
-def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str], out: Any) -> None:
-    """Says what is going to be trained, and what is not as it should be."""
-    count = (spec.run_cap or 0) if feed.searching else len(planned.trials)
-    size = f"{counted(count, 'configuration')} x {counted(len(spec.seeds), 'seed')} on {data.name}"
-    samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
-    done = f"{feed.total - feed.left} done before" if feed.left else "all done before"
-    out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
-    if feed.left and not has_compiler():
-        out.print("no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly", style="yellow")
-    for note in notes:
-        out.print(f"WARNING: {note}", style="bold white on red")
-
-
-def _train(
-    spec: Spec, data: Any, feed: Feed, store: Store, known: Rows, address: str | None, out: Any
-) -> tuple[int | None, StorageError | None]:
-    """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any."""
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
-    with connect(address, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+    with connect(ray_at, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
         place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
@@ -223,64 +161,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _report(
-    spec: Spec,
-    feed: Feed,
-    store: Store,
-    known: Rows,
-    table: pa.Table,
-    stopped: int | None,
-    error: StorageError | None,
-    out: Any,
-) -> int:
-    """Prints the front, what went wrong and where the files are; the exit code."""
-    rows = table.to_pylist()
-    states = Counter(result.state for result in feed.results.values())
-    front = table_front(table)
-    varying = {axis for axis in spec.axes if len({row[axis] for row in rows}) > 1}
-    out.print()
-    if front.num_rows:
-        title = f"Pareto front of {counted(len(rows), 'configuration')} on {spec.data.dataset[0]}"
-        out.print(front_table(front, varying, title))
-        if max(row["n_seeds"] for row in front.to_pylist()) > 1:
-            out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
-    if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
-        out.print(_pruned_line(spec, feed, states["pruned"]))
-    for state in sorted(set(states) - {"ok", "pruned"}):
-        out.print(f"{counted(states[state], 'trial')} ended as {state}: see the column `error`", style="yellow")
-    _print_dead_warmups(feed, known, out)
-    if rows:
-        out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
-    if error:
-        raise error
-    if feed.left:
-        why = f"stopped by {signal.Signals(stopped).name}" if stopped else "ended early"
-        if spec.run.time_budget_s and not stopped:
-            why = "the time budget is spent"
-        left = f"{feed.left} of {counted(feed.total, 'trial')} left to do"
-        out.print(f"{why}: {left}; the same command goes on from here")
-        return 128 + stopped if stopped else FAILED_TRIALS
-    return DONE if set(states) <= FINAL else FAILED_TRIALS
-
-
-def _pruned_line(spec: Spec, feed: Feed, pruned: int) -> str:
-    """How much was stopped early, and the QAT epochs that this saved."""
-    planned = spec.train.qat.epochs * len(feed.results)
-    spared = sum(spec.train.qat.epochs - len(r.curve) for r in feed.results.values() if r.state == "pruned")
-    rule = f"{counted(pruned, 'trial')} stopped early by {spec.early_terminate.type}"
-    return f"{rule}: {(spared - feed.twice) / planned:.0%} of all QAT epochs saved; see the column `pruned_by`"
-
-
-def _print_dead_warmups(feed: Feed, known: Rows, out: Any) -> None:
-    dead = {
-        configuration(feed.results[trial_id].trial)
-        for trial_id, rows in known.items()
-        if any(row["state"] == "ok" and row["error"] for row in rows)
-    }
-    if dead:
-        out.print(
-            f"{counted(len(dead), 'configuration')} started from a warm-up that ended at chance: see `error`",
-            style="yellow",
-        )

@@ -20,16 +20,16 @@ from torch import nn
 
 from qdtune import models
 from qdtune.cohort import Cohort, Tensors, generator
-from qdtune.compiled import has_compiler
 from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
+from qdtune.machine import has_compiler
 from qdtune.quantize import calibrate, ledger, quantize
 from qdtune.step import Shape, normalise
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
-# From this many steps on a phase is compiled: that costs 20 s, or 4 s from the cache on disk, and saves 5 to 10 ms a
-# step (one core). The trial alone decides, so that one that is run again later gives the same numbers.
+# From this many steps on a phase is compiled: that costs 15 s, or nothing from the cache on disk, and saves 3 to 4 ms
+# a step (one core, depth 2). The trial decides, not the cache: one that runs again shall give the same numbers.
 COMPILE_FROM = 800
 
 
@@ -73,7 +73,7 @@ class Log:
         return [e for e in self.entries if e["seed"] == seed]
 
 
-def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any]]:
+def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") -> Iterator[dict[str, Any]]:
     """Trains one configuration, one report per epoch; the last one has `done` and has looked at the test set.
 
     A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, per replica `train_loss` and `val_accuracy`
@@ -84,15 +84,16 @@ def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any
         trial: the configuration.
         data: on the device that shall do the work.
         warmups: where float warm-ups are kept.
+        compile: `always`, `never`, or `auto`: the phases of `COMPILE_FROM` steps and more, if there is a compiler.
     """
     started = datetime.now(timezone.utc)
     log = Log(trial.seeds)
-    replicas = yield from _warm_up(trial, data, warmups, log)
-    floats = _cohort(replicas, trial, data, "warmup").accuracy(data.val_x, data.val_y)
+    replicas = yield from _warm_up(trial, data, warmups, log, compile)
+    floats = _cohort(replicas, trial, data, "warmup", compile).accuracy(data.val_x, data.val_y)
     for replica in replicas:
         quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
         calibrate(replica, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
-    cohort = _cohort(replicas, trial, data, "qat")
+    cohort = _cohort(replicas, trial, data, "qat", compile)
     report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0, "history": log.entries}
     untested: list[float | None] = [None] * len(replicas)
     for epoch in range(trial.qat.epochs):
@@ -106,12 +107,12 @@ def run(trial: Trial, data: Tensors, warmups: Warmups) -> Iterator[dict[str, Any
     yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "done": True}
 
 
-def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str) -> Cohort:
+def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str, compile: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
     steps = phase.epochs * (len(data.train_x) // trial.batch_size)
-    compile = steps >= COMPILE_FROM and has_compiler()
+    compiled = compile == "always" or (compile == "auto" and steps >= COMPILE_FROM and has_compiler())
     shape = Shape.of(trial, data.inputs, data.classes, name)
-    return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compile)
+    return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 
 
 def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
 
 
 def _warm_up(
-    trial: Trial, data: Tensors, warmups: Warmups, log: Log
+    trial: Trial, data: Tensors, warmups: Warmups, log: Log, compile: str
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
     """The K float replicas from which QAT starts: taken from `warmups`, or trained and kept there."""
     base = trial.warmup_base
@@ -132,7 +133,7 @@ def _warm_up(
         replicas.append(decompose(model, base.depth, base.activation, base.factor_init, generator("init", seed)))
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
-        cohort = _cohort(replicas, base, data, "warmup")
+        cohort = _cohort(replicas, base, data, "warmup", compile)
         for epoch in range(trial.warmup.epochs):
             if len(log.dead) < len(trial.seeds):
                 yield _epoch(cohort, "warmup", epoch, log)

@@ -1,7 +1,8 @@
 """The Ray Tune trainable: one configuration in, one report per epoch out.
 
 A trial needs no checkpoint and no file system shared with others: it is short, so a lost one starts again, and its
-rows travel to the driver inside its last report.
+rows travel to the driver inside its last report. The driver, which trains nothing, imports this file, too: torch is
+imported where a trial starts.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from qdtune.cohort import Tensors
 from qdtune.data import Data
 from qdtune.placement import Placement
 from qdtune.plan import make_trial
 from qdtune.spec import Spec
-from qdtune.train import run
+
+if TYPE_CHECKING:
+    import torch
+
+    from qdtune.cohort import Tensors
 
 POLL_S = 0.2  # between two questions whether somebody else's warm-up is ready
 
@@ -72,11 +75,8 @@ class QATTrial(tune.Trainable):
                 self._began = time.monotonic()
                 self._reports = self._start()
             report = next(self._reports)
-        except torch.OutOfMemoryError as error:
-            return self._ended("oom", error)
         except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
-            traceback.print_exc()
-            return self._ended("failed", error)
+            return self._ended(error)
         limit, taken = self._spec.run.trial_timeout_s, time.monotonic() - self._began - self._warmups.waited_s
         if "done" not in report and limit is not None and taken > limit:
             return {
@@ -86,17 +86,25 @@ class QATTrial(tune.Trainable):
             }
         return {"done": False} | report
 
-    def _ended(self, state: str, error: BaseException) -> dict[str, Any]:
+    def _ended(self, error: BaseException) -> dict[str, Any]:
+        import torch
+
+        traceback.print_exception(error)
         self._reports = None
         error.__traceback__ = None  # its frames hold tensors, too
         torch.cuda.empty_cache()
         return {
-            "state": state,
+            "state": "oom" if isinstance(error, torch.OutOfMemoryError) else "failed",
             "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
             "done": True,
         }
 
     def _start(self) -> Iterator[dict[str, Any]]:
+        import torch
+
+        from qdtune.cohort import Tensors
+        from qdtune.train import run
+
         # One thread unless the trial holds more: two on a busy machine were 30 to 60 times slower (measured).
         torch.set_num_threads(max(1, int(self._cpu)))
         if self._tensors is None:
@@ -104,9 +112,11 @@ class QATTrial(tune.Trainable):
         seeds = self.config.get("seeds")
         trial = make_trial(self._spec, self.config, None if seeds is None else tuple(seeds))
         self._warmups = SharedWarmups(self._folder, trial.trial_id)
-        return run(trial, self._tensors, self._warmups)
+        return run(trial, self._tensors, self._warmups, self._spec.run.compile)
 
     def _device(self) -> torch.device:
+        import torch
+
         if not (self._gpu and torch.cuda.is_available()):
             return torch.device("cpu")
         if self._gpu < 1:  # Ray places by fractions but does not enforce them

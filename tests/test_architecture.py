@@ -20,6 +20,7 @@ PACKAGE = Path(qdtune.__file__).parent
 RULES: dict[str, set[str]] = {
     "__init__": {"torch", "ray", "optuna", "pyarrow"},
     "names": {"torch", "ray", "optuna", "pydantic", "numpy"},
+    "machine": {"torch", "ray", "optuna", "pydantic", "numpy"},
     "ledger": {"torch", "ray", "optuna", "pydantic"},
     "rules": {"torch", "ray", "optuna"},
     "cli": {"torch", "ray", "optuna"},
@@ -52,6 +53,7 @@ RULES: dict[str, set[str]] = {
     "replay": {"torch", "ray", "optuna"},
     "recorder": {"torch", "optuna"},
     "sweep": {"torch"},
+    "session": {"torch", "ray", "optuna"},
     "launch": set(),
     "__main__": set(),
 }

@@ -70,7 +70,10 @@ def test_what_cannot_be_compiled_is_said_with_its_cure(folder, monkeypatch):
 
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", broken)
     x, batch, rate = tensors()
-    with pytest.raises(compiled.CompileError, match=r"compiled: g\+\+: fatal error: no such thing \(run.compile: never does without\)"):
+    with pytest.raises(
+        compiled.CompileError,
+        match=r"compiled: g\+\+: fatal error: no such thing \(run.compile: never does without\)",
+    ):
         compiled.compiled(SHAPE, doubled, (x,), batch, rate)
     assert list(folder.glob("*.so")) == []
 

@@ -299,7 +299,7 @@ def reports_of(ray, tmp_path, spec, monkeypatch, **changes):
     trial.config = plan(spec).trials[0].config
     trial.setup(trial.config, **parameters, cpu=1, gpu=0.0)
     for name, value in changes.items():
-        monkeypatch.setattr(f"qdtune.trial.{name}", value)
+        monkeypatch.setattr(f"qdtune.train.{name}", value)
     reports = [trial.step()]
     while not reports[-1]["done"]:
         reports.append(trial.step())
