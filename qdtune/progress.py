@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 5.0  # between two lines where stdout is no terminal
 LIVE_FRONT_ROWS = 8
+RECENT = 12  # trials from whose pace the time left is guessed
 
 
 def console() -> Console:
@@ -90,8 +91,7 @@ class SweepProgress:
         self.out, self.total, self.done, self.varying = out, total, done, varying
         self.states: Counter[str] = Counter()
         self.running: dict[str, str] = {}
-        self.started = time.monotonic()
-        self.finished = 0
+        self.ends: deque[float] = deque(maxlen=RECENT)  # when the latest trials ended
         self.last_line = 0.0
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), console=out
@@ -123,7 +123,7 @@ class SweepProgress:
         """Notes the end of a trial, the front with it, and how many trials are done and there are by now."""
         self.done, self.total = done, total
         self.running.pop(trial_id, None)
-        self.finished += 1
+        self.ends.append(time.monotonic())
         self.states[state] += 1
         self.front = front
         self.bar.update(self.task, completed=self.done, total=total)
@@ -137,8 +137,9 @@ class SweepProgress:
         """One line: `12/35 done, 2 running, 1 diverged, about 3 min left`."""
         parts = [f"{self.done}/{self.total} done", f"{len(self.running)} running"]
         parts += [f"{n} {state}" for state, n in sorted(self.states.items()) if state != "ok"]
-        if self.finished and self.done < self.total:
-            left = (self.total - self.done) * (time.monotonic() - self.started) / self.finished
+        if len(self.ends) > 1 and self.done < self.total:
+            # Of the latest ones: the first also train the warm-ups, and many of the others are soon stopped.
+            left = (self.total - self.done) * (time.monotonic() - self.ends[0]) / (len(self.ends) - 1)
             parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
         return ", ".join(parts)
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from qdtune.names import AXES
 from qdtune.pareto import rank
@@ -160,6 +159,8 @@ def _spread(groups: pa.Table, name: str) -> dict[str, pa.Array]:
     n = groups["ok_sum"].to_numpy()
     # Accuracies are fractions of a count: at 12 digits equal ones tie, whatever the rounding of their sums.
     mean, std = (_floats(groups[f"{name}_{of}"]).round(12) for of in ("mean", "stddev"))
+    from scipy.special import stdtrit  # 0.2 s, which a launch does not need before it starts
+
     half = stdtrit(n - 1, 0.975) * std / np.sqrt(np.maximum(n, 1))
     values = (mean, std, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1))
     return {f"{name}{suffix}": pa.array(x, from_pandas=True) for suffix, x in zip(_SPREAD, values, strict=True)}
