@@ -1,4 +1,5 @@
-"""Which trial is next: what is planned or proposed, then what was stopped for no lasting reason, then more seeds.
+"""Which trial is next: what is planned or proposed, then what was stopped for no lasting reason, then more seeds, and
+in the end, one by one, what ran out of memory.
 
 The same for a sweep on a cluster and for one that is replayed from its curves: it starts nothing itself.
 """
@@ -32,6 +33,7 @@ class Feed:
     Attributes:
         results: by trial_id, the latest of each.
         running: by trial_id, what has been started and has not ended.
+        alone: whether trials are now started one at a time, each with a machine to itself.
     """
 
     def __init__(self, spec: Spec, planned: Sequence[Trial], study: Study, results: Iterable[Result]) -> None:
@@ -46,6 +48,7 @@ class Feed:
         self.judged = True  # whether what is started now may be stopped
         self.running: dict[str, Trial] = {}
         self.dry = False  # whether the search had nothing more to propose, and nothing has ended since
+        self.alone = False
         self.again: set[str] = set()  # what was started after the search or the plan was through
 
     def _is_done(self, result: Result) -> bool:
@@ -56,7 +59,7 @@ class Feed:
 
     def next(self) -> Trial | None:
         """The trial to start now, noted as running; None if there is none until another one has ended."""
-        if not self.more():
+        if not self.more() or (self.alone and self.running):
             return None
         trial = self.queue.popleft()
         self.running[trial.trial_id] = trial
@@ -75,6 +78,8 @@ class Feed:
         if not self.queue and not self.running:
             self.judged = False
             self.queue = deque(self._wrongly_stopped() or self._replicates())
+            self.alone = not self.queue
+            self.queue = self.queue or deque(self._out_of_memory())
         return bool(self.queue)
 
     @property
@@ -139,6 +144,10 @@ class Feed:
                 chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
                 more += [replace(group[0].trial, seeds=chunk) for chunk in chunks]
         return self._not_yet(more)
+
+    def _out_of_memory(self) -> list[Trial]:
+        """What ran out of memory beside others: it may fit where it is alone."""
+        return self._not_yet(r.trial for r in self.results.values() if r.state == "oom")
 
     def _finished(self) -> list[tuple[int, float, list[Result]]]:
         """Size, accuracy and results of each configuration that is ranked: all its seeds ended `ok`."""

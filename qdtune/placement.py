@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qdtune.rules import Problem, SpecError
 from qdtune.schema import Resources
 
 UNIT = 10_000  # Ray counts resources in these parts of one
+MEMORY_SHARE = 0.9  # of a GPU's memory, which trials may fill together
+MOST_SHARERS = 32  # of one GPU: each is a process with a CPU and some 0.5 GB of GPU memory of its own
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,27 @@ class Placement:
 def placement(resources: Resources, cpus: int, gpus: int, max_concurrent: int | None = None) -> Placement:
     """How trials that ask for `resources` share `cpus` cores and `gpus` GPUs.
 
-    Without a GPU they run on the CPU alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.
+    Without a GPU they run on the CPU alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are. A
+    share that is `auto` counts as a whole GPU until it has been measured (`probe`).
 
     Raises:
         SpecError: one trial asks for more than there is.
     """
-    gpu, cpu = round(resources.gpu * UNIT), round(resources.cpu * UNIT)
+    gpu = UNIT if resources.gpu == "auto" else round(resources.gpu * UNIT)
+    cpu = round(resources.cpu * UNIT)
     notes = []
     problems = []
     if cpu > cpus * UNIT:
         problems.append(_too_much("cpu", resources.cpu, cpus))
     if gpu > UNIT and 0 < gpus * UNIT < gpu:
-        problems.append(_too_much("gpu", resources.gpu, gpus))
+        problems.append(_too_much("gpu", gpu / UNIT, gpus))
     if problems:
         raise SpecError(problems)
     by_cpu = cpus * UNIT // cpu
     concurrent, per_gpu = by_cpu, 0
     if gpu and not gpus:
-        notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {resources.gpu:g} is not used")
+        asked = "auto" if resources.gpu == "auto" else f"{resources.gpu:g}"
+        notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {asked} is not used")
         gpu = 0
     elif gpu:
         per_gpu = UNIT // gpu
@@ -64,6 +70,38 @@ def placement(resources: Resources, cpus: int, gpus: int, max_concurrent: int | 
     if max_concurrent is not None:
         concurrent = min(concurrent, max_concurrent)
     return Placement(gpu / UNIT, cpu / UNIT, per_gpu, concurrent, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one trial took of a GPU that it had to itself.
+
+    Attributes:
+        memory: bytes in use, those of the process itself included.
+        total: bytes of the GPU.
+        busy: share of the time in which the GPU worked, 0..1.
+    """
+
+    memory: int
+    total: int
+    busy: float
+
+    @property
+    def sharers(self) -> int:
+        """How many such trials share a GPU: as many as keep it busy, and fit in with a margin for their peaks."""
+        by_memory = int(MEMORY_SHARE * self.total / self.memory)
+        by_time = math.ceil(1 / max(self.busy, 1 / MOST_SHARERS))
+        return max(1, min(by_memory, by_time, MOST_SHARERS))
+
+    @property
+    def gpu(self) -> float:
+        """The share of each, as Ray counts it."""
+        return UNIT // self.sharers / UNIT
+
+    def __str__(self) -> str:
+        share = f"1/{self.sharers}" if self.sharers > 1 else "1"
+        took = f"{self.memory / 2**20:,.0f} of {self.total / 2**20:,.0f} MiB"
+        return f"gpu: auto: one trial took {took} and kept the GPU busy {self.busy:.0%} of the time: {share} each"
 
 
 def _too_much(kind: str, asked: float, there: int) -> Problem:

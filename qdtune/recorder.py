@@ -129,7 +129,8 @@ class Recorder(tune.Callback):
 
     def _finish(self, ours: Trial, trial: Any, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
-        rows = [row | {"attempt": trial.num_failures + 1} for row in rows]
+        before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
+        rows = [row | {"attempt": before + trial.num_failures + 1} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
         with self._kept():  # first, for the journal of the study is made anew from what is stored
@@ -168,7 +169,11 @@ class FeedSearcher(Searcher):
         trial = self.recorder.next()
         if trial is None:
             return Searcher.FINISHED if self.recorder.over else None
-        return trial.config | {"trial_id": trial.trial_id, "seeds": list(trial.seeds)}
+        return trial.config | {
+            "trial_id": trial.trial_id,
+            "seeds": list(trial.seeds),
+            "alone": self.recorder.feed.alone,
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass

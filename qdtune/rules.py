@@ -167,10 +167,15 @@ def matching(right: str, read: Callable[[str], str | None]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def share(right: str, least: int) -> BeforeValidator:
-    """A resource as Ray counts it: a fraction in whole 1/10000ths up to 1, or a whole number; '1/3' is 0.3333."""
+def share(right: str, least: int, words: Sequence[str] = ()) -> BeforeValidator:
+    """A resource as Ray counts it: a fraction in whole 1/10000ths up to 1, or a whole number; '1/3' is 0.3333.
 
-    def check(value: object) -> float:
+    Where `words` are given, one of them may stand for it.
+    """
+
+    def check(value: object) -> float | str:
+        if isinstance(value, str) and value in words:
+            return value
         if isinstance(value, str) and (ratio := re.fullmatch(r"(\d{1,6}) */ *([1-9]\d{0,5})", value)):
             units = 10_000 * int(ratio[1]) // int(ratio[2])
         elif not isinstance(value, int | float) or isinstance(value, bool):

@@ -7,7 +7,7 @@ structure. All groups are frozen and know no keys but their own.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
@@ -307,9 +307,12 @@ class Replicate(Frozen):
 
 
 class Resources(Frozen):
-    """What one trial holds, in GPUs and CPU cores; fractions in whole 1/10000ths."""
+    """What one trial holds, in GPUs (auto: measured when the sweep starts) and CPU cores, in whole 1/10000ths."""
 
-    gpu: Annotated[float, share("0, a fraction of 0.0001 to 1 such as 1/3, or a whole number", 0)] = 0.125
+    gpu: Annotated[
+        float | Literal["auto"],
+        share("0, a fraction of 0.0001 to 1 such as 1/3, a whole number, or auto", 0, ["auto"]),
+    ] = 0.125
     cpu: Annotated[float, share("a fraction of 0.0001 to 1, or a whole number", 1)] = 1.0
 
 

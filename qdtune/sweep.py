@@ -22,7 +22,7 @@ from qdtune.cluster import Cluster, RayAt, connect
 from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.names import PLANNED, text_of
-from qdtune.placement import Placement, placement
+from qdtune.placement import Need, Placement, placement
 from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
 from qdtune.rules import mistake
@@ -69,6 +69,8 @@ def train(
     """
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(ray_at, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+        if spec.resources.gpu == "auto" and cluster.node_gpus:
+            spec = _measured(spec, data, feed, out)
         place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
@@ -80,11 +82,26 @@ def train(
         return (stopped[0] if stopped else None), recorder.error
 
 
+def _measured(spec: Spec, data: Data, feed: Feed, out: Any) -> Spec:
+    """The spec with the share of a GPU that its largest trial was found to take."""
+    trial = max(feed.queue, key=lambda t: t.ledger.fp32_bytes)
+    probe = ray.remote(num_gpus=1, num_cpus=spec.resources.cpu, max_calls=1)(_measure)  # its process ends with it
+    need = ray.get(probe.remote(trial, data, spec.run.compile))
+    out.print(str(need))
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpu": need.gpu})})
+
+
+def _measure(*arguments: Any) -> Need:
+    from qdtune.probe import measure  # torch
+
+    return measure(*arguments)
+
+
 def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     """How many trials run at once, and where to look: printed before anything runs."""
     for kind, asked, there in (
         ("cpu", spec.resources.cpu, cluster.node_cpus),
-        ("gpu", spec.resources.gpu if cluster.node_gpus else 0, cluster.node_gpus),
+        ("gpu", spec.resources.gpu if cluster.node_gpus and spec.resources.gpu != "auto" else 0, cluster.node_gpus),
     ):
         if asked > there:
             raise mistake(f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}", "resources", kind)

@@ -50,7 +50,7 @@ class SharedWarmups:
 class QATTrial(tune.Trainable):
     """Trains the configuration in its config, the nine axes by name, and reports every epoch.
 
-    `seeds` in the config are taken instead of the sweep's own.
+    `seeds` in the config are taken instead of the sweep's own; with `alone` it may fill all memory of its GPU.
 
     A report is what `train.run` yields; where training raised, `state` and `error` instead, because Ray may retry
     a lost worker but must not retry a mistake.
@@ -109,6 +109,9 @@ class QATTrial(tune.Trainable):
         torch.set_num_threads(max(1, int(self._cpu)))
         if self._tensors is None:
             self._tensors = Tensors.of(self._data, self._device())
+        if self._tensors.train_x.is_cuda and self._gpu < 1:  # Ray places by fractions but does not enforce them
+            torch.cuda.empty_cache()  # what the last trial here left
+            torch.cuda.set_per_process_memory_fraction(1.0 if self.config.get("alone") else self._gpu)
         seeds = self.config.get("seeds")
         trial = make_trial(self._spec, self.config, None if seeds is None else tuple(seeds))
         self._warmups = SharedWarmups(self._folder, trial.trial_id)
@@ -119,8 +122,6 @@ class QATTrial(tune.Trainable):
 
         if not (self._gpu and torch.cuda.is_available()):
             return torch.device("cpu")
-        if self._gpu < 1:  # Ray places by fractions but does not enforce them
-            torch.cuda.set_per_process_memory_fraction(self._gpu)
         return torch.device("cuda")
 
     def __repr__(self) -> str:

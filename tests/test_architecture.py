@@ -39,6 +39,7 @@ RULES: dict[str, set[str]] = {
     "compiled": {"ray", "pydantic", "optuna", "pyarrow"},
     "cohort": {"ray", "pydantic", "optuna", "pyarrow"},
     "train": {"ray", "optuna", "pyarrow"},
+    "probe": {"ray", "optuna", "pyarrow"},
     "tables": {"torch", "ray", "optuna"},
     "store": {"torch", "ray"},
     "results": {"torch", "ray", "optuna"},

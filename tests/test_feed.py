@@ -484,6 +484,27 @@ def check_counts(feed: Feed, runs: list[Run]) -> None:
     assert feed.total - feed.left == len(set(feed.results) - open_ids)
 
 
+def test_what_ran_out_of_memory_runs_once_more_alone_and_in_the_end():
+    sizes = {1: 2, 2: 1, 4: 2, 8: 0}  # how often each runs out
+
+    def fate(trial: Trial) -> Fate:
+        sizes[trial.weight_bits] -= 1
+        if sizes[trial.weight_bits] >= 0:
+            return Fate({1: [0.5] * 3}, "oom")
+        return flat(0.5)
+
+    def alone(feed: Feed, runs: list[Run]) -> None:
+        if feed.alone:
+            assert len(feed.running) <= 1
+
+    sweep = spec({"weight_bits": [1, 2, 4, 8]}, early_terminate={"type": "none"})
+    feed = feed_of(sweep)
+    runs = Trainer(fate, look=alone).train(feed)
+    assert by_bits([run.trial for run in runs]) == [(1, 3), (2, 3), (4, 3), (8, 3), (1, 3), (2, 3), (4, 3)]
+    assert {r.trial.weight_bits: r.state for r in feed.results.values()} == {1: "oom", 2: "ok", 4: "oom", 8: "ok"}
+    assert (feed.left, feed.total, feed.over) == (0, 4, True)
+
+
 @pytest.mark.parametrize("method", ["grid", *SEARCHES])
 @pytest.mark.parametrize("replicate", [None, {"front": 5, "within": 0.1}])
 @pytest.mark.parametrize("seed", range(3))
@@ -495,7 +516,8 @@ def test_counts_agree_and_what_stays_stopped_was_beaten(method, replicate, seed)
     assert (feed.left, feed.total) == (0, len(feed.results))
     for trial_id, starts in Counter(run.trial.trial_id for run in runs).items():
         ends = [(run.judged, run.result.state) for run in runs if run.trial.trial_id == trial_id]
-        assert starts == 1 or (starts == 2 and ends[0] == (True, "pruned") and not ends[1][0])
+        again = starts == 2 and ends[0] in [(True, "pruned"), (True, "oom"), (False, "oom")] and not ends[1][0]
+        assert starts == 1 or again
     groups: dict[Any, list[Result]] = {}
     for r in feed.results.values():
         if r.state in FINAL:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qdtune.configuration import Trial
 from qdtune.names import BUDGETS, ORDERS
-from qdtune.placement import Placement, placement
+from qdtune.placement import Need, Placement, placement
 from qdtune.plan import (
     Plan,
     candidates,
@@ -468,3 +468,32 @@ def test_more_than_there_is_is_refused() -> None:
         place(0, 64, cpus=2)
     with pytest.raises(SpecError, match=r"^error: resources.gpu: 2 GPUs per trial asked, largest node has 1$"):
         place(2, gpus=1)
+
+
+def test_an_unmeasured_share_counts_as_a_whole_gpu() -> None:
+    assert (place("auto", gpus=2).gpu, place("auto", gpus=2).concurrent) == (1, 2)
+    assert place("auto", gpus=0).notes == ("no GPU here: trials run on CPU only, and resources.gpu auto is not used",)
+
+
+@pytest.mark.parametrize(
+    ("memory", "busy", "sharers"),
+    [
+        (1, 1.0, 1),  # one keeps it busy
+        (1, 0.9, 2),
+        (1, 0.3, 4),
+        (1, 0.0, 32),
+        (30, 0.3, 3),  # no more fit in
+        (46, 0.3, 1),
+        (99, 0.3, 1),
+    ],
+)
+def test_a_gpu_is_shared_by_as_many_as_fit_and_keep_it_busy(memory: int, busy: float, sharers: int) -> None:
+    need = Need(memory=memory * 2**20, total=100 * 2**20, busy=busy)
+    assert need.sharers == sharers
+    assert sharers * need.gpu <= 1
+    assert place(need.gpu, cpus=64).per_gpu == sharers
+
+
+def test_the_plan_for_a_gpu_is_told() -> None:
+    told = str(Need(memory=700 * 2**20, total=80_000 * 2**20, busy=0.3))
+    assert told == "gpu: auto: one trial took 700 of 80,000 MiB and kept the GPU busy 30% of the time: 1/4 each"

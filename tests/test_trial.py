@@ -335,3 +335,27 @@ def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
     trial = QATTrial.__new__(QATTrial)
     trial.config = plan(loads(SWEEP, "byhand.yaml")).trials[-1].config
     assert repr(trial) == "QATTrial(d2 w4 identity)"
+
+
+def test_an_automatic_share_is_what_the_largest_trial_was_measured_to_take(ray_here, tmp_path, monkeypatch, capsys):
+    from qdtune import sweep
+    from qdtune.feed import Feed
+    from qdtune.placement import Need
+    from qdtune.progress import console
+    from qdtune.study import Study
+
+    def measured(trial, data, compile):  # where the GPU would be
+        assert (trial.depth, trial.hidden, compile) == (1, (8,), "auto")
+        return Need(memory=200, total=1000, busy=0.3)
+
+    monkeypatch.setattr(sweep, "_measure", measured)
+    spec = loads(
+        SWEEP,
+        "byhand.yaml",
+        ["resources.gpu=auto", "model.hidden=[8]", "parameters={depth: {value: 1}, weight_bits: {values: [1, 4]}}"],
+    )
+    data, _ = load(["synthetic"], tmp_path, 128)
+    feed = Feed(spec, plan(spec).trials, Study(spec), [])
+    assert feed.more()
+    assert sweep._measured(spec, data, feed, console()).resources.gpu == 0.25
+    assert "kept the GPU busy 30% of the time: 1/4 each" in capsys.readouterr().out
