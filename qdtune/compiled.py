@@ -128,11 +128,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
     """Compiles a function of tensors into a shared library."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # read at the first import
     # Imported here, for they take seconds and a step from the cache does without.
     from torch._inductor import aoti_compile_and_package
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
     try:
         # Traced first by make_fx, which sees through vmap and grad; torch.export alone does not.
         traced = make_fx(function, tracing_mode="fake")(*tensors)
