@@ -210,3 +210,33 @@ def test_tensors_leave_read_only_arrays_alone(tmp_path):
     tensors = Tensors.of(loaded, CPU)
     assert np.array_equal(tensors.train_x.numpy(), loaded.train_x)
     assert tensors.chance == pytest.approx(np.bincount(loaded.val_y).max() / 100)
+
+
+@pytest.mark.parametrize(
+    ("compile", "epochs", "compiler", "expected"),
+    [
+        ("auto", 99, True, False),  # 8 steps an epoch
+        ("auto", 100, True, True),
+        ("auto", 100, False, False),
+        ("never", 100, True, False),
+        ("always", 1, True, True),
+    ],
+)
+def test_long_phases_are_compiled_and_the_user_can_overrule(data, monkeypatch, compile, epochs, compiler, expected):
+    asked = {}
+
+    class Noted(train.Cohort):
+        def __init__(self, *arguments):
+            asked[arguments[4]] = arguments[-1]
+            super().__init__(*arguments[:-1], False)
+
+        def train(self, epoch):
+            return [1.0] * len(self.generators)
+
+    monkeypatch.setattr(train, "Cohort", Noted)
+    monkeypatch.setattr(train, "has_compiler", lambda: compiler)
+    trial = a_trial(qat=Qat(epochs=epochs, lr=0.1), batch_size=len(data.train_x) // 8)
+    for _ in run(trial, data, Kept(), compile):
+        pass
+    assert asked["qat"] is expected
+    assert asked["warmup"] is (compile == "always")

@@ -102,7 +102,7 @@ def epochs(data: Tensors, depth: int, replicas: int, way: str, repeats: int) -> 
 
 
 def notebook_epoch(data: Tensors, steps: int) -> float:
-    """Seconds per epoch of a plain loop of one network on this GPU, the loss read in every step; `steps` are timed."""
+    """Seconds per epoch of a plain loop of one network here, the loss read in every step; so many steps are timed."""
     model = models.mlp(784, (24,), 10, seed=0)
     decompose(model, 2, "identity", "default", generator("init", 0))
     model = quantize(model, BITS, None, "minmax").to(data.train_x.device)
@@ -206,9 +206,8 @@ def main() -> None:
         note(2, 5, way)
     for size in given.sizes:
         note(2, size, "compiled, graph")
-    print(
-        "\n| processes on the GPU | K each | s per epoch of each | replica-epochs per second, all |\n|---|---|---|---|"
-    )
+    print("\n| processes on the GPU | K each | s per epoch of each | replica-epochs per second, all |")
+    print("|---|---|---|---|")
     for count in given.fractions:
         one = shared(given.data_dir, count, given.replicas)
         found["shared"].append(one)
