@@ -106,14 +106,15 @@ class Cohort:
     def step(self) -> Call:
         """The step on the tensors of this cohort, as fast as the device allows; made when it is first needed."""
         moments = self.shape.optimiser_state(self.params)
-        state = (self.params, self.buffers, moments, self.losses, self.data.train_x, self.data.train_y)
+        state = (self.params, self.buffers, moments, self.losses)
+        data = (self.data.train_x, self.data.train_y)
         batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
         rate = torch.zeros((), device=self.device)
         if self.device.type == "cuda":
-            return captured(self.function, state, batch, rate, compile=self.compile)
+            return captured(self.function, state, data, batch, rate, compile=self.compile)
         if self.compile:
-            return compiled(self.shape, self.function, state, batch, rate)
-        return eager(self.function, state)
+            return compiled(self.shape, self.function, state, data, batch, rate)
+        return eager(self.function, state, data)
 
     def rates(self, epoch: int) -> Tensor:
         """The learning rates of the steps of an epoch (from 0), (steps,)."""

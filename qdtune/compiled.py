@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import inspect
 import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,33 +35,38 @@ DIGEST_BYTES = 32  # of SHA-256, behind a library's own bytes, where the loader 
 WARM_STEPS = 3  # before a capture, as CUDA graphs ask for
 
 
-def eager(function: Callable[..., None], state: tuple[Any, ...]) -> Call:
+def eager(function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...]) -> Call:
     """The step as Python runs it, operation by operation."""
-    return lambda batch, rate: function(*state, batch, rate)
+    return lambda batch, rate: function(*state, *data, batch, rate)
 
 
 def compiled(
-    shape: Shape, function: Callable[..., None], state: tuple[Any, ...], batch: Tensor, rate: Tensor
+    shape: Shape,
+    function: Callable[..., None],
+    state: tuple[Any, ...],
+    data: tuple[Tensor, ...],
+    batch: Tensor,
+    rate: Tensor,
 ) -> Call:
     """The step as machine code of this CPU, from the cache or made now (some 15 s).
 
     Args:
         shape: what `function` was made for.
-        function: of `state`, batch and rate, which it changes in place; as `step.make_step` makes it.
-        state: nested dicts of tensors, which stay the same ones from step to step.
+        function: of `state`, `data`, a batch and a rate; as `step.make_step` makes it.
+        state: nested dicts of tensors, which it changes in place, always the same ones.
+        data: tensors that it only reads.
         batch, rate: examples, for their shapes.
 
     Raises:
-        OSError: the cache folder cannot be written.
         CompileError: the compiler failed.
     """
-    flat, structure = tree.tree_flatten((*state, batch, rate))
+    flat, structure = tree.tree_flatten((*state, *data, batch, rate))
 
     def flattened(*tensors: Tensor) -> tuple[()]:
         function(*tree.tree_unflatten(list(tensors), structure))
         return ()
 
-    library = _library(_key(shape, flat), lambda: _build(flattened, flat))
+    library = _library(_key(shape, structure, flat), lambda: _build(flattened, flat))
 
     def call(batch: Tensor, rate: Tensor) -> None:
         flat[-2:] = batch, rate
@@ -77,31 +83,43 @@ class CompileError(RuntimeError):
 def _machine() -> str:
     """What machine code is good for: this torch on a CPU with these instructions."""
     try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))  # x86, ARM
     except (OSError, StopIteration):
-        flags = torch.backends.cpu.get_cpu_capability()
-    return f"{torch.__version__} {flags}"
+        features = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__} {features}"
 
 
-def _key(shape: Shape, tensors: list[Tensor]) -> str:
-    """A hash of all that decides the machine code: the shapes, the machine, and the sources that are traced."""
-    sources = [inspect.getsource(module) for module in (step, models, decompose, quantize)]
-    described = [shape, *((tuple(t.shape), t.stride(), t.dtype) for t in tensors), _machine(), *sources]
+def _key(shape: Shape, structure: tree.TreeSpec, tensors: list[Tensor]) -> str:
+    """A hash of all that decides the machine code: shapes, threads, the machine, the sources that make it."""
+    sources = [inspect.getsource(module) for module in (step, models, decompose, quantize, sys.modules[__name__])]
+    shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
+    described = [shape, str(structure), shapes, torch.get_num_threads(), _machine(), sources]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:24]
 
 
 def _library(key: str, build: Callable[[], bytes]) -> Any:
-    """The compiled step of this name, with `run(tensors)`; built where there is none, or where it is damaged."""
-    folder = cache_dir() / "steps"
+    """The compiled step of this name, with `run(tensors)`; from the cache, where there is one that can be used."""
+    try:
+        return _cached(cache_dir() / "steps", key, build)
+    except OSError:  # no cache: read-only, full, or without locks
+        with tempfile.TemporaryDirectory() as folder:
+            return _cached(Path(folder), key, build)
+
+
+def _cached(folder: Path, key: str, build: Callable[[], bytes]) -> Any:
+    """The compiled step of this name; built where there is none, or one that is damaged or cannot be loaded here."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{key}.so"
     with _locked(folder / f".{key}.lock"):  # the second to come finds what the first has built
-        if not _is_whole(path):
-            code = build()
-            part = folder / f".{key}.{os.getpid()}"
-            part.write_bytes(code + hashlib.sha256(code).digest())
-            part.replace(path)
-    return _load(path)
+        if _is_whole(path):
+            with suppress(RuntimeError):
+                return _load(path)
+        code = build()
+        part = folder / f".{key}.part"
+        part.write_bytes(code + hashlib.sha256(code).digest())
+        part.replace(path)
+        return _load(path)
 
 
 def _is_whole(path: Path) -> bool:
@@ -148,12 +166,18 @@ def _build(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
 
 
 def captured(
-    function: Callable[..., None], state: tuple[Any, ...], batch: Tensor, rate: Tensor, *, compile: bool
+    function: Callable[..., None],
+    state: tuple[Any, ...],
+    data: tuple[Tensor, ...],
+    batch: Tensor,
+    rate: Tensor,
+    *,
+    compile: bool,
 ) -> Call:
     """The step as one launch of a CUDA graph.
 
     Args:
-        function, state, batch, rate: as of `compiled`, on a CUDA device.
+        function, state, data, batch, rate: as of `compiled`, on a CUDA device.
         compile: whether its kernels are fused by torch.compile first.
     """
     if compile:
@@ -163,15 +187,15 @@ def captured(
         function = torch.compile(function, dynamic=False, fullgraph=True)
     batch, rate = batch.clone(), rate.clone()  # where a replay finds them
     before = tree.tree_map(torch.clone, state)
-    stream = torch.cuda.Stream()
+    stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_STEPS):
-            function(*state, batch, rate)
+            function(*state, *data, batch, rate)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        function(*state, batch, rate)
+        function(*state, *data, batch, rate)
     tree.tree_map(lambda tensor, was: tensor.copy_(was), state, before)
 
     def call(new_batch: Tensor, new_rate: Tensor) -> None:
@@ -180,3 +204,9 @@ def captured(
         graph.replay()
 
     return call
+
+
+@lru_cache(maxsize=1)
+def _side_stream() -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace for every stream it has seen."""
+    return torch.cuda.Stream()

@@ -37,7 +37,7 @@ class Feed:
     """
 
     def __init__(self, spec: Spec, planned: Sequence[Trial], study: Study, results: Iterable[Result]) -> None:
-        self.spec, self.study = spec, study
+        self.spec, self.planned, self.study = spec, planned, study
         self.results = {result.trial.trial_id: result for result in results}
         done = {trial_id for trial_id, result in self.results.items() if self._is_done(result)}
         study.restore(result for trial_id, result in self.results.items() if trial_id in done)
@@ -49,6 +49,7 @@ class Feed:
         self.running: dict[str, Trial] = {}
         self.dry = False  # whether the search had nothing more to propose, and nothing has ended since
         self.alone = False
+        self.tried_alone: set[str] = set()
         self.again: set[str] = set()  # what was started after the search or the plan was through
 
     def _is_done(self, result: Result) -> bool:
@@ -65,6 +66,8 @@ class Feed:
         self.running[trial.trial_id] = trial
         if not self.judged:
             self.again.add(trial.trial_id)
+        if self.alone:
+            self.tried_alone.add(trial.trial_id)
         # Another trial of a configuration that is finished gives it more seeds: stopped, it would only take it away.
         self.study.start(trial, self.judged and trial.seeds == self.spec.seeds)
         return trial
@@ -147,7 +150,8 @@ class Feed:
 
     def _out_of_memory(self) -> list[Trial]:
         """What ran out of memory beside others: it may fit where it is alone."""
-        return self._not_yet(r.trial for r in self.results.values() if r.state == "oom")
+        out = [r.trial for r in self.results.values() if r.state == "oom"]
+        return ordered([trial for trial in out if trial.trial_id not in self.tried_alone], self.spec.run.order)
 
     def _finished(self) -> list[tuple[int, float, list[Result]]]:
         """Size, accuracy and results of each configuration that is ranked: all its seeds ended `ok`."""

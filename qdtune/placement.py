@@ -65,6 +65,8 @@ def placement(resources: Resources, cpus: int, gpus: int, max_concurrent: int | 
         by_gpu = gpus * per_gpu if per_gpu else gpus * UNIT // gpu
         concurrent = min(by_cpu, by_gpu)
         notes += _fraction_notes(gpu, per_gpu)
+        if resources.gpu == "auto":
+            notes.append("gpu: auto: how many trials share a GPU is measured on one of them when the sweep starts")
         if by_cpu < by_gpu:
             notes.append(f"{by_gpu} trials fit on the GPUs, but {cpus} CPUs let only {by_cpu} run at once")
     if max_concurrent is not None:
@@ -80,18 +82,21 @@ class Need:
         memory: bytes in use, those of the process itself included.
         total: bytes of the GPU.
         busy: share of the time in which the GPU worked, 0..1.
+        most: trials for which there are CPUs, per GPU.
     """
 
     memory: int
     total: int
     busy: float
 
+    most: int = MOST_SHARERS
+
     @property
     def sharers(self) -> int:
         """How many such trials share a GPU: as many as keep it busy, and fit in with a margin for their peaks."""
         by_memory = int(MEMORY_SHARE * self.total / self.memory)
         by_time = math.ceil(1 / max(self.busy, 1 / MOST_SHARERS))
-        return max(1, min(by_memory, by_time, MOST_SHARERS))
+        return max(1, min(by_memory, by_time, self.most, MOST_SHARERS))
 
     @property
     def gpu(self) -> float:

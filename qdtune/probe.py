@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from qdtune.cohort import Tensors
 from qdtune.placement import Need
-from qdtune.train import run
+from qdtune.train import is_compiled, run
 
 if TYPE_CHECKING:
     from qdtune.configuration import Trial
@@ -29,26 +29,26 @@ class _Nowhere:
 
 
 def measure(trial: Trial, data: Data, compile: str) -> Need:
-    """What a trial takes of a GPU that nothing else uses, in its second epoch of quantised training.
+    """What a trial takes of a GPU that nothing else uses, in quantised training, once it runs.
 
     Args:
-        trial: the configuration; its own epochs do not matter.
+        trial: the configuration.
         data: the data set.
         compile: as of `train.run`.
     """
-    epochs = {
-        "warmup": trial.warmup.model_copy(update={"epochs": 0}),
-        "qat": trial.qat.model_copy(update={"epochs": 3}),
-    }
-    trial = replace(trial, **epochs)  # type: ignore[arg-type]
-    reports = run(trial, Tensors.of(data, torch.device("cuda")), _Nowhere(), compile)
+    tensors = Tensors.of(data, torch.device("cuda"))
+    compile = "always" if is_compiled(compile, trial.qat, trial.batch_size, tensors) else "never"
+    warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
+    reports = run(replace(trial, warmup=warmup, qat=qat), tensors, _Nowhere(), compile)
     next(reports)
     torch.cuda.synchronize()
     began = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    next(reports)
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - began
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:  # the same again: profiling takes time of its own
         next(reports)
         torch.cuda.synchronize()
-    wall = time.perf_counter() - began
     working = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
     free, total = torch.cuda.mem_get_info()
     return Need(memory=total - free, total=total, busy=min(1.0, working / wall))

@@ -110,27 +110,29 @@ class Recorder(tune.Callback):
         ours = self._of(trial)
         by = self.feed.study.pruned_by(ours.trial_id)
         if "error" in result and "state" in result:
-            self._end_early(ours, trial, result["state"], result["error"])
+            self._end_early(ours, result["state"], result["error"], trial.num_failures + 1)
         elif by is not None:  # before `done`, which Tune sets on what the scheduler stops, too
             stopped = [row | ({"state": "pruned"} if row["state"] == "ok" else {}) for row in result["rows"]]
-            self._finish(ours, trial, [row | {"pruned_by": by} for row in stopped], result["history"])
+            stopped = [row | {"pruned_by": by} for row in stopped]
+            self._finish(ours, stopped, result["history"], trial.num_failures + 1)
         elif result["done"]:
-            self._finish(ours, trial, result["rows"], result["history"])
+            self._finish(ours, result["rows"], result["history"], trial.num_failures + 1)
         else:
             self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)
-        self._end_early(ours, trial, "failed", f"worker lost {trial.num_failures} times: {_reason(trial)}")
+        lost = trial.num_failures  # the last one included
+        self._end_early(ours, "failed", f"worker lost {lost} times: {_reason(trial)}", lost)
 
-    def _end_early(self, ours: Trial, trial: Any, state: str, error: str) -> None:
-        self._finish(ours, trial, unfinished_rows(ours, state, error), self.curves.get(ours.trial_id, []))
+    def _end_early(self, ours: Trial, state: str, error: str, attempts: int) -> None:
+        self._finish(ours, unfinished_rows(ours, state, error), self.curves.get(ours.trial_id, []), attempts)
 
-    def _finish(self, ours: Trial, trial: Any, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+    def _finish(self, ours: Trial, rows: list[dict[str, Any]], history: list[dict[str, Any]], attempts: int) -> None:
         self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
         before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
-        rows = [row | {"attempt": before + trial.num_failures + 1} for row in rows]
+        rows = [row | {"attempt": before + attempts} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
         with self._kept():  # first, for the journal of the study is made anew from what is stored

@@ -12,6 +12,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -30,6 +31,8 @@ from qdtune.spec import Spec
 from qdtune.store import StorageError, Store
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
+
+PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
 
 
 def param_space(spec: Spec) -> dict[str, Any]:
@@ -69,8 +72,9 @@ def train(
     """
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(ray_at, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+        _check(spec, cluster)
         if spec.resources.gpu == "auto" and cluster.node_gpus:
-            spec = _measured(spec, data, feed, out)
+            spec = _measured(spec, cluster, data, feed, stopped, out)
         place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
@@ -82,13 +86,38 @@ def train(
         return (stopped[0] if stopped else None), recorder.error
 
 
-def _measured(spec: Spec, data: Data, feed: Feed, out: Any) -> Spec:
-    """The spec with the share of a GPU that its largest trial was found to take."""
-    trial = max(feed.queue, key=lambda t: t.ledger.fp32_bytes)
-    probe = ray.remote(num_gpus=1, num_cpus=spec.resources.cpu, max_calls=1)(_measure)  # its process ends with it
-    need = ray.get(probe.remote(trial, data, spec.run.compile))
-    out.print(str(need))
-    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpu": need.gpu})})
+def _check(spec: Spec, cluster: Cluster) -> None:
+    """Raises where one trial asks for more than any node has."""
+    gpu = 1 if spec.resources.gpu == "auto" else spec.resources.gpu
+    for kind, asked, there in (
+        ("cpu", spec.resources.cpu, cluster.node_cpus),
+        ("gpu", gpu if cluster.node_gpus else 0, cluster.node_gpus),
+    ):
+        if asked > there:
+            raise mistake(f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}", "resources", kind)
+
+
+def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: list[int], out: Any) -> Spec:
+    """The spec with the share of a GPU that the largest trial was found to take; a whole one if that fails."""
+    trial = max(feed.planned, key=lambda t: (t.ledger.fp32_bytes, t.depth, t.act_bits or 0))
+    out.print(f"gpu: auto: measuring {trial.label} ({trial.ledger.params:,} parameters) on a GPU of its own")
+    probe = ray.remote(num_gpus=1, num_cpus=spec.resources.cpu, max_calls=1, max_retries=0)(_measure)
+    answer = probe.remote(trial, data, spec.run.compile)  # in a process that ends with it
+    gpu, waited = 1.0, 0.0
+    while not stopped and waited < PROBE_S and not ray.wait([answer], timeout=1.0)[0]:
+        waited += 1.0
+    try:
+        need = ray.get(answer, timeout=0)
+        need = replace(need, most=int(cluster.cpus / spec.resources.cpu / cluster.gpus))
+        out.print(str(need))
+        gpu = need.gpu
+    except ray.exceptions.GetTimeoutError:
+        out.print(f"gpu: auto: no answer after {waited:.0f} s: a whole GPU for each trial", style="yellow")
+    except ray.exceptions.RayError as error:
+        why = str(error).strip().splitlines()[-1]
+        out.print(f"gpu: auto: it cannot be measured ({why}): a whole GPU for each trial", style="yellow")
+    ray.cancel(answer, force=True)
+    return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpu": gpu})})
 
 
 def _measure(*arguments: Any) -> Need:
@@ -99,12 +128,6 @@ def _measure(*arguments: Any) -> Need:
 
 def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     """How many trials run at once, and where to look: printed before anything runs."""
-    for kind, asked, there in (
-        ("cpu", spec.resources.cpu, cluster.node_cpus),
-        ("gpu", spec.resources.gpu if cluster.node_gpus and spec.resources.gpu != "auto" else 0, cluster.node_gpus),
-    ):
-        if asked > there:
-            raise mistake(f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}", "resources", kind)
     place = placement(spec.resources, cluster.cpus, cluster.gpus, spec.run.max_concurrent_trials)
     for note in place.notes:
         out.print(note, style="yellow")

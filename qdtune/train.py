@@ -24,12 +24,14 @@ from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.machine import has_compiler
 from qdtune.quantize import calibrate, ledger, quantize
+from qdtune.schema import Phase
 from qdtune.step import Shape, normalise
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
-# From this many steps on a phase is compiled: that costs 15 s, or nothing from the cache on disk, and saves 3 to 4 ms
-# a step (one core, depth 2). The trial decides, not the cache: one that runs again shall give the same numbers.
+# From this many steps on a phase is compiled: that costs 15 s once, for all trials of its shape, and saves each of
+# them 3 to 4 ms a step (one core, depth 2): from the fifth on it has paid. The trial decides, not the cache: one
+# that runs again shall give the same numbers.
 COMPILE_FROM = 800
 
 
@@ -107,10 +109,15 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
     yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "done": True}
 
 
+def is_compiled(compile: str, phase: Phase, batch_size: int, data: Tensors) -> bool:
+    """Whether the steps of a phase are compiled: `always`, `never`, or `auto`, where it repays."""
+    steps = phase.epochs * (len(data.train_x) // batch_size)
+    return compile == "always" or (compile == "auto" and steps >= COMPILE_FROM and has_compiler())
+
+
 def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str, compile: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
-    steps = phase.epochs * (len(data.train_x) // trial.batch_size)
-    compiled = compile == "always" or (compile == "auto" and steps >= COMPILE_FROM and has_compiler())
+    compiled = is_compiled(compile, phase, trial.batch_size, data)
     shape = Shape.of(trial, data.inputs, data.classes, name)
     return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 

@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 
 from qdtune.data import Data
-from qdtune.placement import Placement
+from qdtune.placement import MEMORY_SHARE, Placement
 from qdtune.plan import make_trial
 from qdtune.spec import Spec
 
@@ -91,10 +91,14 @@ class QATTrial(tune.Trainable):
 
         traceback.print_exception(error)
         self._reports = None
-        error.__traceback__ = None  # its frames hold tensors, too
+        chain = [error]
+        while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+            chain.append(before)
+        for e in chain:
+            e.__traceback__ = None  # its frames hold tensors, too
         torch.cuda.empty_cache()
         return {
-            "state": "oom" if isinstance(error, torch.OutOfMemoryError) else "failed",
+            "state": "oom" if any(isinstance(e, torch.OutOfMemoryError) for e in chain) else "failed",
             "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
             "done": True,
         }
@@ -111,7 +115,9 @@ class QATTrial(tune.Trainable):
             self._tensors = Tensors.of(self._data, self._device())
         if self._tensors.train_x.is_cuda and self._gpu < 1:  # Ray places by fractions but does not enforce them
             torch.cuda.empty_cache()  # what the last trial here left
-            torch.cuda.set_per_process_memory_fraction(1.0 if self.config.get("alone") else self._gpu)
+            # The cap is of what torch holds; the process needs some half a gigabyte beside it.
+            share = 1.0 if self.config.get("alone") else MEMORY_SHARE * self._gpu
+            torch.cuda.set_per_process_memory_fraction(share)
         seeds = self.config.get("seeds")
         trial = make_trial(self._spec, self.config, None if seeds is None else tuple(seeds))
         self._warmups = SharedWarmups(self._folder, trial.trial_id)

@@ -1,5 +1,6 @@
 """The cache of compiled steps: found again, rebuilt where it is damaged, built once by two that want it."""
 
+import hashlib
 import multiprocessing
 import os
 import stat
@@ -33,12 +34,12 @@ def tensors():
 
 def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     x, batch, rate = tensors()
-    compiled.compiled(SHAPE, doubled, (x,), batch, rate)(batch, rate)
+    compiled.compiled(SHAPE, doubled, (x,), (), batch, rate)(batch, rate)
     assert x.tolist() == [2.5] * 3
     (library,) = folder.glob("*.so")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     monkeypatch.setattr(compiled, "_build", lambda *a: pytest.fail("compiled although it was there"))
-    call = compiled.compiled(SHAPE, doubled, (x,), batch, rate)
+    call = compiled.compiled(SHAPE, doubled, (x,), (), batch, rate)
     call(batch, torch.tensor(1.0))
     assert x.tolist() == [6.0] * 3
     assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [library.name]
@@ -74,23 +75,55 @@ def test_what_cannot_be_compiled_is_said_with_its_cure(folder, monkeypatch):
         compiled.CompileError,
         match=r"compiled: g\+\+: fatal error: no such thing \(run.compile: never does without\)",
     ):
-        compiled.compiled(SHAPE, doubled, (x,), batch, rate)
+        compiled.compiled(SHAPE, doubled, (x,), (), batch, rate)
     assert list(folder.glob("*.so")) == []
 
 
+def test_a_library_that_cannot_be_loaded_here_is_built_anew(folder, monkeypatch):
+    bad = [RuntimeError("another C library")]
+
+    def load(path):
+        if bad:
+            raise bad.pop()
+        return path.read_bytes()[:4]
+
+    monkeypatch.setattr(compiled, "_load", load)
+    folder.mkdir(parents=True)
+    (folder / "key.so").write_bytes(b"old!" + hashlib.sha256(b"old!").digest())
+    assert compiled._library("key", lambda: b"code") == b"code"
+
+
+def test_without_a_cache_folder_a_library_is_built_all_the_same(monkeypatch, tmp_path):
+    (tmp_path / "qdtune").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled, "_load", lambda path: path.read_bytes()[:4])
+    assert compiled._library("key", lambda: b"code") == b"code"
+
+
 def test_the_name_of_a_library_covers_all_that_decides_it(monkeypatch):
-    x, batch, rate = tensors()
-    key = compiled._key(SHAPE, [x, batch, rate])
-    assert key == compiled._key(replace(SHAPE), [x + 1, batch, rate])
+    def key(shape=SHAPE, tensors=None, structure="a structure"):
+        return compiled._key(shape, structure, [torch.ones(3), torch.tensor(0.5)] if tensors is None else tensors)
+
+    same = key()
+    assert key(replace(SHAPE), [torch.zeros(3), torch.tensor(7.0)]) == same
     others = [
-        compiled._key(replace(SHAPE, depth=3), [x, batch, rate]),
-        compiled._key(SHAPE, [x[:2], batch, rate]),
-        compiled._key(SHAPE, [x.double(), batch, rate]),
-        compiled._key(SHAPE, [torch.ones(6)[::2], batch, rate]),
+        key(replace(SHAPE, depth=3)),
+        key(structure="another one"),
+        key(tensors=[torch.ones(2), torch.tensor(0.5)]),
+        key(tensors=[torch.ones(3).double(), torch.tensor(0.5)]),
+        key(tensors=[torch.ones(6)[::2], torch.tensor(0.5)]),
     ]
-    monkeypatch.setattr(compiled, "_machine", lambda: "another torch, another CPU")
-    others.append(compiled._key(SHAPE, [x, batch, rate]))
-    assert len({key, *others}) == 1 + len(others)
+    for name, value in (("get_num_threads", lambda: 7), ("__version__", "0.0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, name, value)
+            compiled._machine.cache_clear()
+            others.append(key())
+    compiled._machine.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled.inspect, "getsource", lambda module: "edited")
+        others.append(key())
+    assert key() == same
+    assert len({same, *others}) == 1 + len(others)
 
 
 def _want(folder: str, started: object) -> None:

@@ -505,6 +505,19 @@ def test_what_ran_out_of_memory_runs_once_more_alone_and_in_the_end():
     assert (feed.left, feed.total, feed.over) == (0, 4, True)
 
 
+def test_further_seeds_that_ran_out_of_memory_run_alone_too():
+    ends = iter(["ok", "oom", "ok"])  # the configuration, its further seeds, and these once more
+
+    def fate(trial: Trial) -> Fate:
+        state = next(ends)
+        return flat(0.5, len(trial.seeds)) if state == "ok" else Fate({1: [0.5] * len(trial.seeds)}, state)
+
+    feed = feed_of(spec({"weight_bits": [4]}, replicate={"front": 5}))
+    runs = Trainer(fate).train(feed)
+    assert [run.trial.seeds for run in runs] == [(0, 1, 2), (3, 4), (3, 4)]
+    assert {r.state for r in feed.results.values()} == {"ok"}
+
+
 @pytest.mark.parametrize("method", ["grid", *SEARCHES])
 @pytest.mark.parametrize("replicate", [None, {"front": 5, "within": 0.1}])
 @pytest.mark.parametrize("seed", range(3))
@@ -516,8 +529,9 @@ def test_counts_agree_and_what_stays_stopped_was_beaten(method, replicate, seed)
     assert (feed.left, feed.total) == (0, len(feed.results))
     for trial_id, starts in Counter(run.trial.trial_id for run in runs).items():
         ends = [(run.judged, run.result.state) for run in runs if run.trial.trial_id == trial_id]
-        again = starts == 2 and ends[0] in [(True, "pruned"), (True, "oom"), (False, "oom")] and not ends[1][0]
-        assert starts == 1 or again
+        why = [state for _, state in ends[:-1]]  # each is a reason to start again, once
+        assert starts == 1 or (set(why) <= {"pruned", "oom"} and len(set(why)) == len(why))
+        assert not any(judged for judged, _ in ends[1:])
     groups: dict[Any, list[Result]] = {}
     for r in feed.results.values():
         if r.state in FINAL:

@@ -471,7 +471,9 @@ def test_more_than_there_is_is_refused() -> None:
 
 
 def test_an_unmeasured_share_counts_as_a_whole_gpu() -> None:
-    assert (place("auto", gpus=2).gpu, place("auto", gpus=2).concurrent) == (1, 2)
+    found = place("auto", gpus=2)
+    assert (found.gpu, found.concurrent) == (1, 2)
+    assert found.notes == ("gpu: auto: how many trials share a GPU is measured on one of them when the sweep starts",)
     assert place("auto", gpus=0).notes == ("no GPU here: trials run on CPU only, and resources.gpu auto is not used",)
 
 
@@ -492,6 +494,10 @@ def test_a_gpu_is_shared_by_as_many_as_fit_and_keep_it_busy(memory: int, busy: f
     assert need.sharers == sharers
     assert sharers * need.gpu <= 1
     assert place(need.gpu, cpus=64).per_gpu == sharers
+
+
+def test_a_gpu_is_not_shared_by_more_than_there_are_cpus_for() -> None:
+    assert Need(memory=1, total=1000, busy=0.0, most=3).sharers == 3
 
 
 def test_the_plan_for_a_gpu_is_told() -> None:

@@ -337,25 +337,53 @@ def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
     assert repr(trial) == "QATTrial(d2 w4 identity)"
 
 
-def test_an_automatic_share_is_what_the_largest_trial_was_measured_to_take(ray_here, tmp_path, monkeypatch, capsys):
+def shares(ray, tmp_path, monkeypatch, capsys, measure):
+    """The share of a GPU that `auto` becomes where `measure` stands for the GPU, and what was printed."""
     from qdtune import sweep
+    from qdtune.cluster import Cluster
     from qdtune.feed import Feed
-    from qdtune.placement import Need
     from qdtune.progress import console
     from qdtune.study import Study
 
-    def measured(trial, data, compile):  # where the GPU would be
+    monkeypatch.setattr(sweep, "_measure", measure)
+    spec = loads(SWEEP, "byhand.yaml", ["resources.gpu=auto"])
+    data, _ = load(["synthetic"], tmp_path, 128)
+    feed = Feed(spec, plan(spec).trials, Study(spec), [])
+    cluster = Cluster(node_cpus=16, node_gpus=1, cpus=16, gpus=1, dashboard=None)
+    found = sweep._measured(spec, cluster, data, feed, [], console())
+    return found.resources.gpu, capsys.readouterr().out
+
+
+def test_an_automatic_share_is_what_the_largest_trial_was_measured_to_take(ray_here, tmp_path, monkeypatch, capsys):
+    from qdtune.placement import Need
+
+    def measure(trial, data, compile):
         assert (trial.depth, trial.hidden, compile) == (1, (8,), "auto")
         return Need(memory=200, total=1000, busy=0.3)
 
-    monkeypatch.setattr(sweep, "_measure", measured)
-    spec = loads(
-        SWEEP,
-        "byhand.yaml",
-        ["resources.gpu=auto", "model.hidden=[8]", "parameters={depth: {value: 1}, weight_bits: {values: [1, 4]}}"],
-    )
-    data, _ = load(["synthetic"], tmp_path, 128)
-    feed = Feed(spec, plan(spec).trials, Study(spec), [])
-    assert feed.more()
-    assert sweep._measured(spec, data, feed, console()).resources.gpu == 0.25
-    assert "kept the GPU busy 30% of the time: 1/4 each" in capsys.readouterr().out
+    gpu, told = shares(ray_here, tmp_path, monkeypatch, capsys, measure)
+    assert gpu == 0.25
+    assert "kept the GPU busy 30% of the time: 1/4 each" in told
+
+
+def test_a_share_that_cannot_be_measured_is_a_whole_gpu(ray_here, tmp_path, monkeypatch, capsys):
+    def measure(trial, data, compile):
+        raise RuntimeError("CUDA error: no such thing")
+
+    gpu, told = shares(ray_here, tmp_path, monkeypatch, capsys, measure)
+    assert gpu == 1.0
+    assert "it cannot be measured (RuntimeError: CUDA error: no such thing): a whole GPU for each trial" in told
+
+
+def test_out_of_memory_is_seen_behind_the_error_that_hid_it(ray_here, tmp_path, monkeypatch):
+    import torch
+
+    def run(*arguments):
+        try:
+            raise torch.OutOfMemoryError("2 GiB")
+        finally:
+            raise RuntimeError("capture has ended")
+        yield
+
+    reports = reports_of(ray_here, tmp_path, loads(SWEEP, "byhand.yaml"), monkeypatch, run=run)
+    assert reports[-1]["state"] == "oom"

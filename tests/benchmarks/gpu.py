@@ -1,4 +1,4 @@
-"""On a GPU: cohorts of 1 to 512 replicas, fractions of 1 to 1/8 as real processes, and the notebook's loop.
+"""On a GPU: cohorts of 1 to 512 replicas, fractions of 1 to 1/8 as real processes, and a loop like the notebook's.
 
     python tests/benchmarks/gpu.py --data-dir DIR [--out DIR]
 
@@ -70,15 +70,9 @@ def cohort(data: Tensors, depth: int, replicas: int, way: str) -> Cohort:
     made = Cohort(modules, shape, QAT, tuple(range(replicas)), "qat", data, BATCH, way == "compiled, graph")  # type: ignore[arg-type]
     if way in ("eager", "compiled"):  # else the cohort makes what it would take itself
         made.template.train()
-        state = (
-            made.params,
-            made.buffers,
-            shape.optimiser_state(made.params),
-            made.losses,
-            data.train_x,
-            data.train_y,
-        )
-        made.step = eager(torch.compile(made.function, dynamic=False) if way == "compiled" else made.function, state)
+        state = (made.params, made.buffers, shape.optimiser_state(made.params), made.losses)
+        step = torch.compile(made.function, dynamic=False) if way == "compiled" else made.function
+        made.step = eager(step, state, (data.train_x, data.train_y))
     return made
 
 
@@ -145,6 +139,13 @@ def shared(root: Path, count: int, replicas: int) -> dict[str, Any]:
         command = [sys.executable, __file__, "--data-dir", str(root), "--sharer", f"{1 / count}"]
         command += ["--barrier", barrier, "--count", str(count), "--replicas", str(replicas)]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+        while any(process.poll() is None for process in running):
+            if any(process.poll() for process in running):  # the others would wait for it
+                for process in running:
+                    process.kill()
+            time.sleep(0.1)
+        if any(process.returncode for process in running):
+            return {"processes": count, "replicas": replicas, "epoch_s": float("nan"), "each": []}
         told = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
     middle = statistics.median(t for one in told for t in one["epoch_s"])
     return {"processes": count, "replicas": replicas, "epoch_s": middle, "each": told}
