@@ -6,6 +6,7 @@ estimator as a `torch.autograd.Function`, SGD, the loss read by `.item()` in eve
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -37,12 +38,15 @@ class QuantLinear(nn.Linear):
     """A linear layer whose weights are quantised once `bits` is set."""
 
     bits: int | None = None
+    absmean = False  # the step size of qdtune's grid.yaml instead of the notebook's
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
             return F.linear(x, self.weight, self.bias)
         w = self.weight
-        step = w.abs().mean() if self.bits == 1 else (w.max() - w.min()) / (2 * (2 ** (self.bits - 1) - 1))
+        top = 1 if self.bits == 1 else 2 ** (self.bits - 1) - 1
+        by_mean = self.absmean or self.bits == 1
+        step = w.abs().mean() / math.sqrt(top) if by_mean else (w.max() - w.min()) / (2 * top)
         return F.linear(x, RoundSTE.apply(w, step.clamp_min(1e-8), self.bits), self.bias)
 
 

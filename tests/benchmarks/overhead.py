@@ -68,8 +68,9 @@ def trivial(trials: int, cpus: int) -> dict[str, float]:
         sweep = Path(folder) / "trivial.yaml"
         rates = ", ".join(f"{0.001 * (k + 1):.3f}" for k in range(trials // 10))
         sweep.write_text(SWEEP.format(rates=rates))
-        first, whole, peak, _ = launched(sweep, "--runs-dir", folder)
-        _, again, _, _ = launched(sweep, "--runs-dir", folder)
+        options = ("--runs-dir", folder, "--set", f"run.max_concurrent_trials={cpus}")
+        first, whole, peak, _ = launched(sweep, *options)
+        _, again, _, _ = launched(sweep, *options)
         rows = pq.read_table(f"{folder}/trivial/trials").to_pylist()
         files = [path for path in (Path(folder) / "trivial").rglob("*") if path.is_file()]
         ends = sorted(row["finished_at"].timestamp() for row in rows)
@@ -105,7 +106,7 @@ def startup(data_dir: Path, *options: str) -> float:
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0], repeats=5)
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000], help="multiples of 100")
-    parser.add_argument("--at-once", type=int, default=2, help="trials at a time, which is the number of CPUs")
+    parser.add_argument("--at-once", type=int, default=2, help="trials at a time")
     given = parser.parse_args()
     about = common.machine()
 
