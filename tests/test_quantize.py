@@ -1,4 +1,5 @@
 import math
+from functools import cache
 from itertools import product
 
 import pytest
@@ -137,31 +138,38 @@ def by_hand(x, step, bits, upstream):
     return x.grad
 
 
+@cache
+def differentiated(mode: str, what: str):
+    """A quantiser, and the gradient of what it makes of x (3, ...): one function for all bits, as in training."""
+    quantizer = Quantizer(2, "minmax", observe=what == "activations")
+
+    def loss(x: Tensor, upstream: Tensor) -> Tensor:
+        step = quantizer.step_size(x) * 0.5  # halved, so that some values lie beyond the clip
+        return (fake_quantize(x, step, quantizer.levels, quantizer.binary) * upstream).sum()
+
+    def one_by_one(x: Tensor, upstream: Tensor) -> Tensor:
+        leaves = [x[k].clone().requires_grad_() for k in range(3)]
+        for k, leaf in enumerate(leaves):
+            loss(leaf, upstream[k]).backward()
+        return torch.stack([leaf.grad for leaf in leaves])
+
+    stacked = vmap(grad(loss))
+    compiled = torch.compile(stacked, fullgraph=True)
+    return quantizer, {"eager": one_by_one, "vmap": stacked, "compiled": compiled}[mode]
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("mode", ["eager", "vmap", "compiled"])
 @pytest.mark.parametrize("what", ["weights", "activations"])
 def test_gradient_equals_the_handwritten_one(bits, mode, what):
     shape = (24, 33) if what == "weights" else (16, 33)
     x, upstream = sample(3, *shape), sample(3, *shape, seed=1)
-    quantizer = Quantizer(bits, "minmax", observe=what == "activations")
-
-    def loss(x: Tensor, upstream: Tensor) -> Tensor:
-        step = quantizer.step_size(x) * 0.5  # halved, so that some values lie beyond the clip
-        return (fake_quantize(x, step, quantizer.levels, quantizer.binary) * upstream).sum()
-
+    quantizer, gradient = differentiated(mode, what)
+    for name, buffer in Quantizer(bits, "minmax").named_buffers():
+        getattr(quantizer, name).copy_(buffer)
     expected = torch.stack([by_hand(x[k], quantizer.step_size(x[k]) * 0.5, bits, upstream[k]) for k in range(3)])
-    if mode == "eager":
-        got = []
-        for k in range(3):
-            leaf = x[k].clone().requires_grad_()
-            loss(leaf, upstream[k]).backward()
-            got.append(leaf.grad)
-        gradients = torch.stack(got)
-    else:
-        function = vmap(grad(loss))
-        gradients = (torch.compile(function, fullgraph=True) if mode == "compiled" else function)(x, upstream)
     assert 0 < (expected == 0).sum() < expected.numel()  # both branches of the clip are there
-    torch.testing.assert_close(gradients, expected)
+    torch.testing.assert_close(gradient(x, upstream), expected)
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)

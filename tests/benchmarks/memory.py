@@ -2,8 +2,8 @@
 
     python tests/benchmarks/memory.py --data-dir DIR
 
-Resident memory of a worker (RSS counts shared pages fully, PSS each by its share), and what all of them together hold
-of the object store, which is where MNIST is.
+Resident memory of a worker (RSS counts shared pages fully, PSS each by its share), and what of the object store, which
+is where MNIST is, lies in memory: its pages in all processes, each counted once. No other sweep may run meanwhile.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import common
 
 from qdtune.data import load
 
+WORKER = b"ray::QATTrial"
 LONG = "train={warmup: {epochs: 0}, qat: {epochs: 50, lr: 0.01}}"
 
 
-def workers() -> list[int]:
-    """Process ids of the trial actors on this machine."""
+def processes(title: bytes = b"") -> list[int]:
+    """Ids of the processes on this machine whose title starts so."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes().split(b"\0")[0]
-            except OSError:
-                continue
-            if title.startswith(b"ray::QATTrial"):
-                found.append(int(folder.name))
+            with suppress(OSError):
+                if (folder / "cmdline").read_bytes().startswith(title):
+                    found.append(int(folder.name))
     return found
 
 
@@ -40,7 +39,11 @@ def sizes(pid: int) -> dict[str, float]:
     """MB of a process: RSS, PSS, and both of the pages of the object store alone."""
     totals = {"rss": 0.0, "pss": 0.0, "store_rss": 0.0, "store_pss": 0.0}
     in_store = False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+    try:
+        lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    except OSError:  # it has ended
+        lines = []
+    for line in lines:
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             in_store = "plasma" in line
         elif found := re.match(r"(Rss|Pss):\s+(\d+) kB", line):
@@ -51,8 +54,8 @@ def sizes(pid: int) -> dict[str, float]:
     return totals
 
 
-def measured(at_once: int, data_dir: Path) -> list[dict[str, float]]:
-    """The workers of a sweep in which all of them have trained an epoch."""
+def measured(at_once: int, data_dir: Path) -> tuple[list[dict[str, float]], float]:
+    """The workers of a sweep in which all of them have trained an epoch; what of the object store is in memory."""
     with tempfile.TemporaryDirectory() as folder:
         changes = [f"resources={{gpu: 0, cpu: {2 / at_once}}}", LONG, "early_terminate={type: none}", "seeds=[0]"]
         options = [part for change in changes for part in ("--set", change)]
@@ -66,11 +69,12 @@ def measured(at_once: int, data_dir: Path) -> list[dict[str, float]]:
                     break
             else:
                 raise SystemExit("the sweep ended before all of its workers were busy")
-            return [sizes(pid) for pid in workers()]
+            each = [sizes(pid) for pid in processes(WORKER)]
+            return each, sum(sizes(pid)["store_pss"] for pid in processes())
         finally:
             process.terminate()
             process.communicate()
-            while workers():
+            while processes(WORKER):
                 time.sleep(0.5)
 
 
@@ -83,17 +87,24 @@ def main() -> None:
     about["data_MB"] = round(sum(x.nbytes for x in vars(data).values() if hasattr(x, "nbytes")) / 1e6, 1)
     rows, found = [], {}
     for at_once in given.workers:
-        each = found[at_once] = measured(at_once, given.data_dir)
+        each, store = measured(at_once, given.data_dir)
+        found[at_once] = {"workers": each, "store_MB": store}
         rows.append(
             (
                 len(each),
                 common.spread([w["rss"] for w in each], 0),
                 common.spread([w["pss"] for w in each], 0),
                 common.spread([w["store_rss"] for w in each], 1),
-                f"{sum(w['store_pss'] for w in each):.1f}",
+                f"{store:.1f}",
             )
         )
-    header = ("workers", "RSS each, MB", "PSS each, MB", "object store mapped by each, MB", "by all together, MB")
+    header = (
+        "workers",
+        "RSS each, MB",
+        "PSS each, MB",
+        "object store mapped by each, MB",
+        "object store in memory, MB",
+    )
     common.publish("memory", given.out, {"workers": found}, common.table(header, rows), about)
 
 
