@@ -2,8 +2,8 @@
 
     python tests/benchmarks/memory.py --data-dir DIR
 
-Resident memory of a worker (RSS counts shared pages fully, PSS each by its share), and what of the object store, which
-is where MNIST is, lies in memory: its pages in all processes, each counted once. No other sweep may run meanwhile.
+Resident memory of a worker (RSS counts shared pages fully, PSS each by its share), and what of the object store,
+which is where MNIST is, lies in memory: its pages in all processes, each counted once. No other sweep may run.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main() -> None:
         "workers",
         "RSS each, MB",
         "PSS each, MB",
-        "object store mapped by each, MB",
-        "object store in memory, MB",
+        "store mapped by each, MB",
+        "store in memory, MB",
     )
     common.publish("memory", given.out, {"workers": found}, common.table(header, rows), about)
 

@@ -4,9 +4,9 @@
 
 qdtune runs all of it: 35 configurations x 3 seeds x (5 + 10) epochs. The others run one seed of each configuration,
 with the same data, first weights and step sizes, and what they take after their start-up is counted three times:
-plain Ray Tune (function trainable, DataLoader, ASHA on accuracy) and Optuna alone (two threads, tensors on the device,
-median pruner on accuracy) stop weak trials in their own way, which also stops small models that belong to the front.
-The notebook's loop is timed for one epoch of each phase of a sample, in two processes. All on the same cores.
+plain Ray Tune (function trainable, DataLoader, ASHA on accuracy) and Optuna alone (two threads, tensors on the
+device, median pruner on accuracy) stop weak trials in their own way, which also stops small models of the front. The
+notebook's loop is timed for one epoch of each phase of a sample, in two processes. All on the same cores.
 """
 
 from __future__ import annotations
