@@ -72,7 +72,7 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
 
 
 USAGE = f" (usage: {launch.USAGE})"
-OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --fresh, --set)"
+OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --set)"
 
 
 @pytest.mark.parametrize(
