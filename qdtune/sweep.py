@@ -101,8 +101,9 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
     """The spec with the share of a GPU that the largest trial was found to take; a whole one if that fails."""
     trial = max(feed.planned, key=lambda t: (t.ledger.fp32_bytes, t.depth, t.act_bits or 0))
     out.print(f"gpu: auto: measuring {trial.label} ({trial.ledger.params:,} parameters) on a GPU of its own")
-    probe = ray.remote(num_gpus=1, num_cpus=spec.resources.cpu, max_calls=1, max_retries=0)(_measure)
-    answer = probe.remote(trial, data, spec.run.compile)  # in a process that ends with it
+    # An actor, which can be killed at any moment: cancelling a task that is just ending aborts the driver (Ray 2.60).
+    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote()
+    answer = probe.call.remote(_measure, trial, data, spec.run.compile)
     gpu, waited = 1.0, 0.0
     while not stopped and waited < PROBE_S and not ray.wait([answer], timeout=1.0)[0]:
         waited += 1.0
@@ -116,8 +117,16 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
     except ray.exceptions.RayError as error:
         why = str(error).strip().splitlines()[-1]
         out.print(f"gpu: auto: it cannot be measured ({why}): a whole GPU for each trial", style="yellow")
-    ray.cancel(answer, force=True)
+    finally:
+        ray.kill(probe)  # the GPU is the trials' now
     return spec.model_copy(update={"resources": spec.resources.model_copy(update={"gpu": gpu})})
+
+
+class _Probe:
+    """A process of its own to call something in."""
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
 
 
 def _measure(*arguments: Any) -> Need:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qdtune import __main__, __version__, launch, machine
+from qdtune.cluster import RayAt
 
 GOOD = """\
 version: 1
@@ -212,19 +213,17 @@ def test_argument_that_is_not_text_is_told(folder: Path) -> None:
 def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
 
-    class Sweep:
-        @staticmethod
-        def run(spec: object, **options: object) -> int:
-            seen.update(options, spec=spec)
-            return 3
+    def run(spec: object, **options: object) -> int:
+        seen.update(options, spec=spec)
+        return 3
 
-    monkeypatch.setitem(sys.modules, "qdtune.sweep", Sweep)
-    monkeypatch.setattr("qdtune.sweep", Sweep, raising=False)
+    monkeypatch.setattr("qdtune.session.run", run)
     monkeypatch.delenv("QDTUNE_DATA", raising=False)
     path = str(folder / "a.yaml")
-    assert launch.main([path, "--fresh", "--set", "data.dataset=[digits, synthetic]"]) == 3
+    assert launch.main([path, "--fresh", "--no-dashboard", "--set", "data.dataset=[digits, synthetic]"]) == 3
     assert seen.pop("spec") == launch.load(path, ["data.dataset=[digits, synthetic]"])
-    assert seen == {"runs_dir": Path("runs"), "data_dir": Path("data"), "address": None, "fresh": True}
+    at = RayAt(None, dashboard=False)
+    assert seen == {"runs_dir": Path("runs"), "data_dir": Path("data"), "ray_at": at, "fresh": True}
 
 
 @pytest.mark.parametrize(
