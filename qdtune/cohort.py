@@ -116,6 +116,10 @@ class Cohort:
             return compiled(self.shape, self.function, state, data, batch, rate)
         return eager(self.function, state, data)
 
+    def prepare(self) -> None:
+        """Makes the step, which may take a while."""
+        assert self.step is not None
+
     def rates(self, epoch: int) -> Tensor:
         """The learning rates of the steps of an epoch (from 0), (steps,)."""
         done = torch.arange(epoch * self.steps, (epoch + 1) * self.steps) / (self.phase.epochs * self.steps)

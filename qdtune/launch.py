@@ -17,7 +17,7 @@ from qdtune.machine import gpus
 from qdtune.names import DATASETS, PLANNED
 from qdtune.placement import Placement, placement
 from qdtune.plan import Plan, check_comparable, plan
-from qdtune.rules import one_line
+from qdtune.rules import mistake, one_line
 from qdtune.spec import Spec, load
 
 USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
@@ -37,7 +37,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("launch", USAGE, "Runs, or finishes, a sweep.")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and start nothing")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders lie (default: runs)")
+    parser.add_argument(
+        "--runs-dir", default="runs", help="where run folders lie: a path, or s3://BUCKET/PREFIX (default: runs)"
+    )
     parser.add_argument("--data-dir", type=Path, help="where data sets lie (default: QDTUNE_DATA, else data)")
     parser.add_argument("--address", help="a running Ray cluster (default: a local one of our own)")
     parser.add_argument("--no-dashboard", action="store_true", help="start Ray without its dashboard")
@@ -66,10 +68,8 @@ def _launch(arguments: argparse.Namespace) -> int:
         if arguments.dry_run or address is None:
             placed = placement(spec.resources, os.cpu_count() or 1, gpus(), spec.run.max_concurrent_trials)
     if arguments.dry_run:
-        folder = arguments.runs_dir / spec.name
-        if not arguments.fresh:
-            check_comparable(_likely(spec, data_dir), folder)
-        _describe(spec, planned, placed, data_dir, folder)
+        there = _there(arguments, spec, data_dir)
+        _describe(spec, planned, placed, data_dir, there)
         return 0
     return _run(spec, arguments, data_dir, address)
 
@@ -82,10 +82,17 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str
 
     from qdtune import session
     from qdtune.data import DataError
-    from qdtune.store import RunInUse, StorageError
+    from qdtune.storage import LocationError, RunInUse, StorageError
     from qdtune.tables import NewerSchemaError
 
-    codes = {DataError: 2, NewerSchemaError: 2, cluster.NoClusterError: 2, StorageError: 4, RunInUse: 5}
+    codes = {
+        DataError: 2,
+        NewerSchemaError: 2,
+        LocationError: 2,
+        cluster.NoClusterError: 2,
+        StorageError: 4,
+        RunInUse: 5,
+    }
     try:
         ray_at = cluster.RayAt(address, dashboard=not arguments.no_dashboard)
         return session.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
@@ -102,7 +109,28 @@ def _likely(spec: Spec, data_dir: Path) -> Spec:
     return spec.resolve(next((name for name in names if on_disk(name, data_dir)), names[0]))
 
 
-def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder: Path) -> None:
+def _there(arguments: argparse.Namespace, spec: Spec, data_dir: Path) -> tuple[str, set[str]]:
+    """The run folder and the trials that it has a result of, if any."""
+    from qdtune.storage import LocationError, StorageError, child, is_url
+
+    where = child(arguments.runs_dir, spec.name)
+    if not is_url(where) and not os.path.isdir(where):
+        return where, set()  # pyarrow is not needed to know that
+    from qdtune.store import Store
+
+    try:
+        if arguments.fresh:
+            return where, set()
+        store, likely = Store(where), _likely(spec, data_dir)
+        wanted = spec.data.dataset[0]
+        missing = None if likely.data.dataset[0] == wanted else f"{wanted} is not in {data_dir}"
+        check_comparable(likely, store.sweep_yaml(), where, missing)
+        return where, store.ids()
+    except (LocationError, StorageError) as error:
+        raise mistake(str(error)) from None
+
+
+def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, there: tuple[str, set[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -111,7 +139,7 @@ def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, fold
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, text in _facts(spec, planned, placed, data_dir, folder):
+    for name, text in _facts(spec, planned, placed, data_dir, there):
         table.add_row(name, Text(text))  # Text: square brackets of the user are no markup
     console = Console(width=None if terminal else 80, highlight=False)
     with console.capture() as captured:  # printed by us: rich would end the process where a pipe is closed
@@ -119,7 +147,9 @@ def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, fold
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
+def _facts(
+    spec: Spec, planned: Plan, placed: Placement, data_dir: Path, there: tuple[str, set[str]]
+) -> Iterator[tuple[str, str]]:
     """What a dry run says, as (name, text)."""
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
@@ -140,11 +170,11 @@ def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder:
     if planned.twins:
         why = "an activation with depth 1, or a scale where nothing is quantised, changes nothing: exclude them"
         yield "  note", f"{planned.twins:,} repeat another one ({why})"
-    if (
-        folder / "trials"
-    ).is_dir() and not searching:  # the hashes cost too much where there is nothing to compare them with
-        there = {path.stem for path in (folder / "trials").glob("*.parquet")}
-        yield "  there", f"{sum(trial.trial_id in there for trial in planned.trials):,} have a result in {folder}"
+    folder, ids = there
+    done = 0
+    if ids and not searching:  # the hashes cost too much where there is nothing to compare them with
+        done = sum(trial.trial_id in ids for trial in planned.trials)
+        yield "  there", f"{done:,} have a result in {folder}"
     yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
     if spec.replicate:
         yield (
@@ -166,7 +196,7 @@ def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder:
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
-    yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count):,} waves ({here})"
+    yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count - done):,} waves ({here})"
     for note in placed.notes:
         yield "note", note
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 from qdtune.configuration import Trial
@@ -17,7 +15,7 @@ from qdtune.ledger import FLOAT_BITS
 from qdtune.names import AXES, text_of
 from qdtune.rules import mistake
 from qdtune.schema import Axis, Phase
-from qdtune.spec import Spec, load
+from qdtune.spec import Spec, loads
 
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
 DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
@@ -266,19 +264,29 @@ def _rule_text(rule: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis}: {text_of(value)}" for axis, value in rule.items())
 
 
-def check_comparable(spec: Spec, folder: Path) -> None:
+def check_comparable(spec: Spec, sweep_yaml: bytes | None, folder: str, missing: str | None = None) -> None:
     """Raises where a run folder holds results that could not be compared with those of the resolved spec.
+
+    Args:
+        sweep_yaml: what the folder holds under this name; None where there is no such file.
+        folder: what messages call it.
+        missing: why the data set that the sweep wants could not be had, if so.
 
     Raises:
         SpecError: data, model, training or seeds differ; or `sweep.yaml` in the folder is no sweep file.
     """
-    file = folder / "sweep.yaml"
-    if not os.path.isfile(file):
+    if sweep_yaml is None:
         return
-    old, new = (_leaves(s.result_settings()) for s in (load(file), spec))
+    earlier = loads(sweep_yaml, f"{folder}/sweep.yaml")
+    old, new = (_leaves(s.result_settings()) for s in (earlier, spec))
     changed = [
         f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)
     ]
+    if changed and missing:
+        raise mistake(
+            f"{missing}; {folder} holds results on {', '.join(earlier.data.dataset)}: point --data-dir or "
+            "QDTUNE_DATA to where that is"
+        )
     if changed:
         raise mistake(
             f"{folder} holds results that are not comparable ({'; '.join(changed)}): choose another name, or set "

@@ -23,7 +23,8 @@ from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.progress import SweepProgress
 from qdtune.results import Result, Rows, result_of
-from qdtune.store import StorageError, Store
+from qdtune.storage import StorageError
+from qdtune.store import Store
 from qdtune.tables import TRIALS, aggregate, table_front
 
 FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish

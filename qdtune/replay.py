@@ -19,21 +19,21 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from pathlib import Path
 
 from rich.table import Table
 
 from qdtune.cli import Parser, guarded
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
-from qdtune.names import DATASETS
+from qdtune.names import DATASETS, PLANNED
 from qdtune.pareto import front, hypervolume
-from qdtune.plan import ordered, warmups_first
+from qdtune.plan import ordered, plan, warmups_first
 from qdtune.progress import console, counted
 from qdtune.results import Result, results
 from qdtune.rules import Place, SpecError, mistake, unknown
-from qdtune.spec import Spec, load, loads
-from qdtune.store import StorageError, Store
+from qdtune.spec import Spec, loads
+from qdtune.storage import LocationError, StorageError, child
+from qdtune.store import Store
 from qdtune.study import Study
 from qdtune.tables import NewerSchemaError
 
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("replay", USAGE, "Judges pruners on the recorded curves of a finished, unpruned sweep.")
-    parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="its run folder")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder")
     parser.add_argument(
         "--pruner",
         action="append",
@@ -239,19 +239,20 @@ def _cells(scored: Score) -> Iterator[str]:
     yield f"{min(scored.kept):.2%}"
 
 
-def recording(run: Path) -> tuple[Spec, list[Result]]:
+def recording(run: str) -> tuple[Spec, list[Result]]:
     """The spec of a run folder, and its results with whole curves.
 
     Raises:
         SpecError: there is nothing to replay.
     """
-    if not os.path.isfile(run / "sweep.yaml"):
-        raise mistake(f"{run} is no run folder: it holds no sweep.yaml")
-    spec = load(run / "sweep.yaml")
-    store = Store(run)
     try:
+        store = Store(run)
+        text = store.sweep_yaml()
+        if text is None:
+            raise mistake(f"{run} is no run folder: it holds no sweep.yaml")
+        spec = loads(text, child(run, "sweep.yaml"))
         found = results(spec, store.trials(), store.history())
-    except (StorageError, NewerSchemaError) as error:
+    except (StorageError, LocationError, NewerSchemaError) as error:
         raise mistake(str(error)) from None
     stopped = sum(result.state == "pruned" for result in found)
     if stopped:
@@ -260,6 +261,8 @@ def recording(run: Path) -> tuple[Spec, list[Result]]:
     found = [r for r in found if r.state in ("ok", "diverged") and r.trial.seeds == spec.seeds]
     if not any(result.accuracy is not None for result in found):
         raise mistake(f"{run} holds no finished trial: run its sweep first")
+    if spec.method in PLANNED and (left := len(plan(spec).trials) - len(found)) > 0:
+        raise mistake(f"{run} is not finished, {counted(left, 'configuration')} left: run its sweep to its end first")
     return spec, found
 
 

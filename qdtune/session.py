@@ -16,30 +16,31 @@ import pyarrow as pa
 from qdtune import data as data_sets
 from qdtune.cluster import RayAt
 from qdtune.feed import Feed
-from qdtune.machine import has_compiler
+from qdtune.machine import cache_dir, has_compiler
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
 from qdtune.results import Rows, results
 from qdtune.spec import Spec
-from qdtune.store import StorageError, Store
+from qdtune.storage import StorageError, child
+from qdtune.store import Store
 from qdtune.study import Study, configuration
 from qdtune.tables import FINAL, TRIALS, table_front
 
 DONE, FAILED_TRIALS = 0, 3  # exit codes; 130 and 143 after a signal
 
 
-def run(spec: Spec, *, runs_dir: Path, data_dir: Path, ray_at: RayAt, fresh: bool = False) -> int:
+def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool = False) -> int:
     """Runs, or finishes, a sweep and prints its front; the exit code of design: 0, 3, 4, 130 or 143.
 
     Args:
         spec: as loaded; the first of its data sets that can be had is used.
-        runs_dir: the run folder is made in it, under the sweep's name.
+        runs_dir: a path or a URL; the run folder is made in it, under the sweep's name.
         data_dir: where data sets lie or are downloaded to.
         ray_at: the Ray cluster to run on.
         fresh: set what an earlier launch left aside and start anew.
 
     Raises:
-        SpecError, DataError, RunInUse: what the user has to mend; nothing was started.
+        SpecError, DataError, LocationError, RunInUse: what the user has to mend; nothing was started.
         StorageError: the run folder cannot be written.
     """
     out = console()
@@ -49,19 +50,21 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, ray_at: RayAt, fresh: boo
     data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
     spec = spec.resolve(data.name)
     planned = plan(spec)
-    store = Store(runs_dir / spec.name)
+    store = Store(child(runs_dir, spec.name))
+    store.folder.probe()
     if not fresh:
-        check_comparable(spec, store.root)
+        check_comparable(spec, store.sweep_yaml(), str(store.folder), notes[0] if notes else None)
     elif aside := store.set_aside():
-        out.print(f"--fresh: what was in {store.root} is now in {aside}")
-    with store.lock():
+        out.print(f"--fresh: what was in {store.folder} is now in {aside}")
+    with store.lock(), store.workspace() as work:
         store.create(spec.to_yaml())
+        store.pack()
         rows, damaged = store.trials(), list(store.damaged)
         history = store.history()
         for line in damaged + store.damaged:
             out.print(f"damaged, runs again: {line}", style="yellow")
         earlier = results(spec, rows, history)
-        feed = Feed(spec, planned.trials, Study(spec, store.root / "study.journal"), earlier)
+        feed = Feed(spec, planned.trials, Study(spec, work / "study.journal"), earlier)
         known: Rows = {}
         for row in rows.select(TRIALS.names).to_pylist():
             if row["trial_id"] in feed.results:
@@ -79,7 +82,9 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, ray_at: RayAt, fresh: boo
         finally:
             with suppress(StorageError):  # which is told already
                 feed.study.close()
+                store.keep(work / "study.journal")
         table = store.write_pareto(list(feed.results))
+        store.pack()
     return _report(spec, feed, store, known, table, stopped, error, out)
 
 
@@ -92,6 +97,10 @@ def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str]
     out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
     if feed.left and not has_compiler():
         out.print("no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly", style="yellow")
+    elif feed.left and spec.run.compile != "never" and not any(cache_dir().glob("steps/*.so")):
+        shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
+        what = f"{counted(shapes, 'shape')} of network, {'one' if shapes == 1 else 'each'} some 30 s, once"
+        out.print(f"nothing is compiled yet: long trainings compile their steps first ({what} for all sweeps)")
     for note in notes:
         out.print(f"WARNING: {note}", style="bold white on red")
 
@@ -123,7 +132,7 @@ def _report(
         out.print(f"{counted(states[state], 'trial')} ended as {state}: see the column `error`", style="yellow")
     _print_dead_warmups(feed, known, out)
     if rows:
-        out.print(f"full table: {store.root / 'pareto.parquet'}; rows: {store.root / 'trials'}")
+        out.print(f"full table: {store.folder.name('pareto.parquet')}; rows: {store.folder.name('trials')}")
     if error:
         raise error
     if feed.left:
@@ -148,7 +157,7 @@ def _print_dead_warmups(feed: Feed, known: Rows, out: Any) -> None:
     dead = {
         configuration(feed.results[trial_id].trial)
         for trial_id, rows in known.items()
-        if any(row["state"] == "ok" and row["error"] for row in rows)
+        if any(row["state"] in ("ok", "pruned") and row["error"] for row in rows)
     }
     if dead:
         out.print(

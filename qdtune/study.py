@@ -8,6 +8,7 @@ are asked and told by the driver alone, and made anew from the Parquet rows at e
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ from qdtune.pruning import SEEDS, SIZE, ParetoPruner, make_pruner
 from qdtune.results import Epochs, Result, mean
 from qdtune.samplers import distribution, experimental, make_sampler, opening
 from qdtune.spec import Spec
-from qdtune.store import storage_errors
+from qdtune.storage import storage_errors
 
 TRIES = 10  # proposals in a row that may be repeated or infeasible, before one is drawn at random
 REPEATS = 3  # trials of one configuration, at most, where duplicates become replicates
@@ -155,7 +156,7 @@ class Study:
         return live.pruned_by
 
     def _judge(self, pruner: BasePruner, live: _Live) -> str | None:
-        frozen = self.curves.get_trials(deepcopy=False)[live.curve.number]
+        frozen = self.curves._storage.get_trial(live.curve._trial_id)
         if isinstance(pruner, ParetoPruner):
             rival = pruner.rival(self.curves, frozen)
             return None if rival is None else rival.user_attrs["trial_id"]
@@ -280,16 +281,15 @@ class Study:
 
     def _add(self, study: optuna.Study, trial: Trial) -> optuna.Trial:
         """A running trial with these parameters, of which the sampler is not asked."""
-        study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=self._params(trial),
-                distributions=self.space,
-                user_attrs=_attributes(trial),
-                constraints=violations(self.spec, trial),
-            )
+        added = create_trial(
+            state=TrialState.RUNNING,
+            params=self._params(trial),
+            distributions=self.space,
+            user_attrs=_attributes(trial),
+            constraints=violations(self.spec, trial),
         )
-        return optuna.Trial(study, study.get_trials(deepcopy=False)[-1]._trial_id)
+        # What `Study.add_trial` does, which does not tell the new id: to search it in all trials takes ever longer.
+        return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=added))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -318,7 +318,19 @@ def _journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in (path, path.with_name(f"{path.name}.lock")):
         old.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(_Journal(str(path)))
+
+
+class _Journal(JournalFileBackend):
+    """A journal that is neither locked nor forced to the disk for every line.
+
+    The driver alone writes it, whole lines in one call each, and makes it anew from the results at each launch.
+    """
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with open(self._file_path, "ab", buffering=0) as file:
+            file.write(lines.encode())
 
 
 def _attributes(trial: Trial, result: Result | None = None, by_seed: bool = False) -> dict[str, Any]:

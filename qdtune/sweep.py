@@ -28,7 +28,8 @@ from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
 from qdtune.rules import mistake
 from qdtune.spec import Spec
-from qdtune.store import StorageError, Store
+from qdtune.storage import StorageError, child
+from qdtune.store import Store
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
 
@@ -155,7 +156,7 @@ def _warmup_actor(store: Store) -> Any:
     """The actor that keeps the warm-ups, on this node, where the run folder is; started again if it is lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(WarmupFolder).options(**options).remote(str((store.root / "warmup").resolve()))
+    return ray.remote(WarmupFolder).options(**options).remote(child(store.folder.where, "warmup"))
 
 
 def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Recorder, scratch: str) -> None:

@@ -6,7 +6,8 @@ code from the file, are refused.
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from qdtune.pareto import rank
 
 SCHEMA_VERSION = 2  # rises with every column: a file of this version has them all, an older one reads as null
 VERSION_KEY = "qdtune.schema_version"
+DIGEST_KEY = "qdtune.sha256"  # of the rows
 
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
 # The other states may come out differently another time, so they run again on the next launch.
@@ -189,23 +191,34 @@ def stamped(table: pa.Table, metadata: dict[str, str]) -> pa.Table:
     return table.replace_schema_metadata({**metadata, VERSION_KEY: str(SCHEMA_VERSION)})
 
 
-def check_rows(table: pa.Table, trial_id: str) -> None:
-    """Raises where rows are missing or speak of another configuration: a renamed file counts for nobody."""
-    if others := set(table["trial_id"].to_pylist()) - {trial_id}:
+def check_rows(table: pa.Table, trial_id: str | None) -> None:
+    """Raises where rows are missing or speak of another configuration: a renamed file counts for nobody.
+
+    Args:
+        trial_id: the one that every row must carry; None for a packed file, which has many.
+    """
+    ids = set(table["trial_id"].to_pylist())
+    if trial_id is not None and (others := ids - {trial_id}):
         raise DamagedError(f"every row must carry trial_id {trial_id!r}, got {sorted(map(str, others))}")
     if "state" in table.column_names:
-        if table.num_rows == 0:
+        if trial_id is not None and table.num_rows == 0:
             raise DamagedError("a configuration must have one row per seed, got none")
         if unknown := set(table["state"].to_pylist()) - set(STATES):
             raise DamagedError(f"state must be one of {', '.join(STATES)}; got {sorted(map(str, unknown))}")
 
 
-def parse(data: bytes, path: Path, schema: pa.Schema) -> pa.Table:
-    """The table in the bytes of a Parquet file, pages checked against checksums, the columns of `schema` first."""
+def parse(data: bytes, path: object, schema: pa.Schema, whole: bool = False) -> pa.Table:
+    """The table in the bytes of a Parquet file, checked against its checksums, the columns of `schema` first.
+
+    Args:
+        path: what messages call it.
+        whole: keep the metadata of the file.
+    """
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         found = file.schema_arrow
-        version = (found.metadata or {}).get(VERSION_KEY.encode(), b"")
+        metadata = found.metadata or {}
+        version = metadata.get(VERSION_KEY.encode(), b"")
         if not version.isdigit():
             raise DamagedError(f"the file metadata must hold {VERSION_KEY}, got {version!r}")
         if int(version) > SCHEMA_VERSION:
@@ -218,12 +231,22 @@ def parse(data: bytes, path: Path, schema: pa.Schema) -> pa.Table:
         if b"ARROW:extension:name" in plain.serialize().to_pybytes():  # their readers may run code from the file
             raise DamagedError("columns must be of plain types, got an extension type")
         merge(schema, plain, schema)
-        table = file.read(use_threads=False)
+        table = file.read(use_threads=False).replace_schema_metadata()
         if table.num_rows != file.metadata.num_rows:
             raise DamagedError(f"{file.metadata.num_rows} rows promised, {table.num_rows} found")
-        return pa.concat_tables([schema.empty_table(), table.replace_schema_metadata()], promote_options="permissive")
+        if (digest := metadata.get(DIGEST_KEY.encode())) is not None and digest.decode() != _digest(table):
+            raise DamagedError(f"the rows do not fit their checksum {digest.decode()}")
+        if not table.schema.equals(schema):
+            table = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
+        kept = {key: value for key, value in metadata.items() if key != DIGEST_KEY.encode()}
+        return table.replace_schema_metadata(kept) if whole else table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(f"unreadable: {str(error).splitlines()[0]}") from error
+
+
+def _digest(table: pa.Table) -> str:
+    """A checksum of every cell: that of a page does not cover what is written around it."""
+    return hashlib.sha256(json.dumps(table.to_pydict(), default=str).encode()).hexdigest()
 
 
 def merge(merged: pa.Schema, found: pa.Schema, known: pa.Schema) -> pa.Schema:
@@ -240,5 +263,6 @@ def merge(merged: pa.Schema, found: pa.Schema, known: pa.Schema) -> pa.Schema:
 def to_bytes(table: pa.Table) -> bytes:
     """The table as the bytes of a Parquet file, with checksums."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
+    stamp = {**(table.schema.metadata or {}), DIGEST_KEY: _digest(table)}
+    pq.write_table(table.replace_schema_metadata(stamp), sink, write_page_checksum=True)
     return sink.getvalue().to_pybytes()

@@ -123,6 +123,7 @@ def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str, c
 
 
 def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
+    cohort.prepare()  # compiled, if it has to be, before the clock starts
     began = time.perf_counter()
     losses = cohort.train(epoch)
     accuracies = cohort.accuracy(cohort.data.val_x, cohort.data.val_y)

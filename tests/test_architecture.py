@@ -41,6 +41,7 @@ RULES: dict[str, set[str]] = {
     "train": {"ray", "optuna", "pyarrow"},
     "probe": {"ray", "optuna", "pyarrow"},
     "tables": {"torch", "ray", "optuna"},
+    "storage": {"torch", "ray", "optuna", "qdtune"},
     "store": {"torch", "ray"},
     "results": {"torch", "ray", "optuna"},
     "samplers": {"torch", "ray"},

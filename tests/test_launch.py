@@ -223,7 +223,7 @@ def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.Mon
     assert launch.main([path, "--fresh", "--no-dashboard", "--set", "data.dataset=[digits, synthetic]"]) == 3
     assert seen.pop("spec") == launch.load(path, ["data.dataset=[digits, synthetic]"])
     at = RayAt(None, dashboard=False)
-    assert seen == {"runs_dir": Path("runs"), "data_dir": Path("data"), "ray_at": at, "fresh": True}
+    assert seen == {"runs_dir": "runs", "data_dir": Path("data"), "ray_at": at, "fresh": True}
 
 
 @pytest.mark.parametrize(

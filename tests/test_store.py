@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdtune import store as store_module
-from qdtune.store import RunInUse, StorageError, Store
+from qdtune import storage
+from qdtune.storage import RunInUse, StorageError
+from qdtune.store import Store
 from qdtune.tables import (
     AXES,
     FINAL,
@@ -360,7 +361,7 @@ def test_a_full_disk_is_one_line_and_harms_no_committed_file(store, monkeypatch,
     save(store, "a")
     save(store, "b", state="oom")
     before = snapshot(store)
-    monkeypatch.setattr(store_module, "open", lambda path, mode: FullDisk(path, room), raising=False)
+    monkeypatch.setattr(storage, "open", lambda path, mode: FullDisk(path, room), raising=False)
     for act in (
         lambda: save(store, "b"),
         lambda: save(store, "c"),
@@ -408,7 +409,7 @@ def test_a_kill_at_any_step_leaves_the_old_result_or_the_new(store, monkeypatch)
             return call
 
         with monkeypatch.context() as patched:
-            patched.setattr(store_module, "open", deadly(open, after=False), raising=False)
+            patched.setattr(storage, "open", deadly(open, after=False), raising=False)
             for name in ("fsync", "replace"):
                 patched.setattr(os, name, deadly(getattr(os, name)))
             try:
@@ -473,7 +474,8 @@ def test_kill_9_loses_nothing_that_was_acknowledged(store):
 LOCKER = """
 import sys
 from pathlib import Path
-from qdtune.store import RunInUse, Store
+from qdtune.storage import RunInUse
+from qdtune.store import Store
 sys.stdin.readline()
 try:
     with Store(Path(sys.argv[1])).lock():

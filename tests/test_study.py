@@ -25,7 +25,7 @@ from qdtune.plan import candidates, holds
 from qdtune.results import Result
 from qdtune.samplers import OPENING, STARTUP, make_sampler
 from qdtune.spec import Spec
-from qdtune.store import StorageError
+from qdtune.storage import StorageError
 from qdtune.study import REPEATS, TRIES, Study, configuration
 
 METHODS = ["tpe", "nsga2", "nsga3", "gp", "qmc"]
