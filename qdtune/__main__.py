@@ -21,8 +21,15 @@ def _replay(argv: list[str]) -> int:
     return replay(argv)
 
 
+def _verify(argv: list[str]) -> int:
+    from qdtune.verify import main as verify
+
+    return verify(argv)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "launch": ("run, or finish, a sweep", _launch),
+    "verify": ("check a run folder, and set aside what is damaged", _verify),
     "replay": ("judge pruners on a finished sweep", _replay),
 }
 

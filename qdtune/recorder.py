@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +24,18 @@ from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.progress import SweepProgress
 from qdtune.results import Result, Rows, result_of
+from qdtune.rules import one_line
 from qdtune.storage import StorageError
 from qdtune.store import Store
 from qdtune.tables import TRIALS, aggregate, table_front
+from qdtune.trial import over_time
 
 FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
+RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a storage may fail before the sweep ends
+HOPELESS = 5  # as many trials that fail alike, with none before that did not, are the sweep's own mistake
+OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # what Ray says where it ended a worker for that
+
+Ended = tuple[Trial, list[dict[str, Any]], list[dict[str, Any]]]  # with its rows and its history
 
 
 class Recorder(tune.Callback):
@@ -43,6 +51,7 @@ class Recorder(tune.Callback):
         warmups: the actor that holds the warm-ups.
         known: rows that were there before, to which its own are added.
         signals: received so far; the first one ends the sweep.
+        stacks: a folder in which trials that were ended for their silence leave their stack.
     """
 
     def __init__(
@@ -53,9 +62,14 @@ class Recorder(tune.Callback):
         warmups: Any,
         known: Rows,
         signals: list[int],
+        stacks: Path | None = None,
     ) -> None:
         self.feed, self.store, self.progress, self.warmups, self.known = feed, store, progress, warmups, known
-        self.signals, self.ending = signals, False
+        self.signals, self.ending, self.stacks = signals, False, stacks
+        self.unwritten: deque[Ended] = deque()  # the storage fails: nothing starts until they are written
+        self.failing_since, self.retry_at = math.inf, 0.0
+        self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
+        self.heard: dict[str, float] = {}  # when each running trial was last heard of
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
         self.metadata = provenance()
@@ -66,9 +80,9 @@ class Recorder(tune.Callback):
 
     def next(self) -> Trial | None:
         """The trial to start now; None if there is none now, or no longer any (see `over`)."""
-        with self._kept():
-            return self.feed.next()
-        return None
+        if self.unwritten:
+            return None
+        return self.feed.next()
 
     @property
     def over(self) -> bool:
@@ -77,33 +91,29 @@ class Recorder(tune.Callback):
 
     def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
         """Whether a running trial is to end with this report, because it has been beaten."""
-        with self._kept():
-            return self.feed.study.report(trial_id, report["epoch"], report["val_accuracy"]) is not None
-        return False
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        try:
-            yield
-        except StorageError as error:
-            self.error = self.error or error
+        return self.feed.study.report(trial_id, report["epoch"], report["val_accuracy"]) is not None
 
     def _of(self, trial: Any) -> Trial:
         return self.feed.running[trial.config["trial_id"]]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.unwritten and time.monotonic() >= self.retry_at:
+            self._write()
         if (self.signals or self.error) and not self.ending:
-            self.ending = True
-            os.kill(os.getpid(), signal.SIGUSR1)  # how Tune, which handles it by now, is asked to end in order
+            self._end()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.curves[self._of(trial).trial_id] = []
+        ours = self._of(trial)
+        self.curves[ours.trial_id] = []
+        self.heard[ours.trial_id] = time.monotonic()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
         ours = self._of(trial)
         self.warmups.release.remote(ours.trial_id)
         self.progress.forget(ours.trial_id)
+        if self._silence(ours):
+            trial.max_failures = trial.num_failures  # what hangs is tried once more, and not again
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -119,13 +129,29 @@ class Recorder(tune.Callback):
         elif result["done"]:
             self._finish(ours, result["rows"], result["history"], trial.num_failures + 1)
         else:
+            self.heard[ours.trial_id] = time.monotonic()
             self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)
         lost = trial.num_failures  # the last one included
-        self._end_early(ours, "failed", f"worker lost {lost} times: {_reason(trial)}", lost)
+        reason = _reason(trial)
+        if silence := self._silence(ours):
+            self._end_early(ours, "timeout", silence, lost)
+        else:
+            state = "oom" if any(words in reason for words in OUT_OF_MEMORY) else "failed"
+            self._end_early(ours, state, f"worker lost {lost} times: {reason}", lost)
+
+    def _silence(self, ours: Trial) -> str | None:
+        """Why the lost worker of a trial has ended itself, if that is what it did."""
+        limit = self.feed.spec.run.stall_timeout_s
+        silent = time.monotonic() - self.heard.get(ours.trial_id, math.inf)
+        whole = self.feed.spec.run.trial_timeout_s
+        place = _place(self.stacks / ours.trial_id) if self.stacks else ""
+        if limit is not None and silent >= limit:
+            return f"no report for {limit:g} s (run.stall_timeout_s){place}"
+        return f"{over_time(whole)}{place}" if whole is not None and place else None
 
     def _end_early(self, ours: Trial, state: str, error: str, attempts: int) -> None:
         self._finish(ours, unfinished_rows(ours, state, error), self.curves.get(ours.trial_id, []), attempts)
@@ -136,16 +162,52 @@ class Recorder(tune.Callback):
         rows = [row | {"attempt": before + attempts} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
-        with self._kept():  # first, for the journal of the study is made anew from what is stored
+        self.unwritten.append((ours, rows, history))
+        self._write()
+
+    def close(self) -> None:
+        """Writes what could not be written before, if that is possible by now; else `error` is set."""
+        if self.unwritten:
+            self.failing_since = -math.inf  # no time is left to wait
+            self._write()
+
+    def _write(self) -> None:
+        """Stores what has ended, in order. Where the storage fails it is tried again, for a while."""
+        while self.unwritten and self.error is None:
+            ours, rows, history = self.unwritten[0]
             try:
                 self.store.write(ours.trial_id, rows, history, self.metadata)
+            except StorageError as error:
+                now = time.monotonic()
+                if self.failing_since == math.inf:
+                    self.failing_since = now
+                    self.progress.out.print(f"{error} (trying again for {PATIENCE_S:.0f} s)", style="yellow")
+                self.retry_at = now + RETRY_S
+                if now - self.failing_since >= PATIENCE_S:
+                    self.error = error
+                return
             except ValueError as error:  # rows of another version of qdtune, say: no trial may end the sweep unasked
-                raise StorageError(str(error)) from error
+                self.error = StorageError(str(error))
+                return
+            self.failing_since = math.inf
+            self.unwritten.popleft()
+            self._note(ours, rows, history)
+
+    def _note(self, ours: Trial, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         ended = result_of(ours, rows, history)
         self.known[ours.trial_id] = rows
-        with self._kept():
-            self.feed.ended(ended)
+        self.feed.ended(ended)
         self._show(ended)
+        if self.alike is not None:
+            self.alike = [*self.alike, rows[0]["error"]] if ended.state == "failed" else None
+        if self.alike and len(self.alike) == HOPELESS and len(set(self.alike)) == 1 and not self.ending:
+            what = f"the first {HOPELESS} trials failed alike, so the sweep ends: {self.alike[0]}"
+            self.progress.out.print(one_line(what), style="yellow")
+            self._end()
+
+    def _end(self) -> None:
+        self.ending = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # how Tune, which handles it by now, is asked to end in order
 
     def _show(self, ended: Result) -> None:
         front, total, left = self.progress.front, self.feed.total, self.feed.left
@@ -220,6 +282,16 @@ def provenance() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         commit = ""
     return {f"qdtune.version.{name}": v for name, v in found.items()} | {"qdtune.git_commit": commit}
+
+
+def _place(stack: Path) -> str:
+    """Where a trial was when it ended itself: the innermost line of its main thread, which is written last."""
+    with suppress(OSError):
+        lines = stack.read_text(errors="replace").splitlines()
+        heads = [i for i, line in enumerate(lines) if "(most recent call first)" in line]
+        if heads and heads[-1] + 1 < len(lines):
+            return f", in {lines[heads[-1] + 1].strip()}"
+    return ""
 
 
 def _reason(trial: Any) -> str:

@@ -324,4 +324,5 @@ class Run(Frozen):
     time_budget_s: Seconds | None = None
     max_failures: Annotated[int, whole(0, 1000)] = 2
     trial_timeout_s: Seconds | None = None
+    stall_timeout_s: Seconds | None = None
     compile: Annotated[str, choice(COMPILES)] = "auto"

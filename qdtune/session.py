@@ -21,7 +21,7 @@ from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
 from qdtune.results import Rows, results
 from qdtune.spec import Spec
-from qdtune.storage import StorageError, child
+from qdtune.storage import StorageError, child, open_folder
 from qdtune.store import Store
 from qdtune.study import Study, configuration
 from qdtune.tables import FINAL, TRIALS, table_front
@@ -50,8 +50,8 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
     data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
     spec = spec.resolve(data.name)
     planned = plan(spec)
+    open_folder(runs_dir).probe()
     store = Store(child(runs_dir, spec.name))
-    store.folder.probe()
     if not fresh:
         check_comparable(spec, store.sweep_yaml(), str(store.folder), notes[0] if notes else None)
     elif aside := store.set_aside():
@@ -76,7 +76,10 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
             if more:
                 from qdtune.sweep import train  # Ray: a sweep that is finished answers without it
 
-                stopped, error = train(spec, data, feed, store, known, ray_at, out)
+                try:
+                    stopped, error = train(spec, data, feed, store, known, ray_at, out)
+                except SystemExit:  # how Ray answers SIGTERM while it starts, before our handler is set
+                    stopped = signal.SIGTERM
             if error is None and not feed.left:
                 feed.more()  # stopped as the last one ended, it may have more to do all the same
         finally:

@@ -176,13 +176,13 @@ class Folder:
             self.store.move(f"{self.path}/{old}", f"{self.path}/{new}")
 
     def exists(self) -> bool:
-        """Whether there is anything in it.
+        """Whether there is a file in it.
 
         Raises:
             StorageError: that cannot be seen.
         """
         with storage_errors(self):
-            return bool(self.store.get_file_info(self.path).type != fs.FileType.NotFound)
+            return any(info.is_file for info in self._all())
 
     def move_to(self, other: Folder) -> None:
         """Renames the folder, one file after the other.
@@ -191,9 +191,15 @@ class Folder:
             StorageError: that is not possible.
         """
         with storage_errors(self):
-            for info in self.store.get_file_info(fs.FileSelector(self.path, recursive=True)):
+            for info in self._all():
                 if info.is_file:
                     self.store.move(info.path, other.path + info.path.removeprefix(self.path))
+
+    def _all(self) -> list[fs.FileInfo]:
+        found: list[fs.FileInfo] = self.store.get_file_info(
+            fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        )
+        return found
 
     def probe(self) -> None:
         """Writes, reads and deletes a small file.
@@ -300,6 +306,9 @@ class LocalFolder(Folder):
                     temp.unlink(missing_ok=True)
                 raise
             sync(path.parent)  # the new name survives a power cut, too
+
+    def exists(self) -> bool:
+        return os.path.lexists(self.root)
 
     def move_to(self, other: Folder) -> None:
         with storage_errors(self.root):

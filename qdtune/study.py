@@ -21,7 +21,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.samplers._ga import BaseGASampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from qdtune.configuration import Trial
@@ -60,11 +60,11 @@ class Study:
         seed: of the sampler.
 
     Raises:
-        StorageError: the journal cannot be written; so may every method.
+        StorageError: the journal cannot be made.
     """
 
     def __init__(self, spec: Spec, path: Path | None = None, seed: int = 0) -> None:
-        self.spec, self.path = spec, path
+        self.spec = spec
         self.space = {
             name: distribution(axis)
             for name, axis in spec.axes.items()
@@ -77,7 +77,7 @@ class Study:
         self.spare = candidates(spec)
         self.opening = opening(spec)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with self._writing():
+        with storage_errors(path or Path()):
             storage = _journal(path) if path else InMemoryStorage()
             self.search = optuna.create_study(
                 study_name=spec.name,
@@ -98,25 +98,24 @@ class Study:
         `duplicates: replicate` a repeated one comes back with new seeds, up to three times as many as the sweep has,
         once its trials so far are `ok`.
         """
-        with self._writing():
-            if self.opening:
-                self.search.enqueue_trial(self._params(self.opening.pop()))
-            for _ in range(TRIES):
-                asked = self.search.ask(self.space)
-                if isinstance(self.search.sampler, BaseGASampler):  # which what is enqueued has not asked
-                    frozen = self.search.get_trials(deepcopy=False)[asked.number]
-                    self.search.sampler.get_trial_generation(self.search, frozen)
-                trial = self._trial(asked.params)
-                broken = violations(self.spec, trial)
-                for rule, excess in broken.items():
-                    asked.set_constraint(rule, excess)
-                if max(broken.values(), default=0) > 0:
-                    self.search.tell(asked, state=TrialState.PRUNED)
-                elif (fresh := self._fresh(trial)) is None:
-                    self.search.tell(asked, state=TrialState.FAIL)
-                else:
-                    self.asked[fresh.trial_id] = asked
-                    return self._noted(fresh, "proposed")
+        if self.opening:
+            self.search.enqueue_trial(self._params(self.opening.pop()))
+        for _ in range(TRIES):
+            asked = self.search.ask(self.space)
+            if isinstance(self.search.sampler, BaseGASampler):  # which what is enqueued has not asked
+                frozen = self.search.get_trials(deepcopy=False)[asked.number]
+                self.search.sampler.get_trial_generation(self.search, frozen)
+            trial = self._trial(asked.params)
+            broken = violations(self.spec, trial)
+            for rule, excess in broken.items():
+                asked.set_constraint(rule, excess)
+            if max(broken.values(), default=0) > 0:
+                self.search.tell(asked, state=TrialState.PRUNED)
+            elif (fresh := self._fresh(trial)) is None:
+                self.search.tell(asked, state=TrialState.FAIL)
+            else:
+                self.asked[fresh.trial_id] = asked
+                return self._noted(fresh, "proposed")
         other = next((trial for trial in self.spare if configuration(trial) not in self.seeds), None)
         return other and self._noted(other, "proposed")
 
@@ -129,14 +128,13 @@ class Study:
         if trial.trial_id in self.live:
             return
         self._noted(trial, "running")
-        with self._writing():
-            asked = self.asked.pop(trial.trial_id, None)
-            if asked is None:
-                asked = self._add(self.search, trial)
-            else:
-                for name, value in _attributes(trial).items():
-                    asked.set_user_attr(name, value)
-            self.live[trial.trial_id] = _Live(trial, asked, self._add(self.curves, trial), judged)
+        asked = self.asked.pop(trial.trial_id, None)
+        if asked is None:
+            asked = self._add(self.search, trial)
+        else:
+            for name, value in _attributes(trial).items():
+                asked.set_user_attr(name, value)
+        self.live[trial.trial_id] = _Live(trial, asked, self._add(self.curves, trial), judged)
 
     def report(self, trial_id: str, epoch: int, accuracies: list[float | None]) -> str | None:
         """Notes the validation accuracies (one per seed) after a QAT epoch, from 1; returns what stops the trial.
@@ -147,12 +145,11 @@ class Study:
         if epoch <= live.epoch:  # it lost its worker and started anew; its numbers are the same again
             return None
         live.epoch = epoch
-        with self._writing():
-            if self._by_seed:
-                live.curve.set_user_attr(f"{SEEDS}{epoch}", accuracies)
-            live.curve.report(mean(accuracies), epoch)
-            if live.judged and self.pruner is not None:
-                live.pruned_by = self._judge(self.pruner, live)
+        if self._by_seed:
+            live.curve.set_user_attr(f"{SEEDS}{epoch}", accuracies)
+        live.curve.report(mean(accuracies), epoch)
+        if live.judged and self.pruner is not None:
+            live.pruned_by = self._judge(self.pruner, live)
         return live.pruned_by
 
     def _judge(self, pruner: BasePruner, live: _Live) -> str | None:
@@ -178,27 +175,25 @@ class Study:
         if live is None:
             return
         self._noted(live.trial, state)
-        with self._writing():
-            for epoch, accuracies in (curve or {}).items():
-                if epoch > live.epoch:
-                    live.curve.report(mean(accuracies), epoch)
-            for study, trial in ((self.search, live.asked), (self.curves, live.curve)):
-                trial.set_user_attr("state", state)
-                if live.pruned_by:
-                    trial.set_user_attr("pruned_by", live.pruned_by)
-                if state == "ok":
-                    values = [accuracy, live.trial.ledger.size_bytes][: len(study.directions)]
-                    study.tell(trial, values)  # type: ignore[arg-type]
-                else:
-                    study.tell(trial, state=_optuna_state(state))
+        for epoch, accuracies in (curve or {}).items():
+            if epoch > live.epoch:
+                live.curve.report(mean(accuracies), epoch)
+        for study, trial in ((self.search, live.asked), (self.curves, live.curve)):
+            trial.set_user_attr("state", state)
+            if live.pruned_by:
+                trial.set_user_attr("pruned_by", live.pruned_by)
+            if state == "ok":
+                values = [accuracy, live.trial.ledger.size_bytes][: len(study.directions)]
+                study.tell(trial, values)  # type: ignore[arg-type]
+            else:
+                study.tell(trial, state=_optuna_state(state))
 
     def close(self) -> None:
         """Notes that nothing runs any more: what has not ended is a failure in Optuna's eyes."""
         for trial_id in list(self.live):
             self.finish(trial_id, "interrupted")
-        with self._writing():
-            for asked in self.asked.values():
-                self.search.tell(asked, state=TrialState.FAIL)
+        for asked in self.asked.values():
+            self.search.tell(asked, state=TrialState.FAIL)
         self.asked.clear()
 
     def restore(self, results: Iterable[Result]) -> None:
@@ -225,9 +220,8 @@ class Study:
             curves.append(create_trial(value=value, intermediate_values=means, **known))
         if self.spec.early_terminate.type in ("hyperband", "successive_halving"):
             curves = self._climbed(curves)
-        with self._writing():
-            self.search.add_trials(searched)
-            self.curves.add_trials(curves)
+        self.search.add_trials(searched)
+        self.curves.add_trials(curves)
         self.opening = [trial for trial in self.opening if configuration(trial) not in self.seeds]
 
     def _climbed(self, curves: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -291,16 +285,6 @@ class Study:
         # What `Study.add_trial` does, which does not tell the new id: to search it in all trials takes ever longer.
         return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=added))
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with storage_errors(self.path or Path()):
-            try:
-                yield
-            except (ValueError, KeyError) as error:  # Optuna's, where somebody else has written to the journal
-                if self.path is None:
-                    raise
-                raise OSError(f"{type(error).__name__}: {error}") from error
-
 
 def further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
     """`count` seeds above all that are in use."""
@@ -318,19 +302,27 @@ def _journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in (path, path.with_name(f"{path.name}.lock")):
         old.unlink(missing_ok=True)
-    return JournalStorage(_Journal(str(path)))
+    return JournalStorage(_Journal(path))
 
 
-class _Journal(JournalFileBackend):
-    """A journal that is neither locked nor forced to the disk for every line.
+class _Journal(BaseJournalBackend):
+    """The journal in memory, and in a file for others to read: made anew at each launch, it is nobody's truth.
 
-    The driver alone writes it, whole lines in one call each, and makes it anew from the results at each launch.
+    So a disk that is full does not stop a sweep here, and what somebody else writes into the file is not read.
     """
 
+    def __init__(self, path: Path) -> None:
+        self.path, self.logs, self.pending = path, [], b""  # type: tuple[Path, list[dict[str, Any]], bytes]
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        return iter(self.logs[log_number_from:])
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with open(self._file_path, "ab", buffering=0) as file:
-            file.write(lines.encode())
+        lines = [json.dumps(log, separators=(",", ":")) for log in logs]
+        self.logs += [json.loads(line) for line in lines]
+        self.pending += "".join(f"{line}\n" for line in lines).encode()
+        with contextlib.suppress(OSError), open(self.path, "ab", buffering=0) as file:
+            self.pending = self.pending[file.write(self.pending) :]
 
 
 def _attributes(trial: Trial, result: Result | None = None, by_seed: bool = False) -> dict[str, Any]:

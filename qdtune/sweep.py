@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import ray
 from ray import tune
@@ -33,6 +37,7 @@ from qdtune.store import Store
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
 
+BEAT_S, GONE_S = 1.0, 10.0  # how often Ray's head is looked for, and how long it may be silent
 PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
 
 
@@ -71,6 +76,7 @@ def train(
         SpecError: a trial asks for more than the cluster has.
         NoClusterError: no cluster answers.
     """
+    over = threading.Event()
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(ray_at, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
         _check(spec, cluster)
@@ -80,10 +86,16 @@ def train(
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
-            recorder = Recorder(feed, store, progress, warmups, known, stopped)
-            kind = trainable(place, spec=spec, data=data, warmups=warmups)
-            if not stopped:
-                _tune(spec, kind, place, recorder, scratch)
+            recorder = Recorder(feed, store, progress, warmups, known, stopped, Path(scratch))
+            kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch)
+            watch = threading.Thread(target=_watch, args=(stopped, over), daemon=True)
+            watch.start()
+            try:
+                if not stopped:
+                    _tune(spec, kind, place, recorder, scratch)
+            finally:
+                over.set()
+            recorder.close()
         return (stopped[0] if stopped else None), recorder.error
 
 
@@ -190,6 +202,32 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
     tuner.fit()
 
 
+def _watch(stopped: list[int], over: threading.Event) -> None:
+    """Ends the process where Ray's head is gone: Ray would wait for a minute, and then abort without a word.
+
+    What is finished is stored, and the kernel frees the lock. A SIGTERM to the whole process group, as `timeout` or a
+    batch system sends it, ends a local head, too.
+    """
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    silent = 0.0
+    while not over.wait(BEAT_S):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=BEAT_S).close()
+        except OSError:
+            silent += BEAT_S
+        else:
+            silent = 0.0
+        if silent >= GONE_S:
+            _leave("Ray's head is gone; what was finished is kept", 128 + stopped[0] if stopped else 4)
+
+
+def _leave(what: str, code: int) -> NoReturn:
+    """Ends the process at once, with what it was and what to do."""
+    cursor = "\x1b[?25h" if sys.stdout is not None and sys.stdout.isatty() else ""  # which the progress bar hides
+    os.write(2, f"{cursor}\n{what}; the same command goes on from here\n".encode())
+    os._exit(code)
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the sweep in order, a second one at once; yields the signals received.
@@ -201,8 +239,7 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         if len(received) > 1:
-            os.write(2, b"\nstopped; the same command goes on from here\n")
-            os._exit(128 + number)
+            _leave("stopped", 128 + number)
         os.write(2, b"\nstopping in order, what is finished is kept (once more: stop at once)\n")
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -26,6 +26,7 @@ from qdtune.machine import has_compiler
 from qdtune.quantize import calibrate, ledger, quantize
 from qdtune.schema import Phase
 from qdtune.step import Shape, normalise
+from qdtune.warmups import CHECKSUM, checksum, fault
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
@@ -164,11 +165,14 @@ def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
         "/points": torch.tensor(points, dtype=torch.float64).reshape(-1, len(names)),
         "/owners": torch.tensor([log.seeds.index(e["seed"]) for e in log.entries], dtype=torch.int64),
     }
-    return safetensors.torch.save(tensors | curves)
+    blob = safetensors.torch.save(tensors | curves)
+    return safetensors.torch.save(tensors | curves, metadata={CHECKSUM: checksum(blob)})
 
 
 def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> bool:
     """Puts a kept warm-up into fresh replicas and its curves into the log; False where the file is damaged."""
+    if fault(blob):
+        return False
     try:
         tensors = safetensors.torch.load(blob)
     except safetensors.SafetensorError:

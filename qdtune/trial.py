@@ -7,9 +7,11 @@ imported where a trial starts.
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
     from qdtune.cohort import Tensors
 
 POLL_S = 0.2  # between two questions whether somebody else's warm-up is ready
+GRACE_S = 10.0  # a trial over its time may end its epoch within this, and then ends by itself
 
 
 class SharedWarmups:
     """The sweep's `WarmupFolder` as one trial sees it: a claim waits while another trial trains."""
 
-    def __init__(self, folder: Any, holder: str) -> None:
-        self.folder, self.holder, self.waited_s = folder, holder, 0.0
+    def __init__(self, folder: Any, holder: str, alive: Callable[[], None]) -> None:
+        self.folder, self.holder, self.alive, self.waited_s = folder, holder, alive, 0.0
 
     def claim(self, key: str) -> bytes | None:
         while True:
@@ -42,6 +45,7 @@ class SharedWarmups:
                 return blob
             time.sleep(POLL_S)
             self.waited_s += POLL_S
+            self.alive()
 
     def keep(self, key: str, blob: bytes) -> None:
         ray.get(self.folder.keep.remote(key, blob))
@@ -50,20 +54,31 @@ class SharedWarmups:
 class QATTrial(tune.Trainable):
     """Trains the configuration in its config, the nine axes by name, and reports every epoch.
 
-    `seeds` in the config are taken instead of the sweep's own; with `alone` it may fill all memory of its GPU.
+    `seeds` in the config are taken instead of the sweep's own; with `alone` it may fill all memory of its GPU. The
+    folder `stacks`, where there is one, gets a file TRIAL_ID with the stack of a trial that fell silent.
 
     A report is what `train.run` yields; where training raised, `state` and `error` instead, because Ray may retry
     a lost worker but must not retry a mistake.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
-        self, config: dict[str, Any], *, spec: Spec, data: Data, warmups: Any, cpu: float, gpu: float
+        self,
+        config: dict[str, Any],
+        *,
+        spec: Spec,
+        data: Data,
+        warmups: Any,
+        cpu: float,
+        gpu: float,
+        stacks: str = "",
     ) -> None:
         # Ray also sets up actors that a reused one has already replaced: nothing heavy may happen here.
         self._spec, self._data, self._folder, self._cpu, self._gpu = spec, data, warmups, cpu, gpu
         self._tensors: Tensors | None = None
         self._reports: Iterator[dict[str, Any]] | None = None
-        self._began = 0.0
+        self._began, self._stacks = 0.0, stacks
+        self._stack: int | None = None  # the file for it, open while it may have to be written
+        self._warmups = SharedWarmups(warmups, "", self._watch)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._reports = None
@@ -74,17 +89,39 @@ class QATTrial(tune.Trainable):
             if self._reports is None:
                 self._began = time.monotonic()
                 self._reports = self._start()
+            self._watch()
             report = next(self._reports)
         except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
             return self._ended(error)
-        limit, taken = self._spec.run.trial_timeout_s, time.monotonic() - self._began - self._warmups.waited_s
-        if "done" not in report and limit is not None and taken > limit:
-            return {
-                "state": "timeout",
-                "error": f"not finished after {limit:g} s (run.trial_timeout_s)",
-                "done": True,
-            }
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            if self._stack is not None:
+                os.close(self._stack)
+                self._stack = None
+        limit = self._spec.run.trial_timeout_s
+        if "done" not in report and limit is not None and self._taken() > limit:
+            return {"state": "timeout", "error": over_time(limit), "done": True}
         return {"done": False} | report
+
+    def _taken(self) -> float:
+        """Seconds since it began, without those in which it waited for another trial."""
+        return time.monotonic() - self._began - self._warmups.waited_s
+
+    def _watch(self) -> None:
+        """Ends this process if it neither reports nor waits for too long, even where Python is stuck in C.
+
+        The driver sees a lost worker and the time that has passed; where on its machine, also the stack.
+        """
+        run = self._spec.run
+        limits = [run.stall_timeout_s] if run.stall_timeout_s is not None else []
+        if run.trial_timeout_s is not None:
+            limits.append(max(0.0, run.trial_timeout_s - self._taken()) + GRACE_S)
+        if limits:
+            if self._stack is None:
+                here = os.path.isdir(self._stacks)
+                path = os.path.join(self._stacks, self.config.get("trial_id", "trial")) if here else os.devnull
+                self._stack = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            faulthandler.dump_traceback_later(min(limits), exit=True, file=self._stack)
 
     def _ended(self, error: BaseException) -> dict[str, Any]:
         import torch
@@ -120,7 +157,7 @@ class QATTrial(tune.Trainable):
             torch.cuda.set_per_process_memory_fraction(share)
         seeds = self.config.get("seeds")
         trial = make_trial(self._spec, self.config, None if seeds is None else tuple(seeds))
-        self._warmups = SharedWarmups(self._folder, trial.trial_id)
+        self._warmups = SharedWarmups(self._folder, trial.trial_id, self._watch)
         return run(trial, self._tensors, self._warmups, self._spec.run.compile)
 
     def _device(self) -> torch.device:
@@ -137,12 +174,17 @@ class QATTrial(tune.Trainable):
         return f"QATTrial(d{c.get('depth')} w{c.get('weight_bits')}{inputs} {c.get('activation')})"
 
 
+def over_time(limit: float) -> str:
+    """What a trial that took longer than `limit` seconds is told to have ended with."""
+    return f"not finished after {limit:g} s (run.trial_timeout_s)"
+
+
 def trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
     """`QATTrial` with its parameters in the object store, once per node, and with its share of a machine.
 
     Args:
         place: the CPUs and the fraction of a GPU that each trial gets.
-        parameters: `spec`, `data` and `warmups` of `QATTrial.setup`.
+        parameters: `spec`, `data`, `warmups` and `stacks` of `QATTrial.setup`.
     """
     return sized(tune.with_parameters(QATTrial, cpu=place.cpu, gpu=place.gpu, **parameters), place)
 

@@ -8,11 +8,14 @@ workers on other machines need no file system in common with it.
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
+import hashlib
+import json
+from typing import Any, Literal
 
 from qdtune.storage import StorageError, open_folder
 
 Answer = Literal["kept", "train", "wait"]
+CHECKSUM = "qdtune.sha256"
 
 
 class WarmupFolder:
@@ -53,6 +56,30 @@ class WarmupFolder:
     def release(self, holder: str) -> None:
         """Lets others train what `holder` was training, because it has ended or starts anew."""
         self.training = {key: who for key, who in self.training.items() if who != holder}
+
+
+def checksum(blob: bytes) -> str:
+    """A checksum of the numbers in a safetensors file, and of what its header says of them."""
+    header, data = _parts(blob)
+    header.pop("__metadata__", None)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
+
+
+def fault(blob: bytes) -> str | None:
+    """What is wrong with the bytes of a kept warm-up, if anything; one of an older version has no checksum."""
+    try:
+        promised = (_parts(blob)[0].get("__metadata__") or {}).get(CHECKSUM)
+        found = checksum(blob)
+    except (ValueError, AttributeError, TypeError, RecursionError):  # no JSON, or not of this shape
+        return "it is no safetensors file"
+    return None if promised in (None, found) else f"the numbers do not fit their checksum {promised}"
+
+
+def _parts(blob: bytes) -> tuple[dict[str, Any], bytes]:
+    end = 8 + int.from_bytes(blob[:8], "little")  # the layout of safetensors: length, JSON header, data
+    if len(blob) < 8 or end > len(blob):
+        raise ValueError("cut off")
+    return json.loads(blob[8:end]), blob[end:]
 
 
 def _file(key: str) -> str:

@@ -34,11 +34,11 @@ def command(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "COLUMNS": "80"}
 
-    def start(bits="[1, 4]", *options, batch_size=32, epochs=2):
+    def start(bits="[1, 4]", *options, batch_size=32, epochs=2, **how):
         (folder / "tiny.yaml").write_text(SWEEP % (bits, batch_size, epochs))
         line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml", *options]
         return subprocess.Popen(
-            line, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            line, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how
         )
 
     def run(*arguments, **changes):

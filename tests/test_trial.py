@@ -115,7 +115,7 @@ def trial_parameters(ray, tmp_path, spec):
 
     data, _ = load(["synthetic"], tmp_path, 128)
     warmups = ray.remote(WarmupFolder).options(num_cpus=0).remote(str(tmp_path / "warmup"))
-    return {"spec": spec, "data": data, "warmups": warmups}
+    return {"spec": spec, "data": data, "warmups": warmups, "stacks": str(tmp_path)}
 
 
 def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
@@ -142,17 +142,20 @@ def swept(ray, tmp_path, spec, kind, place):
     from qdtune.store import Store
     from qdtune.study import Study
     from qdtune.sweep import _tune
-    from qdtune.trial import sized
+    from qdtune.trial import QATTrial, sized
 
     parameters = trial_parameters(ray, tmp_path, spec)
     store = Store(tmp_path / "run")
     earlier = results(spec, store.trials(), store.history())
     feed = Feed(spec, plan(spec).trials, Study(spec, store.root / "study.journal"), earlier)
     with SweepProgress(console(), feed.total, feed.total - feed.left, {"depth"}) as progress:
-        recorder = Recorder(feed, store, progress, parameters["warmups"], {}, [])
+        recorder = Recorder(feed, store, progress, parameters["warmups"], {}, [], tmp_path)
         sizes = {"cpu": place.cpu, "gpu": 0.0}
-        _tune(spec, sized(tune.with_parameters(kind, **sizes, **parameters), place), place, recorder, str(tmp_path))
-    assert recorder.error is None
+        whole = tune.with_parameters(kind or QATTrial, **sizes, **parameters)
+        _tune(spec, sized(whole, place), place, recorder, str(tmp_path))
+        recorder.close()
+    if recorder.error:
+        raise recorder.error
     return feed, store
 
 

@@ -1,0 +1,104 @@
+"""`qdtune verify RUN`: looks at every file of a run folder; what is damaged is set aside, and runs again.
+
+Nothing is deleted: a damaged file is renamed to `NAME.damaged`, and `pareto.parquet` is written anew from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from qdtune.cli import Parser, guarded
+from qdtune.progress import counted
+from qdtune.results import Result, results
+from qdtune.rules import mistake, one_line
+from qdtune.spec import loads
+from qdtune.storage import LocationError, RunInUse, StorageError, child
+from qdtune.store import Store
+from qdtune.tables import PARETO, DamagedError, NewerSchemaError, aggregate, parse
+from qdtune.warmups import fault
+
+USAGE = "qdtune verify RUN"
+WHOLE, DAMAGED = 0, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks a run folder; the exit code: 0 if all is whole, 3 if something was damaged, else as of `launch`.
+
+    Args:
+        argv: the arguments after `verify`; those of the process if None.
+    """
+    return guarded(lambda: _verify(_arguments(argv)))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("verify", USAGE, "Checks every file of a run folder, and sets aside what is damaged.")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
+    arguments = parser.read(argv)
+    if arguments.run is None:
+        parser.error("no run folder given")
+    return arguments
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    codes = {LocationError: 2, NewerSchemaError: 2, StorageError: 4, RunInUse: 5}
+    try:
+        store = Store(arguments.run)
+        if store.sweep_yaml() is None:  # before the lock, which would make the folder
+            raise mistake(f"{one_line(arguments.run)} is no run folder: it holds no sweep.yaml")
+        with store.lock():
+            return _report(store, arguments.run)
+    except tuple(codes) as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return next(code for kind, code in codes.items() if isinstance(error, kind))
+
+
+def _report(store: Store, run: str) -> int:
+    damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
+    damaged += [f"{line}: set aside, is trained again" for line in _damaged_warmups(store)]
+    spec = loads(store.sweep_yaml() or b"", child(run, "sweep.yaml"))
+    rows, history = store.trials(), store.history()
+    ours = results(spec, rows, history)
+    damaged += [f"{line}: written anew" for line in _wrong_table(store, ours)]
+    for line in damaged + list(_remarks(ours, len(store.ids()))):
+        print(one_line(line))
+    counts = (counted(len(store.ids()), "trial"), counted(len(rows), "row"), counted(len(history), "epoch"))
+    print(one_line(f"{run}: {', '.join(counts)}: {counted(len(damaged), 'fault') if damaged else 'all whole'}"))
+    return DAMAGED if damaged else WHOLE
+
+
+def _damaged_warmups(store: Store) -> Iterator[str]:
+    for file in store.folder.files("warmup"):
+        name = f"warmup/{file}"
+        if file.endswith(".safetensors") and file[0] != "." and (why := fault(store.folder.read(name) or b"")):
+            store.folder.rename(name, f"{name}.damaged")
+            yield f"{store.folder.name(name)}: {why}"
+
+
+def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
+    """Writes `pareto.parquet` where it is not what the rows say; none is there before the first launch has ended."""
+    data, name = store.folder.read("pareto.parquet"), store.folder.name("pareto.parquet")
+    if data is None:
+        return
+    ids = [result.trial.trial_id for result in ours]
+    try:
+        right = parse(data, name, PARETO).equals(aggregate(store.trials(ids)))
+        why = "it is not what the rows say"
+    except DamagedError as error:
+        right, why = False, str(error)
+    if not right:
+        store.write_pareto(ids)
+        yield f"{name}: {why}"
+
+
+def _remarks(ours: Sequence[Result], there: int) -> Iterator[str]:
+    if other := there - len(ours):
+        yield f"{counted(other, 'trial')} of other axes, or of another version of qdtune: kept, and not counted"
+    for result in ours:
+        if result.state in ("ok", "pruned") and not result.curve:
+            yield f"{result.trial.trial_id} ({result.trial.label}) has lost its learning curve; its result stands"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""A sweep whose trials take no time and need no Ray: planner, feed, study and store as `session.run` joins them.
+
+As a command it is one launch: `python fake.py FOLDER SWEEP_FILE`, a line per result once that is stored.
+"""
+
+import random
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from qdtune.feed import Feed
+from qdtune.plan import plan
+from qdtune.results import result_of, results
+from qdtune.spec import load
+from qdtune.store import Store
+from qdtune.study import Study
+
+
+def outcome(trial, epochs, report):
+    """Rows and history of a trial, drawn from its id: the same in every launch."""
+    draw, now = random.Random(trial.trial_id), datetime.now(timezone.utc)
+    best, by, history, accuracies = draw.uniform(0.5, 1), None, [], []
+    for epoch in range(1, epochs + 1):
+        accuracies = [best * epoch / epochs - draw.random() / 100 for _ in trial.seeds]
+        for seed, accuracy in zip(trial.seeds, accuracies, strict=True):
+            entry = {"trial_id": trial.trial_id, "seed": seed, "phase": "qat", "epoch": epoch, "seconds": 0.1}
+            history.append(entry | {"val_accuracy": accuracy, "train_loss": 1.0})
+        if epoch < epochs and (by := report(trial.trial_id, epoch, accuracies)):
+            break
+    end = {"state": "pruned" if by else "ok", "pruned_by": by, "epochs": epoch, "finished_at": now, "attempt": 1}
+    rows = [
+        trial.columns | end | {"seed": seed, "val_accuracy": a, "test_accuracy": None if by else a}
+        for seed, a in zip(trial.seeds, accuracies, strict=True)
+    ]
+    return rows, history
+
+
+def launch(folder, spec, told=lambda line: None):
+    """One launch: what is missing, until nothing is; the feed, and the table."""
+    store = Store(folder)
+    with store.lock():
+        store.create(spec.to_yaml())
+        store.pack()
+        earlier = results(spec, store.trials(), store.history())
+        assert store.damaged == []
+        feed = Feed(spec, plan(spec).trials, Study(spec, Path(folder) / "study.journal"), earlier)
+        while (trial := feed.next()) is not None:
+            rows, history = outcome(trial, spec.train.qat.epochs, feed.study.report)
+            store.write(trial.trial_id, rows, history, {})
+            feed.ended(result_of(trial, rows, history))
+            told(trial.trial_id)
+        feed.study.close()
+        table = store.write_pareto(list(feed.results))
+        store.pack()
+    return feed, table
+
+
+if __name__ == "__main__":
+    launch(sys.argv[1], load(sys.argv[2]), lambda line: print(line, flush=True))
