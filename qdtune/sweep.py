@@ -19,6 +19,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from qdtune import plugins
 from qdtune.cluster import Cluster, RayAt, connect
 from qdtune.data import Data
 from qdtune.feed import Feed
@@ -80,7 +81,7 @@ def train(
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
             recorder = Recorder(feed, store, progress, warmups, known, stopped)
-            kind = trainable(place, spec=spec, data=data, warmups=warmups)
+            kind = trainable(place, spec=spec, data=data, warmups=warmups, grant=plugins.granted())
             if not stopped:
                 _tune(spec, kind, place, recorder, scratch)
         return (stopped[0] if stopped else None), recorder.error
@@ -103,7 +104,7 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
     out.print(f"gpu: auto: measuring {trial.label} ({trial.ledger.params:,} parameters) on a GPU of its own")
     # An actor, which can be killed at any moment: cancelling a task that is just ending aborts the driver (Ray 2.60).
     probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote()
-    answer = probe.call.remote(_measure, trial, data, spec.run.compile)
+    answer = probe.call.remote(_measure, plugins.granted(), trial, data, spec.run.compile)
     gpu, waited = 1.0, 0.0
     while not stopped and waited < PROBE_S and not ray.wait([answer], timeout=1.0)[0]:
         waited += 1.0
@@ -129,7 +130,8 @@ class _Probe:
         return function(*arguments)
 
 
-def _measure(*arguments: Any) -> Need:
+def _measure(grant: plugins.Grant, *arguments: Any) -> Need:
+    plugins.allow(grant)
     from qdtune.probe import measure  # torch
 
     return measure(*arguments)

@@ -73,7 +73,7 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
 
 
 USAGE = f" (usage: {launch.USAGE})"
-OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --set)"
+OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --allow-plugin, --set)"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_write_returns_every_cell_and_its_provenance(store):
     assert store.history().to_pylist() == history
     for folder in ("trials", "history"):
         metadata = pq.read_metadata(store.root / folder / "a.parquet").metadata
-        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"2")
+        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"3")
 
 
 def test_schemas_hold_the_promised_columns():
@@ -290,28 +290,28 @@ def test_results_of_version_1_are_as_good_as_new_ones(store):
 
 def test_a_file_of_a_newer_version_is_refused(store):
     path = plant(store, "a", trials_table([row()]), version="7")
-    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 2 or lower, got 7: upgrade"):
+    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 3 or lower, got 7: upgrade"):
         done(store)
 
 
 @pytest.mark.parametrize(
     ("change", "version", "reason"),
     [
-        (lambda t: t.drop_columns(["state"]), "2", "columns missing: state"),
-        (lambda t: t.drop_columns(["pruned_by"]), "2", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["state"]), "3", "columns missing: state"),
+        (lambda t: t.drop_columns(["pruned_by"]), "3", "columns missing: pruned_by"),
         (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
-        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "2", "another type than theirs: depth"),
-        (lambda t: t.set_column(1, "depth", pa.array(["2"])), "2", "Unable to merge"),
-        (lambda t: t.append_column("seed", pa.array([1])), "2", "duplicate field names"),
-        (lambda t: t.slice(0, 0), "2", "one row per seed, got none"),
+        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "3", "another type than theirs: depth"),
+        (lambda t: t.set_column(1, "depth", pa.array(["3"])), "3", "Unable to merge"),
+        (lambda t: t.append_column("seed", pa.array([1])), "3", "duplicate field names"),
+        (lambda t: t.slice(0, 0), "3", "one row per seed, got none"),
         (lambda t: t, None, f"must hold {VERSION_KEY}"),
         (lambda t: t, "one", f"must hold {VERSION_KEY}"),
-        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "2", "got an extension type"),
+        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "3", "got an extension type"),
         (
             lambda t: t.append_column(
                 pa.field("x", pa.binary(), metadata={"ARROW:extension:name": "nobody.knows"}), pa.array([b"boom"])
             ),
-            "2",
+            "3",
             "got an extension type",
         ),
     ],
