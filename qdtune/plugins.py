@@ -137,10 +137,17 @@ def telling(what: str) -> Iterator[None]:
     except PluginError:
         raise
     except (Exception, SystemExit) as error:  # it may raise anything
-        files = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-        at = f" ({files[-1].filename}:{files[-1].lineno})" if files else ""
         said = " ".join(str(error).split())[:MAX_TOLD]
-        raise PluginError(one_line(f"{what}: {type(error).__name__}: {said}{at}")) from error
+        raise PluginError(one_line(f"{what}: {type(error).__name__}: {said}{_place(error)}")) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's file, or else where in somebody else's, an error arose: ` (file:line)`."""
+    ours = str(Path(__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", ours))]
+    known = {source.path for source in sources()}
+    nearest = [f for f in frames if f.filename in known] or frames
+    return f" ({nearest[-1].filename}:{nearest[-1].lineno})" if nearest else ""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qdtune import configuration
 from qdtune.configuration import OwnData, OwnModel, Trial
-from qdtune.ledger import Parts, mlp_ledger
+from qdtune.ledger import mlp_ledger
 from qdtune.names import AXES, DATASETS, DatasetInfo
 from qdtune.plan import make_trial, plan
 from qdtune.rules import MAX_LINES, Problem, SpecError
@@ -362,7 +362,7 @@ MATRIX = [
         (79, f"model={{factory: {text}}}", f"model.factory: {text!r} is not allowed (package.module:function)")
         for text in ("os", "os:", ":system", "os.system", "os:system()", "../os:system", "os:a.b", "ös:f", "a:b:c")
     ],
-    (79, "data.factory=os:f", "data: has both 'dataset' and 'factory' (one of them)"),
+    (79, "data.factory=os:f", "error: x.yaml:4: data: has both 'dataset' and 'factory' (one of them)"),
     (79, "model={name: mlp, factory: os:f}", "model: has both 'name' and 'factory' (one of them)"),
     (79, "model.name=", "model: has neither 'name' nor 'factory' (one of them)"),
     (
@@ -372,7 +372,7 @@ MATRIX = [
     ),
     (79, "model={factory: a:f, sha256: abc}", "model.sha256: 'abc' is not allowed (64 hexadecimal digits)"),
     (79, f"model.sha256={'a' * 64}", "model: sha256 is for a factory only"),
-    (79, "data.shape=[1, 2, 3]", "data: shape is for a factory only"),
+    (79, "data.shape=[1, 2, 3]", "error: x.yaml:4: data: shape is for a factory only"),
     (79, "model={factory: a:f, built: {'8': 3}}", "model.built.8: 3 is not allowed (key: value pairs)"),
 ]
 

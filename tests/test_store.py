@@ -45,9 +45,24 @@ T_975 = {
 def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]:
     full = {
         **dict(zip(AXES, (2, 4, "relu", None, "absmean", "orthogonal", "24", 0.1, 0.01), strict=True)),
-        **{"trial_id": trial_id, "seed": seed, "dataset": "digits", "state": "ok", "epochs": 3, "train_loss": 0.5},
+        **{
+            "trial_id": trial_id,
+            "seed": seed,
+            "dataset": "digits",
+            "model": "mlp",
+            "state": "ok",
+            "epochs": 3,
+            "train_loss": 0.5,
+        },
         **{"val_accuracy": 0.9, "test_accuracy": 0.8, "float_val_accuracy": 0.95, "params": 100, "size_bytes": 64},
-        **{"weight_bytes": 50, "scale_bytes": 8, "bias_bytes": 6, "fp32_bytes": 400, "inner_dims": [[5], [4, 4]]},
+        **{
+            "weight_bytes": 50,
+            "scale_bytes": 8,
+            "bias_bytes": 6,
+            "other_bytes": 0,
+            "fp32_bytes": 400,
+            "inner_dims": [[5], [4, 4]],
+        },
         **{"seconds": 1.5, "device": "cpu", "error": None, "pruned_by": None, "started_at": NOW, "finished_at": NOW},
         **{"attempt": 1},
     }
@@ -72,7 +87,7 @@ def done(store: Store) -> set[str]:
     return final_ids(store.trials())
 
 
-def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "2") -> Path:
+def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "3") -> Path:
     """Puts a file there by other means than `write`."""
     path = store.root / "trials" / f"{trial_id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,18 +289,25 @@ def test_columns_missing_from_an_older_version_are_null(store):
     assert store.damaged == []
 
 
-def test_results_of_version_1_are_as_good_as_new_ones(store):
-    """It had every column but `pruned_by`; a sweep that goes on in such a folder has both kinds of file."""
-    older = trials_table([row(seed=0), row(seed=1)]).drop_columns(["pruned_by"])
-    plant(store, "a", older, version="1")
+@pytest.mark.parametrize(
+    ("version", "absent"), [("1", ["pruned_by", "model", "other_bytes"]), ("2", ["model", "other_bytes"])]
+)
+def test_results_of_older_versions_are_as_good_as_new_ones(store, version, absent):
+    """They had every column but these; a sweep that goes on in such a folder has both kinds of file."""
+    older = trials_table([row(seed=0), row(seed=1)]).drop_columns(absent)
+    plant(store, "a", older, version)
     save(store, "b", depth=3, state="pruned", pruned_by="a")
     assert store.trials().schema == TRIALS
     assert store.trials().column("pruned_by").to_pylist() == [None, None, "a"]
     assert store.damaged == []
     assert done(store) == {"a", "b"}
     assert save(store, "a") is False
-    table = store.write_pareto().select(["trial_id", "n_seeds", "pruned_by", "is_pareto"]).to_pylist()
-    assert [tuple(entry.values()) for entry in table] == [("a", 2, None, True), ("b", 0, "a", False)]
+    columns = ["trial_id", "n_seeds", "pruned_by", "model", "other_bytes", "is_pareto"]
+    table = store.write_pareto().select(columns).to_pylist()
+    assert [tuple(entry.values()) for entry in table] == [
+        ("a", 2, None, None, None, True),
+        ("b", 0, "a", "mlp", 0, False),
+    ]
 
 
 def test_a_file_of_a_newer_version_is_refused(store):
@@ -299,6 +321,7 @@ def test_a_file_of_a_newer_version_is_refused(store):
     [
         (lambda t: t.drop_columns(["state"]), "3", "columns missing: state"),
         (lambda t: t.drop_columns(["pruned_by"]), "3", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["model"]), "3", "columns missing: model"),
         (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
         (lambda t: t.set_column(1, "depth", pa.array([2.5])), "3", "another type than theirs: depth"),
         (lambda t: t.set_column(1, "depth", pa.array(["3"])), "3", "Unable to merge"),
@@ -541,7 +564,7 @@ def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     for key in {tuple(r[name] for name in keys) for r in rows}:
         mine = sorted((r for r in rows if tuple(r[name] for name in keys) == key), key=lambda r: r["seed"])
         ok = [r for r in mine if r["state"] == "ok"]
-        entry = {name: mine[0][name] for name in (*keys, "trial_id", "size_bytes", "params")}
+        entry = {name: mine[0][name] for name in (*keys, "trial_id", "model", "size_bytes", "other_bytes", "params")}
         entry |= {"n_seeds": len(ok), "epochs": max(r["epochs"] for r in mine)}
         entry["state"] = max(
             [r["state"] for r in mine if r["state"] in FINAL] or [r["state"] for r in mine], key=STATES.index
