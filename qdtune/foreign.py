@@ -20,7 +20,7 @@ from qdtune.plugins import PluginError
 from qdtune.quantize import ledger
 from qdtune.schema import Qat, Warmup
 from qdtune.spec import Spec
-from qdtune.train import run
+from qdtune.train import Nowhere, run
 
 TRIED_ROWS = 8
 
@@ -101,16 +101,6 @@ def _faults(model: nn.Module) -> Iterator[str]:
             yield f"with dropout {drop:g} in {name}: replicas that are trained together cannot draw, set it to 0"
 
 
-class _Nowhere:
-    """Warm-ups that are not kept."""
-
-    def claim(self, key: str) -> bytes | None:
-        return None
-
-    def keep(self, key: str, blob: bytes) -> None:
-        pass
-
-
 def _try_out(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
     """Trains two replicas for an epoch on random rows, split in two and quantised, as a trial would."""
     draw = torch.Generator().manual_seed(0)
@@ -133,5 +123,5 @@ def _try_out(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
         seeds=(0, 1),
         own_model=own,
     )
-    for _ in run(trial, Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0), _Nowhere(), "never"):
+    for _ in run(trial, Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0), Nowhere(), "never"):
         pass

@@ -134,7 +134,7 @@ def _report(
         if max(row["n_seeds"] for row in front.to_pylist()) > 1:
             out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
         if other := max(row["other_bytes"] or 0 for row in front.to_pylist()):
-            what = "is in layers that are neither split nor quantised: see the column `other_bytes`"
+            what = "are float32 at any bits, in what is no linear layer: see the column `other_bytes`"
             out.print(f"up to {other:,} bytes of each {what}", style="dim")
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, feed, states["pruned"]))

@@ -43,6 +43,16 @@ class Warmups(Protocol):
     def keep(self, key: str, blob: bytes) -> None: ...
 
 
+class Nowhere:
+    """Warm-ups that are not kept."""
+
+    def claim(self, key: str) -> bytes | None:
+        return None
+
+    def keep(self, key: str, blob: bytes) -> None:
+        pass
+
+
 @dataclass
 class Log:
     """The curves of the replicas so far; a replica whose loss is not finite has ended there."""

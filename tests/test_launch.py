@@ -256,5 +256,6 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         launch.main(["--help"])
     said = capsys.readouterr().out
     assert all(
-        option in said for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--set")
+        option in said
+        for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--allow-plugin", "--set")
     )
