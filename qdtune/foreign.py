@@ -50,8 +50,11 @@ def described(spec: Spec) -> Spec:
 def _parts(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Parts:
     """What the model of these hidden widths consists of."""
     model, twin = (models.own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
-    if not isinstance(model, nn.Module):
-        raise PluginError(f"{own.factory} must return an nn.Module, got {type(model).__name__}")
+    for built in (model, twin):
+        if not isinstance(built, nn.Module):
+            raise PluginError(f"{own.factory} must return an nn.Module, got {type(built).__name__}")
+    if not _same(model.state_dict(), twin.state_dict()):
+        raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
     for fault in _faults(model):
         raise PluginError(f"{own.factory} builds a model {fault}")
     with plugins.telling(f"{own.factory} builds a model that cannot be called"), torch.no_grad():
@@ -62,14 +65,15 @@ def _parts(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Parts:
             f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         )
         raise PluginError(f"{own.factory}: 2 samples must give float32 logits of shape {wanted}, got {got}")
-    pairs = zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
-    if not all(torch.equal(a, b) for a, b in pairs):
-        raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
     layers = tuple((m.in_features, m.out_features, m.bias is not None) for m in _linears(model))
     whole = ledger(model)
     split = sum((matrix_ledger(i * o, o * bias, FLOAT_BITS, None) for i, o, bias in layers), Ledger())
     norms = sum(m.num_features for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return Parts(layers, norms, whole.params - split.params - 2 * norms, whole.other_bytes)
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _linears(model: nn.Module) -> list[nn.Linear]:

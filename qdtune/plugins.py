@@ -90,8 +90,7 @@ def permit(spec: Spec, modules: Sequence[str], folders: Sequence[Path]) -> None:
     ]
     if problems:
         raise SpecError(problems)
-    if needed:
-        allow(Grant(tuple(needed.values()), tuple(str(folder.resolve()) for folder in folders)))
+    allow(Grant(tuple(needed.values()), tuple(str(folder.resolve()) for folder in folders)))
 
 
 def function(factory: str, sha256: str | None = None) -> Callable[..., Any]:
@@ -109,19 +108,17 @@ def function(factory: str, sha256: str | None = None) -> Callable[..., Any]:
         raise PluginError(f"{module} was not allowed by --allow-plugin")
     with telling(f"{module} cannot be imported"):
         found = importlib.import_module(module)
-    if not getattr(found, "__file__", None):
-        raise PluginError(f"{module} has no source file, so nothing could tell whether it changes")
-    if module not in _sources:
-        path = Path(str(found.__file__))
-        _sources[module] = Source(module, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
-    if sha256 not in (None, _sources[module].sha256):
-        raise PluginError(
-            f"{_sources[module].path} has changed: its sha256 was {sha256}, it is {source(factory).sha256}"
-        )
-    found_function = getattr(found, name, None)
-    if not callable(found_function):
-        raise PluginError(f"{_sources[module].path} has no function {name}")
-    return found_function
+        path = getattr(found, "__file__", None)
+        if path is None:
+            raise PluginError(f"{module} has no source file, so nothing could tell whether it changes")
+        if module not in _sources:
+            _sources[module] = Source(module, path, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    is_now = _sources[module].sha256
+    if sha256 not in (None, is_now):
+        raise PluginError(f"{path} has changed: its sha256 was {sha256}, it is {is_now}")
+    if not callable(named := getattr(found, name, None)):
+        raise PluginError(f"{path} has no function {name}")
+    return named
 
 
 def source(factory: str) -> Source:

@@ -302,6 +302,11 @@ BAD_MODELS = [
     (f"{NET}return nn.Linear(3, classes)", r"cannot be called: RuntimeError: .*mat1 and mat2 shapes cannot"),
     (f"{NET}return nn.Linear(inputs, classes).double()", r"parameter weight is torch.float64, or frozen"),
     (f"{LINEAR}return m.requires_grad_(False)", r"parameter weight is torch.float32, or frozen"),
+    (
+        f"N = iter([1, 2])\n{NET}return nn.Sequential(*[nn.Linear(16, 4)] * next(N))",
+        r"the same model for the same seed",
+    ),
+    (f"N = iter([1])\n{NET}return nn.Linear(16, 4) if next(N, 0) else 'x'", r"must return an nn.Module, got str"),
     (f"{SEQ}(nn.Linear(16, 4), nn.Dropout(0.2))", r"with dropout 0.2 in 1: replicas that .* draw, set it to 0"),
     (f"{SEQ}(nn.Linear(16, 8), nn.TransformerEncoderLayer(8, 2, 8))", r"with dropout 0.1 in 1.self_attn: "),
     (f"{TWO}return nn.functional.dropout(s.b(x), 0.5)", rf"{UNTRAINABLE}RuntimeError: vmap: called random operation"),
