@@ -103,8 +103,8 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
     trial = max(feed.planned, key=lambda t: (t.ledger.fp32_bytes, t.depth, t.act_bits or 0))
     out.print(f"gpu: auto: measuring {trial.label} ({trial.ledger.params:,} parameters) on a GPU of its own")
     # An actor, which can be killed at any moment: cancelling a task that is just ending aborts the driver (Ray 2.60).
-    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote()
-    answer = probe.call.remote(_measure, plugins.granted(), trial, data, spec.run.compile)
+    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote(plugins.granted())
+    answer = probe.call.remote(_measure, trial, data, spec.run.compile)
     gpu, waited = 1.0, 0.0
     while not stopped and waited < PROBE_S and not ray.wait([answer], timeout=1.0)[0]:
         waited += 1.0
@@ -126,12 +126,14 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
 class _Probe:
     """A process of its own to call something in."""
 
+    def __init__(self, grant: plugins.Grant) -> None:
+        plugins.allow(grant)
+
     def call(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def _measure(grant: plugins.Grant, *arguments: Any) -> Need:
-    plugins.allow(grant)
+def _measure(*arguments: Any) -> Need:
     from qdtune.probe import measure  # torch
 
     return measure(*arguments)
