@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_cohort import CPU, a_trial, generator
 from test_train import Kept, numbers
 
@@ -197,6 +198,19 @@ def test_compiled_training_gives_the_numbers_of_the_eager_one(tmp_path, tensors,
     trial = replace(trial, warmup=Warmup(epochs=0), qat=Qat(epochs=1, lr=0.03))
     eager, compiled = (last(trial, tensors, mode)["history"] for mode in ("never", "always"))
     assert [e["train_loss"] for e in compiled] == pytest.approx([e["train_loss"] for e in eager], rel=1e-4)
+
+
+def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
+    planted(tmp_path, MODELS)
+    sha256 = hashlib.sha256(MODELS.encode()).hexdigest()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    place = lambda seed: models.own("planted:attention", sha256, 16, (8,), 4, seed=seed).place  # noqa: E731
+    first, other = place(1), place(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.randn(3)
+    assert torch.equal(place(1), first)
+    assert not torch.equal(other, first)
 
 
 # --- what it consists of
