@@ -153,10 +153,12 @@ class Cohort:
             hits += (answers == labels).sum(-1)
         return [count / len(y) for count in hits.tolist()]  # as doubles: equal counts give equal means
 
+    @torch.no_grad()
     def unstack(self, replicas: list[nn.Module]) -> None:
         """Copies the numbers back into the modules."""
         for k, replica in enumerate(replicas):
-            replica.load_state_dict({name: t[k] for name, t in (self.params | self.buffers).items()})
+            for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
+                tensor.copy_((self.params | self.buffers)[name][k])
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:

@@ -7,14 +7,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-from qdtune.ledger import Ledger, factor_dims, mlp_ledger
-from qdtune.names import AXES, DATASETS, text_of
+from qdtune.ledger import Ledger, Parts, mlp_parts
+from qdtune.names import AXES, DATASETS, DatasetInfo, text_of
 from qdtune.schema import Phase
 
 RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
+
+
+class OwnModel(NamedTuple):
+    """A model of the user's: its factory, the sha256 of that one's source, what it builds (None: not asked)."""
+
+    factory: str
+    sha256: str
+    parts: Parts | None = None
+
+
+class OwnData(NamedTuple):
+    """Data of the user's: the sha256 of the factory's source and of the arrays it gave, and their sizes."""
+
+    sha256: str
+    content: str
+    info: DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -28,10 +43,12 @@ class Trial:
         scale, factor_init: how step sizes and first weights are chosen.
         hidden: widths of the hidden layers before factorisation.
         batch_norm: whether each hidden layer is normalised.
-        dataset, val_size: what it is trained on, and how many training samples judge it.
+        dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
+            the factory's name.
         batch_size: samples per step.
         warmup, qat: float training, then quantised training; their `lr` is this configuration's own.
         seeds: one replica each, trained together.
+        own_model, own_data: where these come from factories.
     """
 
     depth: int
@@ -48,6 +65,8 @@ class Trial:
     warmup: Phase
     qat: Phase
     seeds: tuple[int, ...]
+    own_model: OwnModel | None = None
+    own_data: OwnData | None = None
 
     @cached_property
     def trial_id(self) -> str:
@@ -81,7 +100,16 @@ class Trial:
     @property
     def ledger(self) -> Ledger:
         """The bytes of one replica."""
-        return _ledger(self.dataset, self.hidden, self.batch_norm, self.depth, self.weight_bits, self.act_bits)
+        return _ledger(self.parts, self.depth, self.weight_bits, self.act_bits)
+
+    @property
+    def parts(self) -> Parts:
+        """What the network consists of before it is split."""
+        if self.own_model:
+            assert self.own_model.parts is not None, "its factory has not been asked for these hidden widths"
+            return self.own_model.parts
+        info = self.own_data.info if self.own_data else DATASETS[self.dataset]
+        return mlp_parts(info.inputs, self.hidden, info.classes, self.batch_norm)
 
     @property
     def label(self) -> str:
@@ -92,23 +120,29 @@ class Trial:
     @property
     def columns(self) -> dict[str, Any]:
         """What a row of the tables says of a configuration before it is trained."""
-        ledger, widths = self.ledger, (DATASETS[self.dataset].inputs, *self.hidden, DATASETS[self.dataset].classes)
+        ledger = self.ledger
         return {
             "trial_id": self.trial_id,
             **self.config,
             "dataset": self.dataset,
+            "model": self.own_model.factory if self.own_model else "mlp",
             "params": ledger.params,
             "size_bytes": ledger.size_bytes,
             "weight_bytes": ledger.weight_bytes,
             "scale_bytes": ledger.scale_bytes,
             "bias_bytes": ledger.bias_bytes,
+            "other_bytes": ledger.other_bytes,
             "fp32_bytes": ledger.fp32_bytes,
-            "inner_dims": [list(factor_dims(i, o, self.depth)[1:-1]) for i, o in pairwise(widths)],
+            "inner_dims": self.parts.inner_dims(self.depth),
         }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: what `trial_id` hashes."""
-        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("own_")}
+        if self.own_model:  # what a factory gives is named by its source; where there is none, nothing is said of it
+            data["own_model"] = {"factory": self.own_model.factory, "sha256": self.own_model.sha256}
+        if self.own_data:
+            data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
         return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
 
@@ -119,17 +153,6 @@ def _digest(data: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=100_000)  # as many as the largest grid has points
-def _ledger(
-    dataset: str, hidden: tuple[int, ...], batch_norm: bool, depth: int, weight_bits: int, act_bits: int | None
-) -> Ledger:
+def _ledger(parts: Parts, depth: int, weight_bits: int, act_bits: int | None) -> Ledger:
     # A grid names a size many times: once per activation, scale, init and learning rate.
-    info = DATASETS[dataset]
-    return mlp_ledger(
-        info.inputs,
-        hidden,
-        info.classes,
-        depth=depth,
-        weight_bits=weight_bits,
-        act_bits=act_bits,
-        batch_norm=batch_norm,
-    )
+    return parts.ledger(depth, weight_bits, act_bits)

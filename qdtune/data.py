@@ -124,15 +124,19 @@ def load(names: Sequence[str], root: Path, val_size: Callable[[str], int] | int)
             misses.append(f"{name} could not be had (not in {root}, download failed: {reason})")
             continue
         notes = [f"{', '.join(misses)}: training on {name} instead"] if misses else []
-        return _cut(name, _READERS[name](name, root), val_size(name) if callable(val_size) else val_size), notes
+        return cut(name, _READERS[name](name, root), val_size(name) if callable(val_size) else val_size), notes
     raise DataError(f"no data set: {', '.join(misses)}; point --data-dir or QDTUNE_DATA to a folder that holds one")
 
 
-_Splits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train_x, train_y, test_x, test_y
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train_x, train_y, test_x, test_y
 
 
-def _cut(name: str, splits: _Splits, val_size: int) -> Data:
-    """`splits` with `val_size` rows of the training set held out."""
+def cut(name: str, splits: Splits, val_size: int) -> Data:
+    """`splits` with `val_size` rows of the training set held out, always the same ones.
+
+    Raises:
+        DataError: there are not so many.
+    """
     train_x, train_y, test_x, test_y = splits
     if not 0 < val_size < len(train_x):
         raise DataError(f"val_size must be 1 to {len(train_x) - 1} for {name}, got {val_size}")
@@ -146,8 +150,8 @@ def _cut(name: str, splits: _Splits, val_size: int) -> Data:
         val_y=train_y[held],
         test_x=test_x,
         test_y=test_y,
-        inputs=DATASETS[name].inputs,
-        classes=DATASETS[name].classes,
+        inputs=train_x.shape[1],
+        classes=int(train_y.max()) + 1,
     )
 
 
@@ -156,7 +160,7 @@ def _permutation(rows: int) -> np.ndarray:
     return np.random.RandomState(0).permutation(rows)
 
 
-def _read_idx(name: str, root: Path) -> _Splits:
+def _read_idx(name: str, root: Path) -> Splits:
     # By hand: importing torchvision takes 2 s, and its class prefers a processed/*.pt of old versions, unchecked.
     folder = root / _LAYOUT[name][1]
     train_x, train_y, test_x, test_y = (_idx(name, folder / file) for file in _IDX_FILES)
@@ -173,7 +177,7 @@ def _idx(name: str, path: Path) -> np.ndarray:
     return numbers if images else numbers.astype(np.int64)
 
 
-def _read_cifar10(name: str, root: Path) -> _Splits:
+def _read_cifar10(name: str, root: Path) -> Splits:
     from torchvision.datasets import CIFAR10
 
     for file in _CIFAR_FILES:
@@ -186,7 +190,7 @@ def _read_cifar10(name: str, root: Path) -> _Splits:
     return rows(train.data), np.array(train.targets), rows(test.data), np.array(test.targets)
 
 
-def _read_digits(name: str, root: Path) -> _Splits:
+def _read_digits(name: str, root: Path) -> Splits:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -196,7 +200,7 @@ def _read_digits(name: str, root: Path) -> _Splits:
     return x[train], y[train], x[test], y[test]
 
 
-def _read_synthetic(name: str, root: Path) -> _Splits:
+def _read_synthetic(name: str, root: Path) -> Splits:
     """Gaussian blobs, one per class, far enough apart for a small network; 256 test rows."""
     info = DATASETS[name]
     random = np.random.RandomState(0)
@@ -206,7 +210,7 @@ def _read_synthetic(name: str, root: Path) -> _Splits:
     return x[: info.train], y[: info.train], x[info.train :], y[info.train :]
 
 
-_READERS: dict[str, Callable[[str, Path], _Splits]] = {
+_READERS: dict[str, Callable[[str, Path], Splits]] = {
     "mnist": _read_idx,
     "fashion_mnist": _read_idx,
     "kmnist": _read_idx,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qdtune.cli import Parser, blaming, guarded
 from qdtune.machine import gpus
-from qdtune.names import DATASETS, PLANNED
+from qdtune.names import PLANNED
 from qdtune.placement import Placement, placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.rules import mistake, one_line
@@ -45,6 +45,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-dashboard", action="store_true", help="start Ray without its dashboard")
     parser.add_argument("--fresh", action="store_true", help="start over: do not keep what the run folder holds")
     parser.add_argument(
+        "--allow-plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module of your own, whose function the file names as a factory",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -63,7 +70,10 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     data_dir = arguments.data_dir or default_root()
     with blaming(arguments.sweep):
-        planned = plan(spec.resolve(spec.data.dataset[0]))
+        if spec.factories:
+            spec = _opened(spec, arguments, data_dir)
+        if arguments.dry_run or not spec.factories:  # else a run asks the factories, once
+            planned = plan(spec.resolve(spec.data.names[0]))
         address = arguments.address or os.environ.get("RAY_ADDRESS") or None
         if arguments.dry_run or address is None:
             placed = placement(spec.resources, os.cpu_count() or 1, gpus(), spec.run.max_concurrent_trials)
@@ -72,6 +82,20 @@ def _launch(arguments: argparse.Namespace) -> int:
         _describe(spec, planned, placed, data_dir, there)
         return 0
     return _run(spec, arguments, data_dir, address)
+
+
+def _opened(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> Spec:
+    """The spec whose factories may now be imported; for a dry run with what they give."""
+    from qdtune import plugins
+
+    plugins.permit(spec, arguments.allow_plugin, [Path(arguments.sweep).parent, Path.cwd()])
+    if arguments.dry_run and spec.data.factory:
+        spec, _ = plugins.read(spec, data_dir)
+    if arguments.dry_run and spec.model.factory:
+        from qdtune.foreign import described  # torch
+
+        spec = described(spec)
+    return spec
 
 
 def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
@@ -105,7 +129,7 @@ def _likely(spec: Spec, data_dir: Path) -> Spec:
     """The spec on the data set that a run would probably take: the first on disk."""
     from qdtune.data import on_disk
 
-    names = spec.data.dataset
+    names = spec.data.names
     return spec.resolve(next((name for name in names if on_disk(name, data_dir)), names[0]))
 
 
@@ -122,8 +146,8 @@ def _there(arguments: argparse.Namespace, spec: Spec, data_dir: Path) -> tuple[s
         if arguments.fresh:
             return where, set()
         store, likely = Store(where), _likely(spec, data_dir)
-        wanted = spec.data.dataset[0]
-        missing = None if likely.data.dataset[0] == wanted else f"{wanted} is not in {data_dir}"
+        wanted = spec.data.names[0]
+        missing = None if likely.data.names[0] == wanted else f"{wanted} is not in {data_dir}"
         check_comparable(likely, store.sweep_yaml(), where, missing)
         return where, store.ids()
     except (LocationError, StorageError) as error:
@@ -193,6 +217,11 @@ def _facts(
         f"{few} bytes" if len(sizes) <= FEW else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
     )
     yield "data", _data_text(spec, data_dir)
+    if spec.factories:
+        from qdtune.plugins import sources
+
+        for source in sources():
+            yield "plugin", f"{source.path}, sha256 {source.sha256}"
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
@@ -204,9 +233,12 @@ def _facts(
 def _data_text(spec: Spec, data_dir: Path) -> str:
     from qdtune.data import on_disk
 
-    name, *fallbacks = spec.data.dataset
-    train = DATASETS[name].train - spec.data.val_size
+    name, *fallbacks = spec.data.names
+    assert spec.data.info is not None
+    train = spec.data.info.train - spec.data.val_size
     text = f"{name}: {train:,} samples to train on, {spec.data.val_size:,} to judge by; "
+    if spec.data.factory:
+        return f"{text}in memory"
     if on_disk(name, data_dir):
         return f"{text}on disk"
     instead = f", and if that fails {' or '.join(fallbacks)} taken instead" if fallbacks else ""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 FLOAT_BITS = 32
 FLOAT_BYTES = 4
@@ -52,6 +53,7 @@ class Ledger:
         scale_bytes: 4 per step size: one per quantised factor, one more where its input is quantised too.
         bias_bytes: biases and normalisation (scale and shift, the statistics folded in), as float32.
         fp32_bytes: the same model with nothing quantised.
+        other_bytes: what is neither a linear layer nor a batch normalisation, which stays as it is.
     """
 
     params: int = 0
@@ -59,11 +61,12 @@ class Ledger:
     scale_bytes: int = 0
     bias_bytes: int = 0
     fp32_bytes: int = 0
+    other_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
         """Bytes to ship, which is what `qdtune.export` writes as payload."""
-        return self.weight_bytes + self.scale_bytes + self.bias_bytes
+        return self.weight_bytes + self.scale_bytes + self.bias_bytes + self.other_bytes
 
     def __add__(self, other: Ledger) -> Ledger:
         return Ledger(
@@ -72,6 +75,7 @@ class Ledger:
             self.scale_bytes + other.scale_bytes,
             self.bias_bytes + other.bias_bytes,
             self.fp32_bytes + other.fp32_bytes,
+            self.other_bytes + other.other_bytes,
         )
 
 
@@ -93,6 +97,48 @@ def norm_ledger(features: int) -> Ledger:
     return Ledger(params=floats, bias_bytes=FLOAT_BYTES * floats, fp32_bytes=FLOAT_BYTES * floats)
 
 
+def other_ledger(params: int, size: int) -> Ledger:
+    """The bytes of what is neither split nor quantised: `params` trainable numbers, `size` bytes with its tables."""
+    return Ledger(params=params, fp32_bytes=size, other_bytes=size)
+
+
+class Parts(NamedTuple):
+    """What a network consists of before it is split, as far as its bytes go.
+
+    Attributes:
+        layers: each linear layer: I, O, whether it has a bias.
+        norms: features that are batch-normalised.
+        other: all other trainable numbers.
+        other_bytes: of these and of the tables (buffers) that go with the model.
+    """
+
+    layers: tuple[tuple[int, int, bool], ...]
+    norms: int = 0
+    other: int = 0
+    other_bytes: int = 0
+
+    def inner_dims(self, depth: int) -> list[list[int]]:
+        """The widths between the factors of each layer, D - 1 of them."""
+        return [list(factor_dims(i, o, depth)[1:-1]) for i, o, _ in self.layers]
+
+    def ledger(self, depth: int, weight_bits: int, act_bits: int | None) -> Ledger:
+        """The bytes after `decompose` and `quantize`."""
+        total = norm_ledger(self.norms) + other_ledger(self.other, self.other_bytes)
+        for i, o, bias in self.layers:
+            dims = factor_dims(i, o, depth)
+            for k in range(depth):
+                biases = o if k == depth - 1 and bias else 0
+                total += matrix_ledger(dims[k] * dims[k + 1], biases, weight_bits, act_bits)
+        return total
+
+
+def mlp_parts(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool = False) -> Parts:
+    """The parts of `models.mlp`. A layer that is followed by a normalisation has no bias: the shift does its work."""
+    pairs = list(pairwise((inputs, *hidden, classes)))
+    layers = tuple((i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
+    return Parts(layers, norms=sum(hidden) if batch_norm else 0)
+
+
 def mlp_ledger(
     inputs: int,
     hidden: Sequence[int],
@@ -103,18 +149,5 @@ def mlp_ledger(
     act_bits: int | None,
     batch_norm: bool = False,
 ) -> Ledger:
-    """The bytes of `models.mlp` after `decompose` and `quantize`.
-
-    A layer that is followed by a normalisation has no bias: the shift does its work.
-    """
-    widths = (inputs, *hidden, classes)
-    total = Ledger()
-    for layer, (i, o) in enumerate(pairwise(widths)):
-        normed = batch_norm and layer < len(hidden)
-        dims = factor_dims(i, o, depth)
-        for k in range(depth):
-            biases = o if k == depth - 1 and not normed else 0
-            total += matrix_ledger(dims[k] * dims[k + 1], biases, weight_bits, act_bits)
-        if normed:
-            total += norm_ledger(o)
-    return total
+    """The bytes of `models.mlp` after `decompose` and `quantize`."""
+    return mlp_parts(inputs, hidden, classes, batch_norm).ledger(depth, weight_bits, act_bits)

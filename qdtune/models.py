@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from qdtune import plugins
+
 
 def mlp(inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = False, seed: int) -> nn.Sequential:
     """The notebook's network, of any widths: linear layers with ReLU between them, from (B, I) to (B, classes).
@@ -31,3 +33,25 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = 
             width = h
         layers.append(nn.Linear(width, classes))
     return nn.Sequential(*layers)
+
+
+def own(factory: str, sha256: str, inputs: int, hidden: Sequence[int], classes: int, *, seed: int) -> nn.Module:
+    """What a factory of the user's builds, with first weights that come from `seed`; sizes as of `mlp`.
+
+    Args:
+        factory: `package.module:function`, of the signature of `mlp` without `batch_norm`.
+        sha256: of its source.
+
+    Raises:
+        PluginError: it may not be imported, its source is another one by now, or it raises.
+    """
+    function = plugins.function(factory, sha256)
+    # The fast path reads weights out of layers that are split by now instead of calling them; the fused kernels of
+    # attention do not know vmap and would take the replicas one by one.
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.cuda.enable_flash_sdp(False)  # on a CPU, too
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    with torch.random.fork_rng(devices=[]), plugins.telling(f"{factory} cannot build a model"):
+        torch.manual_seed(seed)
+        return function(inputs, hidden, classes, seed=seed)

@@ -30,7 +30,17 @@ SIGNALS = ("best_so_far", "raw", "ema")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")
 FACTOR_INITS = ("default", "orthogonal", "svd")
-BUDGETS = ("size_bytes", "params", "weight_bytes", "scale_bytes", "bias_bytes", "fp32_bytes", "depth", "weight_bits")
+BUDGETS = (
+    "size_bytes",
+    "params",
+    "weight_bytes",
+    "scale_bytes",
+    "bias_bytes",
+    "other_bytes",
+    "fp32_bytes",
+    "depth",
+    "weight_bits",
+)
 
 AXES = (
     "depth",

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from qdtune.configuration import Trial
+from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.ledger import FLOAT_BITS
 from qdtune.names import AXES, text_of
 from qdtune.rules import mistake
-from qdtune.schema import Axis, Phase
+from qdtune.schema import Axis, Data, Model, Phase
 from qdtune.spec import Spec, loads
 
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
@@ -75,10 +75,13 @@ def plan(spec: Spec) -> Plan:
 
     Raises:
         SpecError: nothing is left to run.
-        ValueError: the spec names more than one data set (`Spec.resolve` picks one).
+        ValueError: the spec names more than one data set (`Spec.resolve` picks one), or a factory that has not been
+            called (`plugins.read`, `foreign.described`).
     """
-    if len(spec.data.dataset) > 1:
-        raise ValueError(f"plan needs one data set, got {', '.join(spec.data.dataset)}: call Spec.resolve first")
+    if len(spec.data.names) > 1:
+        raise ValueError(f"plan needs one data set, got {', '.join(spec.data.names)}: call Spec.resolve first")
+    if spec.data.info is None or (spec.model.factory and not spec.model.built):
+        raise ValueError(f"plan needs to know what {', '.join(spec.factories.values())} gives: call it first")
     wanted = spec.run_cap or math.inf
     removed = [0] * len(spec.exclude)
     trials: list[Trial] = []
@@ -241,13 +244,27 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Tr
         factor_init,
         hidden,
         batch_norm=spec.model.batch_norm,
-        dataset=spec.data.dataset[0],
+        dataset=spec.data.names[0],
         val_size=spec.data.val_size,
         batch_size=spec.train.batch_size,
         warmup=_at_rate(spec.train.warmup, warmup_lr),
         qat=_at_rate(spec.train.qat, qat_lr),
         seeds=spec.seeds if seeds is None else seeds,
+        own_model=_own_model(spec.model, hidden),
+        own_data=_own_data(spec.data),
     )
+
+
+def _own_model(model: Model, hidden: tuple[int, ...]) -> OwnModel | None:
+    if not (model.factory and model.sha256 and model.built):
+        return None
+    return OwnModel(model.factory, model.sha256, model.built.get(text_of(hidden)))
+
+
+def _own_data(data: Data) -> OwnData | None:
+    if not (data.factory and data.sha256 and data.content and data.info):
+        return None
+    return OwnData(data.sha256, data.content, data.info)
 
 
 @lru_cache(maxsize=1024)
@@ -284,7 +301,7 @@ def check_comparable(spec: Spec, sweep_yaml: bytes | None, folder: str, missing:
     ]
     if changed and missing:
         raise mistake(
-            f"{missing}; {folder} holds results on {', '.join(earlier.data.dataset)}: point --data-dir or "
+            f"{missing}; {folder} holds results on {', '.join(earlier.data.names)}: point --data-dir or "
             "QDTUNE_DATA to where that is"
         )
     if changed:

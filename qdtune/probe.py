@@ -11,21 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from qdtune.cohort import Tensors
 from qdtune.placement import Need
-from qdtune.train import is_compiled, run
+from qdtune.train import Nowhere, is_compiled, run
 
 if TYPE_CHECKING:
     from qdtune.configuration import Trial
     from qdtune.data import Data
-
-
-class _Nowhere:
-    """Warm-ups that are not kept."""
-
-    def claim(self, key: str) -> bytes | None:
-        return None
-
-    def keep(self, key: str, blob: bytes) -> None:
-        pass
 
 
 def measure(trial: Trial, data: Data, compile: str) -> Need:
@@ -39,7 +29,7 @@ def measure(trial: Trial, data: Data, compile: str) -> Need:
     tensors = Tensors.of(data, torch.device("cuda"))
     compile = "always" if is_compiled(compile, trial.qat, trial.batch_size, tensors) else "never"
     warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
-    reports = run(replace(trial, warmup=warmup, qat=qat), tensors, _Nowhere(), compile)
+    reports = run(replace(trial, warmup=warmup, qat=qat), tensors, Nowhere(), compile)
     next(reports)
     torch.cuda.synchronize()
     began = time.perf_counter()

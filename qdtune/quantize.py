@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdtune.decompose import swap
-from qdtune.ledger import FLOAT_BITS, Ledger, matrix_ledger, norm_ledger
+from qdtune.ledger import FLOAT_BITS, FLOAT_BYTES, Ledger, matrix_ledger, norm_ledger, other_ledger
 from qdtune.names import SCALES
 
 SMALLEST_STEP = 1e-8
@@ -246,14 +246,14 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
 def ledger(model: nn.Module) -> Ledger:
     """The bytes that have to be shipped for a built model, from its tensors.
 
-    Quantised layers count their codes and steps, normalisations a scale and a shift per feature (their statistics
-    fold into these), every other parameter four bytes.
+    Quantised layers count their codes and steps, batch normalisations a scale and a shift per feature (their
+    statistics fold into these), every other parameter four bytes, tables (buffers that are saved) what they take.
     """
     total = Ledger()
     for module in model.modules():
         if isinstance(module, Quantizer):
             continue  # its step is counted with the layer it belongs to
-        if isinstance(module, nn.Linear):
+        if type(module) is nn.Linear or isinstance(module, QuantLinear):  # other subclasses are never split
             biases = 0 if module.bias is None else module.bias.numel()
             bits, act_bits = FLOAT_BITS, None
             if isinstance(module, QuantLinear):
@@ -262,7 +262,9 @@ def ledger(model: nn.Module) -> Ledger:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             total += norm_ledger(module.num_features)
         else:
-            for parameter in module.parameters(recurse=False):
-                matrix = parameter.ndim > 1
-                total += matrix_ledger(parameter.numel() * matrix, parameter.numel() * (not matrix), FLOAT_BITS, None)
+            saved = [
+                b for name, b in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set
+            ]
+            params = sum(p.numel() for p in module.parameters(recurse=False))
+            total += other_ledger(params, FLOAT_BYTES * params + sum(b.nbytes for b in saved))
     return total

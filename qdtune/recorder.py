@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from qdtune import __version__
+from qdtune import __version__, plugins
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
 from qdtune.progress import SweepProgress
@@ -274,14 +274,15 @@ def unfinished_rows(trial: Trial, state: str, error: str) -> list[dict[str, Any]
 
 
 def provenance() -> dict[str, str]:
-    """Versions and, in a git checkout, the commit: what a row's file says of the program that made it."""
+    """Versions, the user's own code and, in a git checkout, the commit: what a row's file says of how it was made."""
     found = {"qdtune": __version__} | {name: version(name) for name in ("torch", "ray", "pyarrow")}
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = ""
-    return {f"qdtune.version.{name}": v for name, v in found.items()} | {"qdtune.git_commit": commit}
+    own = {f"qdtune.plugin.{s.module}": f"{s.path} sha256:{s.sha256}" for s in plugins.sources()}
+    return {f"qdtune.version.{name}": v for name, v in found.items()} | {"qdtune.git_commit": commit} | own
 
 
 def _place(stack: Path) -> str:

@@ -25,7 +25,7 @@ from rich.table import Table
 from qdtune.cli import Parser, guarded
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
-from qdtune.names import DATASETS, PLANNED
+from qdtune.names import PLANNED
 from qdtune.pareto import front, hypervolume
 from qdtune.plan import ordered, plan, warmups_first
 from qdtune.progress import console, counted
@@ -138,7 +138,8 @@ def score(
     ids = list(costs)
     members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
     # Nothing is gained at chance level, or beyond twice the largest size.
-    corner = (-1 / DATASETS[spec.data.dataset[0]].classes, 1 + max(size for _, size in costs.values()))
+    assert spec.data.info is not None
+    corner = (-1 / spec.data.info.classes, 1 + max(size for _, size in costs.values()))
     whole = hypervolume(list(costs.values()), corner)
     epochs = sum(len(result.curve) for result in results)
     found = Score()
@@ -198,7 +199,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     out = console()
     epochs = sum(len(result.curve) for result in recorded)
     out.print(
-        f"{arguments.run}: {counted(len(recorded), 'trial')} on {spec.data.dataset[0]}, {epochs:,} QAT epochs; "
+        f"{arguments.run}: {counted(len(recorded), 'trial')} on {spec.data.names[0]}, {epochs:,} QAT epochs; "
         f"{counted(arguments.orders, 'order')}, {arguments.order}, {arguments.at_once} trials at once"
     )
     out.print(

@@ -7,11 +7,12 @@ structure. All groups are frozen and know no keys but their own.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
+from qdtune.ledger import Parts
 from qdtune.names import (
     ACTIVATIONS,
     BUDGETS,
@@ -22,6 +23,7 @@ from qdtune.names import (
     PRUNERS,
     SCALES,
     SIGNALS,
+    DatasetInfo,
     text_of,
 )
 from qdtune.rules import choice, flag, matching, number, share, shown, whole
@@ -63,6 +65,14 @@ def _constraint(text: str) -> str | None:
     return " ".join(found.groups()) if found else None
 
 
+def _factory(text: str) -> str | None:
+    return text if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", text, re.ASCII) else None
+
+
+def _digest(text: str) -> str | None:
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+
+
 Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
 Several = Annotated[tuple[T, ...], AfterValidator(_some), AfterValidator(_distinct)]
 
@@ -86,6 +96,10 @@ Constraint = Annotated[
     str,
     matching(f"like 'size_bytes <= 8192': one of {', '.join(BUDGETS)}; <= < >= > ==; a number", _constraint),
 ]
+
+Factory = Annotated[str, matching("package.module:function", _factory)]
+Digest = Annotated[str, matching("64 hexadecimal digits", _digest)]
+Count = Annotated[int, whole(1, 2**40)]
 
 
 # --- The shape of a sweep file.
@@ -195,19 +209,82 @@ class Excluded(TypedDict, total=False):
     qat_lr: Rate
 
 
-class Data(Frozen):
-    """The data sets in order of preference, and how many training samples (>= 1) judge instead of train."""
+class Plugged(Frozen):
+    """A group whose content has a name of ours or comes from a factory, a function of the user's.
 
-    dataset: Annotated[Several[Annotated[str, choice(DATASETS)]], BeforeValidator(_as_list)]
+    `sha256` is that of the factory's source: found when it is imported, or given, to be held against it.
+    """
+
+    factory: Factory | None = None
+    sha256: Digest | None = None
+
+    _found: ClassVar[tuple[str, ...]]  # what else is known once the factory has been called
+    _name: ClassVar[str]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Plugged:
+        named = getattr(self, self._name) is not None
+        if named == (self.factory is not None):
+            what = f"both {self._name!r} and" if named else f"neither {self._name!r} nor"
+            raise ValueError(f"has {what} 'factory' (one of them)")
+        for key in ("sha256", *self._found):
+            if named and getattr(self, key) is not None:
+                raise ValueError(f"{key} is for a factory only")
+        return self
+
+
+class Data(Plugged):
+    """What is trained on, and how many training samples (>= 1) judge instead of train.
+
+    Either data sets in order of preference, or a factory; of that `content` is the hash of its arrays, `shape` the
+    number of training samples, inputs and classes.
+    """
+
+    dataset: Annotated[Several[Annotated[str, choice(DATASETS)]], BeforeValidator(_as_list)] | None = None
     val_size: Annotated[int, whole(1, 10_000_000)] = 5000
+    content: Digest | None = None
+    shape: tuple[Count, Count, Count] | None = None
+
+    _found: ClassVar = ("content", "shape")
+    _name: ClassVar = "dataset"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets in order of preference, or the factory."""
+        return self.dataset or (self.factory or "",)
+
+    @property
+    def info(self) -> DatasetInfo | None:
+        """Sizes of the first data set; None where its factory has not been called."""
+        if self.dataset:
+            return DATASETS[self.dataset[0]]
+        return self.shape and DatasetInfo(*self.shape)
 
 
-class Model(Frozen):
-    """The network before it is factorised: its hidden widths, and whether each is normalised."""
+class Model(Plugged):
+    """The network before it is factorised: its hidden widths, and whether each is normalised.
 
-    name: Annotated[str, choice(("mlp",))] = "mlp"
+    Of a factory's, `built` says what it consists of, by hidden widths as they stand in tables.
+    """
+
+    name: Annotated[str, choice(("mlp",))] | None = None
     hidden: Widths = (24,)
     batch_norm: Flag = False
+    built: dict[str, Parts] | None = None
+
+    _found: ClassVar = ("built",)
+    _name: ClassVar = "name"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, data: Any) -> Any:
+        return {"name": "mlp", **data} if isinstance(data, dict) and data.get("factory") is None else data
+
+    @model_validator(mode="after")
+    def _norm_is_ours(self) -> Model:
+        if self.factory and self.batch_norm:
+            raise ValueError("batch_norm is for mlp only (a factory has the layers that it builds)")
+        return self
 
 
 class Phase(Frozen):

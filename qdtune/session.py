@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from qdtune import data as data_sets
+from qdtune import plugins
 from qdtune.cluster import RayAt
 from qdtune.feed import Feed
 from qdtune.machine import cache_dir, has_compiler
@@ -44,11 +45,7 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
         StorageError: the run folder cannot be written.
     """
     out = console()
-    for name in spec.data.dataset[:1]:
-        if not data_sets.on_disk(name, data_dir):
-            out.print(f"{name} is not in {data_dir}: downloading it")
-    data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
-    spec = spec.resolve(data.name)
+    spec, data, notes = _loaded(spec, data_dir, out)
     planned = plan(spec)
     open_folder(runs_dir).probe()
     store = Store(child(runs_dir, spec.name))
@@ -91,6 +88,25 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
     return _report(spec, feed, store, known, table, stopped, error, out)
 
 
+def _loaded(spec: Spec, data_dir: Path, out: Any) -> tuple[Spec, data_sets.Data, list[str]]:
+    """The spec with its data and model known, the data, and what to say about it."""
+    notes: list[str] = []
+    if spec.data.dataset:
+        if not data_sets.on_disk(spec.data.dataset[0], data_dir):
+            out.print(f"{spec.data.dataset[0]} is not in {data_dir}: downloading it")
+        data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
+    else:
+        spec, data = plugins.read(spec, data_dir)
+    spec = spec.resolve(data.name)
+    if spec.model.factory:
+        from qdtune.foreign import described  # torch
+
+        spec = described(spec)
+    for source in plugins.sources():
+        out.print(f"plugin {source.module}: {source.path}, sha256 {source.sha256}")
+    return spec, data, notes
+
+
 def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str], out: Any) -> None:
     """Says what is going to be trained, and what is not as it should be."""
     count = (spec.run_cap or 0) if feed.searching else len(planned.trials)
@@ -125,10 +141,13 @@ def _report(
     varying = {axis for axis in spec.axes if len({row[axis] for row in rows}) > 1}
     out.print()
     if front.num_rows:
-        title = f"Pareto front of {counted(len(rows), 'configuration')} on {spec.data.dataset[0]}"
+        title = f"Pareto front of {counted(len(rows), 'configuration')} on {spec.data.names[0]}"
         out.print(front_table(front, varying, title))
         if max(row["n_seeds"] for row in front.to_pylist()) > 1:
             out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+        if other := max(row["other_bytes"] or 0 for row in front.to_pylist()):
+            what = "are float32 at any bits, in what is no linear layer: see the column `other_bytes`"
+            out.print(f"up to {other:,} bytes of each {what}", style="dim")
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, feed, states["pruned"]))
     for state in sorted(set(states) - {"ok", "pruned"}):

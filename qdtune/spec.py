@@ -95,21 +95,37 @@ class Spec(Frozen):
         }
 
     def resolve(self, dataset: str) -> Spec:
-        """The same sweep on `dataset`, one of `data.dataset`, alone.
+        """The same sweep on `dataset`, one of `data.names`, alone.
 
         A fallback (not the first of the list) is smaller as a rule: its validation split is at most a fifth.
 
         Raises:
             SpecError: the data set is not in the list, or is too small for the batch size.
         """
-        if dataset not in self.data.dataset:
-            what = f"{shown(dataset)} is not in the list ({', '.join(self.data.dataset)})"
+        if dataset not in self.data.names:
+            what = f"{shown(dataset)} is not in the list ({', '.join(self.data.names)})"
             raise mistake(what, "data", "dataset")
+        if self.data.factory:
+            return self
         val_size = self.data.val_size
-        if dataset != self.data.dataset[0]:
+        if dataset != self.data.names[0]:
             val_size = min(val_size, DATASETS[dataset].train // 5)
-        data = {**self.to_dict(), "data": {"dataset": [dataset], "val_size": val_size}}
-        return _validated(Document(data))
+        return self.changed("data", dataset=[dataset], val_size=val_size)
+
+    def changed(self, group: str, **values: Any) -> Spec:
+        """The same sweep with other values in one group, JSON-able ones.
+
+        Raises:
+            SpecError: they do not fit the rest.
+        """
+        data = self.to_dict()
+        return _validated(Document({**data, group: {**data[group], **values}}))
+
+    @property
+    def factories(self) -> dict[str, str]:
+        """The functions of the user's own that `model` and `data` name, by group."""
+        found = {"model": self.model.factory, "data": self.data.factory}
+        return {group: factory for group, factory in found.items() if factory}
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-able data, in the order of the class, without what is None."""
@@ -136,7 +152,8 @@ class Spec(Frozen):
         data = self.to_dict()
         for phase in ("warmup", "qat"):
             del data["train"][phase]["lr"]
-        del data["model"]["hidden"]
+        for axis in ("hidden", "built"):
+            data["model"].pop(axis, None)
         return {key: data[key] for key in ("data", "model", "train", "seeds")}
 
 
@@ -169,14 +186,8 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         yield ("replicate", "front"), f"{what} (or leave replicate out)"
     if spec.parameters.weight_bits.max == 32:
         yield ("parameters", "weight_bits", "max"), "a range ends at 16 (32 is float; give it as a value)"
-    name = spec.data.dataset[0]
-    train = DATASETS[name].train
-    left = train - spec.data.val_size
-    if left < 1:
-        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
-    elif spec.train.batch_size > left:
-        given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
-        yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
+    if spec.data.info is not None:
+        yield from _size_disagreements(spec, spec.data.names[0], spec.data.info.train)
     if spec.model.batch_norm and spec.train.batch_size == 1:
         yield ("train", "batch_size"), "1 is not allowed with batch_norm: true (at least 2, to have a variance)"
     for i, rule in enumerate(spec.exclude):
@@ -185,6 +196,15 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         for axis, value in rule.items():
             if not axes[axis].holds(value):
                 yield ("exclude", i, axis), f"{text_of(value)} never occurs in parameters.{axis}"
+
+
+def _size_disagreements(spec: Spec, name: str, train: int) -> Iterator[tuple[KeyPath, str]]:
+    left = train - spec.data.val_size
+    if left < 1:
+        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
+    elif spec.train.batch_size > left:
+        given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
+        yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
 
 
 def _grid_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

@@ -42,6 +42,7 @@ class Shape:
     float_inputs: bool
     optimizer: str  # sgd or adam
     momentum: float  # of sgd, 0 <= m < 1
+    own: tuple[str, str] | None = None  # the factory of a model of the user's, and the sha256 of its source
 
     @classmethod
     def of(cls, trial: Trial, inputs: int, classes: int, phase: str) -> Shape:
@@ -59,12 +60,18 @@ class Shape:
             float_inputs=warmup or trial.act_bits is None,
             optimizer=settings.optimizer,
             momentum=settings.momentum,
+            own=trial.own_model and trial.own_model[:2],
         )
+
+    def undivided(self, seed: int) -> nn.Module:
+        """One replica before its layers are split, with the first weights of a seed."""
+        if self.own:
+            return models.own(*self.own, self.inputs, self.hidden, self.classes, seed=seed)
+        return models.mlp(self.inputs, self.hidden, self.classes, batch_norm=self.batch_norm, seed=seed)
 
     def template(self) -> nn.Module:
         """One replica of this shape without numbers."""
-        model = models.mlp(self.inputs, self.hidden, self.classes, batch_norm=self.batch_norm, seed=0)
-        decompose(model, self.depth, self.activation, generator=torch.Generator())
+        model = decompose(self.undivided(seed=0), self.depth, self.activation, generator=torch.Generator())
         weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
         return quantize(model, weight_bits, act_bits, "absmean").to("meta")
 

@@ -23,6 +23,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from qdtune import plugins
 from qdtune.cluster import Cluster, RayAt, connect
 from qdtune.data import Data
 from qdtune.feed import Feed
@@ -87,7 +88,7 @@ def train(
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
             recorder = Recorder(feed, store, progress, warmups, known, stopped, Path(scratch))
-            kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch)
+            kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch, grant=plugins.granted())
             watch = threading.Thread(target=_watch, args=(stopped, over), daemon=True)
             watch.start()
             try:
@@ -115,7 +116,7 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
     trial = max(feed.planned, key=lambda t: (t.ledger.fp32_bytes, t.depth, t.act_bits or 0))
     out.print(f"gpu: auto: measuring {trial.label} ({trial.ledger.params:,} parameters) on a GPU of its own")
     # An actor, which can be killed at any moment: cancelling a task that is just ending aborts the driver (Ray 2.60).
-    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote()
+    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote(plugins.granted())
     answer = probe.call.remote(_measure, trial, data, spec.run.compile)
     gpu, waited = 1.0, 0.0
     while not stopped and waited < PROBE_S and not ray.wait([answer], timeout=1.0)[0]:
@@ -137,6 +138,9 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
 
 class _Probe:
     """A process of its own to call something in."""
+
+    def __init__(self, grant: plugins.Grant) -> None:
+        plugins.allow(grant)
 
     def call(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)

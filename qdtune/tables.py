@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qdtune.names import AXES
 from qdtune.pareto import rank
 
-SCHEMA_VERSION = 2  # rises with every column: a file of this version has them all, an older one reads as null
+SCHEMA_VERSION = 3  # rises with every column: a file of this version has them all, an older one reads as null
 VERSION_KEY = "qdtune.schema_version"
 DIGEST_KEY = "qdtune.sha256"  # of the rows
 
@@ -44,6 +44,7 @@ TRIALS = pa.schema(
         *_AXES,
         ("seed", pa.int64()),
         ("dataset", pa.string()),
+        ("model", pa.string()),  # mlp, or the user's factory
         ("state", pa.string()),
         ("epochs", pa.int32()),
         ("train_loss", pa.float64()),
@@ -55,6 +56,7 @@ TRIALS = pa.schema(
         ("weight_bytes", pa.int64()),
         ("scale_bytes", pa.int64()),
         ("bias_bytes", pa.int64()),
+        ("other_bytes", pa.int64()),
         ("fp32_bytes", pa.int64()),
         ("inner_dims", pa.list_(pa.list_(pa.int32()))),
         ("seconds", pa.float64()),
@@ -79,16 +81,19 @@ HISTORY = pa.schema(
     ]
 )
 
+_SHARED = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by")  # by the seeds of a row
 _SPREAD = ("", "_std", "_low", "_high")
 PARETO = pa.schema(
     [
         ("trial_id", pa.string()),
         *_AXES,
         ("dataset", pa.string()),
+        ("model", pa.string()),
         ("n_seeds", pa.int32()),
         *[(f"val_accuracy{suffix}", pa.float64()) for suffix in _SPREAD],
         *[(f"test_accuracy{suffix}", pa.float64()) for suffix in _SPREAD],
         ("size_bytes", pa.int64()),
+        ("other_bytes", pa.int64()),
         ("params", pa.int64()),
         ("state", pa.string()),
         ("pruned_by", pa.string()),
@@ -123,16 +128,16 @@ def aggregate(trials: pa.Table) -> pa.Table:
     keys = [*AXES, "dataset"]
     ok = pc.equal(rows["state"], "ok")
     worst = pc.index_in(rows["state"], pa.array(STATES))
-    columns = {name: rows[name] for name in (*keys, "trial_id", "size_bytes", "params", "epochs")}
+    columns = {name: rows[name] for name in (*keys, *_SHARED, "epochs")}
     columns |= {name: pc.if_else(ok, rows[name], None) for name in ("val_accuracy", "test_accuracy")}
-    columns |= {"pruned_by": rows["pruned_by"], "ok": ok.cast(pa.int32()), "worst": worst}
+    columns |= {"ok": ok.cast(pa.int32()), "worst": worst}
     columns |= {"ended": pc.if_else(pc.is_in(rows["state"], pa.array(FINAL)), worst, None)}
     sample = pc.VarianceOptions(ddof=1)
     groups = (
         pa.table(columns)
         .group_by(keys, use_threads=False)
         .aggregate(
-            [(name, "first") for name in ("trial_id", "size_bytes", "params", "pruned_by")]
+            [(name, "first") for name in _SHARED]
             + [("epochs", "max"), ("worst", "max"), ("ended", "max"), ("ok", "sum")]
             + [(name, "mean") for name in ("val_accuracy", "test_accuracy")]
             + [(name, "stddev", sample) for name in ("val_accuracy", "test_accuracy")]
@@ -140,7 +145,7 @@ def aggregate(trials: pa.Table) -> pa.Table:
     )
     worst = pc.coalesce(groups["ended_max"], groups["worst_max"])
     result = {name: groups[name] for name in keys}
-    result |= {name: groups[f"{name}_first"] for name in ("trial_id", "size_bytes", "params", "pruned_by")}
+    result |= {name: groups[f"{name}_first"] for name in _SHARED}
     result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
     result |= _spread(groups, "val_accuracy") | _spread(groups, "test_accuracy")
     costs = np.column_stack([-_floats(result["val_accuracy"]), _floats(result["size_bytes"])])

@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from qdtune import models
 from qdtune.cohort import Cohort, Tensors, generator
 from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
@@ -43,6 +42,16 @@ class Warmups(Protocol):
         """The kept warm-up; None where the caller is now the one to train and `keep` it."""
 
     def keep(self, key: str, blob: bytes) -> None: ...
+
+
+class Nowhere:
+    """Warm-ups that are not kept."""
+
+    def claim(self, key: str) -> bytes | None:
+        return None
+
+    def keep(self, key: str, blob: bytes) -> None:
+        pass
 
 
 @dataclass
@@ -138,7 +147,7 @@ def _warm_up(
     base = trial.warmup_base
     replicas: list[nn.Module] = []
     for seed in trial.seeds:
-        model = models.mlp(data.inputs, trial.hidden, data.classes, batch_norm=trial.batch_norm, seed=seed)
+        model = Shape.of(trial, data.inputs, data.classes, "warmup").undivided(seed)
         replicas.append(decompose(model, base.depth, base.activation, base.factor_init, generator("init", seed)))
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
@@ -151,7 +160,7 @@ def _warm_up(
     if base is not trial:
         for k, replica in enumerate(replicas):
             # An ended replica has no singular values; it only keeps its place in the stack.
-            decompose(replica, trial.depth, trial.activation, "default" if k in log.dead else "svd")
+            replicas[k] = decompose(replica, trial.depth, trial.activation, "default" if k in log.dead else "svd")
     return replicas
 
 

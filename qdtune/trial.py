@@ -18,6 +18,7 @@ import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
+from qdtune import plugins
 from qdtune.data import Data
 from qdtune.placement import MEMORY_SHARE, Placement
 from qdtune.plan import make_trial
@@ -71,7 +72,9 @@ class QATTrial(tune.Trainable):
         cpu: float,
         gpu: float,
         stacks: str = "",
+        grant: plugins.Grant = plugins.NOTHING,
     ) -> None:
+        plugins.allow(grant)
         # Ray also sets up actors that a reused one has already replaced: nothing heavy may happen here.
         self._spec, self._data, self._folder, self._cpu, self._gpu = spec, data, warmups, cpu, gpu
         self._tensors: Tensors | None = None
@@ -184,7 +187,7 @@ def trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
 
     Args:
         place: the CPUs and the fraction of a GPU that each trial gets.
-        parameters: `spec`, `data`, `warmups` and `stacks` of `QATTrial.setup`.
+        parameters: `spec`, `data`, `warmups`, `stacks` and `grant` of `QATTrial.setup`.
     """
     return sized(tune.with_parameters(QATTrial, cpu=place.cpu, gpu=place.gpu, **parameters), place)
 

@@ -239,6 +239,22 @@ def test_accuracy_is_counted_sample_by_sample(data):
         assert cohort.accuracy(data.val_x, data.val_y)[k] == hits / len(data.val_y)  # exactly, or ties are lost
 
 
+def test_unstacked_replicas_have_every_number_of_the_stack(data):
+    trial = a_trial(batch_norm=True)
+    cohort = a_cohort(trial, data, (0, 1), phase="warmup")
+    cohort.train(0)
+    replicas = [a_replica(trial, 5) for _ in range(2)]
+    for replica in replicas:
+        replica.register_buffer("unsaved", torch.zeros(2), persistent=False)
+    cohort.buffers["unsaved"] = torch.arange(4.0).view(2, 2)
+    cohort.unstack(replicas)
+    for k, replica in enumerate(replicas):
+        numbers = dict(replica.named_parameters()) | dict(replica.named_buffers())
+        assert numbers.keys() == (cohort.params | cohort.buffers).keys()
+        for name, tensor in numbers.items():
+            assert torch.equal(tensor, (cohort.params | cohort.buffers)[name][k]), name
+
+
 def test_the_global_generator_is_left_alone(data):
     torch.manual_seed(1)
     before = torch.get_rng_state()

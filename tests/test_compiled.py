@@ -108,6 +108,8 @@ def test_the_name_of_a_library_covers_all_that_decides_it(monkeypatch):
     assert key(replace(SHAPE), [torch.zeros(3), torch.tensor(7.0)]) == same
     others = [
         key(replace(SHAPE, depth=3)),
+        key(replace(SHAPE, own=("mine:net", "a" * 64))),
+        key(replace(SHAPE, own=("mine:net", "b" * 64))),
         key(structure="another one"),
         key(tensors=[torch.ones(2), torch.tensor(0.5)]),
         key(tensors=[torch.ones(3).double(), torch.tensor(0.5)]),

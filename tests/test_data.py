@@ -196,7 +196,7 @@ def test_split_is_frozen(tmp_path: Path) -> None:
 def test_split_is_disjoint_and_whole(rows: int, share: float) -> None:
     val_size = 1 + round(share * (rows - 2))
     ids = np.arange(rows)
-    found = data._cut("synthetic", (ids[:, None], ids, ids[:1, None], ids[:1]), val_size)
+    found = data.cut("synthetic", (ids[:, None], ids, ids[:1, None], ids[:1]), val_size)
     assert len(found.val_y) == val_size
     assert sorted([*found.train_y, *found.val_y]) == list(ids)
     assert np.array_equal(found.train_x[:, 0], found.train_y)
@@ -205,7 +205,7 @@ def test_split_is_disjoint_and_whole(rows: int, share: float) -> None:
 
 def test_validation_is_drawn_from_all_over_the_training_set() -> None:
     ids = np.arange(1000)
-    val = data._cut("synthetic", (ids[:, None], ids, ids[:1, None], ids[:1]), 100).val_y
+    val = data.cut("synthetic", (ids[:, None], ids, ids[:1, None], ids[:1]), 100).val_y
     assert np.histogram(val, bins=4, range=(0, 1000))[0].min() > 10
 
 

@@ -73,7 +73,7 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
 
 
 USAGE = f" (usage: {launch.USAGE})"
-OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --set)"
+OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --allow-plugin, --set)"
 
 
 @pytest.mark.parametrize(
@@ -256,5 +256,6 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         launch.main(["--help"])
     said = capsys.readouterr().out
     assert all(
-        option in said for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--set")
+        option in said
+        for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--allow-plugin", "--set")
     )

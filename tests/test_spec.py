@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune import configuration
-from qdtune.configuration import Trial
+from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.ledger import mlp_ledger
-from qdtune.names import AXES, DATASETS
+from qdtune.names import AXES, DATASETS, DatasetInfo
 from qdtune.plan import make_trial, plan
 from qdtune.rules import MAX_LINES, Problem, SpecError
 from qdtune.schema import Qat, Warmup
@@ -358,6 +358,22 @@ MATRIX = [
     (0, "exclude=[{hidden: [8, 8]}]", "exclude[0].hidden: 8-8 never occurs in parameters.hidden"),
     (0, "exclude=[{}]", "exclude[0]: names no axis (it would exclude everything)"),
     (0, "exclude=[1]", "exclude[0]: 1 is not allowed (key: value pairs)"),
+    *[
+        (79, f"model={{factory: {text}}}", f"model.factory: {text!r} is not allowed (package.module:function)")
+        for text in ("os", "os:", ":system", "os.system", "os:system()", "../os:system", "os:a.b", "ös:f", "a:b:c")
+    ],
+    (79, "data.factory=os:f", "error: x.yaml:4: data: has both 'dataset' and 'factory' (one of them)"),
+    (79, "model={name: mlp, factory: os:f}", "model: has both 'name' and 'factory' (one of them)"),
+    (79, "model.name=", "model: has neither 'name' nor 'factory' (one of them)"),
+    (
+        79,
+        "model={factory: a:f, batch_norm: true}",
+        "model: batch_norm is for mlp only (a factory has the layers that it builds)",
+    ),
+    (79, "model={factory: a:f, sha256: abc}", "model.sha256: 'abc' is not allowed (64 hexadecimal digits)"),
+    (79, f"model.sha256={'a' * 64}", "model: sha256 is for a factory only"),
+    (79, "data.shape=[1, 2, 3]", "error: x.yaml:4: data: shape is for a factory only"),
+    (79, "model={factory: a:f, built: {'8': 3}}", "model.built.8: 3 is not allowed (key: value pairs)"),
 ]
 
 
@@ -536,7 +552,9 @@ def test_missing_keys_are_named() -> None:
     assert errors("description: x") == [
         f"error: x.yaml: {key}: is missing" for key in ("version", "name", "parameters", "data")
     ]
-    assert errors(SMALL.replace("dataset: digits, ", "")) == ["error: x.yaml:4: data.dataset: is missing"]
+    assert errors(SMALL.replace("dataset: digits, ", "")) == [
+        "error: x.yaml:4: data: has neither 'dataset' nor 'factory' (one of them)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -727,6 +745,8 @@ CHANGED: dict[str, Any] = {
     "warmup": Warmup(lr=0.2),
     "qat": Qat(schedule="cosine"),
     "seeds": (0, 2),
+    "own_model": OwnModel("mine:net", "a" * 64),
+    "own_data": OwnData("a" * 64, "b" * 64, DatasetInfo(600, 64, 10)),
 }
 
 

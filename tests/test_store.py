@@ -46,9 +46,24 @@ T_975 = {
 def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]:
     full = {
         **dict(zip(AXES, (2, 4, "relu", None, "absmean", "orthogonal", "24", 0.1, 0.01), strict=True)),
-        **{"trial_id": trial_id, "seed": seed, "dataset": "digits", "state": "ok", "epochs": 3, "train_loss": 0.5},
+        **{
+            "trial_id": trial_id,
+            "seed": seed,
+            "dataset": "digits",
+            "model": "mlp",
+            "state": "ok",
+            "epochs": 3,
+            "train_loss": 0.5,
+        },
         **{"val_accuracy": 0.9, "test_accuracy": 0.8, "float_val_accuracy": 0.95, "params": 100, "size_bytes": 64},
-        **{"weight_bytes": 50, "scale_bytes": 8, "bias_bytes": 6, "fp32_bytes": 400, "inner_dims": [[5], [4, 4]]},
+        **{
+            "weight_bytes": 50,
+            "scale_bytes": 8,
+            "bias_bytes": 6,
+            "other_bytes": 0,
+            "fp32_bytes": 400,
+            "inner_dims": [[5], [4, 4]],
+        },
         **{"seconds": 1.5, "device": "cpu", "error": None, "pruned_by": None, "started_at": NOW, "finished_at": NOW},
         **{"attempt": 1},
     }
@@ -73,7 +88,7 @@ def done(store: Store) -> set[str]:
     return final_ids(store.trials())
 
 
-def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "2") -> Path:
+def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "3") -> Path:
     """Puts a file there by other means than `write`."""
     path = store.root / "trials" / f"{trial_id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +114,7 @@ def test_write_returns_every_cell_and_its_provenance(store):
     assert store.history().to_pylist() == history
     for folder in ("trials", "history"):
         metadata = pq.read_metadata(store.root / folder / "a.parquet").metadata
-        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"2")
+        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"3")
 
 
 def test_schemas_hold_the_promised_columns():
@@ -275,44 +290,52 @@ def test_columns_missing_from_an_older_version_are_null(store):
     assert store.damaged == []
 
 
-def test_results_of_version_1_are_as_good_as_new_ones(store):
-    """It had every column but `pruned_by`; a sweep that goes on in such a folder has both kinds of file."""
-    older = trials_table([row(seed=0), row(seed=1)]).drop_columns(["pruned_by"])
-    plant(store, "a", older, version="1")
+@pytest.mark.parametrize(
+    ("version", "absent"), [("1", ["pruned_by", "model", "other_bytes"]), ("2", ["model", "other_bytes"])]
+)
+def test_results_of_older_versions_are_as_good_as_new_ones(store, version, absent):
+    """They had every column but these; a sweep that goes on in such a folder has both kinds of file."""
+    older = trials_table([row(seed=0), row(seed=1)]).drop_columns(absent)
+    plant(store, "a", older, version)
     save(store, "b", depth=3, state="pruned", pruned_by="a")
     assert store.trials().schema == TRIALS
     assert store.trials().column("pruned_by").to_pylist() == [None, None, "a"]
     assert store.damaged == []
     assert done(store) == {"a", "b"}
     assert save(store, "a") is False
-    table = store.write_pareto().select(["trial_id", "n_seeds", "pruned_by", "is_pareto"]).to_pylist()
-    assert [tuple(entry.values()) for entry in table] == [("a", 2, None, True), ("b", 0, "a", False)]
+    columns = ["trial_id", "n_seeds", "pruned_by", "model", "other_bytes", "is_pareto"]
+    table = store.write_pareto().select(columns).to_pylist()
+    assert [tuple(entry.values()) for entry in table] == [
+        ("a", 2, None, None, None, True),
+        ("b", 0, "a", "mlp", 0, False),
+    ]
 
 
 def test_a_file_of_a_newer_version_is_refused(store):
     path = plant(store, "a", trials_table([row()]), version="7")
-    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 2 or lower, got 7: upgrade"):
+    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 3 or lower, got 7: upgrade"):
         done(store)
 
 
 @pytest.mark.parametrize(
     ("change", "version", "reason"),
     [
-        (lambda t: t.drop_columns(["state"]), "2", "columns missing: state"),
-        (lambda t: t.drop_columns(["pruned_by"]), "2", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["state"]), "3", "columns missing: state"),
+        (lambda t: t.drop_columns(["pruned_by"]), "3", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["model"]), "3", "columns missing: model"),
         (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
-        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "2", "another type than theirs: depth"),
-        (lambda t: t.set_column(1, "depth", pa.array(["2"])), "2", "Unable to merge"),
-        (lambda t: t.append_column("seed", pa.array([1])), "2", "duplicate field names"),
-        (lambda t: t.slice(0, 0), "2", "one row per seed, got none"),
+        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "3", "another type than theirs: depth"),
+        (lambda t: t.set_column(1, "depth", pa.array(["3"])), "3", "Unable to merge"),
+        (lambda t: t.append_column("seed", pa.array([1])), "3", "duplicate field names"),
+        (lambda t: t.slice(0, 0), "3", "one row per seed, got none"),
         (lambda t: t, None, f"must hold {VERSION_KEY}"),
         (lambda t: t, "one", f"must hold {VERSION_KEY}"),
-        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "2", "got an extension type"),
+        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "3", "got an extension type"),
         (
             lambda t: t.append_column(
                 pa.field("x", pa.binary(), metadata={"ARROW:extension:name": "nobody.knows"}), pa.array([b"boom"])
             ),
-            "2",
+            "3",
             "got an extension type",
         ),
     ],
@@ -543,7 +566,7 @@ def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     for key in {tuple(r[name] for name in keys) for r in rows}:
         mine = sorted((r for r in rows if tuple(r[name] for name in keys) == key), key=lambda r: r["seed"])
         ok = [r for r in mine if r["state"] == "ok"]
-        entry = {name: mine[0][name] for name in (*keys, "trial_id", "size_bytes", "params")}
+        entry = {name: mine[0][name] for name in (*keys, "trial_id", "model", "size_bytes", "other_bytes", "params")}
         entry |= {"n_seeds": len(ok), "epochs": max(r["epochs"] for r in mine)}
         entry["state"] = max(
             [r["state"] for r in mine if r["state"] in FINAL] or [r["state"] for r in mine], key=STATES.index

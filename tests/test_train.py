@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 from test_cohort import CPU, a_trial
 
-from qdtune import train
+from qdtune import models, train
 from qdtune.cohort import Tensors
 from qdtune.data import load
 from qdtune.schema import Qat, Warmup
@@ -157,7 +157,7 @@ def test_a_replica_that_diverges_keeps_its_row_and_its_curve(data, phase):
 
 def test_one_diverged_replica_does_not_touch_the_others(data, monkeypatch):
     whole = last(a_trial(), data)
-    build = train.models.mlp
+    build = models.mlp
 
     def poisoned(*args, seed, **kwargs):
         model = build(*args, seed=seed, **kwargs)
@@ -165,7 +165,7 @@ def test_one_diverged_replica_does_not_touch_the_others(data, monkeypatch):
             model[-1].bias.data[0] = float("inf")
         return model
 
-    monkeypatch.setattr(train.models, "mlp", poisoned)
+    monkeypatch.setattr(models, "mlp", poisoned)
     report = last(a_trial(), data)
     assert [row["state"] for row in report["rows"]] == ["ok", "diverged", "ok"]
     for k in (0, 2):
