@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is disposable: a resume is planned from the store
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 KNOCK_S = 5.0  # how long an address may take to answer
+BEGIN = b"\4"  # the type of the frame with which both sides of gRPC begin
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + BEGIN + bytes(5)
+INSTEAD = "leave out --address, or unset RAY_ADDRESS, to start Ray here"
 
 
 def prepare(address: str | None) -> None:
@@ -74,7 +80,7 @@ class RayAt:
 
 
 class NoClusterError(ValueError):
-    """No cluster answers where the user says there is one."""
+    """No cluster that could be joined answers where the user says there is one."""
 
 
 @dataclass(frozen=True)
@@ -88,50 +94,59 @@ class Cluster:
     dashboard: str | None
 
 
-def _knock(address: str) -> None:
-    """Raises where nothing listens at the address: ray.init would go on trying for minutes."""
+def knock(address: str) -> None:
+    """Returns where something that may be Ray listens: elsewhere ray.init would go on trying for minutes.
+
+    Raises:
+        NoClusterError: nothing answers, or something that speaks no gRPC; or it is no HOST:PORT (or `auto`, which
+            is taken as it is).
+    """
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
-        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address}")
+        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address} ({INSTEAD})")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-    except (OSError, OverflowError) as error:
-        told = f"no Ray cluster answers at {address}: {error} (leave it out to start Ray here)"
-        raise NoClusterError(told) from None
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S) as there:
+            there.sendall(HELLO)
+            answer = there.recv(4)
+    except (OSError, OverflowError, ValueError) as error:
+        raise NoClusterError(f"no Ray cluster answers at {address}: {error} ({INSTEAD})") from None
+    if answer[3:] != BEGIN and os.environ.get("RAY_USE_TLS") != "1":  # a TLS server hangs up
+        raise NoClusterError(f"what answers at {address} is no Ray cluster ({INSTEAD})")
 
 
 @contextmanager
 def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
     """Starts Ray here, or joins a cluster, for the length of a `with` block.
 
+    What Ray writes here, its logs among them, is in a folder of the user's alone and goes with it: Ray's own is open
+    to everybody on the machine.
+
     Args:
         ray_at: which one.
         data_bytes: size of the data set, which the object store has to hold.
 
     Raises:
-        NoClusterError: no cluster answers there.
+        NoClusterError: no cluster answers there, or one of another version.
     """
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = ray_at.address
-    if address is None:
-        context = ray.init(
-            address="local",
-            dashboard_host="127.0.0.1",
-            include_dashboard=ray_at.dashboard,
-            object_store_memory=max(128 * 2**20, 2 * data_bytes),
-            **quiet,
-        )
-    else:
-        _knock(address)
-        try:
-            context = ray.init(address=address, **quiet)
-        except ConnectionError:
-            raise NoClusterError(f"no Ray cluster answers at {address} (leave it out to start Ray here)") from None
-    try:
+    with ExitStack() as stack:
+        if ray_at.address is None:
+            place = os.environ.get("RAY_TMPDIR", "/tmp")  # short: the paths of sockets have to fit into 107 bytes
+            own = tempfile.TemporaryDirectory(prefix="qdtune-", dir=place, ignore_cleanup_errors=True)
+            context = ray.init(
+                address="local",
+                dashboard_host="127.0.0.1",
+                include_dashboard=ray_at.dashboard,
+                object_store_memory=max(128 * 2**20, 2 * data_bytes),
+                _temp_dir=stack.enter_context(own),
+                **QUIET,
+            )
+        else:
+            context = _joined(ray_at.address)
+        stack.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
         url = context.dashboard_url
@@ -142,5 +157,22 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
             gpus=sum(gpus),
             dashboard=f"http://{url}" if url else None,
         )
-    finally:
-        ray.shutdown()
+
+
+def _joined(address: str) -> Any:
+    """What ray.init returns of the cluster at an address."""
+    import ray
+
+    knock(address)
+    try:
+        return ray.init(address=address, **QUIET)
+    except ConnectionError:
+        raise NoClusterError(f"no Ray cluster answers at {address} ({INSTEAD})") from None
+    except RuntimeError as error:
+        versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+        if len(versions) != 2:
+            raise
+        there, here = (f"Ray {ray_version} and Python {python}" for ray_version, python in versions)
+        raise NoClusterError(
+            f"the cluster at {address} must have the versions of this one, {here}, got {there}"
+        ) from None

@@ -37,7 +37,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("launch", USAGE, "Runs, or finishes, a sweep.")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and start nothing")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders lie (default: runs)")
+    parser.add_argument("--runs-dir", default="runs", help="where run folders lie (default: runs)")
     parser.add_argument("--data-dir", type=Path, help="where data sets lie (default: QDTUNE_DATA, else data)")
     parser.add_argument("--address", help="a running Ray cluster (default: a local one of our own)")
     parser.add_argument("--no-dashboard", action="store_true", help="start Ray without its dashboard")
@@ -66,18 +66,20 @@ def _launch(arguments: argparse.Namespace) -> int:
         if arguments.dry_run or address is None:
             placed = placement(spec.resources, os.cpu_count() or 1, gpus(), spec.run.max_concurrent_trials)
     if arguments.dry_run:
-        folder = arguments.runs_dir / spec.name
+        folder = Path(arguments.runs_dir, spec.name)
         if not arguments.fresh:
             check_comparable(_likely(spec, data_dir), folder)
         _describe(spec, planned, placed, data_dir, folder)
         return 0
-    return _run(spec, arguments, data_dir, address)
+    return _run(spec, planned, arguments, data_dir, address)
 
 
-def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
+def _run(spec: Spec, planned: Plan, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
     """Starts what takes seconds to import, in the order that Ray needs; says in one line what stands in the way."""
     from qdtune import cluster
+    from qdtune.preflight import preflight
 
+    preflight(spec, planned, arguments.runs_dir, address, arguments.fresh)
     cluster.prepare(address)
 
     from qdtune import session
@@ -88,7 +90,8 @@ def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str
     codes = {DataError: 2, NewerSchemaError: 2, cluster.NoClusterError: 2, StorageError: 4, RunInUse: 5}
     try:
         ray_at = cluster.RayAt(address, dashboard=not arguments.no_dashboard)
-        return session.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
+        runs_dir = Path(arguments.runs_dir)
+        return session.run(spec, runs_dir=runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
     except tuple(codes) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return next(code for kind, code in codes.items() if isinstance(error, kind))
@@ -121,6 +124,8 @@ def _describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, fold
 
 def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """What a dry run says, as (name, text)."""
+    from qdtune.preflight import room
+
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
     yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
@@ -167,6 +172,7 @@ def _facts(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, folder:
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
     yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count):,} waves ({here})"
+    yield "disk", f"about {room(spec, planned) / 1e6:,.1f} MB in {one_line(str(folder))}"
     for note in placed.notes:
         yield "note", note
 

@@ -5,18 +5,21 @@ A sweep that is finished is told from its files alone; Ray is imported where the
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from qdtune import data as data_sets
-from qdtune.cluster import RayAt
+from qdtune.cluster import RayAt, connect
 from qdtune.feed import Feed
 from qdtune.machine import has_compiler
+from qdtune.placement import placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
 from qdtune.results import Rows, results
@@ -39,9 +42,18 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, ray_at: RayAt, fresh: boo
         fresh: set what an earlier launch left aside and start anew.
 
     Raises:
-        SpecError, DataError, RunInUse: what the user has to mend; nothing was started.
+        SpecError, DataError, NoClusterError, RunInUse: what the user has to mend; nothing was started.
         StorageError: the run folder cannot be written.
     """
+    if ray_at.address is None:
+        return _run(spec, runs_dir, data_dir, partial(connect, ray_at), fresh)
+    with connect(ray_at, 0) as cluster:  # before anything is made: it may be of another version, or too small
+        placement(spec.resources, cluster.node_cpus, cluster.node_gpus)
+        return _run(spec, runs_dir, data_dir, lambda _: nullcontext(cluster), fresh)
+
+
+def _run(spec: Spec, runs_dir: Path, data_dir: Path, connect: Any, fresh: bool) -> int:
+    """As `run`, with `connect` as `sweep.train` takes it."""
     out = console()
     for name in spec.data.dataset[:1]:
         if not data_sets.on_disk(name, data_dir):
@@ -49,6 +61,7 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, ray_at: RayAt, fresh: boo
     data, notes = data_sets.load(spec.data.dataset, data_dir, lambda name: spec.resolve(name).data.val_size)
     spec = spec.resolve(data.name)
     planned = plan(spec)
+    os.umask(0o077)  # what is made from here on, by Ray and its workers too, is for the user alone
     store = Store(runs_dir / spec.name)
     if not fresh:
         check_comparable(spec, store.root)
@@ -73,7 +86,7 @@ def run(spec: Spec, *, runs_dir: Path, data_dir: Path, ray_at: RayAt, fresh: boo
             if more:
                 from qdtune.sweep import train  # Ray: a sweep that is finished answers without it
 
-                stopped, error = train(spec, data, feed, store, known, ray_at, out)
+                stopped, error = train(spec, data, feed, store, known, connect, out)
             if error is None and not feed.left:
                 feed.more()  # stopped as the last one ended, it may have more to do all the same
         finally:

@@ -10,8 +10,8 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,18 +19,19 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qdtune.cluster import Cluster, RayAt, connect
+from qdtune.cluster import Cluster
 from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.names import PLANNED, text_of
 from qdtune.placement import Need, Placement, placement
 from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
-from qdtune.rules import mistake
 from qdtune.spec import Spec
 from qdtune.store import StorageError, Store
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
+
+Connect = Callable[[int], AbstractContextManager[Cluster]]
 
 PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
 
@@ -53,7 +54,13 @@ def param_space(spec: Spec) -> dict[str, Any]:
 
 
 def train(
-    spec: Spec, data: Data, feed: Feed, store: Store, known: Rows, ray_at: RayAt, out: Any
+    spec: Spec,
+    data: Data,
+    feed: Feed,
+    store: Store,
+    known: Rows,
+    connect: Connect,
+    out: Any,
 ) -> tuple[int | None, StorageError | None]:
     """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any.
 
@@ -63,7 +70,7 @@ def train(
         feed: the trials.
         store: where results go.
         known: rows that are there; those of the results are added.
-        ray_at: the cluster to run on.
+        connect: to the cluster to run on, given the size of the data.
         out: where to say how it goes.
 
     Raises:
@@ -71,8 +78,8 @@ def train(
         NoClusterError: no cluster answers.
     """
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
-    with connect(ray_at, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
-        _check(spec, cluster)
+    with connect(data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+        placement(spec.resources, cluster.node_cpus, cluster.node_gpus)  # raises where no node has room for one
         if spec.resources.gpu == "auto" and cluster.node_gpus:
             spec = _measured(spec, cluster, data, feed, stopped, out)
         place = _place(spec, cluster, feed.left, out)
@@ -84,17 +91,6 @@ def train(
             if not stopped:
                 _tune(spec, kind, place, recorder, scratch)
         return (stopped[0] if stopped else None), recorder.error
-
-
-def _check(spec: Spec, cluster: Cluster) -> None:
-    """Raises where one trial asks for more than any node has."""
-    gpu = 1 if spec.resources.gpu == "auto" else spec.resources.gpu
-    for kind, asked, there in (
-        ("cpu", spec.resources.cpu, cluster.node_cpus),
-        ("gpu", gpu if cluster.node_gpus else 0, cluster.node_gpus),
-    ):
-        if asked > there:
-            raise mistake(f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}", "resources", kind)
 
 
 def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: list[int], out: Any) -> Spec:

@@ -50,6 +50,7 @@ RULES: dict[str, set[str]] = {
     "warmups": {"optuna"},
     "trial": {"optuna"},
     "cluster": {"torch", "optuna"},
+    "preflight": {"torch", "ray", "optuna"},
     "progress": {"torch", "ray", "optuna"},
     "replay": {"torch", "ray", "optuna"},
     "recorder": {"torch", "optuna"},
