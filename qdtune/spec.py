@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from qdtune.names import AXES, DATASETS, METHODS, PLANNED, text_of
+from qdtune.names import AXES, DATASETS, METHODS, PLANNED, PRUNERS, text_of
 from qdtune.rules import (
     KeyPath,
     Place,
@@ -164,6 +164,9 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     if p is not None and (least := 0.5 ** len(spec.seeds)) >= p:
         what = f"p_threshold {p:g} is never reached: the least p of {len(spec.seeds)} seeds is {least:g}"
         yield ("early_terminate", "p_threshold"), f"{what} (more seeds)"
+    first, epochs = spec.early_terminate.min_epochs, spec.train.qat.epochs
+    if first is not None and first > epochs:
+        yield ("early_terminate", "min_epochs"), f"{first} is never reached: QAT has {epochs} epochs (or type: none)"
     if spec.replicate and spec.replicate.front <= len(spec.seeds):
         what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
         yield ("replicate", "front"), f"{what} (or leave replicate out)"
@@ -248,7 +251,7 @@ def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
         if isinstance(cause, _DisagreementError):
             yield from (_problem(where, what, document) for where, what in cause.found)
         elif item["type"] == "extra_forbidden":
-            what = unknown("key ", str(path[-1]), _keys_at(path[:-1]))
+            what = unknown("key ", str(path[-1]), _keys_at(path[:-1], document))
             yield Problem(_place(path, document), path[:-1], what)
         elif item["type"] == "missing":
             yield Problem(_place(path, document), path, "is missing")
@@ -271,9 +274,11 @@ def _place(path: KeyPath, document: Document) -> Place | None:
     return next((document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places), None)
 
 
-def _keys_at(path: KeyPath) -> list[str]:
+def _keys_at(path: KeyPath, document: Document) -> list[str]:
     """The keys that the group at `path` knows."""
     kind: Any = Spec
+    if path == ("early_terminate",) and (own := PRUNERS.get(str(document.value[path[0]].get("type", "none")))):
+        return ["type", *own]
     for part in path:
         kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
         if NoneType in get_args(kind):
