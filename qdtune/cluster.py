@@ -58,9 +58,10 @@ def prepare(address: str | None) -> None:
 
 
 def _token_file() -> Path:
-    """Ray's own token file, made here if there is none: Ray would leave it readable by everybody."""
+    """Ray's own token file, for the user alone, made if there is none: Ray would leave it readable by everybody."""
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)  # where it was there
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -141,7 +142,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
                 dashboard_host="127.0.0.1",
                 include_dashboard=ray_at.dashboard,
                 object_store_memory=max(128 * 2**20, 2 * data_bytes),
-                _temp_dir=stack.enter_context(own),
+                _temp_dir=f"{stack.enter_context(own)}/r",  # which Ray opens to everybody, but not what it is in
                 **QUIET,
             )
         else:
