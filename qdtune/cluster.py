@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdtune.rules import mistake
+
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
@@ -41,17 +43,27 @@ def prepare(address: str | None) -> None:
 
     Args:
         address: of a running cluster; None for one of our own, whose every port is then on loopback.
+
+    Raises:
+        SpecError: the token has no place, or the file that should hold it does not.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_TUNE_CALLBACKS", None)  # import paths that Tune would instantiate
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all that it imports
-    token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = bool(os.environ.get("RAY_AUTH_TOKEN") or given)
+    if given and not os.environ.get("RAY_AUTH_TOKEN"):
+        _check_token(given)
     if address is None:
         # The odd name notwithstanding, 0 is what keeps every port of a local cluster on loopback (measured).
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if not token:
-            os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
+            try:
+                os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
+            except (OSError, RuntimeError) as error:  # no home, or none that can be written
+                what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
+                raise mistake(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)") from None
         os.environ["RAY_AUTH_MODE"] = "token"
     elif token or (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -62,14 +74,21 @@ def _token_file() -> Path:
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)  # where it was there
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)
-    else:
-        with open(descriptor, "w") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        os.fchmod(file.fileno(), 0o600)
+        if not file.read().strip():  # new, or of a launch that was killed just here
             file.write(secrets.token_hex(32))
     return path
+
+
+def _check_token(path: str) -> None:
+    """Raises where the user's own token file holds none: Ray would abort."""
+    try:
+        what = "" if Path(path).read_text().strip() else "it is empty"
+    except (OSError, ValueError) as error:
+        what = str(error)
+    if what:
+        raise mistake(f"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got {path}: {what} (or unset it)")
 
 
 @dataclass(frozen=True)

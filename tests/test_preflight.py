@@ -244,6 +244,21 @@ def test_results_that_cannot_be_compared_are_told_before_anything_is_downloaded(
         assert launch.main(["a.yaml", "--set", "train.batch_size=32", "--fresh"]) == 0
 
 
+def test_run_in_use_is_told_with_its_holder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: None)  # that of the tests stays
+    store = Store(folder / "runs" / "a")
+    with store.lock():
+        before = tree(folder)
+        for fresh in ([], ["--fresh"]):
+            assert launch.main(["a.yaml", "--set", "data={dataset: synthetic, val_size: 100}", *fresh]) == 5
+            out, err = capsys.readouterr()
+            assert err.startswith("error: one launch may use runs/a at a time, but it is held by pid ")
+            assert (out, err.count("\n")) == ("", 1)
+            assert tree(folder) == before
+
+
 def test_old_library_is_refused(
     folder: Path, started: list[bool], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ from qdtune import cluster
 from qdtune.configuration import Trial
 from qdtune.plan import plan
 from qdtune.progress import _Console, console
-from qdtune.rules import Problem, mistake
+from qdtune.rules import Problem, SpecError, mistake
 from qdtune.spec import Spec, loads
 from qdtune.store import Store
 
@@ -353,6 +353,52 @@ def test_token_file_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert (path.read_text() == "old") == (there is not None)
     assert there is not None or re.fullmatch("[0-9a-f]{64}", path.read_text())
+
+
+def test_empty_token_file_of_a_killed_launch_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").touch()
+    assert re.fullmatch("[0-9a-f]{64}", cluster._token_file().read_text())
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a user who has set nothing of Ray's; the environment is put back."""
+    for name in (*cluster.SETTINGS, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # which is what is put back, set or not
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_local_cluster_is_closed_by_its_environment(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TUNE_CALLBACKS", "os.system")
+    cluster.prepare(None)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(bare / ".ray" / "auth_token")
+    assert "RAY_TUNE_CALLBACKS" not in os.environ
+
+
+@pytest.mark.parametrize("text", [None, " \n"])
+def test_token_file_that_holds_none_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    if text is not None:
+        (bare / "token").write_text(text)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(bare / "token"))
+    for address in (None, "10.0.0.1:6379"):
+        with pytest.raises(SpecError, match=r"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got \S+token"):
+            cluster.prepare(address)
+
+
+def test_home_that_cannot_hold_a_token_is_told(bare: Path) -> None:
+    (bare / ".ray").write_text("")
+    with pytest.raises(SpecError, match=r"Ray's token must be kept in ~/.ray/auth_token: .*File exists"):
+        cluster.prepare(None)
 
 
 # --- What reaches the terminal
