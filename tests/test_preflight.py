@@ -77,6 +77,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> str
 
 
 def test_launch_goes_on_where_nothing_stands_in_the_way(folder: Path, started: list[bool]) -> None:
+    (folder / "s3:").touch()  # as a path, the URL would lead through it
     before = tree(folder)
     for argv in ([], ["--runs-dir", "new/deep"], ["--runs-dir", str(folder)], ["--runs-dir", "s3://bucket/prefix"]):
         assert launch.main(["a.yaml", *argv]) == 0
@@ -228,6 +229,8 @@ def test_room_grows_with_what_is_trained() -> None:
     # Measured: 13.5 kB of Parquet for each of 6, 15.5 kB of study, 8.4 kB of table, 3 warm-ups of 15 kB.
     assert 0.8 < needs() / 150_000 < 1.5
     assert needs(seeds=tuple(range(20))) > needs(seeds=(0, 1)) > needs(seeds=(0,))
+    train = spec.train.model_copy(update={"qat": spec.train.qat.model_copy(update={"epochs": 1000})})
+    assert needs(train=train, seeds=tuple(range(20))) > 3 * needs(train=train, seeds=(0,))
     assert needs(method="tpe", run_cap=60) > 2 * needs(method="tpe", run_cap=20)
 
 
@@ -241,6 +244,7 @@ def test_results_that_cannot_be_compared_are_told_before_anything_is_downloaded(
         line = refused(folder, capsys, "--set", "train.batch_size=32")
         assert "runs/a holds results that are not comparable (" in line
         assert "train.batch_size: 64 there, 32 now" in line
+        assert ("data.dataset" in line) == (name == "digits")  # the wanted one is spoken of
         assert launch.main(["a.yaml", "--set", "train.batch_size=32", "--fresh"]) == 0
 
 
