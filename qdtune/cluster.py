@@ -187,7 +187,7 @@ def _joined(address: str) -> Any:
     try:
         return ray.init(address=address, **QUIET)
     except ConnectionError:
-        raise NoClusterError(f"no Ray cluster answers at {address} ({INSTEAD})") from None
+        raise NoClusterError(f"no Ray cluster answers at {address}, or it wants another token ({INSTEAD})") from None
     except RuntimeError as error:
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if len(versions) != 2:

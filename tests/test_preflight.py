@@ -365,7 +365,10 @@ def not_there(**options: object) -> None:
     ("init", "line"),
     [
         (of_other_version, "the cluster at auto must have the versions of this one, Ray {0} and Python {1}, got"),
-        (not_there, "no Ray cluster answers at auto (leave out --address, or unset RAY_ADDRESS, to start Ray here)"),
+        (
+            not_there,
+            "no Ray cluster answers at auto, or it wants another token (leave out --address, or unset RAY_ADDRESS, to start Ray here)",
+        ),
     ],
 )
 def test_cluster_that_cannot_be_joined_is_told_before_anything_is_made(
