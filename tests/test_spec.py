@@ -229,7 +229,11 @@ MATRIX = [
         "early_terminate={type: patient, min_dlta: 0.1}",
         "early_terminate: unknown key 'min_dlta'; did you mean 'min_delta'? (type, patience, min_delta)",
     ),
-    (38, "early_terminate={margn: 0.1}", "early_terminate: unknown key 'margn' (type)"),
+    (
+        38,
+        "early_terminate={margn: 0.1}",
+        f"early_terminate: unknown key 'margn'; did you mean 'margin'? ({PRUNER_KEYS})",
+    ),
     (
         38,
         "early_terminate={type: pareto, min_epochs: 11}",
