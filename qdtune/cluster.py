@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from qdtune.rules import mistake
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -27,7 +31,11 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is disposable: a resume is planned from the store
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 KNOCK_S = 5.0  # how long an address may take to answer
+BEGIN = b"\4"  # the type of the frame with which both sides of gRPC begin
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + BEGIN + bytes(5)
+INSTEAD = "leave out --address, or unset RAY_ADDRESS, to start Ray here"
 
 
 def prepare(address: str | None) -> None:
@@ -35,34 +43,52 @@ def prepare(address: str | None) -> None:
 
     Args:
         address: of a running cluster; None for one of our own, whose every port is then on loopback.
+
+    Raises:
+        SpecError: the token has no place, or the file that should hold it does not.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_TUNE_CALLBACKS", None)  # import paths that Tune would instantiate
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all that it imports
-    token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = bool(os.environ.get("RAY_AUTH_TOKEN") or given)
+    if given and not os.environ.get("RAY_AUTH_TOKEN"):
+        _check_token(given)
     if address is None:
         # The odd name notwithstanding, 0 is what keeps every port of a local cluster on loopback (measured).
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if not token:
-            os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
+            try:
+                os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
+            except (OSError, RuntimeError) as error:  # no home, or none that can be written
+                what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
+                raise mistake(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)") from None
         os.environ["RAY_AUTH_MODE"] = "token"
     elif token or (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _token_file() -> Path:
-    """Ray's own token file, made here if there is none: Ray would leave it readable by everybody."""
+    """Ray's own token file, for the user alone, made if there is none: Ray would leave it readable by everybody."""
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)
-    else:
-        with open(descriptor, "w") as file:
+    path.parent.chmod(0o700)  # where it was there
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        os.fchmod(file.fileno(), 0o600)
+        if not file.read().strip():  # new, or of a launch that was killed just here
             file.write(secrets.token_hex(32))
     return path
+
+
+def _check_token(path: str) -> None:
+    """Raises where the user's own token file holds none: Ray would abort."""
+    try:
+        what = "" if Path(path).read_text().strip() else "it is empty"
+    except (OSError, ValueError) as error:
+        what = str(error)
+    if what:
+        raise mistake(f"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got {path}: {what} (or unset it)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +100,7 @@ class RayAt:
 
 
 class NoClusterError(ValueError):
-    """No cluster answers where the user says there is one."""
+    """No cluster that could be joined answers where the user says there is one."""
 
 
 @dataclass(frozen=True)
@@ -88,50 +114,59 @@ class Cluster:
     dashboard: str | None
 
 
-def _knock(address: str) -> None:
-    """Raises where nothing listens at the address: ray.init would go on trying for minutes."""
+def knock(address: str) -> None:
+    """Returns where something that may be Ray listens: elsewhere ray.init would go on trying for minutes.
+
+    Raises:
+        NoClusterError: nothing answers, or something that speaks no gRPC; or it is no HOST:PORT (or `auto`, which
+            is taken as it is).
+    """
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
-        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address}")
+        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address} ({INSTEAD})")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-    except (OSError, OverflowError) as error:
-        told = f"no Ray cluster answers at {address}: {error} (leave it out to start Ray here)"
-        raise NoClusterError(told) from None
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S) as there:
+            there.sendall(HELLO)
+            answer = there.recv(4)
+    except (OSError, OverflowError, ValueError) as error:
+        raise NoClusterError(f"no Ray cluster answers at {address}: {error} ({INSTEAD})") from None
+    if answer[3:] != BEGIN and os.environ.get("RAY_USE_TLS") != "1":  # a TLS server hangs up
+        raise NoClusterError(f"what answers at {address} is no Ray cluster ({INSTEAD})")
 
 
 @contextmanager
 def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
     """Starts Ray here, or joins a cluster, for the length of a `with` block.
 
+    What Ray writes here, its logs among them, is in a folder of the user's alone and goes with it: Ray's own is open
+    to everybody on the machine.
+
     Args:
         ray_at: which one.
         data_bytes: size of the data set, which the object store has to hold.
 
     Raises:
-        NoClusterError: no cluster answers there.
+        NoClusterError: no cluster answers there, or one of another version.
     """
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = ray_at.address
-    if address is None:
-        context = ray.init(
-            address="local",
-            dashboard_host="127.0.0.1",
-            include_dashboard=ray_at.dashboard,
-            object_store_memory=max(128 * 2**20, 2 * data_bytes),
-            **quiet,
-        )
-    else:
-        _knock(address)
-        try:
-            context = ray.init(address=address, **quiet)
-        except ConnectionError:
-            raise NoClusterError(f"no Ray cluster answers at {address} (leave it out to start Ray here)") from None
-    try:
+    with ExitStack() as stack:
+        if ray_at.address is None:
+            place = os.environ.get("RAY_TMPDIR", "/tmp")  # short: the paths of sockets have to fit into 107 bytes
+            own = tempfile.TemporaryDirectory(prefix="qdtune-", dir=place, ignore_cleanup_errors=True)
+            context = ray.init(
+                address="local",
+                dashboard_host="127.0.0.1",
+                include_dashboard=ray_at.dashboard,
+                object_store_memory=max(128 * 2**20, 2 * data_bytes),
+                _temp_dir=f"{stack.enter_context(own)}/r",  # which Ray opens to everybody, but not what it is in
+                **QUIET,
+            )
+        else:
+            context = _joined(ray_at.address)
+        stack.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
         url = context.dashboard_url
@@ -142,5 +177,22 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
             gpus=sum(gpus),
             dashboard=f"http://{url}" if url else None,
         )
-    finally:
-        ray.shutdown()
+
+
+def _joined(address: str) -> Any:
+    """What ray.init returns of the cluster at an address."""
+    import ray
+
+    knock(address)
+    try:
+        return ray.init(address=address, **QUIET)
+    except ConnectionError:
+        raise NoClusterError(f"no Ray cluster answers at {address}, or it wants another token ({INSTEAD})") from None
+    except RuntimeError as error:
+        versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+        if len(versions) != 2:
+            raise
+        there, here = (f"Ray {ray_version} and Python {python}" for ray_version, python in versions)
+        raise NoClusterError(
+            f"the cluster at {address} must have the versions of this one, {here}, got {there}"
+        ) from None

@@ -69,6 +69,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     from qdtune.data import default_root  # NumPy: not needed to say that a file is wrong
 
     data_dir = arguments.data_dir or default_root()
+    planned = None
     with blaming(arguments.sweep):
         if spec.factories:
             spec = _opened(spec, arguments, data_dir)
@@ -77,11 +78,11 @@ def _launch(arguments: argparse.Namespace) -> int:
         address = arguments.address or os.environ.get("RAY_ADDRESS") or None
         if arguments.dry_run or address is None:
             placed = placement(spec.resources, os.cpu_count() or 1, gpus(), spec.run.max_concurrent_trials)
-    if arguments.dry_run:
+    if arguments.dry_run and planned is not None:
         there = _there(arguments, spec, data_dir)
         _describe(spec, planned, placed, data_dir, there)
         return 0
-    return _run(spec, arguments, data_dir, address)
+    return _run(spec, planned, arguments, data_dir, address)
 
 
 def _opened(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> Spec:
@@ -98,10 +99,12 @@ def _opened(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> Spec:
     return spec
 
 
-def _run(spec: Spec, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
+def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
     """Starts what takes seconds to import, in the order that Ray needs; says in one line what stands in the way."""
     from qdtune import cluster
+    from qdtune.preflight import preflight
 
+    preflight(spec, planned, arguments.runs_dir, address, arguments.fresh)
     cluster.prepare(address)
 
     from qdtune import session
@@ -175,6 +178,8 @@ def _facts(
     spec: Spec, planned: Plan, placed: Placement, data_dir: Path, there: tuple[str, set[str]]
 ) -> Iterator[tuple[str, str]]:
     """What a dry run says, as (name, text)."""
+    from qdtune.preflight import room
+
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
     yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
@@ -226,6 +231,7 @@ def _facts(
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
     yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count - done):,} waves ({here})"
+    yield "disk", f"about {room(spec, planned) / 1e6:,.1f} MB in {one_line(folder)}"
     for note in placed.notes:
         yield "note", note
 

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from qdtune.rules import printable
+
 PLAIN_EVERY_S = 5.0  # between two lines where stdout is no terminal
 LIVE_FRONT_ROWS = 8
 RECENT = 12  # trials from whose pace the time left is guessed
@@ -29,6 +31,10 @@ def console() -> Console:
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich has it, but what files and errors hold cannot steer the terminal."""
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
     def on_broken_pipe(self) -> None:
         """A reader that went away, as in `| head`, must not end the sweep; nothing is printed from here on."""
         self.quiet = True

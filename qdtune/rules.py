@@ -42,7 +42,7 @@ class Problem:
 
     def __str__(self) -> str:
         parts = (str(self.place or ""), dotted(self.path), self.what)
-        return "error: " + ": ".join(part for part in parts if part)
+        return one_line("error: " + ": ".join(part for part in parts if part))
 
 
 class SpecError(ValueError):

@@ -5,9 +5,12 @@ A sweep that is finished is told from its files alone; Ray is imported where the
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ import pyarrow as pa
 
 from qdtune import data as data_sets
 from qdtune import plugins
-from qdtune.cluster import RayAt
+from qdtune.cluster import RayAt, connect
 from qdtune.feed import Feed
 from qdtune.machine import cache_dir, has_compiler
+from qdtune.placement import placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
 from qdtune.results import Rows, results
@@ -41,13 +45,27 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
         fresh: set what an earlier launch left aside and start anew.
 
     Raises:
-        SpecError, DataError, LocationError, RunInUse: what the user has to mend; nothing was started.
+        SpecError, DataError, LocationError, NoClusterError, RunInUse: what the user has to mend; nothing was started.
         StorageError: the run folder cannot be written.
     """
+    if ray_at.address is None:
+        return _run(spec, runs_dir, data_dir, partial(connect, ray_at), fresh)
+    try:
+        with connect(ray_at, 0) as cluster:  # before anything is made: it may be of another version, or too small
+            placement(spec.resources, cluster.node_cpus, cluster.node_gpus)
+            return _run(spec, runs_dir, data_dir, lambda _: nullcontext(cluster), fresh)
+    except SystemExit:  # how Ray answers SIGTERM where our handler is not set
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+def _run(spec: Spec, runs_dir: str, data_dir: Path, connect: Any, fresh: bool) -> int:
+    """As `run`, with `connect` as `sweep.train` takes it."""
     out = console()
     spec, data, notes = _loaded(spec, data_dir, out)
     planned = plan(spec)
     open_folder(runs_dir).probe()
+    os.umask(0o077)  # what is made from here on, by Ray and its workers too, is for the user alone
     store = Store(child(runs_dir, spec.name))
     if not fresh:
         check_comparable(spec, store.sweep_yaml(), str(store.folder), notes[0] if notes else None)
@@ -74,7 +92,7 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
                 from qdtune.sweep import train  # Ray: a sweep that is finished answers without it
 
                 try:
-                    stopped, error = train(spec, data, feed, store, known, ray_at, out)
+                    stopped, error = train(spec, data, feed, store, known, connect, out)
                 except SystemExit:  # how Ray answers SIGTERM while it starts, before our handler is set
                     stopped = signal.SIGTERM
             if error is None and not feed.left:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from qdtune.names import AXES, DATASETS, METHODS, PLANNED, text_of
+from qdtune.names import AXES, DATASETS, METHODS, PLANNED, PRUNERS, text_of
 from qdtune.rules import (
     KeyPath,
     Place,
@@ -268,7 +268,7 @@ def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
         if isinstance(cause, _DisagreementError):
             yield from (_problem(where, what, document) for where, what in cause.found)
         elif item["type"] == "extra_forbidden":
-            what = unknown("key ", str(path[-1]), _keys_at(path[:-1]))
+            what = unknown("key ", str(path[-1]), _keys_at(path[:-1], document))
             yield Problem(_place(path, document), path[:-1], what)
         elif item["type"] == "missing":
             yield Problem(_place(path, document), path, "is missing")
@@ -291,9 +291,11 @@ def _place(path: KeyPath, document: Document) -> Place | None:
     return next((document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places), None)
 
 
-def _keys_at(path: KeyPath) -> list[str]:
+def _keys_at(path: KeyPath, document: Document) -> list[str]:
     """The keys that the group at `path` knows."""
     kind: Any = Spec
+    if path == ("early_terminate",) and (own := PRUNERS.get(str(document.value[path[0]].get("type", "none")))):
+        return ["type", *own]
     for part in path:
         kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
         if NoneType in get_args(kind):

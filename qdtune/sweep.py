@@ -13,8 +13,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,20 +24,20 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import plugins
-from qdtune.cluster import Cluster, RayAt, connect
+from qdtune.cluster import Cluster
 from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.names import PLANNED, text_of
 from qdtune.placement import Need, Placement, placement
 from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
-from qdtune.rules import mistake
 from qdtune.spec import Spec
 from qdtune.storage import StorageError, child
 from qdtune.store import Store
 from qdtune.trial import trainable
 from qdtune.warmups import WarmupFolder
 
+Connect = Callable[[int], AbstractContextManager[Cluster]]
 BEAT_S, GONE_S = 1.0, 10.0  # how often Ray's head is looked for, and how long it may be silent
 PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
 
@@ -60,7 +60,13 @@ def param_space(spec: Spec) -> dict[str, Any]:
 
 
 def train(
-    spec: Spec, data: Data, feed: Feed, store: Store, known: Rows, ray_at: RayAt, out: Any
+    spec: Spec,
+    data: Data,
+    feed: Feed,
+    store: Store,
+    known: Rows,
+    connect: Connect,
+    out: Any,
 ) -> tuple[int | None, StorageError | None]:
     """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any.
 
@@ -70,7 +76,7 @@ def train(
         feed: the trials.
         store: where results go.
         known: rows that are there; those of the results are added.
-        ray_at: the cluster to run on.
+        connect: to the cluster to run on, given the size of the data.
         out: where to say how it goes.
 
     Raises:
@@ -79,8 +85,8 @@ def train(
     """
     over = threading.Event()
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
-    with connect(ray_at, data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
-        _check(spec, cluster)
+    with connect(data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+        placement(spec.resources, cluster.node_cpus, cluster.node_gpus)  # raises where no node has room for one
         if spec.resources.gpu == "auto" and cluster.node_gpus:
             spec = _measured(spec, cluster, data, feed, stopped, out)
         place = _place(spec, cluster, feed.left, out)
@@ -98,17 +104,6 @@ def train(
                 over.set()
             recorder.close()
         return (stopped[0] if stopped else None), recorder.error
-
-
-def _check(spec: Spec, cluster: Cluster) -> None:
-    """Raises where one trial asks for more than any node has."""
-    gpu = 1 if spec.resources.gpu == "auto" else spec.resources.gpu
-    for kind, asked, there in (
-        ("cpu", spec.resources.cpu, cluster.node_cpus),
-        ("gpu", gpu if cluster.node_gpus else 0, cluster.node_gpus),
-    ):
-        if asked > there:
-            raise mistake(f"{asked:g} {kind.upper()}s per trial asked, largest node has {there}", "resources", kind)
 
 
 def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: list[int], out: Any) -> Spec:

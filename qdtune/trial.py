@@ -22,6 +22,7 @@ from qdtune import plugins
 from qdtune.data import Data
 from qdtune.placement import MEMORY_SHARE, Placement
 from qdtune.plan import make_trial
+from qdtune.rules import printable
 from qdtune.spec import Spec
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class QATTrial(tune.Trainable):
         torch.cuda.empty_cache()
         return {
             "state": "oom" if any(isinstance(e, torch.OutOfMemoryError) for e in chain) else "failed",
-            "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
+            "error": f"{type(error).__name__}: {' '.join(printable(str(error)).split())}"[:500],
             "done": True,
         }
 

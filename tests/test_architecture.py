@@ -53,6 +53,7 @@ RULES: dict[str, set[str]] = {
     "feed": {"torch", "ray", "optuna"},
     "trial": {"optuna"},
     "cluster": {"torch", "optuna"},
+    "preflight": {"torch", "ray", "optuna"},
     "progress": {"torch", "ray", "optuna"},
     "replay": {"torch", "ray", "optuna"},
     "verify": {"torch", "ray", "optuna"},
@@ -72,12 +73,19 @@ NEVER = {
     "joblib",
     "torch.load",
     "torch.autograd.Function",
+    "marshal",
+    "shelve",
+    "pandas.read_pickle",
+    "ray.cloudpickle",
+    "ruamel.yaml.unsafe_load",
+    "yaml.full_load",
     "yaml.load",
+    "yaml.unsafe_load",
     "ray.tune.Tuner.restore",
     "importlib.import_module",
 }
 ONLY = {"importlib.import_module": "plugins"}
-NEVER_KEYWORDS = {("weights_only", False), ("allow_pickle", True)}
+NEVER_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("typ", "unsafe"), ("shell", True)}
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -172,6 +180,11 @@ BAD = [
     ("cohort", "import torch.autograd as ag\nclass S(ag.Function): ...", "cohort uses torch.autograd.Function"),
     ("cohort", "from torch.autograd import Function", "cohort uses torch.autograd.Function"),
     ("yamlfile", "import yaml\nyaml.load(text)", "yamlfile uses yaml.load"),
+    ("yamlfile", "from yaml import unsafe_load\nunsafe_load(text)", "yamlfile uses yaml.unsafe_load"),
+    ("yamlfile", "from ruamel.yaml import YAML\nYAML(typ='unsafe')", "yamlfile uses typ='unsafe'"),
+    ("tables", "import pandas as pd\npd.read_pickle(path)", "tables uses pandas.read_pickle"),
+    ("recorder", "import subprocess\nsubprocess.run(line, shell=True)", "recorder uses shell=True"),
+    ("recorder", "from ray import cloudpickle", "recorder uses ray.cloudpickle"),
     ("sweep", "from ray import tune\ntune.Tuner.restore(path)", "sweep uses ray.tune.Tuner.restore"),
     ("sweep", "from ray.tune import Tuner\nTuner.restore(path)", "sweep uses ray.tune.Tuner.restore"),
     ("launch", "f(path, weights_only=False)", "launch uses weights_only=False"),

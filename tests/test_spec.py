@@ -222,6 +222,16 @@ MATRIX = [
     (
         38,
         "early_terminate={type: pareto, margn: 0.1}",
+        "early_terminate: unknown key 'margn'; did you mean 'margin'? (type, margin, signal, min_epochs, patience)",
+    ),
+    (
+        38,
+        "early_terminate={type: patient, min_dlta: 0.1}",
+        "early_terminate: unknown key 'min_dlta'; did you mean 'min_delta'? (type, patience, min_delta)",
+    ),
+    (
+        38,
+        "early_terminate={margn: 0.1}",
         f"early_terminate: unknown key 'margn'; did you mean 'margin'? ({PRUNER_KEYS})",
     ),
     (38, "early_terminate={type: pareto, margin: }", "early_terminate: margin must have a value (default: 0.01)"),
@@ -403,8 +413,12 @@ def test_mistakes_of_early_terminate_are_told_by_line() -> None:
     assert errors(SMALL + block) == [
         "error: x.yaml:7: early_terminate.margin: 3 is not allowed (an accuracy, 0 to 1)",
         "error: x.yaml:8: early_terminate.patience: 0 is not allowed (a whole number, 1 to 100,000)",
-        f"error: x.yaml:9: early_terminate: unknown key 'n_warmup'; did you mean 'n_warmup_steps'? ({PRUNER_KEYS})",
+        "error: x.yaml:9: early_terminate: unknown key 'n_warmup' (type, margin, signal, min_epochs, patience)",
     ]
+    block = "early_terminate:\n  type: parto\n  n_warmup: 1\n"  # of no known type: the keys of all
+    assert errors(SMALL + block)[-1] == (
+        f"error: x.yaml:7: early_terminate: unknown key 'n_warmup'; did you mean 'n_warmup_steps'? ({PRUNER_KEYS})"
+    )
     block = "early_terminate:\n  type: wilcoxon\n  p_threshold: 0.05\nreplicate:\n  front: 2\n"
     assert [line.split(": ")[1:3] for line in errors(SMALL + block)] == [
         ["x.yaml:7", "early_terminate.p_threshold"],

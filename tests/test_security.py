@@ -1,0 +1,433 @@
+"""What a sweep leaves open, tells others or runs: nothing that its user has not asked for.
+
+One real sweep is looked at while it runs and after it was stopped; the rest is about files that somebody else wrote.
+"""
+
+from __future__ import annotations
+
+import getpass
+import io
+import ipaddress
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from qdtune import cluster
+from qdtune.configuration import Trial
+from qdtune.plan import plan
+from qdtune.progress import _Console, console
+from qdtune.rules import Problem, SpecError, mistake
+from qdtune.spec import Spec, loads
+from qdtune.store import Store
+
+SWEEP = """\
+version: 1
+name: tiny
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 2, 3, 4, 5, 6, 7, 8]}}
+seeds: [0, 1]
+data: {dataset: synthetic, val_size: 128}
+model: {name: mlp, hidden: [8]}
+train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 40}}
+"""
+CANARIES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "LOGNAME")
+# What the metadata of a Parquet file may hold, and no more: versions, and the commit of qdtune itself.
+METADATA = {"qdtune.schema_version", "qdtune.sha256", "qdtune.git_commit"} | {
+    f"qdtune.version.{name}" for name in ("qdtune", "torch", "ray", "pyarrow")
+}
+
+
+@dataclass
+class Seen:
+    """A sweep that was looked at while it ran, and then stopped by Ctrl-C.
+
+    Attributes:
+        folder: its run folder.
+        code, out, err: how it ended and what it said.
+        answers: of the job API: without a token, with a wrong one, with the right one.
+        listeners: address of every listening socket of its processes.
+        environments: of every process but the launch itself, which sets them.
+        private: mode of what holds Ray's session, while it ran.
+        left: what is left of that.
+        marker: what a pickle in the run folder makes when it is read.
+    """
+
+    folder: Path
+    marker: Path
+    code: int = 0
+    out: str = ""
+    err: str = ""
+    answers: list[int] = field(default_factory=list)
+    listeners: list[str] = field(default_factory=list)
+    environments: list[dict[str, str]] = field(default_factory=list)
+    private: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    home = tmp_path_factory.mktemp("CANARY-home")  # which no path in the run folder may name
+    (home / "tiny.yaml").write_text(SWEEP)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+    environment |= {name: f"CANARY-{name}-0123456789abcdef" for name in CANARIES}
+    found = Seen(home / "runs" / "tiny", home / "marker")
+    spec = loads(SWEEP.encode(), "tiny.yaml").resolve("synthetic")
+    trap(found.folder, spec, found.marker)
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        environment |= {"HOME": str(home), "RAY_TMPDIR": scratch}
+        line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        old = os.umask(0)  # as lax as can be
+        process = subprocess.Popen(line, cwd=home, env=environment, text=True, **pipes)
+        os.umask(old)
+        try:
+            look(found, process, environment, Path(scratch))
+        finally:
+            process.send_signal(signal.SIGINT)
+            out, found.err = process.communicate(timeout=90)
+        found.out += out
+        found.code = process.returncode
+        found.left = os.listdir(scratch)
+    return found
+
+
+def look(found: Seen, process: subprocess.Popen[str], environment: dict[str, str], scratch: Path) -> None:
+    """Fills in what can be seen while a sweep runs, as soon as a first result is there."""
+    assert process.stdout is not None
+    url = ""
+    while not url and (line := process.stdout.readline()):
+        found.out += line
+        url = next(iter(re.findall(r"Ray dashboard: (\S+)", line)), "")
+    assert url, found.out
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and process.poll() is None and not results(found):
+        time.sleep(0.05)  # until workers are there, and a result
+    found.answers = [status(url, token) for token in (None, "0" * 64, environment["RAY_AUTH_TOKEN"])]
+    found.private = [path.stat().st_mode for path in scratch.iterdir()]
+    inodes = set()
+    for pid in processes(b"CANARY-HF_TOKEN"):
+        inodes |= sockets(pid)
+        if pid != process.pid:
+            found.environments.append(environ(pid))
+    found.listeners = list(listeners(inodes))
+
+
+def results(found: Seen) -> list[Path]:
+    return [p for p in (found.folder / "trials").glob("*.parquet") if p.read_bytes()[:4] == b"PAR1"]
+
+
+def status(url: str, token: str | None) -> int:
+    """The HTTP status of the job API."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(f"{url}/api/jobs/", headers=headers), timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def processes(mark: bytes) -> list[int]:
+    """Every process whose environment holds `mark`: those that descend from the one that was given it."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if mark in Path("/proc", pid, "environ").read_bytes():
+                found.append(int(pid))
+        except OSError:  # it has ended
+            pass
+    return found
+
+
+def environ(pid: int) -> dict[str, str]:
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    except OSError:
+        return {}
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def sockets(pid: int) -> set[str]:
+    """The inodes of the sockets that a process holds."""
+    found = set()
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            found |= set(re.findall(r"socket:\[(\d+)\]", target))
+    except OSError:
+        pass
+    return found
+
+
+def listeners(inodes: set[str]) -> Iterator[str]:
+    """The addresses at which these sockets listen."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and rest[5] in inodes:
+                words = bytes.fromhex(local.partition(":")[0])  # of 32 bits, in the order of this machine
+                packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                address = ipaddress.ip_address(packed)
+                yield str(getattr(address, "ipv4_mapped", None) or address)
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def trap(folder: Path, spec: Spec, marker: Path) -> None:
+    """Puts pickles that run code into a run folder, wherever something might read them."""
+    data = pickle.dumps(Trap(marker))
+    Store(folder).create(spec.to_yaml())
+    trials = plan(spec).trials
+    names = ["tuner.pkl", "x.pkl", "error.pkl", "searcher.pkl", "study.journal", "trials/0123456789ab.parquet"]
+    names += [f"trials/{trials[0].trial_id}.parquet", f"history/{trials[0].trial_id}.parquet"]
+    names += [f"warmup/{trial.warmup_id}.safetensors" for trial in trials]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def test_trap_springs_where_something_unpickles(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Trap(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+# --- A sweep that runs
+
+
+@pytest.mark.timeout(300)
+def test_sweep_was_seen_running_and_ended_in_order(seen: Seen) -> None:
+    assert seen.code == 130, (seen.out, seen.err)
+    assert results(seen)
+    assert len(seen.environments) > 3  # GCS, raylet, dashboard, workers
+
+
+def test_job_api_answers_to_the_token_alone(seen: Seen) -> None:
+    assert seen.answers == [401, 403, 200]
+
+
+def test_every_port_is_on_loopback(seen: Seen) -> None:
+    assert len(seen.listeners) > 3
+    assert [a for a in seen.listeners if not ipaddress.ip_address(a).is_loopback] == []
+
+
+def test_usage_is_reported_to_nobody(seen: Seen) -> None:  # Ray's releases see to it as well
+    assert {env.get("RAY_USAGE_STATS_ENABLED", "0") for env in seen.environments if env} == {"0"}
+    assert sum("RAY_USAGE_STATS_ENABLED" in env for env in seen.environments) > 3
+
+
+def test_what_ray_writes_is_the_users_alone_and_gone_with_it(seen: Seen) -> None:
+    assert [stat.S_IMODE(mode) for mode in seen.private] == [0o700]
+    assert seen.left == []
+
+
+def test_run_folder_is_the_users_alone(seen: Seen) -> None:
+    made = [path for path in seen.folder.rglob("*") if path.is_file() and not path.read_bytes().startswith(b"\x80")]
+    # sweep.yaml is written anew, too; the folders were there before.
+    assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in made if path.stat().st_mode & 0o077} == {}
+    assert len(made) > 4
+
+
+def held(path: Path) -> str:
+    """What a file says, decompressed where it is a Parquet file; as text whatever it is."""
+    data = path.read_bytes()
+    text = data.decode("latin-1")
+    if data[:4] == b"PAR1":
+        table = pq.read_table(io.BytesIO(data))
+        text += json.dumps([str(table.schema.metadata), table.to_pylist()], default=str)
+        text += str(pq.read_metadata(io.BytesIO(data)).metadata)
+    return text
+
+
+def test_secrets_of_the_environment_are_told_to_nobody(seen: Seen) -> None:
+    for path in seen.folder.rglob("*"):
+        if path.is_file() and not path.read_bytes().startswith(b"\x80"):  # the traps
+            assert "CANARY" not in held(path), path
+    assert "CANARY-" not in seen.err
+    assert "CANARY-" not in seen.out
+
+
+def test_files_name_no_host_no_user_and_no_path(seen: Seen) -> None:
+    words = {
+        socket.gethostname(),
+        getpass.getuser(),
+        "CANARY-LOGNAME-0123456789abcdef",
+        "CANARY-home",
+        "/tmp",
+        "/home",
+    }
+    for path in [*results(seen), seen.folder / "sweep.yaml", seen.folder / "study.journal"]:
+        data = path.read_bytes()
+        text = held(path) if data[:4] != b"PAR1" else held(path)[len(data) :]  # compressed bytes spell anything
+        assert [word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)] == [], path
+
+
+def test_metadata_of_parquet_is_a_fixed_list(seen: Seen) -> None:
+    files = [path for path in seen.folder.rglob("*.parquet") if path.read_bytes()[:4] == b"PAR1"]
+    for path in files:
+        keys = {key.decode() for key in pq.read_metadata(path).metadata} - {"ARROW:schema"}
+        assert keys <= METADATA, path
+    assert {path.parent.name for path in files} == {"tiny", "trials", "history"}
+
+
+def test_pickle_in_a_run_folder_is_not_read_by_a_sweep(seen: Seen) -> None:
+    assert not seen.marker.exists()
+    assert "damaged, runs again" in seen.out
+    assert list(seen.folder.glob("warmup/*.damaged"))  # so they were looked at
+
+
+# --- A run folder that somebody else has written
+
+COMMANDS = [
+    ["launch", "tiny.yaml"],
+    ["launch", "tiny.yaml", "--dry-run"],
+    ["verify", "runs/tiny"],
+    ["replay", "runs/tiny", "--orders", "2", "--at-once", "2", "--jobs", "1", "--pruner", "pareto"],
+]
+
+
+def finished(trial: Trial) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows and history as of a trial that came to its end."""
+    now = datetime.now(timezone.utc)
+    common = trial.columns | {"state": "ok", "epochs": 41, "finished_at": now, "val_accuracy": 0.5}
+    rows = [common | {"seed": seed} for seed in trial.seeds]
+    entry = {"trial_id": trial.trial_id, "phase": "qat", "val_accuracy": 0.5, "seconds": 1.0}
+    return rows, [entry | {"seed": seed, "epoch": n} for seed in trial.seeds for n in range(1, 41)]
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=lambda argv: argv[0] + argv[-1])
+def test_pickle_in_a_finished_run_folder_is_not_read(tmp_path: Path, argv: list[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    store = Store(tmp_path / "runs" / "tiny")
+    spec = loads(SWEEP.encode(), "tiny.yaml").resolve("synthetic")
+    trap(store.root, spec, tmp_path / "marker")
+    for trial in plan(spec).trials:
+        store.write(trial.trial_id, *finished(trial), {})
+    line = [sys.executable, "-m", "qdtune", *argv]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "marker").exists()
+
+
+# --- The token
+
+
+@pytest.mark.parametrize("there", [None, 0o644])
+def test_token_file_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int | None) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if there is not None:
+        (tmp_path / ".ray").mkdir(mode=0o755)
+        (tmp_path / ".ray" / "auth_token").write_text("old")
+        (tmp_path / ".ray" / "auth_token").chmod(there)
+    old = os.umask(0)
+    try:
+        path = cluster._token_file()
+    finally:
+        os.umask(old)
+    assert path == tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert (path.read_text() == "old") == (there is not None)
+    assert there is not None or re.fullmatch("[0-9a-f]{64}", path.read_text())
+
+
+def test_empty_token_file_of_a_killed_launch_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").touch()
+    assert re.fullmatch("[0-9a-f]{64}", cluster._token_file().read_text())
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a user who has set nothing of Ray's; the environment is put back."""
+    for name in (*cluster.SETTINGS, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # which is what is put back, set or not
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_local_cluster_is_closed_by_its_environment(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TUNE_CALLBACKS", "os.system")
+    cluster.prepare(None)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(bare / ".ray" / "auth_token")
+    assert "RAY_TUNE_CALLBACKS" not in os.environ
+
+
+@pytest.mark.parametrize("text", [None, " \n"])
+def test_token_file_that_holds_none_is_told(bare: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    if text is not None:
+        (bare / "token").write_text(text)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(bare / "token"))
+    for address in (None, "10.0.0.1:6379"):
+        with pytest.raises(SpecError, match=r"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got \S+token"):
+            cluster.prepare(address)
+
+
+def test_home_that_cannot_hold_a_token_is_told(bare: Path) -> None:
+    (bare / ".ray").write_text("")
+    with pytest.raises(SpecError, match=r"Ray's token must be kept in ~/.ray/auth_token: .*File exists"):
+        cluster.prepare(None)
+
+
+# --- What reaches the terminal
+
+EVIL = "\x1b]0;owned\x07\x9b31m[bold]x[/bold]\r\x08"
+
+
+def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print(f"damaged: {EVIL}\nand more", style="yellow")
+    out = capsys.readouterr().out
+    assert "[bold]x[/bold]" in out
+    assert all(line.isprintable() for line in out.split("\n"))
+    file = io.StringIO()
+    _Console(file=file, force_terminal=True, markup=False, highlight=False, color_system=None).print(EVIL)
+    assert file.getvalue().strip().isprintable()
+    assert isinstance(console(), Console)
+
+
+def test_mistake_with_control_characters_is_one_printable_line() -> None:
+    for text in (str(mistake(EVIL, EVIL)), str(Problem(None, (EVIL,), EVIL))):
+        assert text.isprintable()
+        assert "[bold]x[/bold]" in text
+
+
+def test_error_of_a_trial_is_stored_printable() -> None:
+    from qdtune.trial import QATTrial
+
+    ended = QATTrial._ended(object.__new__(QATTrial), RuntimeError(EVIL))
+    assert ended["error"].startswith("RuntimeError: ]0;owned")
+    assert ended["error"].isprintable()
+    assert "[bold]x[/bold]" in ended["error"]
