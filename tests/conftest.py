@@ -9,6 +9,9 @@ from hypothesis import settings
 # Before anything imports torch: two threads on a busy machine make a step tens of times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
+# As `cluster.prepare` sets them: Ray reads them when it is first imported, whichever test does that.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 settings.register_profile("same", derandomize=True)  # the same examples in every run

@@ -84,7 +84,7 @@ def test_kill_9_of_a_real_sweep_ends_in_the_undisturbed_table(command):  # noqa:
     command.folder.rename(command.folder.with_name("whole"))
     chance, known, blows = random.Random(0), {}, 0
     while blows < 5:
-        process = command.start(bits, "--no-dashboard", **how)
+        process = command.start(bits, **how)
         wanted = len(known) + chance.randint(0, 3)
         while len(finished(command)) < wanted and process.poll() is None:
             time.sleep(chance.random() / 10)
@@ -93,7 +93,7 @@ def test_kill_9_of_a_real_sweep_ends_in_the_undisturbed_table(command):  # noqa:
         now = finished(command)
         assert known.items() <= now.items()  # not even touched
         known, blows = now, blows + 1
-    code, out, err = command(bits, "--no-dashboard", **how)
+    code, out, err = command(bits, **how)
     assert (code, err) == (0, "")
     assert f"{len(known)} done before" in out
     assert rows_of(command.folder) == whole
@@ -117,7 +117,7 @@ def ended(process):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("moment", ["synthetic", "at a time", "1/16 done"])
 def test_sigterm_at_any_moment_is_143_and_resumable(command, moment):  # noqa: F811
-    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", "--no-dashboard", epochs=60)
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=60)
     until(process, moment)
     process.terminate()
     code, told = ended(process)
@@ -126,10 +126,11 @@ def test_sigterm_at_any_moment_is_143_and_resumable(command, moment):  # noqa: F
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_signal_to_the_whole_group_is_143_in_seconds(command):  # noqa: F811
     """As `timeout` and batch systems send it: Ray's own processes end, too, and with them what Tune waits for."""
-    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", "--no-dashboard", epochs=60, start_new_session=True)
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=60, start_new_session=True)
     until(process, "at a time")
     while not finished(command):
         time.sleep(0.05)
@@ -145,7 +146,7 @@ def test_a_signal_to_the_whole_group_is_143_in_seconds(command):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_head_that_is_lost_is_exit_4_and_resumable(command):  # noqa: F811
-    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", "--no-dashboard", epochs=60)
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=60)
     until(process, "at a time")
     while not finished(command):
         time.sleep(0.05)
@@ -155,7 +156,7 @@ def test_a_head_that_is_lost_is_exit_4_and_resumable(command):  # noqa: F811
     assert code == 4, told
     assert "Ray's head is gone; what was finished is kept; the same command goes on from here" in told
     kept = finished(command)
-    code, _out, err = command("[1, 2, 3, 4, 5, 6, 7, 8]", "--no-dashboard", epochs=60)
+    code, _out, err = command("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=60)
     assert (code, err) == (0, "")
     assert kept.items() <= finished(command).items()
 
@@ -163,13 +164,54 @@ def test_a_head_that_is_lost_is_exit_4_and_resumable(command):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_twice_ends_at_once_and_the_same_command_finishes(command):  # noqa: F811
-    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", "--no-dashboard", epochs=60)
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=60)
     until(process, "at a time")
     process.send_signal(signal.SIGINT)
     assert "stopping in order" in process.stderr.readline() + process.stderr.readline()
     process.send_signal(signal.SIGINT)
     code, told = ended(process)
     assert code == 130, told
-    code, _out, err = command("[1, 2, 3, 4, 5, 6, 7, 8]", "--no-dashboard", epochs=60)
+    code, _out, err = command("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=60)
     assert (code, err) == (0, "")
     assert len(finished(command)) == 16
+
+
+TWO_NODES = """
+import sys, threading, time
+from pathlib import Path
+from qdtune import cluster, launch
+cluster.prepare("auto")
+from ray.cluster_utils import Cluster
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = nodes.add_node(num_cpus=1)
+done = Path("runs/tiny/trials")
+
+def blow():
+    while not (done.is_dir() and any(done.iterdir())):
+        time.sleep(0.05)
+    nodes.remove_node(second, allow_graceful=False)
+    there = len(list(done.iterdir()))
+    while len(list(done.iterdir())) < there + 2:
+        time.sleep(0.05)
+    nodes.add_node(num_cpus=1)
+
+threading.Thread(target=blow, daemon=True).start()
+code = launch.main(["tiny.yaml", "--address", nodes.address])
+nodes.shutdown()
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_node_that_leaves_loses_no_trial_and_one_that_joins_takes_some(command):  # noqa: F811
+    bits = "[1, 2, 3, 4, 5, 6, 7, 8]"
+    process = command.start(bits, epochs=30)
+    assert process.wait(timeout=110) == 0
+    whole = rows_of(command.folder)
+    command.folder.rename(command.folder.with_name("whole"))
+    line = [sys.executable, "-c", TWO_NODES]
+    done = subprocess.run(line, cwd=command.folder.parents[1], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows_of(command.folder) == whole
+    assert 2 in Store(command.folder).trials()["attempt"].to_pylist()

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
-from ray._private.utils import check_version_info
 
 from qdtune import cluster, launch, preflight, session
 from qdtune.cluster import BEGIN, Cluster, NoClusterError, knock
@@ -354,6 +352,8 @@ def test_address_is_looked_at_before_anything_is_made(
 
 
 def of_other_version(**options: object) -> None:
+    from ray._private.utils import check_version_info
+
     check_version_info({"ray_version": "2.55.0", "python_version": "3.10.4"}, "node")  # Ray's own words
 
 
@@ -378,6 +378,8 @@ def test_cluster_that_cannot_be_joined_is_told_before_anything_is_made(
     init: Callable[..., None],
     line: str,
 ) -> None:
+    import ray
+
     monkeypatch.setattr(ray, "init", init)
     said = refused(folder, capsys, "--address", "auto")
     assert said.startswith(line.format(ray.__version__, platform.python_version()))

@@ -171,6 +171,7 @@ def test_a_server_that_is_gone_is_a_storage_error(bucket, monkeypatch):
         open_folder("s3://x/run").read("a")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_sweep_is_killed_and_finished_in_an_object_store(bucket, tmp_path, monkeypatch, endpoint):
     token = tmp_path / "token"
