@@ -222,20 +222,21 @@ class Store:
         return lines
 
     def pack(self) -> bool:
-        """Packs what lies in single files, if these are `PACK` or more; whether it did. Only on a disk.
+        """Packs what lies in single files, if these are `PACK` or more; whether it did. Only on a disk that can.
 
         Readers see the old folder or the new one and never a part of both. To be called under the lock.
 
         Raises:
-            StorageError: the folder cannot be read or written.
+            StorageError: the folder cannot be read.
         """
         if not isinstance(self.folder, LocalFolder):
             return False
-        history, trials = (self._pack(kind, self.folder.root) for kind in SCHEMAS)
+        history, trials = (self._pack(kind, self.folder.root / kind) for kind in SCHEMAS)
         return history or trials
 
-    def _pack(self, kind: str, root: Path) -> bool:
-        singles = [file for file in self._files(kind) if not _is_pack(file)]
+    def _pack(self, kind: str, folder: Path) -> bool:
+        files = self._files(kind)
+        singles = [file for file in files if not _is_pack(file)]
         if len(singles) < PACK:
             return False
         groups: dict[tuple[tuple[bytes, bytes], ...], list[pa.Table]] = {}  # by provenance, which is one per file
@@ -248,28 +249,25 @@ class Store:
             if table is not None and table.schema.names == SCHEMAS[kind].names:
                 groups.setdefault(tuple(sorted((table.schema.metadata or {}).items())), []).append(table)
                 packed.add(file)
-        folder, staging = root / kind, self._staging(kind)
-        with storage_errors(folder):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            for entry in os.scandir(folder):
-                if entry.name not in packed:
-                    os.link(entry.path, staging / entry.name)
-            number = max((int(_number(file)) for file in self._files(kind) if _is_pack(file)), default=0)
-            for tables in groups.values():
-                for k in range(0, len(tables), PACK):
-                    number += 1
-                    data = to_bytes(pa.concat_tables(tables[k : k + PACK]))
-                    LocalFolder(staging).write(f"packed-{number}.parquet", data)
-            sync(staging)
-            if not _exchange(staging, folder):
-                shutil.rmtree(staging, ignore_errors=True)
-                return False
-            sync(root)
-            shutil.rmtree(staging, ignore_errors=True)
+        packs = [pa.concat_tables(g[k : k + PACK]) for g in groups.values() for k in range(0, len(g), PACK)]
+        number = max((int(_number(file)) for file in files if _is_pack(file)), default=0)
         self._loose[kind].clear()
         self._packs.pop(kind, None)
-        return True
+        staging = self._staging(kind)
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            for name in set(os.listdir(folder)) - packed:
+                os.link(folder / name, staging / name)
+            for n, table in enumerate(packs, number + 1):
+                LocalFolder(staging).write(f"packed-{n}.parquet", to_bytes(table))
+            sync(staging)
+            swapped = _exchange(staging, folder)
+            sync(folder.parent)
+        except OSError:  # a full disk, or one that knows no links: what is there is as good
+            swapped = False
+        shutil.rmtree(staging, ignore_errors=True)
+        return swapped
 
     def _staging(self, kind: str) -> Path:
         return self.root / f".{kind}.packing"

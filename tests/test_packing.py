@@ -1,5 +1,6 @@
 """Many small files become few large ones: nothing is lost, and nobody sees a half of it."""
 
+import errno
 import os
 import random
 import shutil
@@ -200,9 +201,24 @@ def test_readers_see_all_of_it_at_any_moment(store):
     assert len([file for file in files(store) if file.startswith("packed-")]) == 30
 
 
-def test_a_file_system_that_cannot_swap_folders_keeps_its_files(store, monkeypatch):
-    monkeypatch.setattr(store_module, "_exchange", lambda a, b: False)
-    for n in range(6):
-        save(store, f"{n}")
-    assert files(store) == [f"{n}.parquet" for n in range(6)]
+@pytest.mark.parametrize("lacks", ["exchange", "link", "room"])
+def test_a_file_system_that_cannot_pack_keeps_its_files(store, monkeypatch, lacks):
+    def refuse(*_):
+        attempts.append(lacks)
+        raise OSError(errno.ENOSPC if lacks == "room" else errno.EPERM, "no")
+
+    attempts: list[str] = []
+    if lacks == "exchange":
+        monkeypatch.setattr(store_module, "_exchange", lambda a, b: attempts.append(lacks))
+    elif lacks == "link":
+        (store.root / "trials").mkdir(parents=True)
+        (store.root / "trials" / "note.txt").write_text("links into the packed folder")
+        monkeypatch.setattr(os, "link", refuse)
+    else:
+        monkeypatch.setattr(store_module, "sync", refuse)
+    for n in range(12):
+        save(store, f"{n:x}")
+    assert len(attempts) >= 2
+    assert {f"{n:x}.parquet" for n in range(12)} - set(files(store)) == set()
     assert sorted(p.name for p in store.root.iterdir()) == ["history", "trials"]
+    assert len(rows_of(store)[0]) == 24
