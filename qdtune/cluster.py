@@ -10,13 +10,13 @@ import os
 import re
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdtune.machine import own_folder
 from qdtune.rules import mistake
 
 SETTINGS = {
@@ -154,14 +154,12 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
 
     with ExitStack() as stack:
         if ray_at.address is None:
-            place = os.environ.get("RAY_TMPDIR", "/tmp")  # short: the paths of sockets have to fit into 107 bytes
-            own = tempfile.TemporaryDirectory(prefix="qdtune-", dir=place, ignore_cleanup_errors=True)
             context = ray.init(
                 address="local",
                 dashboard_host="127.0.0.1",
                 include_dashboard=ray_at.dashboard,
                 object_store_memory=max(128 * 2**20, 2 * data_bytes),
-                _temp_dir=f"{stack.enter_context(own)}/r",  # which Ray opens to everybody, but not what it is in
+                _temp_dir=f"{stack.enter_context(own_folder())}/r",  # Ray opens it to everybody, but not its parent
                 **QUIET,
             )
         else:

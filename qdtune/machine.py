@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,6 +19,26 @@ def has_compiler() -> bool:
 def cache_dir() -> Path:
     """Where compiled steps are kept between runs: `qdtune` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
+
+
+@contextmanager
+def own_folder() -> Iterator[str]:
+    """A temporary folder for the user alone, removed in the end; so are those that killed processes have left.
+
+    It lies in RAY_TMPDIR, else in /tmp: a short path, since those of Ray's sockets have to fit into 107 bytes.
+    """
+    place = os.environ.get("RAY_TMPDIR") or "/tmp"
+    for left in Path(place).glob("qdtune-*/lock"):
+        with suppress(OSError):
+            if left.parent.lstat().st_uid == os.getuid() and not left.parent.is_symlink():
+                with left.open() as held:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left.parent, ignore_errors=True)
+    made = tempfile.TemporaryDirectory(prefix="qdtune-", dir=place, ignore_cleanup_errors=True)
+    with made as folder, open(f"{folder}/new", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(lock.name, f"{folder}/lock")  # seen only when it is held
+        yield folder
 
 
 def gpus(devices: Path = Path("/dev")) -> int:

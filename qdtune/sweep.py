@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +26,7 @@ from qdtune import plugins
 from qdtune.cluster import Cluster
 from qdtune.data import Data
 from qdtune.feed import Feed
+from qdtune.machine import own_folder
 from qdtune.names import PLANNED, text_of
 from qdtune.placement import Need, Placement, placement
 from qdtune.progress import SweepProgress, counted
@@ -85,7 +85,7 @@ def train(
     """
     over = threading.Event()
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
-    with connect(data_bytes) as cluster, _signals() as stopped, tempfile.TemporaryDirectory() as scratch:
+    with connect(data_bytes) as cluster, _signals() as stopped, own_folder() as scratch:
         placement(spec.resources, cluster.node_cpus, cluster.node_gpus)  # raises where no node has room for one
         if spec.resources.gpu == "auto" and cluster.node_gpus:
             spec = _measured(spec, cluster, data, feed, stopped, out)
