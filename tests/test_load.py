@@ -50,25 +50,25 @@ def files(folder):
     return len(os.listdir(folder / "trials")), len(os.listdir(folder / "history"))
 
 
-def test_a_thousand_configurations_end_in_few_files_and_one_table(tmp_path, monkeypatch):
+def test_five_hundred_configurations_end_in_few_files_and_one_table(tmp_path, monkeypatch):
     """The same table whatever is packed, and whatever was there before."""
-    path, chance = sweep(tmp_path, 1000), random.Random(0)
+    path, chance = sweep(tmp_path, 500), random.Random(0)
     spec = load(path)
     monkeypatch.setattr(store_module, "PACK", 100_000)
     feed, loose = fake.launch(tmp_path / "loose", spec)
-    assert (len(feed.results), loose.num_rows) == (1000, 1000)
-    assert files(tmp_path / "loose") == (1000, 1000)
-    monkeypatch.setattr(store_module, "PACK", 200)
+    assert (len(feed.results), loose.num_rows) == (500, 500)
+    assert files(tmp_path / "loose") == (500, 500)
+    monkeypatch.setattr(store_module, "PACK", 100)
     trials = plan(spec).trials
     store = Store(tmp_path / "packed")
     with store.lock():
-        for trial in chance.sample(trials, 300):  # some were there before
+        for trial in chance.sample(trials, 150):  # some were there before
             rows, history = fake.outcome(trial, 3, lambda *_: None)
             store.write(trial.trial_id, rows, history, {})
-    assert files(tmp_path / "packed") == (101, 101)
+    assert files(tmp_path / "packed") == (51, 51)
     _, packed = fake.launch(tmp_path / "packed", spec)
-    assert files(tmp_path / "packed") == (105, 105)  # fewer than 200 stay as they are
-    assert packed.num_rows == 1000
+    assert files(tmp_path / "packed") == (55, 55)  # fewer than 100 stay as they are
+    assert packed.num_rows == 500
     before = rows_of(tmp_path / "loose")
     with Store(tmp_path / "loose").lock():
         assert Store(tmp_path / "loose").pack()

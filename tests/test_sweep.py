@@ -119,6 +119,7 @@ def test_ctrl_c_before_the_first_trial_is_not_lost(command):
     assert set(optuna_states(command)) <= {"FAIL"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_reader_that_goes_away_does_not_end_the_sweep(command):
     with command.start() as process:
@@ -160,6 +161,7 @@ def test_a_spent_time_budget_leaves_nothing_running(command):
     assert set(optuna_states(command)) <= {"FAIL"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_search_runs_up_to_its_cap_and_then_gives_its_front_more_seeds(command):
     search = ("--set", "method=nsga2", "--set", "duplicates=resample")
