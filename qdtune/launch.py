@@ -138,14 +138,15 @@ def _likely(spec: Spec, data_dir: Path) -> Spec:
 
 def _there(arguments: argparse.Namespace, spec: Spec, data_dir: Path) -> tuple[str, set[str]]:
     """The run folder and the trials that it has a result of, if any."""
-    from qdtune.storage import LocationError, StorageError, child, is_url
+    from qdtune.storage import LocationError, StorageError, child, is_url, open_folder
 
     where = child(arguments.runs_dir, spec.name)
-    if not is_url(where) and not os.path.isdir(where):
-        return where, set()  # pyarrow is not needed to know that
+    if not is_url(where) and not os.path.isdir(where) and ":/" not in where:
+        return where, set()
     from qdtune.store import Store
 
     try:
+        open_folder(arguments.runs_dir)
         if arguments.fresh:
             return where, set()
         store, likely = Store(where), _likely(spec, data_dir)

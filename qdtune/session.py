@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from qdtune.placement import placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
 from qdtune.results import Rows, results
+from qdtune.rules import one_line
 from qdtune.spec import Spec
 from qdtune.storage import StorageError, child, open_folder
 from qdtune.store import Store
@@ -48,18 +50,36 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
         SpecError, DataError, LocationError, NoClusterError, RunInUse: what the user has to mend; nothing was started.
         StorageError: the run folder cannot be written.
     """
-    if ray_at.address is None:
-        return _run(spec, runs_dir, data_dir, partial(connect, ray_at), fresh)
+    early: list[int] = []
     try:
-        with connect(ray_at, 0) as cluster:  # before anything is made: it may be of another version, or too small
-            placement(spec.resources, cluster.node_cpus, cluster.node_gpus)
-            return _run(spec, runs_dir, data_dir, lambda _: nullcontext(cluster), fresh)
-    except SystemExit:  # how Ray answers SIGTERM where our handler is not set
+        with _until_the_sweep(early):
+            if ray_at.address is None:
+                return _run(spec, runs_dir, data_dir, partial(connect, ray_at), fresh, early)
+            with connect(ray_at, 0) as cluster:  # before anything is made: it may be of another version, or too small
+                placement(spec.resources, cluster.node_cpus, cluster.node_gpus)
+                return _run(spec, runs_dir, data_dir, lambda _: nullcontext(cluster), fresh, early)
+    except SystemExit:  # how a signal is answered while the sweep's own handlers are not set, by Ray, too
         print("stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return 128 + (early[0] if early else signal.SIGTERM)
 
 
-def _run(spec: Spec, runs_dir: str, data_dir: Path, connect: Any, fresh: bool) -> int:
+@contextmanager
+def _until_the_sweep(early: list[int]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what is being prepared; they are noted, too, for an exception can get lost in Ray."""
+
+    def handle(number: int, frame: Any) -> None:
+        early.append(number)
+        raise SystemExit(128 + number)
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _run(spec: Spec, runs_dir: str, data_dir: Path, connect: Any, fresh: bool, early: list[int]) -> int:
     """As `run`, with `connect` as `sweep.train` takes it."""
     out = console()
     spec, data, notes = _loaded(spec, data_dir, out)
@@ -92,9 +112,9 @@ def _run(spec: Spec, runs_dir: str, data_dir: Path, connect: Any, fresh: bool) -
                 from qdtune.sweep import train  # Ray: a sweep that is finished answers without it
 
                 try:
-                    stopped, error = train(spec, data, feed, store, known, connect, out)
-                except SystemExit:  # how Ray answers SIGTERM while it starts, before our handler is set
-                    stopped = signal.SIGTERM
+                    stopped, error = train(spec, data, feed, store, known, connect, early, out)
+                except SystemExit:
+                    stopped = early[0] if early else signal.SIGTERM
             if error is None and not feed.left:
                 feed.more()  # stopped as the last one ended, it may have more to do all the same
         finally:
@@ -169,7 +189,10 @@ def _report(
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, feed, states["pruned"]))
     for state in sorted(set(states) - {"ok", "pruned"}):
-        out.print(f"{counted(states[state], 'trial')} ended as {state}: see the column `error`", style="yellow")
+        theirs = (row for t, rows in known.items() if feed.results[t].state == state for row in rows)
+        why = next((f", such as: {one_line(row['error'])}" for row in theirs if row["error"]), "")
+        what = f"{counted(states[state], 'trial')} ended as {state}: see the column `error`{why}"
+        out.print(what, style="yellow")
     _print_dead_warmups(feed, known, out)
     if rows:
         out.print(f"full table: {store.folder.name('pareto.parquet')}; rows: {store.folder.name('trials')}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import socket
 import threading
@@ -71,6 +72,8 @@ def open_folder(where: str | os.PathLike[str]) -> Folder:
     Raises:
         LocationError: no such kind of URL, credentials in it, no bucket.
     """
+    if re.match(rf"({'|'.join(SCHEMES)}):/?(?!/)", os.fspath(where)):
+        raise LocationError(f"{where} must start with {os.fspath(where).partition(':')[0]}://")
     if not is_url(where):
         return LocalFolder(Path(where))
     url = urlsplit(os.fspath(where))
@@ -282,6 +285,8 @@ class LocalFolder(Folder):
 
     def read(self, file: str) -> bytes | None:
         with storage_errors(self.name(file)), contextlib.suppress(FileNotFoundError):
+            if (self.root / file).is_symlink():
+                return b""  # as good as damaged: it may lead anywhere
             return (self.root / file).read_bytes()
         return None
 

@@ -66,6 +66,7 @@ def train(
     store: Store,
     known: Rows,
     connect: Connect,
+    stopped: list[int],
     out: Any,
 ) -> tuple[int | None, StorageError | None]:
     """Trains what the feed gives; the signal that stopped it, if any, and the storage error, if any.
@@ -77,6 +78,7 @@ def train(
         store: where results go.
         known: rows that are there; those of the results are added.
         connect: to the cluster to run on, given the size of the data.
+        stopped: the signals received so far, to which later ones are added; the first one ends the sweep.
         out: where to say how it goes.
 
     Raises:
@@ -85,7 +87,7 @@ def train(
     """
     over = threading.Event()
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
-    with connect(data_bytes) as cluster, _signals() as stopped, own_folder() as scratch:
+    with connect(data_bytes) as cluster, _signals(stopped), own_folder() as scratch:
         placement(spec.resources, cluster.node_cpus, cluster.node_gpus)  # raises where no node has room for one
         if spec.resources.gpu == "auto" and cluster.node_gpus:
             spec = _measured(spec, cluster, data, feed, stopped, out)
@@ -217,7 +219,9 @@ def _watch(stopped: list[int], over: threading.Event) -> None:
         else:
             silent = 0.0
         if silent >= GONE_S:
-            _leave("Ray's head is gone; what was finished is kept", 128 + stopped[0] if stopped else 4)
+            if stopped:
+                _leave(f"stopped by {signal.Signals(stopped[0]).name}, which ended Ray, too", 128 + stopped[0])
+            _leave("Ray's head is gone; what was finished is kept", 4)
 
 
 def _leave(what: str, code: int) -> NoReturn:
@@ -228,12 +232,11 @@ def _leave(what: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(received: list[int]) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the sweep in order, a second one at once; yields the signals received.
 
     To be entered after ray.init, which sets handlers of its own.
     """
-    received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)
@@ -243,7 +246,7 @@ def _signals() -> Iterator[list[int]]:
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

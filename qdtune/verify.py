@@ -60,8 +60,8 @@ def _report(store: Store, run: str) -> int:
     spec = loads(store.sweep_yaml() or b"", child(run, "sweep.yaml"))
     rows, history = store.trials(), store.history()
     ours = results(spec, rows, history)
-    damaged += [f"{line}: written anew" for line in _wrong_table(store, ours)]
-    for line in damaged + list(_remarks(ours, len(store.ids()))):
+    anew = [f"{line}: written anew" for line in _wrong_table(store, ours)]
+    for line in [*damaged, *anew, *_remarks(ours, len(store.ids()))]:
         print(one_line(line))
     counts = (counted(len(store.ids()), "trial"), counted(len(rows), "row"), counted(len(history), "epoch"))
     print(one_line(f"{run}: {', '.join(counts)}: {counted(len(damaged), 'fault') if damaged else 'all whole'}"))
@@ -84,7 +84,7 @@ def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
     ids = [result.trial.trial_id for result in ours]
     try:
         right = parse(data, name, PARETO).equals(aggregate(store.trials(ids)))
-        why = "it is not what the rows say"
+        why = "it is older than the rows"
     except DamagedError as error:
         right, why = False, str(error)
     if not right:
