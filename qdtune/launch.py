@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qdtune.cli import Parser, blaming, guarded
+from qdtune.cli import Parser, blaming, guarded, leave
 from qdtune.machine import gpus
 from qdtune.names import PLANNED
 from qdtune.placement import Placement, placement
@@ -122,7 +122,10 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
     }
     try:
         ray_at = cluster.RayAt(address, dashboard=not arguments.no_dashboard)
-        return session.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
+        code = session.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
+        if code > 128:
+            leave(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
+        return code
     except tuple(codes) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return next(code for kind, code in codes.items() if isinstance(error, kind))

@@ -115,15 +115,19 @@ def ended(process):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("moment", ["synthetic", "at a time", "a result"])
-def test_sigterm_at_any_moment_is_143_and_resumable(command, moment):  # noqa: F811
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["synthetic", "while Ray starts", "at a time", "a result"])
+def test_a_signal_at_any_moment_ends_in_order_and_is_resumable(command, moment, number):  # noqa: F811
     process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20)
-    until(process, "synthetic" if moment == "synthetic" else "at a time")
+    until(process, "at a time" if moment in ("at a time", "a result") else "synthetic")
     while moment == "a result" and not finished(command):
         time.sleep(0.05)
-    process.terminate()
+    if moment == "while Ray starts":
+        while not subprocess.run(["pgrep", "-P", str(process.pid), "raylet"], capture_output=True).stdout:
+            time.sleep(0.05)
+    process.send_signal(number)
     code, told = ended(process)
-    assert code == 143, told
+    assert code == 128 + number, told
     assert "the same command goes on from here" in told
     assert "Traceback" not in told
 

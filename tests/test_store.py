@@ -255,6 +255,18 @@ def test_a_damaged_history_does_not_undo_its_trial(store):
     assert str(path) in store.damaged[0]
 
 
+def test_a_link_is_not_followed(store, tmp_path):
+    save(store, "a")
+    path = store.root / "trials" / "a.parquet"
+    outside = path.rename(tmp_path / "elsewhere.parquet")
+    path.symlink_to(outside)
+    assert done(store) == set()
+    assert len(store.damaged) == 1
+    assert save(store, "a")
+    assert done(store) == {"a"}
+    assert not path.is_symlink()
+
+
 def test_a_renamed_file_counts_for_nobody(store):
     save(store, "a")
     (store.root / "trials" / "a.parquet").rename(store.root / "trials" / "b.parquet")
