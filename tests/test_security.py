@@ -241,7 +241,7 @@ def test_usage_is_reported_to_nobody(seen: Seen) -> None:  # Ray's releases see 
 
 
 def test_what_ray_writes_is_the_users_alone_and_gone_with_it(seen: Seen) -> None:
-    assert [stat.S_IMODE(mode) for mode in seen.private] == [0o700]
+    assert {stat.S_IMODE(mode) for mode in seen.private} == {0o700}
     assert seen.left == []
 
 

@@ -188,6 +188,7 @@ def test_a_search_runs_up_to_its_cap_and_then_gives_its_front_more_seeds(command
     assert set(optuna_states(command)) <= {"COMPLETE", "FAIL", "PRUNED"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(command):
     perfect = "early_terminate={type: threshold, lower: 1}"  # nobody is, so that all end with their first QAT epoch
