@@ -249,24 +249,27 @@ class Store:
             if table is not None and table.schema.names == SCHEMAS[kind].names:
                 groups.setdefault(tuple(sorted((table.schema.metadata or {}).items())), []).append(table)
                 packed.add(file)
-        packs = [pa.concat_tables(g[k : k + PACK]) for g in groups.values() for k in range(0, len(g), PACK)]
+        chunks = [pa.concat_tables(g[k : k + PACK]) for g in groups.values() for k in range(0, len(g), PACK)]
         number = max((int(_number(file)) for file in files if _is_pack(file)), default=0)
+        packs = {f"packed-{n}.parquet": table for n, table in enumerate(chunks, number + 1)}
         self._loose[kind].clear()
-        self._packs.pop(kind, None)
         staging = self._staging(kind)
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             for name in set(os.listdir(folder)) - packed:
                 os.link(folder / name, staging / name)
-            for n, table in enumerate(packs, number + 1):
-                LocalFolder(staging).write(f"packed-{n}.parquet", to_bytes(table))
+            for name, table in packs.items():
+                LocalFolder(staging).write(name, to_bytes(table))
             sync(staging)
             swapped = _exchange(staging, folder)
             sync(folder.parent)
         except OSError:  # a full disk, or one that knows no links: what is there is as good
             swapped = False
         shutil.rmtree(staging, ignore_errors=True)
+        if swapped and kind in self._packs:  # to read all packs again would take ever longer
+            for name, table in packs.items():
+                self._packs[kind] |= dict.fromkeys(table["trial_id"].unique().to_pylist(), name)
         return swapped
 
     def _staging(self, kind: str) -> Path:

@@ -22,6 +22,7 @@ from qdtune.pareto import rank
 SCHEMA_VERSION = 3  # rises with every column: a file of this version has them all, an older one reads as null
 VERSION_KEY = "qdtune.schema_version"
 DIGEST_KEY = "qdtune.sha256"  # of the rows
+SMALL = 200  # rows
 
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
 # The other states may come out differently another time, so they run again on the next launch.
@@ -269,5 +270,7 @@ def to_bytes(table: pa.Table) -> bytes:
     """The table as the bytes of a Parquet file, with checksums."""
     sink = pa.BufferOutputStream()
     stamp = {**(table.schema.metadata or {}), DIGEST_KEY: _digest(table)}
-    pq.write_table(table.replace_schema_metadata(stamp), sink, write_page_checksum=True)
+    few = table.num_rows < SMALL  # then what would make it smaller makes it larger, and takes as long again
+    compact = {"use_dictionary": False, "write_statistics": False, "compression": "none"} if few else {}
+    pq.write_table(table.replace_schema_metadata(stamp), sink, write_page_checksum=True, **compact)
     return sink.getvalue().to_pybytes()
