@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NoReturn
@@ -65,6 +65,12 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def told(error: Exception, codes: Mapping[type[Exception], int]) -> int:
+    """Says an error in one line; the exit code that `codes` gives its kind."""
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
+    return next(code for kind, code in codes.items() if isinstance(error, kind))
 
 
 def leave(code: int) -> NoReturn:

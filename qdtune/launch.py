@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qdtune.cli import Parser, blaming, guarded, leave
+from qdtune.cli import Parser, blaming, guarded, leave, told
 from qdtune.machine import gpus
 from qdtune.names import PLANNED
 from qdtune.placement import Placement, placement
@@ -109,17 +109,9 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
 
     from qdtune import session
     from qdtune.data import DataError
-    from qdtune.storage import LocationError, RunInUse, StorageError
-    from qdtune.tables import NewerSchemaError
+    from qdtune.store import FAULTS
 
-    codes = {
-        DataError: 2,
-        NewerSchemaError: 2,
-        LocationError: 2,
-        cluster.NoClusterError: 2,
-        StorageError: 4,
-        RunInUse: 5,
-    }
+    codes: dict[type[Exception], int] = {DataError: 2, cluster.NoClusterError: 2, **FAULTS}
     try:
         ray_at = cluster.RayAt(address, dashboard=not arguments.no_dashboard)
         code = session.run(spec, runs_dir=arguments.runs_dir, data_dir=data_dir, ray_at=ray_at, fresh=arguments.fresh)
@@ -127,8 +119,7 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
             leave(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
         return code
     except tuple(codes) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return next(code for kind, code in codes.items() if isinstance(error, kind))
+        return told(error, codes)
 
 
 def _likely(spec: Spec, data_dir: Path) -> Spec:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def has_compiler() -> bool:
@@ -39,6 +41,17 @@ def own_folder() -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(lock.name, f"{folder}/lock")  # seen only when it is held
         yield folder
+
+
+@contextmanager
+def handling(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to `handle` within, as (number, frame), and to whom they went before afterwards."""
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def gpus(devices: Path = Path("/dev")) -> int:

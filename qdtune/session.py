@@ -21,7 +21,7 @@ from qdtune import data as data_sets
 from qdtune import plugins
 from qdtune.cluster import RayAt, connect
 from qdtune.feed import Feed
-from qdtune.machine import cache_dir, has_compiler
+from qdtune.machine import cache_dir, handling, has_compiler
 from qdtune.placement import placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
@@ -71,12 +71,8 @@ def _until_the_sweep(early: list[int]) -> Iterator[None]:
         early.append(number)
         raise SystemExit(128 + number)
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(handle):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _run(spec: Spec, runs_dir: str, data_dir: Path, connect: Any, fresh: bool, early: list[int]) -> int:

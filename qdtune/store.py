@@ -22,11 +22,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qdtune.storage import LocalFolder, open_folder, storage_errors, sync
+from qdtune.storage import (
+    LocalFolder,
+    LocationError,
+    RunInUse,
+    StorageError,
+    open_folder,
+    storage_errors,
+    sync,
+)
 from qdtune.tables import (
     HISTORY,
     TRIALS,
     DamagedError,
+    NewerSchemaError,
     aggregate,
     check_rows,
     final_ids,
@@ -39,6 +48,8 @@ from qdtune.tables import (
 
 PACK = 500  # configurations per packed file: few files to read, and damage to one costs no more than these
 SCHEMAS = {"history": HISTORY, "trials": TRIALS}
+# What can be wrong with a run folder, and the exit code of a command that meets it.
+FAULTS: dict[type[Exception], int] = {LocationError: 2, NewerSchemaError: 2, StorageError: 4, RunInUse: 5}
 AGAIN = 5  # how often a reader looks again where files were packed under its eyes
 
 

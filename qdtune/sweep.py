@@ -26,7 +26,7 @@ from qdtune import plugins
 from qdtune.cluster import Cluster
 from qdtune.data import Data
 from qdtune.feed import Feed
-from qdtune.machine import own_folder
+from qdtune.machine import handling, own_folder
 from qdtune.names import PLANNED, text_of
 from qdtune.placement import Need, Placement, placement
 from qdtune.progress import SweepProgress, counted
@@ -233,7 +233,7 @@ def _leave(what: str, code: int) -> NoReturn:
 
 @contextmanager
 def _signals(received: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the sweep in order, a second one at once; yields the signals received.
+    """Ctrl-C and SIGTERM end the sweep in order, a second one at once; they are noted in `received`.
 
     To be entered after ray.init, which sets handlers of its own.
     """
@@ -244,9 +244,5 @@ def _signals(received: list[int]) -> Iterator[None]:
             _leave("stopped", 128 + number)
         os.write(2, b"\nstopping in order, what is finished is kept (once more: stop at once)\n")
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(handle):
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

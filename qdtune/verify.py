@@ -9,14 +9,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from qdtune.cli import Parser, guarded
+from qdtune.cli import Parser, guarded, told
 from qdtune.progress import counted
 from qdtune.results import Result, results
 from qdtune.rules import mistake, one_line
 from qdtune.spec import loads
-from qdtune.storage import LocationError, RunInUse, StorageError, child
-from qdtune.store import Store
-from qdtune.tables import PARETO, DamagedError, NewerSchemaError, aggregate, parse
+from qdtune.storage import child
+from qdtune.store import FAULTS, Store
+from qdtune.tables import PARETO, DamagedError, aggregate, parse
 from qdtune.warmups import fault
 
 USAGE = "qdtune verify RUN"
@@ -42,16 +42,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    codes = {LocationError: 2, NewerSchemaError: 2, StorageError: 4, RunInUse: 5}
     try:
         store = Store(arguments.run)
         if store.sweep_yaml() is None:  # before the lock, which would make the folder
             raise mistake(f"{one_line(arguments.run)} is no run folder: it holds no sweep.yaml")
         with store.lock():
             return _report(store, arguments.run)
-    except tuple(codes) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return next(code for kind, code in codes.items() if isinstance(error, kind))
+    except tuple(FAULTS) as error:
+        return told(error, FAULTS)
 
 
 def _report(store: Store, run: str) -> int:
