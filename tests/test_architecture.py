@@ -18,7 +18,6 @@ import qdtune
 
 PACKAGE = Path(qdtune.__file__).parent
 RULES: dict[str, set[str]] = {
-    "__init__": {"torch", "ray", "optuna", "pyarrow"},
     "names": {"torch", "ray", "optuna", "pydantic", "numpy"},
     "machine": {"torch", "ray", "optuna", "pydantic", "numpy"},
     "ledger": {"torch", "ray", "optuna", "pydantic"},
@@ -45,8 +44,12 @@ RULES: dict[str, set[str]] = {
     "foreign": {"ray", "optuna", "pyarrow"},
     "probe": {"ray", "optuna", "pyarrow"},
     "tables": {"torch", "ray", "optuna"},
+    "comparisons": {"torch", "ray", "optuna"},
+    "answers": {"torch", "ray", "optuna"},
     "store": {"torch", "ray"},
     "results": {"torch", "ray", "optuna"},
+    "run": {"torch", "ray", "optuna"},
+    "__init__": {"torch", "ray", "optuna", "pyarrow"},
     "samplers": {"torch", "ray"},
     "pruning": {"torch", "ray"},
     "study": {"torch", "ray"},
