@@ -44,6 +44,8 @@ RULES: dict[str, set[str]] = {
     "foreign": {"ray", "optuna", "pyarrow"},
     "probe": {"ray", "optuna", "pyarrow"},
     "tables": {"torch", "ray", "optuna"},
+    "paired": {"torch", "ray", "optuna"},
+    "pairs": {"torch", "ray", "optuna"},
     "comparisons": {"torch", "ray", "optuna"},
     "answers": {"torch", "ray", "optuna"},
     "store": {"torch", "ray"},
