@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qdtune.comparisons import Comparison, bits, compare_activations, compare_depths
+from qdtune.comparisons import Comparison, at_bits, bits, compare_activations, compare_depths
 from qdtune.names import AXES
 from qdtune.paired import ALPHA, holm, paired, win_shares
 from qdtune.tables import by_seed
@@ -105,7 +105,7 @@ class BestDepth:
 
     @property
     def decided(self) -> bool:
-        """Whether the probability is `SURE` or more and a t test agrees, for a bootstrap of few seeds is sure too soon.
+        """Whether the probability is `SURE` or more and a t test agrees: a bootstrap of few seeds is sure too soon.
 
         Where all of three favour one side, as chance alone makes them one time in four, no draw speaks against it.
         """
@@ -114,7 +114,7 @@ class BestDepth:
     @property
     def sentence(self) -> str:
         """The answer, to be read aloud."""
-        where = f"Within {self.budget:,} bytes" if self.weight_bits is None else f"At {bits(self.weight_bits)}"
+        where = f"Within {self.budget:,} bytes" if self.weight_bits is None else at_bits(self.weight_bits)
         verdict = "is best" if self.decided else "looks best"
         if len(self.probabilities) == 1:
             return f"{where} there is depth {self.depth} alone, with {_percent(self.accuracy)}."

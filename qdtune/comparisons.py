@@ -87,9 +87,9 @@ class Comparison:
     @property
     def setting(self) -> str:
         """Where the comparison is made: `At 2 bits (absmean, orthogonal)`."""
-        at = [bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
+        at = [at_bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
         between = self.activation if self.axis == "depth" and self.activation != "identity" else None
-        return f"At {' and '.join(at)} ({', '.join(filter(None, (self.scale, self.factor_init, between)))})"
+        return f"{' and '.join(at)} ({', '.join(filter(None, (self.scale, self.factor_init, between)))})"
 
     @property
     def sentence(self) -> str:
@@ -104,7 +104,7 @@ class Comparison:
         else:
             assert None not in (self.effect, self.low, self.high, self.level)
             effect, low, high = points(self.effect, self.low, self.high)  # type: ignore[arg-type]
-            interval = f"{100 * self.level:.3g} % interval {low} to {high}"  # type: ignore[operator]
+            interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
             if self.verdict != "undecided":
                 text = f"{one} {self.verdict}: {effect} points against {other}, {interval} ({over})."
             else:
@@ -117,6 +117,11 @@ class Comparison:
 def bits(n: int) -> str:
     """`1 bit`, `2 bits`, `float weights`."""
     return "float weights" if n == FLOAT_BITS else f"{n} bit{'s' if n > 1 else ''}"
+
+
+def at_bits(n: int) -> str:
+    """`At 1 bit`, `At 2 bits`, `With float weights`."""
+    return f"{'With' if n == FLOAT_BITS else 'At'} {bits(n)}"
 
 
 def points(*fractions: float) -> list[str]:
@@ -264,7 +269,8 @@ def _judged(drafts: Iterable[tuple[Comparison, dict[int, float]]]) -> tuple[Comp
     """All comparisons of a question with their verdicts: one family for Holm's procedure."""
     family = list(drafts)
     seeds = sorted({seed for _, by_seed in family for seed in by_seed})
-    table = np.array([[by_seed.get(s, np.nan) for s in seeds] for _, by_seed in family]).reshape(len(family), -1)
+    table = np.array([[by_seed.get(s, np.nan) for s in seeds] for _, by_seed in family])
+    table = table.reshape(len(family), len(seeds))
     found = paired(table)
     rejected, levels = holm(found.p)
     result = []

@@ -225,9 +225,10 @@ HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "scipy", "pandas", 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        *((name, HEAVY) for name in ("ledger", "spec", "plan", "pareto", "data")),
+        *((name, HEAVY) for name in ("__init__", "ledger", "spec", "plan", "pareto", "data")),
         ("store", {"torch", "ray", "optuna"}),
         ("results", {"torch", "ray", "optuna"}),
+        ("run", {"torch", "ray", "optuna"}),
         ("replay", {"torch", "ray"}),
     ],
 )
