@@ -1,4 +1,4 @@
-"""`qdtune.load`: what of a run folder counts, while its sweep runs and afterwards; and what is said where none does."""
+"""`qdtune.load`: what of a run folder counts, while its sweep runs and after, and what is told where none does."""
 
 import os
 import shutil
