@@ -82,6 +82,11 @@ def test_no_effect_is_undecided_with_the_seeds_that_would_decide_it():
     )
 
 
+def test_an_interval_ends_where_differences_do():
+    found = one(table(configuration(1, 2, [0.1, 0.9]), configuration(2, 2, [0.9, 0.2])))
+    assert (found.low, found.high, found.verdict) == (-1, 1, "undecided")
+
+
 def test_what_differs_in_another_axis_too_is_refused_by_its_name():
     there, here = configuration(1, 2, [0.8] * 3, scale="minmax"), configuration(2, 2, [0.9, 0.91, 0.93])
     found = one(table(there, here))
