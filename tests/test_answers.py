@@ -400,6 +400,30 @@ def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_fro
     assert found.by_size[3].decided
 
 
+def test_the_best_depth_is_held_against_the_best_of_each_other_depth():
+    best = configuration(2, 4, [0.9, 0.91, 0.92], size_bytes=300)
+    far = [
+        configuration(1, 4, a, size_bytes=310, qat_lr=lr) for lr, a in ((1.0, [0.1] * 3), (2.0, [0.8, 0.81, 0.821]))
+    ]
+    near = configuration(3, 4, [0.91, 0.9, 0.9], size_bytes=320)
+    trials = table(*far, near, best)
+    (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
+    # paired differences -0.01, 0.01, 0.02: t = 0.756 of two degrees of freedom
+    assert (found.depth, found.p) == (2, pytest.approx(0.5286, abs=1e-4))
+    two = table(best, *far)
+    (found,) = answer(two, NOTHING, aggregate(two)).by_bits
+    assert found.p == pytest.approx(1.1185e-5, rel=1e-3)  # against the better one: 0.1, 0.1, 0.099
+    assert [b.budget for b in answer(two, NOTHING, aggregate(two)).by_size] == [300]
+
+
+def test_of_equal_accuracies_the_smaller_one_is_best():
+    rows = [configuration(d, 4, [0.9, 0.91, 0.92], size_bytes=size) for d, size in ((1, 320), (2, 300), (3, 310))]
+    trials = table(*rows)
+    found = answer(trials, NOTHING, aggregate(trials))
+    assert (found.best.row["depth"], found.best.p_best, found.by_bits[0].depth) == (2, 1, 2)
+    assert len(found.best.rivals) == 2
+
+
 def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
     trials = table(configuration(1, 2, [0.8, 0.8, 0.8]), configuration(2, 2, [0.801, 0.85, 0.9]))
     (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
