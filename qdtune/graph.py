@@ -126,6 +126,7 @@ def _quantised(graph: _Graph, x: str, step: float, bits: int) -> str:
     if bits == 1:  # two levels and no zero between them: QuantizeLinear has no such grid
         return graph.add("Where", [graph.add("GreaterOrEqual", [x, graph.number(0.0)]), up, graph.number(-step)])
     end = largest(bits) * step  # the lowest code of the type, -2^(n-1), is none of ours
-    x = graph.add("Clip", [x, graph.number(-end), graph.number(end)])
+    # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
+    x = graph.add("Min", [graph.add("Max", [x, graph.number(-end)]), graph.number(end)])
     zero = graph.constant(np.array(0), "INT8" if bits <= 8 else "INT16")
     return graph.add("DequantizeLinear", [graph.add("QuantizeLinear", [x, up, zero]), up, zero])

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from test_cohort import CPU
 from test_store import row as stored_row
 from test_train import Kept
 
@@ -30,13 +31,13 @@ parameters:
   depth: {values: [1, 2]}
   weight_bits: {values: [1, 4, 32]}
   act_bits: {values: [null, 8]}
-exclude: [{depth: 2, weight_bits: 32}, {depth: 1, act_bits: 8}]
+exclude: [{depth: 2, weight_bits: 32}, {depth: 1, act_bits: 8}, {depth: 1, weight_bits: 4}]
 seeds: [0, 1]
 data: {dataset: digits, val_size: 200}
 model: {name: mlp, hidden: [12]}
 train:
-  batch_size: 16
-  warmup: {epochs: 3, lr: 0.2}
+  batch_size: 48
+  warmup: {epochs: 4, lr: 0.4}
   qat: {epochs: 1, lr: 0.02}
 early_terminate: {type: none}
 """
@@ -47,7 +48,7 @@ def swept(tmp_path_factory):
     """A finished sweep on digits, one of its configurations with more seeds, and the data."""
     home = tmp_path_factory.mktemp("export")
     loaded, _ = load(["digits"], home, 200)
-    data = Tensors.of(loaded, __import__("torch").device("cpu"))
+    data = Tensors.of(loaded, CPU)
     spec, warmups, metadata = loads(SWEEP.encode(), "tiny.yaml").resolve("digits"), Kept(), provenance()
     store = Store(home / "runs" / "tiny")
     store.create(spec.to_yaml())
@@ -219,9 +220,6 @@ def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
         (run / "trials" / f"{trial_id}.parquet").unlink()
         store.write(trial_id, [r | {"state": "pruned", "pruned_by": "abc"} for r in rows], [], {})
     assert not any((run / "weights").iterdir())  # gone with the result they belonged to
-    assert (
-        f"trial {trial_id} was stopped early" in refused(capsys, out, run, "--trial", sorted(store.ids())[0]) or True
-    )
     assert " was stopped early: " in refused(capsys, out, run, "--trial", sorted(store.ids())[0])
     assert refused(capsys, out, run, "--front").startswith(f"{run} has no front yet")
 
