@@ -306,6 +306,7 @@ COMMANDS = [
     ["launch", "tiny.yaml"],
     ["launch", "tiny.yaml", "--dry-run"],
     ["verify", "runs/tiny"],
+    ["export", "runs/tiny", "--front", "--out", "out"],
     ["replay", "runs/tiny", "--orders", "2", "--at-once", "2", "--jobs", "1", "--pruner", "pareto"],
 ]
 
