@@ -156,7 +156,10 @@ def _known(trial_id: str, ours: Mapping[str, Result], run: str) -> str:
 
 def _best(entry: Mapping[str, Any], rows: Sequence[dict[str, Any]], seed: int | None) -> dict[str, Any]:
     """The row that is exported: of the seeds that ended `ok` the best by validation, of equal ones the lowest."""
-    ended = sorted((row for row in rows if row["state"] == "ok"), key=lambda r: (-r["val_accuracy"], r["seed"]))
+    ended = sorted(
+        (row for row in rows if row["state"] == "ok" and row["val_accuracy"] is not None),
+        key=lambda r: (-r["val_accuracy"], r["seed"]),
+    )
     if not ended:
         why = "was stopped early" if entry["state"] == "pruned" else f"ended as {entry['state']}"
         raise mistake(f"trial {entry['trial_id']} {why}: what is exported has come to its end")

@@ -137,7 +137,7 @@ def _stored(header: dict[str, Any], data: bytes) -> dict[str, Array]:
         (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], np.dtype(DTYPES[entry["dtype"]])
         fits = all(type(n) is int and n >= 0 for n in (begin, end, *shape)) and begin == place and end <= len(data)
         fits = fits and end - begin == math.prod(shape) * dtype.itemsize
-        _must(fits, f"{name[:60]!r} must fill its place in {len(data)} bytes of data, got {begin} to {end}")
+        _must(fits, f"{name[:60]!r} must fill its place in {len(data)} bytes of data, got {begin!r} to {end!r}")
         stored[name], place = np.frombuffer(data[begin:end], dtype).reshape(shape), end
     _must(place == len(data), f"the tensors must fill {len(data)} bytes of data, got {place}")
     return stored
@@ -157,7 +157,7 @@ def _weights(program: dict[str, Any], stored: dict[str, Array]) -> dict[str, Arr
             (o, i), b, a = op["shape"], op["bits"], op["act_bits"]
             fits = type(o) is type(i) is int and o > 0 and (i == width if runs else i > 0)
             fits = fits and b in (*range(1, 17), 32) and a in (None, *range(1, 17))
-            _must(fits, f"a layer of {o} x {i}, {b} and {a} bits cannot stand here")
+            _must(fits, f"a layer of {o!r} x {i!r}, {b!r} and {a!r} bits cannot stand here")
             check(op["weight"], *(((o, i),) if b == 32 else ((-(-o * i * b // 8),), "|u1")))
             if b < 32:
                 check(op["step"], ())
@@ -174,7 +174,7 @@ def _weights(program: dict[str, Any], stored: dict[str, Array]) -> dict[str, Arr
             check(op["shift"], features)
         else:
             _must(op["op"] in ACTIVATIONS, f"an operation must be known, got {op['op']!r}")
-    _must(not runs or width == program["outputs"], f"there must be {program['outputs']} outputs, got {width}")
+    _must(not runs or width == program["outputs"], f"there must be {program['outputs']!r} outputs, got {width!r}")
     return weights
 
 
