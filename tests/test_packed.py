@@ -191,6 +191,16 @@ def parts_equal(a, b):
         return False
 
 
+@pytest.mark.parametrize("places", [[(0, 4), (0, 4)], [(0, 4), (5, 9)], [(4, 8)], [(0, 4), (4, 9)]], ids=str)
+def test_tensors_that_overlap_or_leave_a_gap_are_refused(places):
+    """Eight bytes that two tensors of four must fill."""
+    tensors = {f"t{k}": {"dtype": "U8", "shape": [4], "data_offsets": list(p)} for k, p in enumerate(places)}
+    program = {"model": "mine:net", "inputs": 1, "outputs": 1, "ops": []}
+    metadata = {reader.PACKED: reader.VERSION, reader.MODEL: json.dumps(program)}
+    with pytest.raises(ReaderError, match="must fill its place in 8 bytes of data"):
+        reader.parse(signed({"__metadata__": metadata, **tensors}, b"abcdefgh"))
+
+
 HOSTILE = [
     -1,
     0,
