@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cohort import CPU, a_trial
 from test_train import Kept
@@ -88,6 +88,7 @@ def test_packed_model_is_as_long_as_promised_and_gives_the_tested_numbers(data, 
                 assert np.array_equal(model.tensors[f"{name}.weight"], (codes * step).numpy())
 
 
+@settings(max_examples=60)
 @given(st.integers(1, 16), st.integers(1, 9), st.integers(1, 9), st.randoms())
 def test_codes_come_back_and_lie_where_the_layout_says(bits, o, i, random):
     q = max_code(bits)
@@ -174,7 +175,7 @@ def test_every_cut_is_refused(blob, tmp_path):
 
 def test_every_flipped_bit_is_seen(blob):
     draw = np.random.default_rng(0)
-    for place in draw.integers(8, len(blob), 300):
+    for place in draw.integers(8, len(blob), 150):
         flipped = bytearray(blob)
         flipped[place] ^= 1 << draw.integers(8)
         if parts_equal(bytes(flipped), blob):
@@ -232,7 +233,7 @@ def test_lying_headers_are_refused_or_read_within_bounds(blob):
     refused, x = list[str](), np.zeros((2, 16), np.uint8)
     draw = np.random.default_rng(1)
     for place in places:
-        for value in draw.permutation(np.array([*HOSTILE, "#"], object))[:5]:
+        for value in draw.permutation(np.array([*HOSTILE, "#"], object))[:4]:
             lying, told = json.loads(json.dumps(header)), json.loads(json.dumps(program))
             put(told if place[0] == "program" else lying, place[place[0] == "program" :], value)
             lying["__metadata__"][reader.MODEL] = json.dumps(told)
@@ -243,7 +244,7 @@ def test_lying_headers_are_refused_or_read_within_bounds(blob):
                 refused.append(str(error))
             else:
                 assert logits.shape == (2, 4)  # the lie said what was there
-    assert len(refused) > 250
+    assert len(refused) > 200
     assert all(line.isprintable() and len(line) <= 300 for line in refused)
 
 
