@@ -27,9 +27,16 @@ def _verify(argv: list[str]) -> int:
     return verify(argv)
 
 
+def _export(argv: list[str]) -> int:
+    from qdtune.export import main as export
+
+    return export(argv)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "launch": ("run, or finish, a sweep", _launch),
     "verify": ("check a run folder, and set aside what is damaged", _verify),
+    "export": ("trained models as files to ship", _export),
     "replay": ("judge pruners on a finished sweep", _replay),
 }
 

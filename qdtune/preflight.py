@@ -27,8 +27,8 @@ LEAST = {
 }  # as in pyproject.toml; older ones may run code they read
 
 # Bytes of a run folder (measured): Parquet files, study and table of a configuration; a row of its history; an epoch
-# in the study.
-CONFIGURATION, ROW, EPOCH = 17_000, 30, 150
+# in the study; what the file of its weights says of each factor.
+CONFIGURATION, ROW, EPOCH, FACTOR = 21_000, 30, 150, 400
 
 
 def preflight(spec: Spec, planned: Plan | None, runs_dir: str, address: str | None, fresh: bool = False) -> None:
@@ -81,7 +81,9 @@ def room(spec: Spec, planned: Plan) -> int:
     seeds = max(len(spec.seeds), spec.replicate.front if spec.replicate else 0)
     epochs = spec.train.warmup.epochs + spec.train.qat.epochs
     largest = max(trial.ledger.fp32_bytes for trial in planned.trials)
-    return count * (CONFIGURATION + epochs * (ROW * seeds + EPOCH)) + planned.warmups * seeds * largest
+    weights = max(t.ledger.size_bytes + FACTOR * t.depth * len(t.parts.layers) for t in planned.trials)
+    each = CONFIGURATION + epochs * (ROW * seeds + EPOCH) + seeds * weights
+    return count * each + planned.warmups * seeds * largest
 
 
 def _named(path: Path) -> str:

@@ -35,7 +35,7 @@ RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a st
 HOPELESS = 5  # as many trials that fail alike, with none before that did not, are the sweep's own mistake
 OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # what Ray says where it ended a worker for that
 
-Ended = tuple[Trial, list[dict[str, Any]], list[dict[str, Any]]]  # with its rows and its history
+Ended = tuple[Trial, list[dict[str, Any]], list[dict[str, Any]], bytes | None]  # its rows, history and weights
 
 
 class Recorder(tune.Callback):
@@ -120,6 +120,7 @@ class Recorder(tune.Callback):
     ) -> None:
         ours = self._of(trial)
         by = self.feed.study.pruned_by(ours.trial_id)
+        weights = result.pop("weights", None)  # out of what Tune keeps of every trial until the sweep ends
         if "error" in result and "state" in result:
             self._end_early(ours, result["state"], result["error"], trial.num_failures + 1)
         elif by is not None:  # before `done`, which Tune sets on what the scheduler stops, too
@@ -127,7 +128,7 @@ class Recorder(tune.Callback):
             stopped = [row | {"pruned_by": by} for row in stopped]
             self._finish(ours, stopped, result["history"], trial.num_failures + 1)
         elif result["done"]:
-            self._finish(ours, result["rows"], result["history"], trial.num_failures + 1)
+            self._finish(ours, result["rows"], result["history"], trial.num_failures + 1, weights)
         else:
             self.heard[ours.trial_id] = time.monotonic()
             self.curves[ours.trial_id] = result["history"]
@@ -156,13 +157,20 @@ class Recorder(tune.Callback):
     def _end_early(self, ours: Trial, state: str, error: str, attempts: int) -> None:
         self._finish(ours, unfinished_rows(ours, state, error), self.curves.get(ours.trial_id, []), attempts)
 
-    def _finish(self, ours: Trial, rows: list[dict[str, Any]], history: list[dict[str, Any]], attempts: int) -> None:
+    def _finish(
+        self,
+        ours: Trial,
+        rows: list[dict[str, Any]],
+        history: list[dict[str, Any]],
+        attempts: int,
+        weights: bytes | None = None,
+    ) -> None:
         self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
         before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
         rows = [row | {"attempt": before + attempts} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
-        self.unwritten.append((ours, rows, history))
+        self.unwritten.append((ours, rows, history, weights))
         self._write()
 
     def close(self) -> None:
@@ -174,9 +182,9 @@ class Recorder(tune.Callback):
     def _write(self) -> None:
         """Stores what has ended, in order. Where the storage fails it is tried again, for a while."""
         while self.unwritten and self.error is None:
-            ours, rows, history = self.unwritten[0]
+            ours, rows, history, weights = self.unwritten[0]
             try:
-                self.store.write(ours.trial_id, rows, history, self.metadata)
+                self.store.write(ours.trial_id, rows, history, self.metadata, weights)
             except StorageError as error:
                 now = time.monotonic()
                 if self.failing_since == math.inf:

@@ -178,6 +178,15 @@ class Folder:
         with storage_errors(self.name(old)):
             self.store.move(f"{self.path}/{old}", f"{self.path}/{new}")
 
+    def remove(self, file: str) -> None:
+        """Removes a file, if there is one.
+
+        Raises:
+            StorageError: that is not possible.
+        """
+        with storage_errors(self.name(file)), contextlib.suppress(FileNotFoundError):
+            self.store.delete_file(f"{self.path}/{file}")
+
     def exists(self) -> bool:
         """Whether there is a file in it.
 

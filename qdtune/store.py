@@ -147,6 +147,7 @@ class Store:
         rows: list[dict[str, Any]],
         history: list[dict[str, Any]],
         metadata: dict[str, str],
+        weights: bytes | None = None,
     ) -> bool:
         """Commits a trial that has ended; True if written, False if what was there is as good and stays.
 
@@ -158,6 +159,7 @@ class Store:
             rows: one dict per seed, keys from `TRIALS`; an absent key is null.
             history: one dict per seed and epoch, keys from `HISTORY`.
             metadata: provenance (versions, git commit), kept in the metadata of both files.
+            weights: the packed file of the seeds that ended `ok`; without it, weights of an earlier result go, too.
 
         Raises:
             ValueError: a row with an unknown column, another trial_id or an unknown state; no rows.
@@ -174,6 +176,10 @@ class Store:
                 return False
             if damaged:
                 self.folder.rename(f"trials/{held}", f"trials/{held}.damaged")
+        if weights is None:
+            self.folder.remove(_weights(trial_id))
+        else:
+            self.folder.write(_weights(trial_id), weights)
         for kind, table in tables.items():  # the trials file comes last, because its presence says "done"
             self._unpack(kind, trial_id)
             self.folder.write(f"{kind}/{file}", to_bytes(table))
@@ -205,6 +211,23 @@ class Store:
         """The learning curves of all configurations, or of those of `ids` that are there; else like `trials`."""
         table, self.damaged = self._scan("history", ids)
         return table
+
+    def weights(self, trial_id: str) -> bytes | None:
+        """The packed weights that `write` was given; None where none are kept, as of a version before there were any.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        return self.folder.read(_weights(trial_id))
+
+    def metadata(self, trial_id: str) -> dict[str, str]:
+        """The provenance of a trial, as `write` was given it; empty where its file is damaged; else like `trials`."""
+        file = self._pack_of("trials").get(trial_id, f"{trial_id}.parquet")
+        try:
+            table = self._table("trials", file, self.folder.read(f"trials/{file}") or b"", whole=True)
+        except DamagedError:
+            return {}
+        return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
         """Writes `pareto.parquet` over all trials, or those of `ids`, and returns it; else like `trials`."""
@@ -344,6 +367,10 @@ class Store:
                     table = table.filter(pc.is_in(table["trial_id"], pa.array(sorted(wanted), pa.string())))
                 tables.append(table)
         return pa.concat_tables(tables, promote_options="permissive"), damaged
+
+
+def _weights(trial_id: str) -> str:
+    return f"weights/{trial_id}.safetensors"
 
 
 def _stopped(rows: pa.Table) -> bool:

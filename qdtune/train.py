@@ -22,10 +22,11 @@ from qdtune.cohort import Cohort, Tensors, generator
 from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.machine import has_compiler
+from qdtune.packed import pack
 from qdtune.quantize import calibrate, ledger, quantize
 from qdtune.schema import Phase
 from qdtune.step import Shape, normalise
-from qdtune.warmups import CHECKSUM, checksum, fault
+from qdtune.warmups import fault, parts, signed
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
@@ -90,7 +91,8 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
 
     A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, per replica `train_loss` and `val_accuracy`
     (None once it has diverged), and `history`, every epoch so far. In QAT also `rows`: what the store is told where
-    training ends there, without a test accuracy before the last one.
+    training ends there, without a test accuracy before the last one; and in the last one `weights`, the packed file
+    of the replicas that came to their end, as they were tested (see `packed`), None where none did.
 
     Args:
         trial: the configuration.
@@ -116,7 +118,11 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
         report = _epoch(cohort, "qat", epoch, log)
         report["rows"] = _rows(trial, replicas, log, floats, untested, data, started)
     tests = cohort.accuracy(data.test_x, data.test_y)  # the only look at the test set
-    yield report | {"rows": _rows(trial, replicas, log, floats, tests, data, started), "done": True}
+    cohort.unstack(replicas)
+    alive = {seed: replicas[k] for k, seed in enumerate(trial.seeds) if k not in log.dead}
+    weights = pack(alive, trial.trial_id, data.inputs, data.classes, trial.columns["model"]) if alive else None
+    rows = _rows(trial, replicas, log, floats, tests, data, started)
+    yield report | {"rows": rows, "weights": weights, "done": True}
 
 
 def is_compiled(compile: str, phase: Phase, batch_size: int, data: Tensors) -> bool:
@@ -174,8 +180,7 @@ def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
         "/points": torch.tensor(points, dtype=torch.float64).reshape(-1, len(names)),
         "/owners": torch.tensor([log.seeds.index(e["seed"]) for e in log.entries], dtype=torch.int64),
     }
-    blob = safetensors.torch.save(tensors | curves)
-    return safetensors.torch.save(tensors | curves, metadata={CHECKSUM: checksum(blob)})
+    return signed(*parts(safetensors.torch.save(tensors | curves)))
 
 
 def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> bool:

@@ -54,7 +54,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _report(store: Store, run: str) -> int:
     damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
-    damaged += [f"{line}: set aside, is trained again" for line in _damaged_warmups(store)]
+    damaged += [f"{line}: set aside, is trained again" for line in _damaged(store, "warmup")]
+    damaged += [f"{line}: set aside, the result stands but cannot be exported" for line in _damaged(store, "weights")]
     spec = loads(store.sweep_yaml() or b"", child(run, "sweep.yaml"))
     rows, history = store.trials(), store.history()
     ours = results(spec, rows, history)
@@ -66,10 +67,13 @@ def _report(store: Store, run: str) -> int:
     return DAMAGED if damaged else WHOLE
 
 
-def _damaged_warmups(store: Store) -> Iterator[str]:
-    for file in store.folder.files("warmup"):
-        name = f"warmup/{file}"
-        if file.endswith(".safetensors") and file[0] != "." and (why := fault(store.folder.read(name) or b"")):
+def _damaged(store: Store, within: str) -> Iterator[str]:
+    """Sets damaged safetensors files aside; a line for each."""
+    for file in store.folder.files(within):
+        name = f"{within}/{file}"
+        if not file.endswith(".safetensors") or file[0] == ".":
+            continue
+        if why := fault(store.folder.read(name) or b"", older=within == "warmup"):
             store.folder.rename(name, f"{name}.damaged")
             yield f"{store.folder.name(name)}: {why}"
 

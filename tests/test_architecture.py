@@ -20,6 +20,7 @@ PACKAGE = Path(qdtune.__file__).parent
 RULES: dict[str, set[str]] = {
     "names": {"torch", "ray", "optuna", "pydantic", "numpy"},
     "machine": {"torch", "ray", "optuna", "pydantic", "numpy"},
+    "reader": {"torch", "ray", "optuna", "pyarrow", "pydantic", "safetensors", "qdtune"},
     "ledger": {"torch", "ray", "optuna", "pydantic"},
     "rules": {"torch", "ray", "optuna"},
     "cli": {"torch", "ray", "optuna"},
@@ -37,6 +38,7 @@ RULES: dict[str, set[str]] = {
     "decompose": {"ray", "pydantic", "qdtune.quantize"},
     "quantize": {"ray", "pydantic"},
     "models": {"ray", "pydantic", "qdtune.quantize"},
+    "packed": {"ray", "optuna", "pyarrow", "pydantic"},
     "step": {"ray", "pydantic", "optuna", "pyarrow"},
     "compiled": {"ray", "pydantic", "optuna", "pyarrow"},
     "cohort": {"ray", "pydantic", "optuna", "pyarrow"},
@@ -62,6 +64,8 @@ RULES: dict[str, set[str]] = {
     "progress": {"torch", "ray", "optuna"},
     "replay": {"torch", "ray", "optuna"},
     "verify": {"torch", "ray", "optuna"},
+    "graph": {"torch", "ray", "optuna", "pyarrow"},
+    "export": {"torch", "ray", "optuna"},
     "recorder": {"torch", "optuna"},
     "sweep": {"torch"},
     "session": {"torch", "ray", "optuna"},
@@ -230,6 +234,8 @@ HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "scipy", "pandas", 
         ("results", {"torch", "ray", "optuna"}),
         ("run", {"torch", "ray", "optuna"}),
         ("replay", {"torch", "ray"}),
+        ("reader", HEAVY),
+        ("export", {"torch", "ray", "optuna", "onnx"}),
     ],
 )
 def test_import_loads_nothing_heavy(module: str, heavy: set[str]) -> None:

@@ -17,6 +17,7 @@ from qdtune.plan import plan
 from qdtune.spec import loads
 from qdtune.storage import StorageError
 from qdtune.store import Store
+from qdtune.warmups import fault
 
 PLACE = Placement(gpu=0.5, cpu=1, per_gpu=2, concurrent=2, notes=())
 SIX = ["parameters={weight_bits: {values: [1, 2, 3, 4, 5, 6]}}", "model.hidden=[8]"]
@@ -141,6 +142,7 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monk
     assert (feed.left, Flaky.failures) == (0, 0)
     assert by_bits(store, "state") == dict.fromkeys(range(1, 7), "ok")
     assert set(by_bits(store, "attempt").values()) == {1}
+    assert all(fault(store.weights(trial_id) or b"", older=False) is None for trial_id in store.ids())
     told = capsys.readouterr().out
     assert told.count("No space left on device (trying again for 120 s)") == 1
 

@@ -206,6 +206,7 @@ def trap(folder: Path, spec: Spec, marker: Path) -> None:
     names = ["tuner.pkl", "x.pkl", "error.pkl", "searcher.pkl", "study.journal", "trials/0123456789ab.parquet"]
     names += [f"trials/{trials[0].trial_id}.parquet", f"history/{trials[0].trial_id}.parquet"]
     names += [f"warmup/{trial.warmup_id}.safetensors" for trial in trials]
+    names += [f"weights/{trial.trial_id}.safetensors" for trial in trials]
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
@@ -306,6 +307,7 @@ COMMANDS = [
     ["launch", "tiny.yaml"],
     ["launch", "tiny.yaml", "--dry-run"],
     ["verify", "runs/tiny"],
+    ["export", "runs/tiny", "--front", "--out", "out"],
     ["replay", "runs/tiny", "--orders", "2", "--at-once", "2", "--jobs", "1", "--pruner", "pareto"],
 ]
 
@@ -326,11 +328,12 @@ def test_pickle_in_a_finished_run_folder_is_not_read(tmp_path: Path, argv: list[
     spec = loads(SWEEP.encode(), "tiny.yaml").resolve("synthetic")
     trap(store.root, spec, tmp_path / "marker")
     for trial in plan(spec).trials:
-        store.write(trial.trial_id, *finished(trial), {})
+        store.write(trial.trial_id, *finished(trial), {}, pickle.dumps(Trap(tmp_path / "marker")))
     line = [sys.executable, "-m", "qdtune", *argv]
     environment = os.environ | {"HOME": str(tmp_path)}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (3 if argv[0] == "verify" else 0, "")  # which says what it found
+    code, said = {"verify": (3, ""), "export": (2, "error: the weights of trial ")}.get(argv[0], (0, ""))
+    assert (done.returncode, done.stderr[:28]) == (code, said)
     assert not (tmp_path / "marker").exists()
 
 

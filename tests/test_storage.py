@@ -84,6 +84,10 @@ def test_a_store_gives_the_same_rows_wherever_it_lies(bucket, tmp_path):
             store.create("name: a\n")
             said = [save(store, "b"), save(store, "a", state="oom"), save(store, "a", attempt=2), save(store, "a")]
             said += [store.ids(), rows_of(store), rows_of(store, ["a"]), store.pack()]
+            said += [store.write("c", [row("c", 0)], [], {}, b"packed"), store.weights("c"), store.weights("a")]
+            store.folder.remove("weights/c.safetensors")
+            store.folder.remove("weights/none")
+            said += [store.weights("c"), store.folder.files("weights")]
             said += [store.write_pareto().to_pylist(), store.sweep_yaml(), store.damaged]
         said += [store.folder.files(), str(store.set_aside()).removeprefix(os.fspath(where))]
         seen.append([*said, store.set_aside(), store.ids()])

@@ -252,6 +252,8 @@ def test_a_pruned_sweep_ends_in_order_whatever_befalls_its_trials(ray_here, tmp_
         enumerate(["ok", "pruned", "failed", "failed", "diverged", "ok", "pruned", "pruned"], start=1)
     )
     assert {bits for bits, row in table.items() if row["is_pareto"]} == {1, 6}
+    kept = {bits for bits, trial in trials.items() if store.weights(trial.trial_id)}
+    assert kept == {bits for bits, state in states.items() if state == "ok"}
     assert {bits: row["pruned_by"] for bits, row in table.items() if row["pruned_by"]} == {
         2: trials[1].trial_id,
         7: trials[6].trial_id,

@@ -1,0 +1,282 @@
+"""`qdtune export RUN`: trained models of a run folder as files to ship, each with a card, and checked once written.
+
+Of a configuration the seed with the best validation accuracy is taken. Files that are there and hold something else
+are never overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors
+from rich.table import Table
+
+from qdtune import graph, reader
+from qdtune.cli import Parser, guarded, told
+from qdtune.names import AXES
+from qdtune.progress import console, counted, percent
+from qdtune.results import Result, results
+from qdtune.rules import mistake, one_line, shown
+from qdtune.spec import loads
+from qdtune.storage import LocalFolder, StorageError, child, is_url
+from qdtune.store import FAULTS, Store
+from qdtune.tables import HISTORY, aggregate, table_front
+from qdtune.warmups import fault, parts, signed
+
+USAGE = "qdtune export RUN (--front | --trial ID) --out DIR [--format packed|onnx] [--seed N]"
+SUFFIXES = {"packed": ".safetensors", "onnx": ".onnx"}
+READ = {
+    "packed": "reader.py beside this file, with NumPy: load(file).logits(x), x uint8 (batch, inputs)",
+    "onnx": f"any ONNX runtime of opset {graph.OPSET}; {graph.INPUT}",
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A configuration and the seed of it that is exported.
+
+    Attributes:
+        entry: its row of the Pareto table.
+        row: of that seed, of the table `trials`.
+        label: the configuration in a few words.
+        blob: the packed model of that seed, one replica.
+        model: the same, read.
+        metadata: of the file of the row.
+    """
+
+    entry: dict[str, Any]
+    row: dict[str, Any]
+    label: str
+    blob: bytes
+    model: reader.Model
+    metadata: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return str(self.entry["trial_id"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exports models of a run folder; the exit code: 0 if all were written and read back, else as of `launch`.
+
+    Args:
+        argv: the arguments after `export`; those of the process if None.
+    """
+    return guarded(lambda: _export(_arguments(argv)))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("export", USAGE, "Writes trained models as files to ship, and checks each against its size.")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--front", action="store_true", help="every configuration on the Pareto front")
+    which.add_argument("--trial", metavar="ID", help="the configuration of this trial")
+    parser.add_argument("--out", metavar="DIR", help="where the files go: a folder on this machine")
+    parser.add_argument("--format", choices=SUFFIXES, default="packed", help="packed (default) or onnx")
+    parser.add_argument("--seed", metavar="N", type=int, help="this seed and not the one of best validation accuracy")
+    arguments = parser.read(argv)
+    if arguments.run is None:
+        parser.error("no run folder given")
+    if not arguments.front and arguments.trial is None:
+        parser.error("say which models: --front or --trial ID")
+    if not arguments.out:
+        parser.error("no --out given")
+    if is_url(arguments.out) or (os.path.lexists(arguments.out) and not os.path.isdir(arguments.out)):
+        raise mistake(f"--out must be a folder on this machine, got {one_line(arguments.out)}")
+    return arguments
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    try:
+        chosen = list(_chosen(arguments))
+        folder, files = LocalFolder(Path(arguments.out)), _files(chosen, arguments.format)
+        found = {name: folder.read(name) for name in files}
+        for name, data in found.items():
+            if data not in (None, files[name]):
+                what = f"{folder.name(name)} holds something else, and nothing is overwritten"
+                raise mistake(one_line(f"{what}: choose another --out, or move it away"))
+        for name, data in files.items():
+            if found[name] is None:
+                folder.write(name, data)
+        for one in chosen:
+            _check(folder, one, arguments.format)
+    except tuple(FAULTS) as error:
+        return told(error, FAULTS)
+    _print(arguments, chosen, files)
+    return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> Iterator[Chosen]:
+    """What was asked for, every file of it read and found whole."""
+    store, run = Store(arguments.run), one_line(arguments.run)
+    sweep_yaml = store.sweep_yaml()
+    if sweep_yaml is None:
+        raise mistake(f"{run} is no run folder: it holds no sweep.yaml")
+    spec, rows = loads(sweep_yaml, child(run, "sweep.yaml")), store.trials()
+    ours = {result.trial.trial_id: result for result in results(spec, rows, HISTORY.empty_table())}
+    rows = rows.filter(pc.is_in(rows["trial_id"], pa.array(sorted(ours), pa.string())))
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        groups.setdefault(_key(row), []).append(row)
+    table = aggregate(rows)
+    entries = table_front(table).to_pylist()
+    if arguments.trial is not None:
+        member = _known(arguments.trial, ours, run)
+        entries = [e for e in table.to_pylist() if any(r["trial_id"] == member for r in groups[_key(e)])]
+    elif not entries:
+        raise mistake(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
+    for entry in entries:
+        row = _best(entry, groups[_key(entry)], arguments.seed)
+        blob, model = _packed(store, row, run)
+        label = ours[entry["trial_id"]].trial.label
+        yield Chosen(entry, row, label, blob, model, store.metadata(row["trial_id"]))
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in (*AXES, "dataset"))
+
+
+def _known(trial_id: str, ours: Mapping[str, Result], run: str) -> str:
+    if trial_id not in ours:
+        near = difflib.get_close_matches(trial_id[:64], ours, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise mistake(f"{run} holds no trial {shown(trial_id)} of its sweep{hint}")
+    return trial_id
+
+
+def _best(entry: Mapping[str, Any], rows: Sequence[dict[str, Any]], seed: int | None) -> dict[str, Any]:
+    """The row that is exported: of the seeds that ended `ok` the best by validation, of equal ones the lowest."""
+    ended = sorted(
+        (row for row in rows if row["state"] == "ok" and row["val_accuracy"] is not None),
+        key=lambda r: (-r["val_accuracy"], r["seed"]),
+    )
+    if not ended:
+        why = "was stopped early" if entry["state"] == "pruned" else f"ended as {entry['state']}"
+        raise mistake(f"trial {entry['trial_id']} {why}: what is exported has come to its end")
+    if seed is None:
+        return ended[0]
+    for row in ended:
+        if row["seed"] == seed:
+            return row
+    seeds = ", ".join(str(s) for s in sorted(row["seed"] for row in ended))
+    raise mistake(f"--seed must be one of {seeds} for trial {entry['trial_id']}, got {seed}")
+
+
+def _packed(store: Store, row: Mapping[str, Any], run: str) -> tuple[bytes, reader.Model]:
+    """The packed model of a row, its payload as long as the row says."""
+    trial_id = row["trial_id"]
+    whole = store.weights(trial_id)
+    if whole is None:
+        what = "by an older version of qdtune, or they were damaged and set aside"
+        raise mistake(
+            f"no weights are kept of trial {trial_id}: it was trained {what} (train it again, with --fresh)"
+        )
+    why = fault(whole, older=False)
+    try:
+        if why is None:
+            blob = of_seed(whole, row["seed"])
+            model, (header, data) = reader.parse(blob), parts(blob)
+            if header["__metadata__"].get("qdtune.trial_id") == trial_id and len(data) == row["size_bytes"]:
+                return blob, model
+            why = f"they must be of this trial and hold {row['size_bytes']} bytes, got {len(data)}"
+    except (reader.ReaderError, safetensors.SafetensorError) as error:
+        why = str(error)
+    raise mistake(one_line(f"the weights of trial {trial_id} are damaged: {why} (see `qdtune verify {run}`)"))
+
+
+def of_seed(blob: bytes, seed: int) -> bytes:
+    """One replica of a packed file of several as a file of its own, the tensors under their plain names.
+
+    Raises:
+        SafetensorError: the file is no safetensors.
+    """
+    safetensors.deserialize(blob)  # from here on every place is one in the file
+    header, data = parts(blob)
+    alone: dict[str, Any] = {"__metadata__": header.pop("__metadata__")}
+    pieces, place = [], 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if name.startswith(f"{seed}/"):
+            begin, end = entry["data_offsets"]
+            alone[name.partition("/")[2]] = entry | {"data_offsets": [place, place + end - begin]}
+            pieces.append(data[begin:end])
+            place += end - begin
+    return signed(alone, b"".join(pieces))
+
+
+def _files(chosen: Sequence[Chosen], kind: str) -> dict[str, bytes]:
+    """Name -> content of all that is written."""
+    files = {"reader.py": Path(reader.__file__).read_bytes()} if kind == "packed" else {}
+    for one in chosen:
+        file = f"{one.name}{SUFFIXES[kind]}"
+        files[file] = one.blob if kind == "packed" else graph.to_onnx(one.model, one.name)
+        files[f"{one.name}.json"] = _card(one, kind, file, len(files[file]))
+    return files
+
+
+def _card(one: Chosen, kind: str, file: str, file_bytes: int) -> bytes:
+    """What there is to say of an exported model, as JSON."""
+    entry, row = one.entry, one.row
+    splits = {"validation": "val_accuracy", "test": "test_accuracy"}
+    spread = {
+        split: {"mean": entry[name], "low": entry[f"{name}_low"], "high": entry[f"{name}_high"]}
+        for split, name in splits.items()
+    }
+    kept = ("qdtune.version.", "qdtune.git_commit")
+    card = {
+        "trial_id": entry["trial_id"],
+        "configuration": {axis: entry[axis] for axis in AXES},
+        "model": entry["model"],
+        "dataset": entry["dataset"],
+        "seed": row["seed"],
+        "trained_by": row["trial_id"],
+        "accuracy": {split: row[name] for split, name in splits.items()},
+        "accuracy_of_the_configuration": {"seeds": entry["n_seeds"], "interval": 0.95, **spread},
+        "size_bytes": entry["size_bytes"],
+        "file": file,
+        "file_bytes": file_bytes,
+        "format": kind,
+        "read_with": READ[kind],
+        "made_with": {k.removeprefix("qdtune."): v for k, v in sorted(one.metadata.items()) if k.startswith(kept)},
+    }
+    return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _check(folder: LocalFolder, one: Chosen, kind: str) -> None:
+    """Raises StorageError where a file does not read back as what was to be written."""
+    path = folder.root / f"{one.name}{SUFFIXES[kind]}"
+    if kind == "onnx":
+        graph.checked(path.read_bytes())
+        return
+    same = reader.load(path).tensors.keys() == one.model.tensors.keys()
+    if not same or len(parts(path.read_bytes())[1]) != one.entry["size_bytes"]:
+        raise StorageError(f"{path} must read back as it was written, got something else: see the disk")
+
+
+def _print(arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mapping[str, bytes]) -> None:
+    table, suffix = Table(box=None, pad_edge=False, header_style="bold"), SUFFIXES[arguments.format]
+    for name in ("trial", "configuration"):
+        table.add_column(name, no_wrap=True)
+    for name in ("bytes", "file", "seed", "validation", "test"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in chosen:
+        sizes = (f"{one.row['size_bytes']:,}", f"{len(files[one.name + suffix]):,}")
+        accuracies = (percent(one.row["val_accuracy"]), percent(one.row["test_accuracy"]))
+        table.add_row(one.name, one.label, *sizes, str(one.row["seed"]), *accuracies)
+    out = console()
+    out.print(table)
+    read = "; reader.py reads them" if arguments.format == "packed" else ""
+    out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL.json{read}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""A packed model as an ONNX graph: its codes with DequantizeLinear, quantised inputs with QuantizeLinear.
+
+Opset 21, the first whose codes may have 4 and 16 bits (ONNX, operators QuantizeLinear and DequantizeLinear). Weights
+of 1 to 4 bits are int4, of up to 8 int8, of up to 16 int16, which is more than they take when packed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qdtune.ledger import FLOAT_BITS
+from qdtune.reader import Model, codes, largest
+from qdtune.rules import mistake, shown
+
+OPSET, IR = 21, 10
+INPUT = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
+NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tanh", "identity": "Identity"}
+
+
+def to_onnx(model: Model, name: str) -> bytes:
+    """The ONNX file of a packed model: `pixels`, uint8 (B, I), in; `logits`, float32 (B, O), out; B is free.
+
+    Args:
+        model: as `reader.parse` gives it, an mlp.
+        name: of the graph.
+
+    Raises:
+        SpecError: the model is a user's own, or the package onnx is not there.
+    """
+    kind = model.program["model"]
+    if kind != "mlp":
+        raise mistake(f"only the model mlp can be had as ONNX, got {shown(kind)}: export it as packed")
+    helper = library().helper
+    graph = _Graph(model)
+    x = graph.add("Cast", ["pixels"], to=helper.TensorProto.FLOAT)
+    x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
+    for op in model.program["ops"]:
+        x = _operation(graph, op, x)
+    graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
+    ends = [
+        helper.make_tensor_value_info(end, kind, ["batch", model.program[width]])
+        for end, kind, width in (
+            ("pixels", helper.TensorProto.UINT8, "inputs"),
+            ("logits", helper.TensorProto.FLOAT, "outputs"),
+        )
+    ]
+    made = helper.make_graph(graph.nodes, name, ends[:1], ends[1:], graph.tensors, doc_string=INPUT)
+    opset = [helper.make_opsetid("", OPSET)]
+    whole = helper.make_model(made, producer_name="qdtune", opset_imports=opset, ir_version=IR, doc_string=INPUT)
+    return checked(whole.SerializeToString())
+
+
+def checked(blob: bytes) -> bytes:
+    """The bytes of an ONNX file, once ONNX's own checker has passed them."""
+    onnx = library()
+    onnx.checker.check_model(onnx.load_from_string(blob), full_check=True)
+    return blob
+
+
+def library() -> Any:
+    """The package onnx, which nothing else needs; SpecError where it is not there."""
+    try:
+        import onnx
+    except ImportError:
+        raise mistake("--format onnx needs the package onnx: pip install 'qdtune[onnx]'") from None
+    return onnx
+
+
+class _Graph:
+    """Nodes and constants, as they are added."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.nodes, self.tensors = model, list[Any](), list[Any]()
+
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """Adds a node; the name of what comes out of it."""
+        name = f"x{len(self.nodes)}"
+        self.nodes.append(library().helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def constant(self, values: np.ndarray[Any, Any], kind: str = "FLOAT", name: str | None = None) -> str:
+        """Adds a constant of a type of ONNX's; its name."""
+        name = name or f"c{len(self.tensors)}"
+        helper = library().helper
+        kind = getattr(helper.TensorProto, kind)
+        self.tensors.append(helper.make_tensor(name, kind, values.shape, values.flatten().tolist()))
+        return name
+
+    def number(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
+
+    def tensor(self, name: str) -> str:
+        return self.constant(self.model.stored[name], name=name)
+
+
+def _operation(graph: _Graph, op: dict[str, Any], x: str) -> str:
+    """Adds one operation of a packed model, which takes x; the name of what it gives."""
+    if op["op"] == "linear":
+        if op["act_bits"] is not None:
+            x = _quantised(graph, x, float(graph.model.stored[op["input_step"]]), op["act_bits"])
+        bias = [] if op["bias"] is None else [graph.tensor(op["bias"])]
+        return graph.add("Gemm", [x, _weight(graph, op), *bias], transB=1)
+    if op["op"] == "affine":
+        return graph.add("Add", [graph.add("Mul", [x, graph.tensor(op["scale"])]), graph.tensor(op["shift"])])
+    if op["op"] == "hardtanh":
+        return graph.add("Clip", [x, graph.number(-1.0), graph.number(1.0)])
+    return graph.add(NODES[op["op"]], [x], **({"alpha": 0.01} if op["op"] == "leaky_relu" else {}))
+
+
+def _weight(graph: _Graph, op: dict[str, Any]) -> str:
+    """Adds the weights (O, I) of a layer."""
+    if op["bits"] == FLOAT_BITS:
+        return graph.tensor(op["weight"])
+    whole = codes(graph.model.stored[op["weight"]], tuple(op["shape"]), op["bits"])
+    narrow = next(n for n in (4, 8, 16) if op["bits"] <= n)
+    return graph.add(
+        "DequantizeLinear", [graph.constant(whole, f"INT{narrow}", op["weight"]), graph.tensor(op["step"])]
+    )
+
+
+def _quantised(graph: _Graph, x: str, step: float, bits: int) -> str:
+    """Adds the quantisation of a layer's input; QuantizeLinear rounds halves to even, as the reader does."""
+    up = graph.number(step)
+    if bits == 1:  # two levels and no zero between them: QuantizeLinear has no such grid
+        return graph.add("Where", [graph.add("GreaterOrEqual", [x, graph.number(0.0)]), up, graph.number(-step)])
+    end = largest(bits) * step  # the lowest code of the type, -2^(n-1), is none of ours
+    # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
+    x = graph.add("Min", [graph.add("Max", [x, graph.number(-end)]), graph.number(end)])
+    zero = graph.constant(np.array(0), "INT8" if bits <= 8 else "INT16")
+    return graph.add("DequantizeLinear", [graph.add("QuantizeLinear", [x, up, zero]), up, zero])

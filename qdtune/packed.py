@@ -1,0 +1,115 @@
+"""A trained network as the bytes that are shipped: codes of few bits, steps, biases, folded normalisations.
+
+What is kept of a finished trial is this form and not its float weights: it is exactly what is shipped and what was
+tested, and a few kilobytes. `reader.py` has the layout, and reads it without torch. All replicas of a trial lie in
+one file, tensor NAME of seed S under `S/NAME`, until `qdtune.export` takes one of them out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from qdtune.decompose import ACTIVATIONS, FactoredLinear
+from qdtune.ledger import FLOAT_BITS
+from qdtune.quantize import QuantLinear, max_code
+from qdtune.reader import MODEL, PACKED, VERSION
+from qdtune.warmups import parts, signed
+
+TRIAL = "qdtune.trial_id"
+Op = dict[str, Any]
+
+
+def pack(replicas: Mapping[int, nn.Module], trial_id: str, inputs: int, outputs: int, model: str = "mlp") -> bytes:
+    """The replicas of one configuration as one safetensors file with its checksum.
+
+    Args:
+        replicas: seed -> a trained model, at least one; of each the numbers that evaluation uses.
+        trial_id: of the trial that trained them; a file under another name is seen by it.
+        inputs, outputs: I of the first layer, O of the last.
+        model: `mlp`, whose layers run in the order of its modules; or the factory of another one.
+    """
+    tensors: dict[str, Tensor] = {}
+    for seed, replica in replicas.items():
+        ops, own = operations(replica)
+        tensors |= {f"{seed}/{name}": tensor.contiguous() for name, tensor in own.items()}
+    if model != "mlp":  # their order, and what is between them, is known to its forward pass alone
+        ops = [op for op in ops if op["op"] in ("linear", "affine")]
+    program = json.dumps({"model": model, "inputs": inputs, "outputs": outputs, "ops": ops})
+    metadata = {PACKED: VERSION, MODEL: program, TRIAL: trial_id}
+    return signed(*parts(safetensors.torch.save(tensors, metadata=metadata)))
+
+
+@torch.no_grad()
+def operations(model: nn.Module) -> tuple[list[Op], dict[str, Tensor]]:
+    """What a model does, module by module, and the tensors it takes: the bytes that `quantize.ledger` counts."""
+    model.eval()
+    tensors: dict[str, Tensor] = {}
+    return list(_visit("", model, tensors)), tensors
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Codes (O, I) of 1..16 bits as a stream of bits, uint8 (ceil(O*I*bits / 8),); `reader.codes` is the way back."""
+    unsigned = (codes + 1) // 2 if bits == 1 else codes + max_code(bits)
+    stream = (unsigned.reshape(-1, 1) >> torch.arange(bits)) & 1  # (O*I, bits), the lowest first
+    padded = nn.functional.pad(stream.flatten(), (0, -stream.numel() % 8)).reshape(-1, 8)
+    return (padded << torch.arange(8)).sum(1).to(torch.uint8)
+
+
+def _visit(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[Op]:
+    """The operations of the module called `name` and of those in it; their tensors are put into `tensors`."""
+    dot = f"{name}." if name else ""
+    if type(module) is nn.Linear or isinstance(module, QuantLinear):
+        yield _linear(dot, module, tensors)
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        yield _affine(dot, module, tensors)
+    elif isinstance(module, FactoredLinear):
+        for k, factor in enumerate(module.factors):
+            if k:
+                yield from _visit(f"{dot}activation", module.activation, tensors)
+            yield from _visit(f"{dot}factors.{k}", factor, tensors)
+    elif type(module) in _NAMES:
+        yield {"op": _NAMES[type(module)]}
+    else:
+        kept = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        tensors |= {f"{dot}{k}": t for k, t in kept.items() if k not in module._non_persistent_buffers_set}
+        for child, inner in module.named_children():
+            yield from _visit(f"{dot}{child}", inner, tensors)
+
+
+_NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
+
+
+def _linear(dot: str, layer: nn.Linear, tensors: dict[str, Tensor]) -> Op:
+    bits, act_bits, found = FLOAT_BITS, None, {"weight": layer.weight.detach()}
+    if isinstance(layer, QuantLinear):
+        bits, act_bits = layer.weight_bits, layer.act_bits
+        if layer.weight_quantizer is not None:
+            codes, found["step"] = layer.codes()
+            found["weight"] = pack_codes(codes, bits)
+        if layer.input_quantizer is not None:
+            found["input_step"] = layer.input_quantizer.current(layer.weight)  # in evaluation the same for any input
+    if layer.bias is not None:
+        found["bias"] = layer.bias.detach()
+    tensors |= {f"{dot}{role}": tensor for role, tensor in found.items()}
+    names = {role: f"{dot}{role}" if role in found else None for role in ("weight", "step", "bias", "input_step")}
+    return {"op": "linear", "shape": list(layer.weight.shape), "bits": bits, "act_bits": act_bits, **names}
+
+
+def _affine(dot: str, norm: nn.modules.batchnorm._BatchNorm, tensors: dict[str, Tensor]) -> Op:
+    """A batch normalisation with its statistics folded in: x * scale + shift, in double precision until the end."""
+    none, one = (
+        torch.zeros(norm.num_features, dtype=torch.float64),
+        torch.ones(norm.num_features, dtype=torch.float64),
+    )
+    mean = none if norm.running_mean is None else norm.running_mean.double()
+    spread = one if norm.running_var is None else (norm.running_var.double() + norm.eps).sqrt()
+    scale = (one if norm.weight is None else norm.weight.double()) / spread
+    shift = (none if norm.bias is None else norm.bias.double()) - mean * scale
+    tensors |= {f"{dot}scale": scale.float(), f"{dot}shift": shift.float()}
+    return {"op": "affine", "scale": f"{dot}scale", "shift": f"{dot}shift"}
