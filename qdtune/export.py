@@ -185,7 +185,7 @@ def _packed(store: Store, row: Mapping[str, Any], run: str) -> tuple[bytes, read
     try:
         if why is None:
             blob = of_seed(whole, row["seed"])
-            model, (header, data) = reader.parse(blob), parts(blob)
+            model, (header, data) = reader.load(blob), parts(blob)
             if header["__metadata__"].get("qdtune.trial_id") == trial_id and len(data) == row["size_bytes"]:
                 return blob, model
             why = f"they must be of this trial and hold {row['size_bytes']} bytes, got {len(data)}"

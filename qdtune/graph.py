@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qdtune.ledger import FLOAT_BITS
-from qdtune.reader import Model, codes, largest
+from qdtune.reader import Model, Q, codes
 from qdtune.rules import mistake, shown
 
 OPSET, IR = 21, 10
@@ -23,7 +23,7 @@ def to_onnx(model: Model, name: str) -> bytes:
     """The ONNX file of a packed model: `pixels`, uint8 (B, I), in; `logits`, float32 (B, O), out; B is free.
 
     Args:
-        model: as `reader.parse` gives it, an mlp.
+        model: as `reader.load` gives it, an mlp.
         name: of the graph.
 
     Raises:
@@ -125,7 +125,7 @@ def _quantised(graph: _Graph, x: str, step: float, bits: int) -> str:
     up = graph.number(step)
     if bits == 1:  # two levels and no zero between them: QuantizeLinear has no such grid
         return graph.add("Where", [graph.add("GreaterOrEqual", [x, graph.number(0.0)]), up, graph.number(-step)])
-    end = largest(bits) * step  # the lowest code of the type, -2^(n-1), is none of ours
+    end = Q[bits] * step  # the lowest code of the type, -2^(n-1), is none of ours
     # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
     x = graph.add("Min", [graph.add("Max", [x, graph.number(-end)]), graph.number(end)])
     zero = graph.constant(np.array(0), "INT8" if bits <= 8 else "INT16")

@@ -1,8 +1,35 @@
 """A trained network as the bytes that are shipped: codes of few bits, steps, biases, folded normalisations.
 
 What is kept of a finished trial is this form and not its float weights: it is exactly what is shipped and what was
-tested, and a few kilobytes. `reader.py` has the layout, and reads it without torch. All replicas of a trial lie in
-one file, tensor NAME of seed S under `S/NAME`, until `qdtune.export` takes one of them out.
+tested, and a few kilobytes. `reader.py` reads it without torch. All replicas of a trial lie in one file, tensor NAME
+of seed S under `S/NAME`, until `qdtune.export` takes one of them out.
+
+The layout, version 1. 8 bytes: N, unsigned; N bytes: JSON in UTF-8; the rest: the data, which is as long as the
+model's `size_bytes`. All numbers are little-endian. The JSON maps the name of each tensor to its `dtype`, `shape` and
+`data_offsets` [begin, end) in the data, which the tensors fill without a gap (so far this is safetensors). Its entry
+`__metadata__` maps text to text:
+
+    qdtune.packed  1
+    qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}
+    qdtune.sha256  in hexadecimal, of the JSON above without this entry (keys sorted, ASCII, ", " and ": " between),
+                   followed by the data
+
+`ops` are applied in turn, the first to pixels / 127.5 - 1, all in float32; NAME is that of a tensor, or null:
+
+    {"op": "linear", "shape": [O, I], "bits": b, "weight": NAME, "step": NAME, "bias": NAME,
+     "act_bits": a, "input_step": NAME}                x <- q(x) W^T + bias
+    {"op": "affine", "scale": NAME, "shift": NAME}     x <- x * scale + shift for each feature: a batch normalisation
+    {"op": one of ACTIVATIONS}                         x <- that of x
+
+With b = 1..16, W is stored as O * I codes of b bits, row by row, in one stream of bits. Code k takes the bits from
+k*b to k*b + b - 1, its lowest bit first; bit n of the stream is bit n mod 8 of byte n div 8, where bit 0 is worth 1.
+What is left of the last byte is zero. Read as an unsigned number u, a code stands for step * (u - Q), where
+Q = 2^(b-1) - 1, and with b = 1 for step * (2u - 1). With b = 32, W is float32. q(x) is x where a is null; else, with
+s for input_step, s * min(max(round(x / s), -Q), Q) with the Q of a bits, halves rounded to the even neighbour, and
+with a = 1 it is s where x >= 0 and -s elsewhere.
+
+Where "model" is not "mlp", it names the function of a user's that builds the network: then `ops` only say how tensors
+are stored.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def random_model(bits, act_bits, activation, norm=True, draw=None):
         if norm:
             model[1].running_mean.uniform_(-1, 1)
             model[1].running_var.uniform_(0.5, 2)
-        return reader.parse(export.of_seed(packed.pack({0: model}, "t", 9, 5), 0))
+        return reader.load(export.of_seed(packed.pack({0: model}, "t", 9, 5), 0))
 
 
 @pytest.mark.parametrize("bits", [*range(1, 17), 32])
@@ -280,7 +280,7 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
 
 @pytest.mark.parametrize("act_bits", [2, 3, 4, 8, 9, 16])
 def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits):
-    q, step = reader.largest(act_bits), np.float32(0.25)
+    q, step = reader.Q[act_bits], np.float32(0.25)
     weight = np.eye(3, dtype=np.float32)
     op = {"op": "linear", "shape": [3, 3], "bits": 32, "weight": "w", "step": None, "bias": None}
     ops = [{"op": "affine", "scale": "k", "shift": "z"}, op | {"act_bits": act_bits, "input_step": "s"}]

@@ -69,7 +69,7 @@ def test_packed_model_is_as_long_as_promised_and_gives_the_tested_numbers(data, 
     for row in report["rows"]:
         blob = of_seed(report["weights"], row["seed"])
         assert len(parts(blob)[1]) == trial.ledger.size_bytes == row["size_bytes"]
-        model, replica = reader.parse(blob), replicas[row["seed"]]
+        model, replica = reader.load(blob), replicas[row["seed"]]
         with torch.no_grad():
             expected = replica(normalise(data.test_x)).numpy()
         pixels = data.test_x.numpy()
@@ -139,7 +139,7 @@ def test_a_model_of_the_users_own_has_its_tensors_and_no_forward_pass():
     model = train.quantize(train.decompose(Own(), 2), 3, 8)
     blob = of_seed(packed.pack({4: model}, "t", 8, 4, "mine:net"), 4)
     assert len(parts(blob)[1]) == ledger(model).size_bytes
-    read = reader.parse(blob)
+    read = reader.load(blob)
     assert {op["op"] for op in read.program["ops"]} == {"linear", "affine"}
     for name, tensor in model.state_dict().items():
         if name.startswith(("conv", "attention", "scale", "table", "mask")):
@@ -159,7 +159,7 @@ def blob(data):
 @pytest.mark.parametrize("x", [np.zeros(16), np.zeros((2, 15)), np.zeros((1, 16), np.int64)], ids=repr)
 def test_inputs_that_do_not_fit_are_refused(blob, x):
     with pytest.raises(ReaderError, match=r"x must be uint8 or floats of shape \(B, 16\)"):
-        reader.parse(blob).logits(x)
+        reader.load(blob).logits(x)
 
 
 def test_every_cut_is_refused(blob, tmp_path):
@@ -181,7 +181,7 @@ def test_every_flipped_bit_is_seen(blob):
         if parts_equal(bytes(flipped), blob):
             continue  # a space for a space
         with pytest.raises(ReaderError):
-            reader.parse(bytes(flipped))
+            reader.load(bytes(flipped))
         assert fault(bytes(flipped), older=False) is not None
 
 
@@ -199,7 +199,7 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused(places):
     program = {"model": "mine:net", "inputs": 1, "outputs": 1, "ops": []}
     metadata = {reader.PACKED: reader.VERSION, reader.MODEL: json.dumps(program)}
     with pytest.raises(ReaderError, match="must fill its place in 8 bytes of data"):
-        reader.parse(signed({"__metadata__": metadata, **tensors}, b"abcdefgh"))
+        reader.load(signed({"__metadata__": metadata, **tensors}, b"abcdefgh"))
 
 
 HOSTILE = [
@@ -239,7 +239,7 @@ def test_lying_headers_are_refused_or_read_within_bounds(blob):
             lying["__metadata__"][reader.MODEL] = json.dumps(told)
             try:
                 with np.errstate(all="ignore"):
-                    logits = reader.parse(signed(lying, numbers)).logits(x)
+                    logits = reader.load(signed(lying, numbers)).logits(x)
             except ReaderError as error:
                 refused.append(str(error))
             else:
