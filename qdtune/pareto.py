@@ -1,17 +1,20 @@
-"""Which points no other point beats: front, rank and hypervolume of rows of costs.
+"""Which points no other point beats: front, rank and hypervolume of rows of costs, and how sure a front is.
 
 Every objective is "lower is better"; callers negate accuracy at the door. A row with a NaN or an infinity is a
 failed measurement: it takes no rank, is never on the front and beats nothing.
 
-Alphabet: n points, m objectives.
+Alphabet: n points, m objectives, S seeds.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+DRAWS, AT_ONCE = 1000, 50  # of a bootstrap; how many of them are in memory together
 
 
 def front(costs: ArrayLike) -> NDArray[np.bool_]:
@@ -67,6 +70,68 @@ def hypervolume(costs: ArrayLike, reference: ArrayLike) -> float:
     inside = table[np.isfinite(table).all(axis=1) & (table < corner).all(axis=1)]
     x, y = np.unique(inside[front(inside)], axis=0).T  # x rises and y falls: slabs reach from x to the next x
     return float(np.sum(np.diff(x, append=corner[0]) * (corner[1] - y)))
+
+
+def front_probability(costs: ArrayLike, sizes: ArrayLike) -> NDArray[np.float64]:
+    """The share (n,) of bootstrap draws over seeds in which each point is on the front of mean cost against size.
+
+    In every draw the front is that of `front`: equal points are on it together. NaN for points of fewer than two
+    seeds, which take part with what they have, and for those of none, or of a size that is not finite, which do not.
+
+    Args:
+        costs: (n, S), lower is better, a column per seed; NaN where a point lacks the seed.
+        sizes: (n,), lower is better; known, so the same in every draw.
+
+    Raises:
+        ValueError: costs are no table, or sizes are not one per point.
+    """
+    table, sizes = _table(costs), np.asarray(sizes, dtype=float)
+    if sizes.shape != table.shape[:1]:
+        raise ValueError(f"sizes must have shape ({len(table)},), got {sizes.shape}: pass one per row of costs")
+    seeds = np.isfinite(table).sum(axis=1)
+    order = np.argsort(np.where(seeds > 0, sizes, np.inf), kind="stable")
+    order = order[: np.count_nonzero(np.isfinite(sizes) & (seeds > 0))]
+    share = np.full(len(table), np.nan)
+    if len(order):
+        share[order] = sum(_on_front(means, sizes[order]) for means in resampled(table[order])) / DRAWS
+    return np.where(seeds > 1, share, np.nan)
+
+
+def resampled(values: ArrayLike) -> Iterator[NDArray[np.float64]]:
+    """The means of each row in `DRAWS` bootstrap draws over its seeds (Efron 1979), (n, AT_ONCE) at a time.
+
+    Rows that have the same seeds are resampled with the same draws, because a seed gives the same first weights and
+    the same batches everywhere; others independently. The draws depend on nothing but the seeds' places. At 12
+    digits, so that equal means tie whatever the rounding of their sums.
+
+    Args:
+        values: (n, S), a column per seed, NaN where a row lacks the seed; every row has at least one.
+    """
+    table = _table(values)
+    patterns, group = np.unique(np.isfinite(table), axis=0, return_inverse=True)
+    columns = [np.flatnonzero(pattern) for pattern in patterns]
+    # The bits of a generator are the same everywhere and for ever, which how it draws integers is not.
+    chance = [np.random.Generator(np.random.PCG64(seeds)) for seeds in columns]
+    members = [np.flatnonzero(group.reshape(-1) == k) for k in range(len(patterns))]
+    for _ in range(DRAWS // AT_ONCE):
+        means = np.empty((len(table), AT_ONCE))
+        for seeds, generator, rows in zip(columns, chance, members, strict=True):
+            drawn = seeds[(generator.random((len(seeds), AT_ONCE)) * len(seeds)).astype(int)]
+            counts = (drawn[..., None] == seeds).sum(axis=0)  # (AT_ONCE, seeds): how often each was drawn
+            # One seed after the other: a matrix product would round differently from machine to machine.
+            means[rows] = sum(table[rows, s, None] * counts[:, j] for j, s in enumerate(seeds)) / len(seeds)
+        yield means.round(12)
+
+
+def _on_front(means: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """In how many draws (columns of `means`) each point is on the front; points ordered by size."""
+    new = np.diff(sizes, prepend=-np.inf) > 0
+    group = np.cumsum(new) - 1
+    best = np.minimum.reduceat(means, np.flatnonzero(new), axis=0)  # of each size
+    smaller = np.minimum.accumulate(np.vstack([np.full((1, means.shape[1]), np.inf), best[:-1]]), axis=0)
+    wins = np.where(best < smaller, best, np.nan)  # what a point of this size has to reach
+    on: NDArray[np.int64] = (means == wins[group]).sum(axis=1)
+    return on
 
 
 def _table(costs: ArrayLike) -> NDArray[np.float64]:

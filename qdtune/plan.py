@@ -218,7 +218,8 @@ def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | N
 
 def holds(spec: Spec, trial: Trial) -> bool:
     """Whether the sweep could run this configuration: every value can occur, nothing excludes it."""
-    return all(axis.holds(trial.values[name]) for name, axis in spec.axes.items()) and _feasible(spec, trial)
+    values = trial.values
+    return all(axis.holds(values[name]) for name, axis in spec.axes.items()) and _feasible(spec, trial)
 
 
 def candidates(spec: Spec) -> Iterator[Trial]:

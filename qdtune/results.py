@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from qdtune.configuration import Trial
+from qdtune.names import AXES
 from qdtune.plan import holds, make_trial
 from qdtune.spec import Spec
 from qdtune.tables import STATES
@@ -91,14 +92,31 @@ def results(spec: Spec, trials: pa.Table, history: pa.Table) -> list[Result]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in trials.to_pylist():
         groups.setdefault(row["trial_id"], []).append(row)
-    found = []
-    for trial_id, rows in groups.items():
-        seeds = sorted(row["seed"] for row in rows)
-        trial = make_trial(spec, rows[0], spec.seeds if seeds == sorted(spec.seeds) else tuple(seeds))
+    found = [
+        result_of(trial, groups[trial_id], curves.get(trial_id, []))
+        for trial_id, trial in members(spec, trials).items()
+    ]
+    return sorted(found, key=lambda result: (result.finished_at, result.trial.trial_id))
+
+
+def members(spec: Spec, trials: pa.Table) -> dict[str, Trial]:
+    """The trials of a table that this sweep could have run itself, by trial_id; the others belong to another one.
+
+    Args:
+        spec: resolved.
+        trials: as `Store` returns them.
+    """
+    lists = [(name, "list") for name in ("seed", *AXES)]
+    groups = trials.select(["trial_id", "seed", *AXES]).group_by("trial_id", use_threads=False).aggregate(lists)
+    columns = [groups[f"{name}_list"].to_pylist() for name in ("seed", *AXES)]
+    found = {}
+    for trial_id, seeds, *values in zip(groups["trial_id"].to_pylist(), *columns, strict=True):
+        config = {axis: value[0] for axis, value in zip(AXES, values, strict=True)}
+        trial = make_trial(spec, config, spec.seeds if sorted(seeds) == sorted(spec.seeds) else tuple(sorted(seeds)))
         # Where the hash differs, it was trained by other rules: by an older version of qdtune, say.
         if trial.trial_id == trial_id and holds(spec, trial):
-            found.append(result_of(trial, rows, curves.get(trial_id, [])))
-    return sorted(found, key=lambda result: (result.finished_at, result.trial.trial_id))
+            found[trial_id] = trial
+    return found
 
 
 _LONG_AGO = datetime.fromtimestamp(0, timezone.utc)

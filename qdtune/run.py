@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from qdtune.answers import Answers, answer
 from qdtune.names import PLANNED
 from qdtune.plan import plan
-from qdtune.results import results
+from qdtune.results import members
 from qdtune.spec import Spec, loads
 from qdtune.storage import child
 from qdtune.store import Store
@@ -97,7 +97,9 @@ def read(run: str | os.PathLike[str]) -> Run:
     spec = loads(text, child(run, "sweep.yaml"))
     trials, damaged = store.trials(), store.damaged
     history, damaged = store.history(), damaged + store.damaged
-    ids = pa.array([result.trial.trial_id for result in results(spec, trials, history)], pa.string())
+    ids = pa.array(list(members(spec, trials)), pa.string())
     trials, history = (table.filter(pc.is_in(table["trial_id"], ids)) for table in (trials, history))
     planned = len(plan(spec).trials) if spec.method in PLANNED else spec.run_cap or 0
-    return Run(spec.name, os.fspath(run), spec, trials, history, aggregate(trials), tuple(damaged), planned)
+    return Run(
+        spec.name, os.fspath(run), spec, trials, history, aggregate(trials, bootstrap=True), tuple(damaged), planned
+    )

@@ -208,7 +208,7 @@ class Store:
 
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
         """Writes `pareto.parquet` over all trials, or those of `ids`, and returns it; else like `trials`."""
-        table = aggregate(self.trials(ids))
+        table = aggregate(self.trials(ids), bootstrap=True)
         self.folder.write("pareto.parquet", to_bytes(stamped(table, {})))
         return table
 

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qdtune.names import AXES
-from qdtune.pareto import rank
+from qdtune.pareto import front_probability, rank
 
-SCHEMA_VERSION = 3  # rises with every column: a file of this version has them all, an older one reads as null
+SCHEMA_VERSION = 4  # rises with every column: a file of this version has them all, an older one reads as null
 VERSION_KEY = "qdtune.schema_version"
 DIGEST_KEY = "qdtune.sha256"  # of the rows
 SMALL = 200  # rows
@@ -101,6 +101,7 @@ PARETO = pa.schema(
         ("epochs", pa.int32()),
         ("pareto_rank", pa.int32()),
         ("is_pareto", pa.bool_()),
+        ("p_front", pa.float64()),
     ]
 )
 
@@ -113,16 +114,18 @@ class DamagedError(ValueError):
     """A file that cannot be believed."""
 
 
-def aggregate(trials: pa.Table) -> pa.Table:
+def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     """The Pareto table, one row per configuration: ranked ones first, then by size, whatever the order of `trials`.
 
     Accuracies are means over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
     interval clipped to [0, 1], both null below two seeds. Configurations whose every seed is `ok` are ranked by
     validation accuracy (up) and size (down); the others have no rank. `state` is the worst of the seeds' states, but
     seeds that are to run again do not count where others came to their end. `trial_id` is that of the first seeds.
+    `p_front` is the bootstrap probability over seeds of being on the front, null without a rank or a second seed.
 
     Args:
         trials: rows as `Store.trials` returns them.
+        bootstrap: whether `p_front` is computed, which takes a second for 10,000 configurations; else it is null.
     """
     # In this order sums round alike and ties stay put, whatever order the rows come in.
     rows = trials.sort_by([(name, "ascending") for name in (*AXES, "dataset", "seed", "trial_id")])
@@ -139,7 +142,7 @@ def aggregate(trials: pa.Table) -> pa.Table:
         .group_by(keys, use_threads=False)
         .aggregate(
             [(name, "first") for name in _SHARED]
-            + [("epochs", "max"), ("worst", "max"), ("ended", "max"), ("ok", "sum")]
+            + [("epochs", "max"), ("worst", "max"), ("worst", "count"), ("ended", "max"), ("ok", "sum")]
             + [(name, "mean") for name in ("val_accuracy", "test_accuracy")]
             + [(name, "stddev", sample) for name in ("val_accuracy", "test_accuracy")]
         )
@@ -153,8 +156,22 @@ def aggregate(trials: pa.Table) -> pa.Table:
     costs[worst.to_numpy() > 0] = np.nan
     ranks = rank(costs)
     result |= {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
+    p_front = np.full(len(ranks), np.nan)
+    if bootstrap and len(ranks):
+        owner = np.repeat(np.arange(len(ranks)), groups["worst_count"].to_numpy())  # rows of one lie together
+        accuracies = by_seed(owner, rows["seed"], columns["val_accuracy"])
+        p_front = front_probability(np.where(ranks[:, None] > 0, -accuracies, np.nan), costs[:, 1])
+    result |= {"p_front": pa.array(p_front, from_pandas=True)}
     table = pa.table(result).select(PARETO.names).cast(PARETO)
     return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
+
+
+def by_seed(owner: NDArray[np.int64], seeds: pa.ChunkedArray, values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """The values as a matrix, NaN where there is none: a row for each of `owner` (0, 1, ...), a column per seed."""
+    distinct, column = np.unique(seeds.to_numpy(), return_inverse=True)
+    matrix = np.full((int(owner.max(initial=-1)) + 1, len(distinct)), np.nan)
+    matrix[owner, column] = _floats(values)
+    return matrix
 
 
 def table_front(pareto: pa.Table) -> pa.Table:

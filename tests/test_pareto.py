@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qdtune.pareto import front, hypervolume, rank
+from qdtune.pareto import front, front_probability, hypervolume, rank, resampled
 
 # Few distinct values, so that ties, duplicates, NaN and infinities meet all the time.
 VALUES = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, 3.0, np.nan, np.inf, -np.inf])
@@ -106,3 +106,62 @@ def test_hypervolume_refuses_other_shapes():
         hypervolume([[1, 2, 3]], [4, 4])
     with pytest.raises(ValueError, match="reference must be two finite numbers"):
         hypervolume([[1, 2]], [4, np.nan])
+
+
+# --- how sure a front is
+
+COLUMNS = st.tuples(st.integers(1, 9), st.integers(1, 4))
+ACCURACIES = st.sampled_from([0.0, 0.25, 0.5, 0.75, np.nan])
+
+
+@settings(max_examples=100, deadline=None)
+@given(COLUMNS.flatmap(lambda shape: arrays(float, shape, elements=ACCURACIES)), st.randoms(use_true_random=False))
+def test_front_probability_is_the_share_of_draws_whose_front_holds_the_point(costs, random):
+    sizes = np.array([random.choice([1.0, 2.0, 3.0, np.inf]) for _ in costs])
+    seeds = np.isfinite(costs).sum(axis=1)
+    there = np.flatnonzero((seeds > 0) & np.isfinite(sizes))
+    expected = np.full(len(costs), np.nan)
+    if len(there):
+        means = np.hstack(list(resampled(costs[there])))
+        expected[there] = np.mean([front(np.column_stack([draw, sizes[there]])) for draw in means.T], axis=0)
+    expected[seeds < 2] = np.nan
+    np.testing.assert_allclose(front_probability(costs, sizes), expected, rtol=0, atol=1e-12)
+
+
+def test_front_probability_follows_its_rows_when_they_are_shuffled():
+    chance = np.random.default_rng(0)
+    costs, sizes = chance.normal(size=(60, 4)), chance.integers(1, 20, 60)
+    costs[chance.random(costs.shape) < 0.2] = np.nan
+    order = chance.permutation(60)
+    found = front_probability(costs, sizes)
+    assert ((found > 0) & (found < 1)).sum() > 5
+    np.testing.assert_array_equal(front_probability(costs[order], sizes[order]), found[order])
+
+
+def test_resampled_draws_the_same_seeds_for_rows_that_have_the_same():
+    values = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, 6.0], [np.nan, 0.0, 3.0], [5.0, np.nan, np.nan]])
+    first, second, third, alone = np.hstack(list(resampled(values)))
+    np.testing.assert_allclose(second - first, 2, atol=1e-9)
+    assert len(np.unique(first)) == 10  # the distinct multisets of three seeds
+    assert sorted(np.unique(third)) == [0, 1.5, 3]
+    assert abs(np.corrcoef(first, third)[0, 1]) < 0.1
+    assert (alone == 5).all()
+
+
+def test_resampled_gives_numbers_that_are_the_same_everywhere():
+    found = (3 * next(resampled([[1.0, 2.0, 4.0]]))[0, :8]).round(9)
+    assert found.tolist() == [6, 5, 12, 4, 4, 7, 5, 6]
+
+
+def test_resampled_means_spread_as_those_of_a_bootstrap_do():
+    values = np.random.default_rng(1).normal(size=8)
+    means = np.hstack(list(resampled(values[None])))[0]
+    assert means.shape == (1000,)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.05)
+    assert means.std() == pytest.approx(values.std() / np.sqrt(8), rel=0.1)
+
+
+def test_front_probability_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"sizes must have shape \(2,\), got \(3,\)"):
+        front_probability([[1.0, 2.0], [3.0, 4.0]], [1, 2, 3])
+    assert front_probability(np.empty((0, 3)), []).tolist() == []

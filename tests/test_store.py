@@ -88,7 +88,7 @@ def done(store: Store) -> set[str]:
     return final_ids(store.trials())
 
 
-def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "3") -> Path:
+def plant(store: Store, trial_id: str, table: pa.Table, version: str | None = "4") -> Path:
     """Puts a file there by other means than `write`."""
     path = store.root / "trials" / f"{trial_id}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_write_returns_every_cell_and_its_provenance(store):
     assert store.history().to_pylist() == history
     for folder in ("trials", "history"):
         metadata = pq.read_metadata(store.root / folder / "a.parquet").metadata
-        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"3")
+        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"4")
 
 
 def test_schemas_hold_the_promised_columns():
@@ -325,29 +325,29 @@ def test_results_of_older_versions_are_as_good_as_new_ones(store, version, absen
 
 def test_a_file_of_a_newer_version_is_refused(store):
     path = plant(store, "a", trials_table([row()]), version="7")
-    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 3 or lower, got 7: upgrade"):
+    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 4 or lower, got 7: upgrade"):
         done(store)
 
 
 @pytest.mark.parametrize(
     ("change", "version", "reason"),
     [
-        (lambda t: t.drop_columns(["state"]), "3", "columns missing: state"),
-        (lambda t: t.drop_columns(["pruned_by"]), "3", "columns missing: pruned_by"),
-        (lambda t: t.drop_columns(["model"]), "3", "columns missing: model"),
+        (lambda t: t.drop_columns(["state"]), "4", "columns missing: state"),
+        (lambda t: t.drop_columns(["pruned_by"]), "4", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["model"]), "4", "columns missing: model"),
         (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
-        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "3", "another type than theirs: depth"),
-        (lambda t: t.set_column(1, "depth", pa.array(["3"])), "3", "Unable to merge"),
-        (lambda t: t.append_column("seed", pa.array([1])), "3", "duplicate field names"),
-        (lambda t: t.slice(0, 0), "3", "one row per seed, got none"),
+        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "4", "another type than theirs: depth"),
+        (lambda t: t.set_column(1, "depth", pa.array(["3"])), "4", "Unable to merge"),
+        (lambda t: t.append_column("seed", pa.array([1])), "4", "duplicate field names"),
+        (lambda t: t.slice(0, 0), "4", "one row per seed, got none"),
         (lambda t: t, None, f"must hold {VERSION_KEY}"),
         (lambda t: t, "one", f"must hold {VERSION_KEY}"),
-        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "3", "got an extension type"),
+        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "4", "got an extension type"),
         (
             lambda t: t.append_column(
                 pa.field("x", pa.binary(), metadata={"ARROW:extension:name": "nobody.knows"}), pa.array([b"boom"])
             ),
-            "3",
+            "4",
             "got an extension type",
         ),
     ],
@@ -592,7 +592,7 @@ def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
             half = None if std is None else T_975[len(values) - 1] * std / math.sqrt(len(values))
             low, high = (None, None) if half is None else (max(0, mean - half), min(1, mean + half))
             entry |= {name: mean, f"{name}_std": std, f"{name}_low": low, f"{name}_high": high}
-        table.append(entry | {"pareto_rank": None, "is_pareto": False})
+        table.append(entry | {"pareto_rank": None, "is_pareto": False, "p_front": None})
     left = [e for e in table if e["state"] == "ok" and e["val_accuracy"] is not None]
     cost = {e["trial_id"]: (-round(e["val_accuracy"], 9), e["size_bytes"]) for e in left}
     level = 0
@@ -641,6 +641,21 @@ def test_aggregate_equals_brute_force_in_any_order(configurations, shuffler):
         assert got == pytest.approx(want, abs=1e-7)
     shuffler.shuffle(rows)
     assert aggregate(trials_table(rows)).equals(table)
+
+
+def test_aggregate_tells_how_sure_a_place_on_the_front_is():
+    """Three seeds each; the smaller one is always on the front, the larger one in the draws in which it is better."""
+    rows = [row("small", seed, depth=1, size_bytes=10, val_accuracy=0.5) for seed in (0, 1, 2)]
+    rows += [row("large", seed, depth=2, size_bytes=20, val_accuracy=0.45 + 0.06 * seed) for seed in (0, 1, 2)]
+    rows += [row("lone", 0, depth=3, size_bytes=30, val_accuracy=0.9)]
+    rows += [row("cut", seed, depth=4, size_bytes=5, val_accuracy=0.9, state="pruned") for seed in (0, 1, 2)]
+    table = aggregate(trials_table(rows), bootstrap=True)
+    assert table.schema == PARETO
+    found = dict(zip(table["trial_id"].to_pylist(), table["p_front"].to_pylist(), strict=True))
+    assert (found["small"], found["lone"], found["cut"]) == (1, None, None)
+    assert found["large"] == pytest.approx(17 / 27, abs=0.05)  # of all 27 draws of three, these have a mean above
+    assert aggregate(trials_table(rows[::-1]), bootstrap=True).equals(table)
+    assert aggregate(trials_table(rows)).drop_columns("p_front").equals(table.drop_columns("p_front"))
 
 
 def test_aggregate_makes_one_configuration_of_two_trials_with_other_seeds():
