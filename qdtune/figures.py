@@ -28,8 +28,7 @@ from qdtune.axes import (
 )
 from qdtune.progress import AXES_SHOWN
 from qdtune.published import CAVEAT, Published, published
-from qdtune.run import Run
-from qdtune.sheet import MOST_FAINT, Row, Sheet, sheet
+from qdtune.sheet import MOST_FAINT, Recorded, Row, Sheet, sheet
 from qdtune.tables import STATES
 
 WIDTH, HEIGHT, SMALL = 620, 340, 190  # pixels; a page that is narrower shrinks the width
@@ -47,17 +46,18 @@ class Figure(NamedTuple):
     chart: Any
 
 
-def figures(drawn: Sheet, reference: bool = False) -> list[Figure]:
+def figures(drawn: Sheet, reference: bool = False, still: bool = False) -> list[Figure]:
     """The figures of a run: `front`, `bits`, `activation`, `heatmap`, `curves`; those that have something to show.
 
     Args:
         drawn: the run.
         reference: whether published networks are drawn beside it, where there are any for its data set.
+        still: for paper: nothing that answers the pointer.
     """
     if not drawn.drawable:
         return []
     others = published(drawn.run.spec.data.names[0]) if reference and any(row["test"] for row in drawn.rows) else []
-    made = [_front(drawn, others)]
+    made = [_front(drawn, others, still)]
     for name, axis in (("bits", "weight_bits"), ("activation", "activation")):
         if axis in drawn.varying:
             made.append(_multiples(drawn, name, axis))
@@ -72,7 +72,7 @@ def whole(chart: Any, drawn: Sheet) -> Any:
     return chart
 
 
-def front_figure(run: Run) -> Any:
+def front_figure(run: Recorded) -> Any:
     """Accuracy against bytes with the front, and the learning curve of what is pointed at, as an Altair chart."""
     drawn = sheet(run)
     return whole(_front(drawn, []).chart, drawn)
@@ -94,7 +94,7 @@ def overlay(sheets: Sequence[Sheet]) -> Any:
 # --- accuracy against bytes
 
 
-def _front(drawn: Sheet, others: Sequence[Published]) -> Figure:
+def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Figure:
     """Everything as points over the front; with `others` by test accuracy, which is all that is published."""
     split = "test" if others else "val"
     rows = [row for row in drawn.drawable if row[split] is not None]
@@ -103,8 +103,29 @@ def _front(drawn: Sheet, others: Sequence[Published]) -> Figure:
         "test" if others else "validation", [row[split] for row in rows] + [one.test_accuracy for one in others]
     )
     right = max(_right(rows), *(one.size_bytes * MARGIN for one in others), 0)
-    first = (drawn.front or rows)[-1]
-    hover = alt.selection_point(
+    points = _points(drawn, size, accuracy, split)
+    layers = [*_front_layers(_steps(drawn.front, right, split), size, accuracy), *_published(others, size, accuracy)]
+    seeds = max((row["n"] for row in drawn.front), default=0)
+    band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
+    text = f"Step line: the most accurate configuration up to a size{band}. Hollow: stopped early, as it was then."
+    if others:
+        text = f"Step line: the front, chosen by validation accuracy{band}. {CAVEAT}"
+    if still or not drawn.epochs:
+        chart: Any = alt.layer(*layers, points).properties(width=WIDTH, height=HEIGHT)
+    else:
+        first = (drawn.front or rows)[-1]
+        chart = alt.layer(
+            *layers, _ring(split, size, accuracy), points.add_params(_hover(first)).properties(name="points")
+        )
+        chart = alt.vconcat(chart.properties(width=WIDTH, height=HEIGHT), _hovered(drawn), spacing=24)
+        text += " Point at one: its learning curve is below, and dashed that of what beat it."
+    title = "Test accuracy against bytes" if others else "Accuracy against bytes"
+    return Figure("front", title, text, styled(chart))
+
+
+def _hover(first: Row) -> alt.Parameter:
+    """What is pointed at, with what beat it; `first` before anything was."""
+    return alt.selection_point(
         name="hover",
         on="pointerover",
         nearest=True,
@@ -113,23 +134,13 @@ def _front(drawn: Sheet, others: Sequence[Published]) -> Figure:
         clear=False,
         value=[{"id": first["id"], "by_id": first["by_id"]}],
     )
-    points = _points(drawn, size, accuracy, split).add_params(hover).properties(name="points")
+
+
+def _ring(split: str, size: Any, accuracy: Any) -> Any:
+    """A circle around what is pointed at."""
     here = f"isArray(hover.id) && datum.id === hover.id[0] && isValid(datum.{split})"
     ring = with_error(alt.Chart(alt.NamedData(NAME)).transform_filter(here), split)
-    ring = ring.mark_point(size=230, filled=False, stroke="black", strokeWidth=1.5).encode(x=size, y=accuracy)
-    steps = _steps(drawn.front, right, split)
-    layers = [*_front_layers(steps, size, accuracy), *_published(others, size, accuracy), ring, points]
-    chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
-    seeds = max((row["n"] for row in drawn.front), default=0)
-    band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
-    text = f"Step line: the most accurate configuration up to a size{band}. Hollow: stopped early, as it was then."
-    if others:
-        text = f"Step line: the front, chosen by validation accuracy{band}. {CAVEAT}"
-    if drawn.epochs:
-        both = alt.vconcat(chart, _hovered(drawn), spacing=24)
-        text += " Point at one: its learning curve is below, and dashed that of what beat it."
-    title = "Test accuracy against bytes" if others else "Accuracy against bytes"
-    return Figure("front", title, text, styled(chart))
+    return ring.mark_point(size=230, filled=False, stroke="black", strokeWidth=1.5).encode(x=size, y=accuracy)
 
 
 def _points(drawn: Sheet, size: Any, accuracy: Any, split: str) -> Any:
@@ -209,8 +220,8 @@ def _hovered(drawn: Sheet) -> Any:
         mark = alt.OverlayMarkDef(size=20, color=OKABE_ITO[colour])
         line = base.mark_line(color=OKABE_ITO[colour], strokeDash=dash, strokeWidth=2, point=mark)
         text = base.transform_filter("datum.epoch === datum.last").transform_calculate(text=f"'{words}' + datum.name")
-        text = text.mark_text(align="right", color=OKABE_ITO[colour], fontSize=13)
-        text = text.encode(text="text:N", x=alt.value(WIDTH - 8), y=alt.value(y))
+        text = text.mark_text(align="right", dx=-8, color=OKABE_ITO[colour], fontSize=13)
+        text = text.encode(text="text:N", x=alt.value("width"), y=alt.value(y))
         layers += [line.encode(y=_curve_axis(drawn)), text]
     return alt.layer(*layers).properties(width=WIDTH, height=150)
 

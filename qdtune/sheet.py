@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +11,30 @@ import pyarrow.compute as pc
 
 from qdtune.names import AXES
 from qdtune.progress import percent
-from qdtune.run import Run
+from qdtune.spec import Spec
 
 MOST_EPOCHS = 24  # of a curve that are kept: 10,000 curves have to fit into one page
 MOST_FAINT = 300  # curves drawn behind those of the front: more would be a black area
 _SHORT = {"depth": "d", "weight_bits": "w", "act_bits": "a", "activation": ""}
 
 Row = dict[str, Any]
+
+
+class Recorded(Protocol):
+    """A `Run`, as far as it is drawn."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def trials(self) -> pa.Table: ...
+    @property
+    def history(self) -> pa.Table: ...
+    @property
+    def pareto(self) -> pa.Table: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Sheet:
         varying: axes of more than one value, in the order of `AXES`.
     """
 
-    run: Run
+    run: Recorded
     rows: list[Row]
     epochs: list[int]
     warmup: int
@@ -58,7 +74,7 @@ class Sheet:
         return sorted({row[axis] for row in self.rows}, key=lambda value: (value is not None, value))
 
 
-def sheet(run: Run) -> Sheet:
+def sheet(run: Recorded) -> Sheet:
     """The sheet of a run, its rows in the order of `run.pareto`."""
     table = run.pareto.to_pylist()
     varying = tuple(axis for axis in AXES if len({row[axis] for row in table}) > 1)
@@ -112,7 +128,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(value, 4)
 
 
-def _owners(run: Run, table: list[Row]) -> dict[str, int]:
+def _owners(run: Recorded, table: list[Row]) -> dict[str, int]:
     """trial_id -> the index of its configuration; more seeds of one are trials of their own."""
     keys = ("dataset", *AXES)
     places = {tuple(row[key] for key in keys): i for i, row in enumerate(table)}
@@ -124,7 +140,7 @@ def _owners(run: Run, table: list[Row]) -> dict[str, int]:
     }
 
 
-def _stopped(run: Run, own: dict[str, int]) -> dict[int, float]:
+def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, float]:
     """index -> mean validation accuracy at which a configuration was stopped early."""
     rows = run.trials.filter(pc.equal(run.trials["state"], "pruned"))
     rows = rows.group_by("trial_id", use_threads=False).aggregate([("val_accuracy", "mean")])
@@ -132,7 +148,7 @@ def _stopped(run: Run, own: dict[str, int]) -> dict[int, float]:
     return {own[t]: round(mean, 12) for t, mean in pairs if t in own and mean is not None and np.isfinite(mean)}
 
 
-def _curves(run: Run, own: dict[str, int], count: int) -> tuple[list[int], list[list[float | None]]]:
+def _curves(run: Recorded, own: dict[str, int], count: int) -> tuple[list[int], list[list[float | None]]]:
     """Epochs, at most `MOST_EPOCHS`, and for each configuration its mean accuracy over seeds at each, or None."""
     history = run.history
     index = pc.index_in(history["trial_id"], pa.array(list(own), pa.string()))
@@ -155,9 +171,3 @@ def _curves(run: Run, own: dict[str, int], count: int) -> tuple[list[int], list[
         if place_of is not None and epoch in column:
             curves[place_of][column[epoch]] = _short(val)
     return epochs, curves
-
-
-def states_text(run: Run) -> str:
-    """How many configurations came to which end: `9 ok, 26 pruned`."""
-    counts: Counter[str] = Counter(run.pareto["state"].to_pylist())
-    return ", ".join(f"{n:,} {state}" for state, n in counts.most_common())
