@@ -24,7 +24,8 @@ _BYTES = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, '
 _CONFIG: dict[str, Any] = {
     "background": "white",
     "font": "Helvetica, Arial, sans-serif",
-    "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "gridColor": "#e8e8e8"},
+    "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "titlePadding": 9}
+    | {"gridColor": "#e8e8e8"},
     "legend": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 260},
     "title": {"fontSize": 13, "fontWeight": "normal", "anchor": "start"},
     "view": {"stroke": "#bbbbbb"},

@@ -127,8 +127,7 @@ def _hover(first: Row) -> alt.Parameter:
     """What is pointed at, with what beat it; `first` before anything was."""
     return alt.selection_point(
         name="hover",
-        on="pointerover",
-        nearest=True,
+        on="symbol:pointerover",  # not the ground between the marks: what was pointed at last stays
         fields=["id", "by_id"],
         empty=False,
         clear=False,
@@ -161,7 +160,7 @@ def _points(drawn: Sheet, size: Any, accuracy: Any, split: str) -> Any:
             encodings[name] = kind(f"{colour}:O", title=TITLES[colour], scale=colours(drawn.values(colour)))
     if shape:
         scale = alt.Scale(domain=drawn.values(shape), range=list(SHAPES[: len(drawn.values(shape))]))
-        encodings["shape"] = alt.Shape(f"{shape}:O", title=TITLES[shape], scale=scale)
+        encodings["shape"] = alt.Shape(f"{shape}:N", title=TITLES[shape], scale=scale)
     plain: dict[str, Any] = {} if colour else {"stroke": OKABE_ITO[0], "fill": OKABE_ITO[0]}
     marks = with_error(alt.Chart(alt.NamedData(NAME)).transform_filter(f"isValid(datum.{split})"), split)
     many = len(drawn.rows) > MANY

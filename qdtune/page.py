@@ -55,7 +55,8 @@ caption { text-align: left; color: #555; padding: .3em 0 } th, td { padding: .2e
 th { border-bottom: 1px solid #888; white-space: nowrap } tr + tr td { border-top: 1px solid #eee }
 td { white-space: nowrap } td:last-child { white-space: normal } table.text td:last-child { text-align: left }
 figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-size: 14px }
-.chart { overflow-x: auto; min-height: 120px } .warning { color: #8a4b00 } footer { color: #555; font-size: 13px }
+.chart, .chart.vega-embed { display: block; overflow-x: auto; min-height: 120px }
+.warning { color: #8a4b00 } footer { color: #555; font-size: 13px }
 @media print {
   main { max-width: none; padding: 0 } body { font-size: 11pt } .wide, .chart { overflow: visible }
   table { font-size: 8.5pt } tr, li { break-inside: avoid } h2, h3 { break-after: avoid }
@@ -73,7 +74,7 @@ const drawn = [...document.querySelectorAll("script.chart-spec")].map(element =>
   const spec = JSON.parse(text(element), sized), of = element.dataset.of;
   const data = of ? rows(JSON.parse(text(document.getElementById(of)))) : [];
   spec.datasets = {...spec.datasets, configurations: data};
-  if (narrow) spec.config.legend.orient = "bottom";
+  if (narrow) Object.assign(spec.config.legend, {orient: "bottom", columns: 2});
   const options = {actions: false, mode: "vega-lite", renderer: data.length > 2000 ? "canvas" : "svg"};
   return vegaEmbed(element.previousElementSibling, spec, options);
 });

@@ -22,10 +22,9 @@ from qdtune.sheet import Sheet, sheet
 from qdtune.storage import LocalFolder
 from qdtune.store import FAULTS, Store
 from qdtune.summary import Question, Table, front_title, questions, state, trouble, varying
-from qdtune.watch import LEAST_S, closed, follow
+from qdtune.watch import LEAST_S, PAGE, closed, follow
 
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
-PAGE = "report.html"
 WIDTH = 80
 FEW = 8  # comparisons that are told in sentences; more are a table
 UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
@@ -157,7 +156,7 @@ def _found(run: str) -> None:
 
 
 def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:
-    """Writes the page of a run, which loads itself again while the sweep is `live`; None where nothing has finished."""
+    """Writes the page of a run, which loads itself again while the sweep is `live`; None if nothing has finished."""
     try:
         found = read(run)
     except RunError:  # nothing has finished yet

@@ -18,6 +18,7 @@ from typing import Any
 from qdtune.storage import LocalFolder
 from qdtune.store import Store
 
+PAGE = "report.html"  # in the run folder
 LEAST_S = 3.0  # between two drawings
 SHARE = 50  # a drawing is followed by this many times its own CPU time: 2 % of a core
 LAST_S = 20.0  # how long a launch waits in the end for the page to be drawn once more
