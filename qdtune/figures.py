@@ -31,7 +31,7 @@ from qdtune.published import CAVEAT, Published, published
 from qdtune.sheet import MOST_FAINT, Recorded, Row, Sheet, sheet
 from qdtune.tables import STATES
 
-WIDTH, HEIGHT, SMALL = 620, 340, 190  # pixels; a page that is narrower shrinks the width
+WIDTH, HEIGHT, SMALL = 620, 340, 175  # pixels; a page that is narrower shrinks the width
 MANY = 1000  # configurations above which marks are small
 NAME = "configurations"
 TITLES = AXES_SHOWN | {"weight_bits": "weight bits", "activation": "activation", "act_bits": "input bits"}
@@ -144,14 +144,15 @@ def _ring(split: str, size: Any, accuracy: Any) -> Any:
 
 def _points(drawn: Sheet, size: Any, accuracy: Any, split: str) -> Any:
     """Every configuration as a mark with its facts as a tooltip: filled if trained to its end, else hollow."""
-    tips = [alt.Tooltip("name:N", title="configuration")]
-    tips += [alt.Tooltip(f"{axis}:N", title=TITLES[axis]) for axis in drawn.varying]
+    tips = [alt.Tooltip(f"{axis}:N", title=TITLES[axis]) for axis in drawn.varying]
     tips += [alt.Tooltip("size:Q", title="bytes", format=",")]
     tips += [alt.Tooltip("accuracy:N", title="validation"), alt.Tooltip("test_text:N", title="test")]
     tips += [alt.Tooltip("n:Q", title="seeds")]
-    if any(row["p_front"] is not None for row in drawn.rows):
-        tips += [alt.Tooltip("p_front:Q", title="p front", format=".2f")]
-    tips += [alt.Tooltip("state:N"), alt.Tooltip("by:N", title="beaten by")]
+    tips += [
+        alt.Tooltip("p_front:N", title="p front"),
+        alt.Tooltip("state:N"),
+        alt.Tooltip("by:N", title="beaten by"),
+    ]
     colour, shape = _marks(drawn)
     encodings: dict[str, Any] = {"x": size, "y": accuracy, "tooltip": tips}
     encodings["fillOpacity"] = alt.condition("datum.state === 'ok'", alt.value(0.85), alt.value(0))

@@ -46,7 +46,7 @@ class Sheet:
         rows: one per configuration: `id` from 0, `name`, the axes that vary, `size` in bytes, `val` and `test`
             (fractions; of what was stopped early the accuracy it had then, None where there is none) with `_low` and
             `_high`, `accuracy` and `test_text` as printed, `n` seeds, `state`, `front`, `p_front`, `by` and `by_id`
-            (what beat it, None where that is no configuration), `curve` (fractions at `epochs`), `last` (epoch),
+            (what beat it, or the rule that stopped it), `curve` (fractions at `epochs`), `last` (epoch),
             `drawn` (whether its curve is in the figure of all curves).
         epochs: at which the curves are known, from 1, the warm-up's first.
         warmup: epochs of the warm-up.
@@ -85,7 +85,7 @@ def sheet(run: Recorded) -> Sheet:
     rows = []
     for i, row in enumerate(table):
         by = own.get(row["pruned_by"] or "")
-        val = row["val_accuracy"] if row["val_accuracy"] is not None else stopped.get(i)
+        val, n = (row["val_accuracy"], row["n_seeds"]) if row["n_seeds"] else stopped.get(i, (None, 0))
         known = [k for k, value in enumerate(curves[i]) if value is not None]
         drawn = {axis: row[axis] for axis in varying}
         drawn |= {"id": i, "name": names[i], "size": row["size_bytes"], "val": _short(val)}
@@ -95,11 +95,11 @@ def sheet(run: Recorded) -> Sheet:
         drawn |= {
             "accuracy": percent(val, row["val_accuracy_low"], row["val_accuracy_high"]),
             "test_text": percent(*(row[f"test_accuracy{part}"] for part in ("", "_low", "_high"))),
-            "n": row["n_seeds"],
+            "n": n,
             "state": row["state"],
             "front": bool(row["is_pareto"]),
-            "p_front": _short(row.get("p_front")),
-            "by": names[by] if by is not None else row["pruned_by"],
+            "p_front": "-" if row["p_front"] is None else f"{row['p_front']:.2f}",
+            "by": names[by] if by is not None else row["pruned_by"] or "-",
             "by_id": by,
             "curve": curves[i][: known[-1] + 1] if known else [],
             "last": epochs[known[-1]] if known else None,
@@ -140,12 +140,18 @@ def _owners(run: Recorded, table: list[Row]) -> dict[str, int]:
     }
 
 
-def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, float]:
-    """index -> mean validation accuracy at which a configuration was stopped early."""
+def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]:
+    """index -> mean validation accuracy at which a configuration was stopped early, and of how many seeds."""
     rows = run.trials.filter(pc.equal(run.trials["state"], "pruned"))
-    rows = rows.group_by("trial_id", use_threads=False).aggregate([("val_accuracy", "mean")])
-    pairs = zip(rows["trial_id"].to_pylist(), rows["val_accuracy_mean"].to_pylist(), strict=True)
-    return {own[t]: round(mean, 12) for t, mean in pairs if t in own and mean is not None and np.isfinite(mean)}
+    rows = rows.group_by("trial_id", use_threads=False).aggregate(
+        [("val_accuracy", "mean"), ("val_accuracy", "count")]
+    )
+    columns = [rows[name].to_pylist() for name in ("trial_id", "val_accuracy_mean", "val_accuracy_count")]
+    return {
+        own[trial_id]: (round(mean, 12), n)
+        for trial_id, mean, n in zip(*columns, strict=True)
+        if trial_id in own and mean is not None and np.isfinite(mean)
+    }
 
 
 def _curves(run: Recorded, own: dict[str, int], count: int) -> tuple[list[int], list[list[float | None]]]:
