@@ -1,12 +1,31 @@
-"""Does depth help, does an activation between the factors help: pairs that differ in this alone, and a verdict."""
+"""Does depth help, does an activation between the factors help: pairs that differ in this alone, and a verdict.
+
+Each comparison is made at one number of bits, scale rule and init of the factors, because these decide the answer.
+Over its pairs (of other widths or learning rates, say) the mean is taken seed by seed; the seeds are what a t test
+is over. Holm's correction holds the chance of any wrong verdict in a question at 5 %.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from qdtune.ledger import FLOAT_BITS
+from qdtune.paired import MANY, half_width, holm, paired, seeds_needed
+from qdtune.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle, sides
+
 VERDICTS = ("helps", "hurts", "undecided", "refused")
+
+Pairs = list[tuple[Side, Side]]
+_WHY = {
+    "size": "sizes further apart than 5 %",
+    "failed": "training that failed",
+    "unfinished": "training that has not come to its end",
+}
 
 
 @dataclass(frozen=True)
@@ -16,57 +35,275 @@ class Comparison:
     Attributes:
         axis: `depth` or `activation`: the only axis in which the two sides differ.
         value, baseline: of this axis on the two sides; an effect above zero speaks for `value`.
-        weight_bits, depth, activation, scale, factor_init: what both sides share; None where that is the axis itself.
+        weight_bits, depth, activation, scale, factor_init: of the side with `value`; `scale` is None where nothing is
+            quantised.
         verdict: one of `VERDICTS`.
-        effect: mean over seeds of the paired difference; None where there is no number to give.
+        effect: mean over seeds of the paired difference; None where it is refused.
         low, high: its interval at `level`; None where there is none.
-        level: confidence of the interval, after Holm's correction within the question (Holm 1979).
-        n_seeds: seeds that both sides have.
+        level: confidence of the interval: that at which Holm's procedure tested, so that it excludes zero exactly
+            where the verdict is decided.
+        p: of the two-sided test, before correction; None below two seeds.
+        n_seeds: seeds that both sides of every pair have.
         n_pairs: pairs of configurations, over whose differences each seed's mean is taken.
-        size_bytes, baseline_bytes: mean size of the two sides; None where there is no pair.
-        seeds_needed: how many would decide it if the effect is what it looks like; None where that makes no sense,
-            101 for more than 100.
+        size_bytes, baseline_bytes: mean size of the two sides over the pairs; None where not known.
+        seeds_needed: how many would decide it if the effect is what it looks like, 101 for more than 100; None where
+            it is decided, or more seeds would not help.
+        curve_epoch, curve_effect: where a side was stopped early, the last QAT epoch that all sides have, and the
+            mean difference there.
         flags: what has to be said beside the verdict.
-        reason: why it is refused or undecided; empty where the interval says it all.
+        reason: why it is refused, or undecided for another reason than its interval; else empty.
     """
 
     axis: str
     value: int | str
     baseline: int | str
     weight_bits: int
-    depth: int | None
-    activation: str | None
-    scale: str
+    depth: int
+    activation: str
+    scale: str | None
     factor_init: str
-    verdict: str
+    verdict: str = "refused"
     effect: float | None = None
     low: float | None = None
     high: float | None = None
     level: float | None = None
+    p: float | None = None
     n_seeds: int = 0
     n_pairs: int = 0
     size_bytes: float | None = None
     baseline_bytes: float | None = None
     seeds_needed: int | None = None
+    curve_epoch: int | None = None
+    curve_effect: float | None = None
     flags: tuple[str, ...] = ()
     reason: str = ""
 
     @property
+    def names(self) -> tuple[str, str]:
+        """The two sides in words: `depth 2`, `depth 1`; `relu`, `identity`."""
+        before = "depth " if self.axis == "depth" else ""
+        return f"{before}{self.value}", f"{before}{self.baseline}"
+
+    @property
+    def setting(self) -> str:
+        """Where the comparison is made: `At 2 bits (absmean, orthogonal)`."""
+        at = [at_bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
+        between = self.activation if self.axis == "depth" and self.activation != "identity" else None
+        return f"{' and '.join(at)} ({', '.join(filter(None, (self.scale, self.factor_init, between)))})"
+
+    @property
     def sentence(self) -> str:
         """The verdict, to be read aloud."""
-        return f"At {self.weight_bits} bits {self.axis} {self.value} against {self.baseline}: {self.verdict}."
+        one, other = self.names
+        seeds = f"{self.n_seeds} seed{'s' if self.n_seeds > 1 else ''}"
+        over = f"{seeds}, {self.n_pairs} pairs" if self.n_pairs > 1 else seeds
+        if self.verdict == "refused":
+            text = f"no answer for {one} against {other}: {self.reason}."
+        elif self.reason:
+            text = f"{one} against {other}: {self.verdict}, {self.reason}."
+        else:
+            assert None not in (self.effect, self.low, self.high, self.level)
+            effect, low, high = points(self.effect, self.low, self.high)  # type: ignore[arg-type]
+            interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
+            if self.verdict != "undecided":
+                text = f"{one} {self.verdict}: {effect} points against {other}, {interval} ({over})."
+            else:
+                text = f"{one} against {other} is not decidable with these {over}: {effect} points, {interval}"
+                text += f"; {_how_many(self.seeds_needed)}." if self.seeds_needed else "."
+        note = f" Note: {'; '.join(self.flags)}." if self.flags else ""
+        return f"{self.setting} {text}{note}"
+
+
+def bits(n: int) -> str:
+    """`1 bit`, `2 bits`, `float weights`."""
+    return "float weights" if n == FLOAT_BITS else f"{n} bit{'s' if n > 1 else ''}"
+
+
+def at_bits(n: int) -> str:
+    """`At 1 bit`, `At 2 bits`, `With float weights`."""
+    return f"{'With' if n == FLOAT_BITS else 'At'} {bits(n)}"
+
+
+def points(*fractions: float) -> list[str]:
+    """Differences of accuracies in per cent, signed: with one digit, or two where one would show a zero."""
+    digits = 1 if all(abs(x) >= 0.0005 or x == 0 for x in fractions) else 2
+    return [f"{100 * x:+.{digits}f}" for x in fractions]
 
 
 def compare_depths(trials: pa.Table, history: pa.Table) -> tuple[Comparison, ...]:
-    """At each number of bits, scale rule and init: each depth against the smallest.
+    """At each number of bits, scale rule and init: each depth against the smallest one at these bits.
+
+    Chains with identity between their factors are asked, where there are none those of each activation.
 
     Args:
-        trials: one row per seed, as `tables.TRIALS`.
+        trials: one row per seed, as `tables.TRIALS`; a column that is absent is null.
         history: one row per seed and epoch, as `tables.HISTORY`.
     """
-    return ()
+    return _judged(_drafted(draft, history) for draft in _depths(sides(trials)))
 
 
 def compare_activations(trials: pa.Table, history: pa.Table) -> tuple[Comparison, ...]:
-    """At each number of bits and depth from 2 on: each activation against identity; otherwise as `compare_depths`."""
-    return ()
+    """At each number of bits, depth from 2 on, scale rule and init: each activation against identity.
+
+    Args:
+        trials, history: as for `compare_depths`.
+    """
+    return _judged(_drafted(draft, history) for draft in _activations(sides(trials)))
+
+
+# --- What is asked.
+
+Draft = tuple[Comparison, list[Side], Baselines]
+
+
+def _depths(everything: list[Side]) -> Iterator[Draft]:
+    for n in sorted({side.key["weight_bits"] for side in everything}):
+        here = [side for side in everything if side.key["weight_bits"] == n]
+        least = min(side.key["depth"] for side in here)
+        baselines = Baselines([side for side in here if side.key["depth"] == least])
+        chains = [side for side in here if side.key["depth"] > least]
+        asked = ("scale", "factor_init", "depth")
+        plain = {side.values(asked) for side in chains if side.key["activation"] == "identity"}
+        chains = [s for s in chains if s.key["activation"] == "identity" or s.values(asked) not in plain]
+        for group in _grouped(chains, (*asked, "activation")):
+            yield _asked("depth", least, group[0]), group, baselines
+
+
+def _activations(everything: list[Side]) -> Iterator[Draft]:
+    chains = [side for side in everything if side.key["depth"] > 1]
+    baselines = Baselines([side for side in chains if side.key["activation"] == "identity"])
+    others = [side for side in chains if side.key["activation"] != "identity"]
+    if baselines.sides:
+        for group in _grouped(others, ("weight_bits", "scale", "factor_init", "depth", "activation")):
+            yield _asked("activation", "identity", group[0]), group, baselines
+
+
+def _grouped(chains: Sequence[Side], names: tuple[str, ...]) -> list[list[Side]]:
+    groups: dict[tuple[Any, ...], list[Side]] = {}
+    for side in chains:
+        groups.setdefault(side.values(names), []).append(side)
+    order = sorted(groups, key=lambda values: [(value is not None, value) for value in values])
+    return [groups[values] for values in order]
+
+
+def _asked(axis: str, baseline: int | str, side: Side) -> Comparison:
+    shared = {name: side.key[name] for name in ("weight_bits", "depth", "activation", "scale", "factor_init")}
+    return Comparison(axis, side.key[axis], baseline, **shared)
+
+
+# --- What is answered.
+
+
+def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, float]]:
+    """The comparison with what is known before the test, and its differences by seed; none where it is refused."""
+    asked, group, baselines = draft
+    match = tuple(name for name in KEYS if name != asked.axis and not (asked.baseline == 1 and name == "activation"))
+    pairs = baselines.pairs(group, match)
+    if not pairs:
+        apart, one, other = baselines.confounder(group, match)
+        differ = ", ".join(f"{name} ({one.key[name]} here, {other.key[name]} there)" for name in apart)
+        verb = "differs" if len(apart) == 1 else "differ"
+        return replace(asked, reason=f"no pair differs in {asked.axis} alone, {differ} {verb} too"), {}
+    found: dict[str | None, Pairs] = {}
+    for pair in pairs:
+        found.setdefault(obstacle(*pair), []).append(pair)
+    sound = found.get(None, [])
+    if "pruned" in found:
+        return _stopped(asked, sound + found["pruned"], history), {}
+    if not sound:
+        why = max((str(name) for name in found), key=lambda name: (len(found[name]), name))
+        return replace(asked, n_pairs=len(pairs), reason=_refusal(asked, why, found[why])), {}
+    by_seed = differences(sound)
+    asked = replace(asked, n_pairs=len(sound), flags=(*_flags(asked, sound), *_left_out(found, len(pairs))))
+    sizes = [[side.size for side in those] for those in zip(*sound, strict=True)]
+    means = [float(np.mean(s)) if None not in s else None for s in sizes]
+    asked = replace(asked, size_bytes=means[0], baseline_bytes=means[1])
+    return (asked, by_seed) if by_seed else (replace(asked, reason="no seed was trained on both sides"), {})
+
+
+def _refusal(asked: Comparison, why: str, pairs: Pairs) -> str:
+    if why != "failed":
+        return f"it would compare {_WHY[why]}"
+    failed = [(name, side.failure) for pair in pairs for name, side in zip(asked.names, pair, strict=True)]
+    name, how = next((name, how) for name, how in failed if how)
+    return f"{name} {how}, so this would compare training that failed, not {asked.axis}"
+
+
+def _stopped(asked: Comparison, pairs: Pairs, history: pa.Table) -> Comparison:
+    """What is stopped for being behind has no final accuracy; and those that were not are no fair choice of pairs."""
+    stopped = [name for name, those in zip(asked.names, zip(*pairs, strict=True), strict=True) if _pruned(those)]
+    reason = f"{' and '.join(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early, for being behind"
+    if where := curve_difference(pairs, history):
+        epoch, gap = where
+        asked = replace(asked, curve_epoch=epoch, curve_effect=gap)
+        shown = f"{asked.names[0]} stood {points(gap)[0]} points from {asked.names[1]}"
+        reason += f" (at QAT epoch {epoch}, the last that both have, {shown})"
+    return replace(asked, n_pairs=len(pairs), reason=f"{reason}; `early_terminate: {{type: none}}` decides it")
+
+
+def _pruned(those: Iterable[Side]) -> bool:
+    return any(side.state == "pruned" for side in those)
+
+
+def _flags(asked: Comparison, pairs: Pairs) -> Iterator[str]:
+    ranks = {(one.head_rank, other.head_rank) for one, other in pairs}
+    capped = sorted((a, b) for a, b in ranks if a is not None and b is not None and a < b)
+    if capped:
+        a, b = capped[0]
+        yield f"the last layer of {asked.names[0]} has rank {a} where that of {asked.names[1]} has {b}"
+    if asked.scale == "minmax" and asked.weight_bits == 2:
+        yield "minmax at two bits rounds about 95 % of the first layer to zero, so this is about that rule"
+    apart = [(one.size - other.size) / min(one.size, other.size) for one, other in pairs if one.size and other.size]
+    if apart and abs(widest := max(apart, key=abs)) >= SIZES_EQUAL:
+        size = "larger" if widest > 0 else "smaller"
+        yield f"{asked.names[0]} is {abs(widest):.1%} {size} than {asked.names[1]}".replace("%", " %")
+
+
+def _left_out(found: dict[str | None, Pairs], total: int) -> Iterator[str]:
+    for why, those in found.items():
+        if why is not None:
+            yield f"{len(those)} of {total} pairs left out for {_WHY[why]}"
+
+
+def _judged(drafts: Iterable[tuple[Comparison, dict[int, float]]]) -> tuple[Comparison, ...]:
+    """All comparisons of a question with their verdicts: one family for Holm's procedure."""
+    family = list(drafts)
+    seeds = sorted({seed for _, by_seed in family for seed in by_seed})
+    table = np.array([[by_seed.get(s, np.nan) for s in seeds] for _, by_seed in family])
+    table = table.reshape(len(family), len(seeds))
+    found = paired(table)
+    rejected, levels = holm(found.p)
+    result = []
+    for i, (asked, by_seed) in enumerate(family):
+        n, effect, std = len(by_seed), float(found.mean[i]), float(found.std[i])
+        if by_seed:
+            asked = replace(asked, n_seeds=n, effect=effect, verdict="undecided")
+        if n == 1:
+            asked = replace(asked, reason=f"{points(effect)[0]} points with one seed, which tells nothing of chance")
+        elif n > 1:
+            asked = replace(asked, p=float(found.p[i]))
+            if rejected[i]:
+                asked = replace(asked, verdict="helps" if effect > 0 else "hurts")
+            if std > 0:
+                half, alpha = half_width(std, n, levels[i]), float(levels[i])
+                low, high = max(effect - half, -1), min(effect + half, 1)
+                asked = replace(asked, low=low, high=high, level=1 - alpha)
+                if not rejected[i]:
+                    asked = replace(asked, seeds_needed=seeds_needed(effect, std, alpha))
+            else:
+                asked = replace(asked, reason=_equal(effect, n, asked.p))
+        result.append(asked)
+    return tuple(result)
+
+
+def _equal(effect: float, n: int, p: float | None) -> str:
+    """What is said where all seeds differ by the same amount."""
+    if p == 1:
+        return f"no difference in any of these {n} seeds"
+    alike = f"{points(effect)[0]} points in each of {n} seeds alike"
+    return f"{alike}, which leaves nothing but the signs to judge by (p = {p:.2g})"
+
+
+def _how_many(seeds: int) -> str:
+    many = f"more than {MANY}" if seeds > MANY else f"about {seeds}"
+    return f"{many} seeds would decide it if the effect is what it looks like"

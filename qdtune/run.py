@@ -14,10 +14,11 @@ from qdtune.answers import Answers, answer
 from qdtune.names import PLANNED
 from qdtune.plan import plan
 from qdtune.results import members
+from qdtune.rules import SpecError, one_line
 from qdtune.spec import Spec, loads
-from qdtune.storage import child
+from qdtune.storage import LocationError, StorageError, child
 from qdtune.store import Store
-from qdtune.tables import aggregate, table_front
+from qdtune.tables import FINAL, NewerSchemaError, aggregate, table_front
 
 
 class RunError(ValueError):
@@ -60,8 +61,9 @@ class Run:
 
     @property
     def left(self) -> int:
-        """Configurations that have no final result yet: 0 where the sweep is done."""
-        final = sum(self.states.get(state, 0) for state in ("ok", "pruned", "diverged"))
+        """Configurations that have not come to their end: 0 where the sweep is done."""
+        pruning = self.spec.early_terminate.type != "none"  # else what was stopped is trained on
+        final = sum(n for state, n in self.states.items() if state in FINAL and (pruning or state != "pruned"))
         return max(0, self.planned - final)
 
     def front(self, budget: int | None = None) -> pa.Table:
@@ -90,16 +92,38 @@ class Run:
 
 def read(run: str | os.PathLike[str]) -> Run:
     """See `qdtune.load`."""
-    store = Store(run)
-    text = store.sweep_yaml()
-    if text is None:
-        raise RunError(f"{os.fspath(run)} is no run folder: it holds no sweep.yaml")
-    spec = loads(text, child(run, "sweep.yaml"))
-    trials, damaged = store.trials(), store.damaged
-    history, damaged = store.history(), damaged + store.damaged
+    where = one_line(os.fspath(run))
+    try:
+        store = Store(run)
+        spec = _spec(store, where)
+        planned = len(plan(spec).trials) if spec.method in PLANNED else spec.run_cap or 0
+        trials, damaged = store.trials(), store.damaged
+        # What is stored while this reads: a curve lies there before its rows do.
+        history, damaged = store.history(), damaged + store.damaged
+    except SpecError as error:
+        raise RunError(str(error).splitlines()[0].removeprefix("error: ")) from None
+    except (LocationError, NewerSchemaError, StorageError) as error:
+        raise RunError(one_line(str(error))) from None
+    if not trials.num_rows:
+        why = f"all its tables are damaged, such as {damaged[0]}" if damaged else "run its sweep first"
+        raise RunError(one_line(f"{where} holds no results: {why}"))
     ids = pa.array(list(members(spec, trials)), pa.string())
     trials, history = (table.filter(pc.is_in(table["trial_id"], ids)) for table in (trials, history))
-    planned = len(plan(spec).trials) if spec.method in PLANNED else spec.run_cap or 0
-    return Run(
-        spec.name, os.fspath(run), spec, trials, history, aggregate(trials, bootstrap=True), tuple(damaged), planned
-    )
+    found = Run(spec.name, where, spec, trials, history, aggregate(trials, True), tuple(damaged), planned)
+    if not found.finished:
+        there = ", ".join(f"{n} {state}" for state, n in sorted(found.states.items()))
+        raise RunError(f"{where} holds no finished configuration yet ({there or 'none'} of {planned}): run its sweep")
+    return found
+
+
+def _spec(store: Store, where: str) -> Spec:
+    """The sweep as it stands in the folder."""
+    text = store.sweep_yaml()
+    if text is None:
+        raise RunError(f"{where} is no run folder: it holds no sweep.yaml")
+    spec = loads(text, child(where, "sweep.yaml"))
+    if len(spec.data.names) > 1 or spec.data.info is None or (spec.model.factory and not spec.model.built):
+        raise RunError(
+            f"{child(where, 'sweep.yaml')} must be as a launch writes it, with one data set: run its sweep"
+        )
+    return spec

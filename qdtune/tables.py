@@ -260,11 +260,16 @@ def parse(data: bytes, path: object, schema: pa.Schema, whole: bool = False) -> 
         if (digest := metadata.get(DIGEST_KEY.encode())) is not None and digest.decode() != _digest(table):
             raise DamagedError(f"the rows do not fit their checksum {digest.decode()}")
         if not table.schema.equals(schema):
-            table = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
+            table = completed(table, schema)
         kept = {key: value for key, value in metadata.items() if key != DIGEST_KEY.encode()}
         return table.replace_schema_metadata(kept) if whole else table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(f"unreadable: {str(error).splitlines()[0]}") from error
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema` first; those that it lacks are null."""
+    return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
 
 
 def _digest(table: pa.Table) -> str:

@@ -44,6 +44,8 @@ RULES: dict[str, set[str]] = {
     "foreign": {"ray", "optuna", "pyarrow"},
     "probe": {"ray", "optuna", "pyarrow"},
     "tables": {"torch", "ray", "optuna"},
+    "paired": {"torch", "ray", "optuna"},
+    "pairs": {"torch", "ray", "optuna"},
     "comparisons": {"torch", "ray", "optuna"},
     "answers": {"torch", "ray", "optuna"},
     "store": {"torch", "ray"},
@@ -231,9 +233,10 @@ HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "scipy", "pandas", 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        *((name, HEAVY) for name in ("ledger", "spec", "plan", "pareto", "data")),
+        *((name, HEAVY) for name in ("__init__", "ledger", "spec", "plan", "pareto", "data")),
         ("store", {"torch", "ray", "optuna"}),
         ("results", {"torch", "ray", "optuna"}),
+        ("run", {"torch", "ray", "optuna"}),
         ("replay", {"torch", "ray"}),
     ],
 )

@@ -59,7 +59,8 @@ def test_analysis_snippets_give_the_printed_front(tmp_path, monkeypatch, capsys)
         store.write(trial.trial_id, rows(trial, 0.5 + (7 * n % 35) / 100), [], {})
     front = table_front(store.write_pareto())
     assert 2 <= front.num_rows <= 10
-    snippets = re.findall(r"```python\n(.*?)```", README.split("<!-- analysis -->")[1], re.DOTALL)
+    analysis, example = README.split("<!-- analysis -->")[1].split("<!-- load -->")
+    snippets = re.findall(r"```python\n(.*?)```", analysis, re.DOTALL)
     assert [snippet.split()[1] for snippet in snippets] == ["duckdb", "pandas", "polars"]
     monkeypatch.chdir(tmp_path)
     for snippet in snippets:
@@ -67,3 +68,12 @@ def test_analysis_snippets_give_the_printed_front(tmp_path, monkeypatch, capsys)
         out = capsys.readouterr().out
         sizes = [int(m) for m in re.findall(r"^[^\n]*?\b(\d{4,5})\b", out, re.MULTILINE)]
         assert sizes == front["size_bytes"].to_pylist(), out
+    store.create(load(ROOT / "sweeps" / "grid.yaml").resolve("mnist").to_yaml())
+    (snippet,) = re.findall(r"```python\n(.*?)```", example, re.DOTALL)
+    exec(compile(snippet, "README", "exec"), {})
+    out = capsys.readouterr().out
+    small = [size for size in front["size_bytes"].to_pylist() if size <= 8192]
+    assert [int(m) for m in re.findall(r"^\d+ +(\d{4}) ", out, re.MULTILINE)] == small
+    assert "35 of 35 finished; 105 rows, 0 epochs" in out
+    assert out.count("At 2 bits (absmean, orthogonal) depth 2") == 1
+    assert "best\n  Within 8,192 bytes the best is depth" in out
