@@ -177,7 +177,11 @@ def _run(drawn: Sheet, data: str, budget: int | None, reference: bool, live: boo
     yield "</section>"
     for question in questions(run.answers(budget)):
         yield f"<section><h2>{_text(question.title)}</h2>"
-        yield f"<ul>{''.join(f'<li>{_text(s)}</li>' for s in question.sentences)}</ul>" if question.sentences else ""
+        yield (
+            f"<ul>{''.join(f'<li>{_text(s)}</li>' for s in question.conclusions)}</ul>"
+            if question.conclusions
+            else ""
+        )
         yield _table(question.table, "text") if question.table else ""
         yield "</section>"
     yield "<section><h2>Figures</h2>"

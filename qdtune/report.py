@@ -21,11 +21,12 @@ from qdtune.run import Run, RunError, read
 from qdtune.sheet import Sheet, sheet
 from qdtune.storage import LocalFolder
 from qdtune.store import FAULTS, Store
-from qdtune.summary import Question, Table, front_title, questions, state, trouble, varying
+from qdtune.summary import EFFECT, Question, Table, front_title, questions, state, trouble, varying
 from qdtune.watch import LEAST_S, PAGE, closed, follow
 
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
 WIDTH = 80
+MOST = 12  # conclusions that are printed
 FEW = 8  # comparisons that are told in sentences; more are a table
 UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
 CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
@@ -189,17 +190,26 @@ def _print(run: Run, budget: int | None, out: Console) -> None:
 
 
 def _print_question(question: Question, out: Console) -> None:
+    """The conclusions; the comparisons in sentences if they are few, else those that have a number in a table."""
     out.print()
     out.print(question.title, style="bold")
-    many = len(question.details) > FEW and question.table is not None
-    for sentence in question.sentences if many else [*question.sentences, *question.details]:
-        out.print(sentence, width=WIDTH if out.is_terminal else None)
+    many = len(question.sentences) > FEW
+    lines = [*question.conclusions[:MOST], *([] if many else question.sentences)]
+    if more := len(question.conclusions) - MOST if len(question.conclusions) > MOST else 0:
+        lines.append(f"... and {more} more on the page")
+    for line in lines:
+        out.print(line, width=WIDTH if out.is_terminal else None)
     if many and question.table is not None:
-        out.print(_rich(question.table))
+        effect = question.table.heads.index(EFFECT)
+        rows = [row for row in question.table.rows if row[effect] != "-"]
+        rest = "" if len(rows) == len(question.table.rows) else "; why, and the others, on the page"
+        out.print(f"{question.verdicts}{rest}")
+        if rows:
+            out.print(_rich(question.table._replace(rows=rows)))
 
 
 def _rich(table: Table) -> RichTable:
-    made = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = RichTable(box=None, pad_edge=False, header_style="bold")
     for head in table.heads[:-1]:
         made.add_column(head, justify="right", no_wrap=True)
     made.add_column(table.heads[-1], overflow="fold")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow.compute as pc
 
 from qdtune.answers import Answers
-from qdtune.comparisons import Comparison
+from qdtune.comparisons import VERDICTS, Comparison
 from qdtune.names import AXES
 from qdtune.progress import counted
 from qdtune.rules import one_line
 from qdtune.run import Run
 
 DEPTH = "Which depth and bit width win at a given number of bytes?"
+EFFECT = "effect (points)"
 ACTIVATION = "Does an activation between the factors help?"
 
 
@@ -27,11 +29,12 @@ class Table(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question with its conclusions, and the comparisons behind them."""
+    """A question: its conclusions, how its comparisons came out, each of these in a sentence, and all as a table."""
 
     title: str
+    conclusions: list[str]
+    verdicts: str
     sentences: list[str]
-    details: list[str]
     table: Table | None
 
 
@@ -70,17 +73,25 @@ def front_title(run: Run, budget: int | None = None) -> str:
 
 
 def questions(answers: Answers) -> list[Question]:
-    """The two questions of a sweep, the conclusions first; those that were not asked are left out."""
+    """The two questions of a sweep, the conclusions first; one that was not asked is left out."""
     said = answers.sentences
-    conclusions = [*said["best"], *said["by_size"], *said["by_bits"]]
-    asked = [
-        Question(DEPTH, conclusions, list(said["depth"]), compared("Depths compared", answers.depth)),
-        Question(ACTIVATION, [], list(said["activation"]), compared("Activations compared", answers.activation)),
-    ]
-    return [q._replace(sentences=[s for s in q.sentences if s]) for q in asked if any(q.sentences) or q.details]
+    best = [sentence for name in ("best", "by_bits", "by_size") for sentence in said[name] if sentence]
+    asked = []
+    for title, conclusions, name in ((DEPTH, best, "depth"), (ACTIVATION, [], "activation")):
+        found: tuple[Comparison, ...] = getattr(answers, name)
+        if conclusions or found:
+            asked.append(Question(title, conclusions, _verdicts(found), list(said[name]), compared(name, found)))
+    return asked
 
 
-def compared(title: str, found: Sequence[Comparison]) -> Table | None:
+def _verdicts(found: Sequence[Comparison]) -> str:
+    """How comparisons came out: `15 comparisons: 2 helps, 13 refused`."""
+    counts = Counter(one.verdict for one in found)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"{counted(len(found), 'comparison')}: {verdicts}" if found else ""
+
+
+def compared(axis: str, found: Sequence[Comparison]) -> Table | None:
     """Comparisons as a table, one per row: what, against what, at which bits, the effect and the verdict."""
     if not found:
         return None
@@ -94,15 +105,15 @@ def compared(title: str, found: Sequence[Comparison]) -> Table | None:
     shared = [
         field
         for field in names
-        if field == "weight_bits" or (field != found[0].axis and len({getattr(one, field) for one in found}) > 1)
+        if field == "weight_bits" or (field != axis and len({getattr(one, field) for one in found}) > 1)
     ]
-    heads = [*(names[field] for field in shared), found[0].axis, "against", "effect (points)", "n", "verdict"]
+    heads = [*(names[field] for field in shared), axis, "against", EFFECT, "n", "verdict"]
     rows = []
     for one in found:
         verdict = "; ".join([one.verdict, *filter(None, [one.reason]), *one.flags])
         sides = [str(one.value), str(one.baseline)]
         rows.append([*(_text(getattr(one, f)) for f in shared), *sides, _effect(one), str(one.n_seeds), verdict])
-    return Table(title, heads, rows)
+    return Table(_verdicts(found), heads, rows)
 
 
 def _text(value: object) -> str:
