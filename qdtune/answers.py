@@ -123,15 +123,16 @@ class BestDepth:
             return f"{text}, of one seed: not decided."
         others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
         rest = ", ".join(f"depth {d} {_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1]))
-        text += f", and is so in {_percent(self.probability, 0)} of the draws over seeds" + (
-            f" ({rest})" if rest else ""
+        text += f", and is so in {_percent(self.probability, 0)} of the draws over seeds"
+        text += f" ({rest})" if rest else ""
+        return f"{text}." if self.decided else f"{text}: not decided{self._doubt()}."
+
+    def _doubt(self) -> str:
+        if (self.probability or 0) < SURE:
+            return ""
+        return (
+            ", for no two seeds are shared" if self.p is None else f", for a t test of the seeds has p = {self.p:.2g}"
         )
-        if self.decided:
-            return f"{text}."
-        doubt = (
-            "" if self.p is None or self.probability < SURE else f", for a t test of the seeds has p = {self.p:.2g}"
-        )
-        return f"{text}: not decided{doubt}."
 
 
 @dataclass(frozen=True)

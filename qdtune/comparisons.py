@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from qdtune.ledger import FLOAT_BITS
+from qdtune.names import text_of
 from qdtune.paired import MANY, half_width, holm, paired, seeds_needed
 from qdtune.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle, sides
 
@@ -201,7 +202,7 @@ def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, flo
     pairs = baselines.pairs(group, match)
     if not pairs:
         apart, one, other = baselines.confounder(group, match)
-        differ = ", ".join(f"{name} ({one.key[name]} here, {other.key[name]} there)" for name in apart)
+        differ = ", ".join(f"{name} ({_shown(one, name)} here, {_shown(other, name)} there)" for name in apart)
         verb = "differs" if len(apart) == 1 else "differ"
         return replace(asked, reason=f"no pair differs in {asked.axis} alone, {differ} {verb} too"), {}
     found: dict[str | None, Pairs] = {}
@@ -219,6 +220,11 @@ def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, flo
     means = [float(np.mean(s)) if None not in s else None for s in sizes]
     asked = replace(asked, size_bytes=means[0], baseline_bytes=means[1])
     return (asked, by_seed) if by_seed else (replace(asked, reason="no seed was trained on both sides"), {})
+
+
+def _shown(side: Side, name: str) -> str:
+    value = side.key[name]
+    return f"{value:g}" if isinstance(value, float) else text_of(value)
 
 
 def _refusal(asked: Comparison, why: str, pairs: Pairs) -> str:

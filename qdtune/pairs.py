@@ -55,13 +55,12 @@ class Side:
     @property
     def head_rank(self) -> int | None:
         """The highest rank that the last layer can have; None where not known (of a model of the user's own)."""
-        if self.inner_dims and self.inner_dims[-1]:
-            return min(self.inner_dims[-1])
+        widths = list(self.inner_dims[-1]) if self.inner_dims else []
         info = DATASETS.get(self.key["dataset"])
-        if info is None or self.key["model"] not in (None, "mlp") or not self.key["hidden"]:
-            return None
-        widths = [int(width) for width in self.key["hidden"].split("-")]
-        return min(mlp_parts(info.inputs, widths, info.classes).layers[-1][:2])
+        if info and self.key["model"] in (None, "mlp") and self.key["hidden"]:
+            hidden = [int(width) for width in self.key["hidden"].split("-")]
+            widths += mlp_parts(info.inputs, hidden, info.classes).layers[-1][:2]
+        return min(widths, default=None)
 
 
 def sides(trials: pa.Table) -> list[Side]:

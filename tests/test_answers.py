@@ -87,9 +87,9 @@ def test_what_differs_in_another_axis_too_is_refused_by_its_name():
     found = one(table(there, here))
     assert (found.verdict, found.effect, found.low) == ("refused", None, None)
     assert found.reason == "no pair differs in depth alone, scale (absmean here, minmax there) differs too"
-    elsewhere = configuration(1, 2, [0.8] * 3, dataset="digits", qat_lr=0.1)
+    elsewhere = configuration(1, 2, [0.8] * 3, dataset="digits", qat_lr=0.123456789)
     found = one(table(elsewhere, here))
-    assert "qat_lr (0.01 here, 0.1 there), dataset (mnist here, digits there) differ too" in found.reason
+    assert "qat_lr (0.01 here, 0.123457 there), dataset (mnist here, digits there) differ too" in found.reason
 
 
 def test_the_question_is_asked_for_each_scale_and_never_pooled():
@@ -330,6 +330,8 @@ def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     assert one(table(base, deep)).flags == ("the last layer of depth 2 has rank 7 where that of depth 1 has 10",)
     wide = configuration(2, 4, 0.9 + noise(1), inner_dims=[[23], [10]])
     assert one(table(base, wide)).flags == ()
+    wider = [configuration(d, 4, 0.8 + noise(d), inner_dims=[[23], [w]]) for d, w in ((2, 12), (3, 11))]
+    assert one(table(*wider)).flags == ()  # both reach the ten that the layer has undivided
     own = [[row | {"model": "nets:net"} for row in rows] for rows in (base, deep)]
     assert one(table(*own)).flags == ()  # what its last layer was is not known
     deeper = configuration(3, 4, 0.9 + noise(1), inner_dims=[[20, 20], [6, 6]], model="nets:net")
