@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from qdtune.axes import (
     DASHES,
@@ -54,8 +55,11 @@ def figures(drawn: Sheet, reference: bool = False, still: bool = False) -> list[
         reference: whether published networks are drawn beside it, where there are any for its data set.
         still: for paper: nothing that answers the pointer.
     """
-    if not drawn.drawable:
-        return []
+    with debug_mode(False):  # that a chart fits its schema is a matter of tests: to ask each time doubles the time
+        return _figures(drawn, reference, still) if drawn.drawable else []
+
+
+def _figures(drawn: Sheet, reference: bool, still: bool) -> list[Figure]:
     others = published(drawn.run.spec.data.names[0]) if reference and any(row["test"] for row in drawn.rows) else []
     made = [_front(drawn, others, still)]
     for name, axis in (("bits", "weight_bits"), ("activation", "activation")):
@@ -247,8 +251,8 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure:
 def _heatmap(drawn: Sheet) -> Figure:
     """The best accuracy at each depth and number of bits; a cell without one says why."""
     cells: dict[tuple[int, int], list[Row]] = {}
-    for place, row in zip(drawn.run.pareto.select(["depth", "weight_bits"]).to_pylist(), drawn.rows, strict=True):
-        cells.setdefault((place["depth"], place["weight_bits"]), []).append(row)
+    for row in drawn.run.pareto.select(["depth", "weight_bits", "state", "val_accuracy"]).to_pylist():
+        cells.setdefault((row["depth"], row["weight_bits"]), []).append(row)
     depths, bits = sorted({depth for depth, _ in cells}), sorted({bits for _, bits in cells})
     values = [_cell(depth, b, cells.get((depth, b), [])) for depth in depths for b in bits]
     known = [cell["error"] for cell in values if cell["error"] is not None] or [1.0]
@@ -271,7 +275,7 @@ def _heatmap(drawn: Sheet) -> Figure:
 
 
 def _cell(depth: int, bits: int, rows: Sequence[Row]) -> Row:
-    best = max((row["val"] for row in rows if row["state"] == "ok"), default=None)
+    best = max((row["val_accuracy"] for row in rows if row["state"] == "ok"), default=None)
     states = sorted({row["state"] for row in rows}, key=STATES.index)
     text = f"{best:.1%}" if best is not None else states[0] if states else "not run"
     return {"depth": depth, "bits": bits, "error": None if best is None else error(best), "text": text}

@@ -134,7 +134,7 @@ def page(sheets: Sequence[Sheet], budget: int | None = None, reference: bool = F
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:
     """The figures as (file name, bytes): an SVG and a PNG of each."""
     for figure in figures(drawn, reference, still=True):
-        svg = vl_convert.vegalite_to_svg(whole(figure.chart, drawn).to_dict(), vl_version=VEGA_LITE)
+        svg = vl_convert.vegalite_to_svg(whole(figure.chart, drawn).to_dict(validate=False), vl_version=VEGA_LITE)
         yield f"{figure.name}.svg", svg.encode()
         yield f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=PIXELS)
 
@@ -203,7 +203,7 @@ def _overlays(sheets: Sequence[Sheet]) -> Iterator[str]:
 
 
 def _figure(figure: Figure, data: str) -> str:
-    spec = _json(figure.chart.to_dict())
+    spec = _json(figure.chart.to_dict(validate=False))
     return (
         f'<figure><h3>{_text(figure.title)}</h3><div class="chart"></div>'
         f'<script type="application/json" class="chart-spec" data-of="{data}">{spec}</script>'

@@ -60,12 +60,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise mistake(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
     if arguments.out and Path(arguments.out).is_dir():
         raise mistake(f"--out must be a file, got a folder: {one_line(arguments.out)}")
-    arguments.budget = _bytes(arguments.budget)
+    arguments.budget = read_bytes(arguments.budget)
     return arguments
 
 
-def _bytes(text: str | None) -> int | None:
-    """`4096`, `4KiB` or `1.5 MiB` as bytes."""
+def read_bytes(text: str | None) -> int | None:
+    """A size as users write it in bytes: `4096`, `4KiB`, `1.5 MiB`; None as it is.
+
+    Raises:
+        SpecError: it is no size, or 0.
+    """
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([a-z]*)", text.strip().lower())
