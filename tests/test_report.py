@@ -307,14 +307,15 @@ POINT = """
   const marks = [...document.querySelectorAll("g.mark-symbol path")];
   const stopped = marks.find(path => path.__data__.datum.by_id > 0);
   stopped.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
-});</script></body>"""
+});</script>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_browser_draws_the_page_without_a_word_and_shows_the_curve_pointed_at(pruned, tmp_path):
-    for name, extra in (("plain", "</body>"), ("pointed", POINT)):
-        (tmp_path / f"{name}.html").write_text(page([pruned]).decode().replace("</body>", extra))
+    for name, extra in (("plain", ""), ("pointed", POINT)):
+        start, end = page([pruned]).decode().rsplit("</body>", 1)  # Vega holds the words, too
+        (tmp_path / f"{name}.html").write_text(start + extra + end)
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
         options += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
         command = [str(CHROMIUM), *options, f"file://{tmp_path / name}.html"]
