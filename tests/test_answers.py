@@ -82,6 +82,11 @@ def test_no_effect_is_undecided_with_the_seeds_that_would_decide_it():
     )
 
 
+def test_an_interval_ends_where_differences_do():
+    found = one(table(configuration(1, 2, [0.1, 0.9]), configuration(2, 2, [0.9, 0.2])))
+    assert (found.low, found.high, found.verdict) == (-1, 1, "undecided")
+
+
 def test_what_differs_in_another_axis_too_is_refused_by_its_name():
     there, here = configuration(1, 2, [0.8] * 3, scale="minmax"), configuration(2, 2, [0.9, 0.91, 0.93])
     found = one(table(there, here))
@@ -393,6 +398,30 @@ def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_fro
     assert found.by_bits[1].sentence.startswith("At 4 bits depth 2 is best with 89.9 %")
     assert found.by_bits[2].sentence == "At 8 bits there is depth 3 alone, with 98.0 %."
     assert found.by_size[3].decided
+
+
+def test_the_best_depth_is_held_against_the_best_of_each_other_depth():
+    best = configuration(2, 4, [0.9, 0.91, 0.92], size_bytes=300)
+    far = [
+        configuration(1, 4, a, size_bytes=310, qat_lr=lr) for lr, a in ((1.0, [0.1] * 3), (2.0, [0.8, 0.81, 0.821]))
+    ]
+    near = configuration(3, 4, [0.91, 0.9, 0.9], size_bytes=320)
+    trials = table(*far, near, best)
+    (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
+    # paired differences -0.01, 0.01, 0.02: t = 0.756 of two degrees of freedom
+    assert (found.depth, found.p) == (2, pytest.approx(0.5286, abs=1e-4))
+    two = table(best, *far)
+    (found,) = answer(two, NOTHING, aggregate(two)).by_bits
+    assert found.p == pytest.approx(1.1185e-5, rel=1e-3)  # against the better one: 0.1, 0.1, 0.099
+    assert [b.budget for b in answer(two, NOTHING, aggregate(two)).by_size] == [300]
+
+
+def test_of_equal_accuracies_the_smaller_one_is_best():
+    rows = [configuration(d, 4, [0.9, 0.91, 0.92], size_bytes=size) for d, size in ((1, 320), (2, 300), (3, 310))]
+    trials = table(*rows)
+    found = answer(trials, NOTHING, aggregate(trials))
+    assert (found.best.row["depth"], found.best.p_best, found.by_bits[0].depth) == (2, 1, 2)
+    assert len(found.best.rivals) == 2
 
 
 def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():

@@ -649,11 +649,13 @@ def test_aggregate_tells_how_sure_a_place_on_the_front_is():
     rows = [row("small", seed, depth=1, size_bytes=10, val_accuracy=0.5) for seed in (0, 1, 2)]
     rows += [row("large", seed, depth=2, size_bytes=20, val_accuracy=0.45 + 0.06 * seed) for seed in (0, 1, 2)]
     rows += [row("lone", 0, depth=3, size_bytes=30, val_accuracy=0.9)]
-    rows += [row("cut", seed, depth=4, size_bytes=5, val_accuracy=0.9, state="pruned") for seed in (0, 1, 2)]
+    rows += [row("lame", seed, depth=4, size_bytes=5, val_accuracy=0.9) for seed in (0, 1)]
+    rows += [row("lame", 2, depth=4, size_bytes=5, val_accuracy=None, state="diverged")]  # takes no part
+    rows += [row("blind", seed, depth=5, size_bytes=5, val_accuracy=a) for seed, a in enumerate([0.9, 0.9, math.nan])]
     table = aggregate(trials_table(rows), bootstrap=True)
     assert table.schema == PARETO
     found = dict(zip(table["trial_id"].to_pylist(), table["p_front"].to_pylist(), strict=True))
-    assert (found["small"], found["lone"], found["cut"]) == (1, None, None)
+    assert (found["small"], found["lone"], found["lame"], found["blind"]) == (1, None, None, None)
     assert found["large"] == pytest.approx(17 / 27, abs=0.05)  # of all 27 draws of three, these have a mean above
     assert aggregate(trials_table(rows[::-1]), bootstrap=True).equals(table)
     assert aggregate(trials_table(rows)).drop_columns("p_front").equals(table.drop_columns("p_front"))
