@@ -285,7 +285,7 @@ def _curves(drawn: Sheet) -> Figure:
     """Learning curves: those of the front in colour, the others faint."""
     base = _flat().transform_filter("datum.drawn")
     base = base.encode(x=epoch_axis(drawn.epochs), y=_curve_axis(drawn), detail="id:N")
-    faint = base.transform_filter("!datum.front").mark_line(color="#999999", opacity=0.35, strokeWidth=1)
+    faint = base.transform_filter("!datum.front").mark_line(color="#d0d0d0", strokeWidth=1)
     names = [row["name"] for row in drawn.front]
     dashes = alt.Scale(domain=names, range=[DASHES[k % len(DASHES)] for k in range(len(names))])
     clear = base.transform_filter("datum.front").mark_line(strokeWidth=2)

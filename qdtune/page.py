@@ -17,7 +17,7 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
-from qdtune.figures import Figure, figures, overlay, whole
+from qdtune.figures import NAME, Figure, figures, overlay
 from qdtune.machine import cache_dir
 from qdtune.progress import front_cells
 from qdtune.published import published
@@ -134,7 +134,11 @@ def page(sheets: Sequence[Sheet], budget: int | None = None, reference: bool = F
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:
     """The figures as (file name, bytes): an SVG and a PNG of each."""
     for figure in figures(drawn, reference, still=True):
-        svg = vl_convert.vegalite_to_svg(whole(figure.chart, drawn).to_dict(validate=False), vl_version=VEGA_LITE)
+        rows = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
+        if figure.name != "curves":
+            rows = [{key: value for key, value in row.items() if key != "curve"} for row in drawn.rows]
+        spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
+        svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=VEGA_LITE)
         yield f"{figure.name}.svg", svg.encode()
         yield f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=PIXELS)
 
