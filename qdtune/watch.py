@@ -23,6 +23,7 @@ LEAST_S = 3.0  # between two drawings
 SHARE = 50  # a drawing is followed by this many times its own CPU time: 2 % of a core
 LAST_S = 5.0  # how long a launch waits in the end for the page to be drawn once more
 NICE = 19
+_left: list[subprocess.Popen[bytes]] = []  # children that still draw: Python warns of those that are forgotten
 
 
 def follow(run: str, draw: Callable[[bool], bool], over: Callable[[float], bool]) -> None:
@@ -77,16 +78,21 @@ def drawing(run: str, out: Any) -> Iterator[None]:
         out.print(f"no report is drawn: {error}", style="yellow")
         yield
         return
+    assert child.stdin is not None
+    assert child.stderr is not None
     try:
         yield
     except BaseException:
-        assert child.stdin is not None
-        child.stdin.close()  # it draws its last page alone
+        child.stdin.close()
+        child.stderr.close()
+        _left.append(child)  # it draws its last page alone
         raise
     try:
         _, said = child.communicate(timeout=LAST_S)
-    except subprocess.TimeoutExpired:
-        return  # the machine is busy: it comes when there is time
+    except subprocess.TimeoutExpired:  # the machine is busy: the page comes when there is time
+        child.stderr.close()
+        _left.append(child)
+        return
     if child.returncode:
         why = (said.decode(errors="replace").strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         out.print(f"no report was drawn: {why.removeprefix('error: ')}", style="yellow")

@@ -290,7 +290,8 @@ def test_child_of_a_launch_ends_when_that_is_gone(run):
     assert 'data-reload="0"' in (run.root / PAGE).read_text()
 
 
-def test_page_that_cannot_be_drawn_costs_a_launch_one_line(run, tmp_path, capsys):
+def test_page_that_cannot_be_drawn_costs_a_launch_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("qdtune.watch.LAST_S", 60)
     root = Path(shutil.copytree(run.root, tmp_path / "grid"))
     (root / PAGE).unlink(missing_ok=True)
     (root / PAGE).mkdir()
