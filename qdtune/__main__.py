@@ -15,6 +15,12 @@ def _launch(argv: list[str]) -> int:
     return launch(argv)
 
 
+def _report(argv: list[str]) -> int:
+    from qdtune.report import main as report
+
+    return report(argv)
+
+
 def _replay(argv: list[str]) -> int:
     from qdtune.replay import main as replay
 
@@ -35,6 +41,7 @@ def _export(argv: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "launch": ("run, or finish, a sweep", _launch),
+    "report": ("print and draw what a sweep has found", _report),
     "verify": ("check a run folder, and set aside what is damaged", _verify),
     "export": ("trained models as files to ship", _export),
     "replay": ("judge pruners on a finished sweep", _replay),

@@ -66,21 +66,29 @@ AXES_SHOWN = {
 }
 
 
-def front_table(front: pa.Table, varying: set[str], title: str) -> Table:
-    """The front as a table of the axes that vary, sizes and accuracies, by ascending size."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("bytes", justify="right", no_wrap=True)
+def front_cells(front: pa.Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
+    """The heads and rows of the front as text, by size: bytes, the axes that vary, accuracies, n, `p front`."""
     axes = [axis for axis in AXES_SHOWN if axis in varying]
-    for axis in axes:
-        table.add_column(AXES_SHOWN[axis], justify="right", no_wrap=True)
-    for name in ("validation", "test", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for row in front.to_pylist():
         accuracies = [
             percent(*(row[f"{split}_accuracy{part}"] for part in ("", "_low", "_high"))) for split in ("val", "test")
         ]
-        cells = [_cell(row[axis]) for axis in axes]
-        table.add_row(f"{row['size_bytes']:,}", *cells, *accuracies, str(row["n_seeds"]))
+        sure = "-" if row["p_front"] is None else f"{row['p_front']:.2f}"
+        axis_cells = [_cell(row[axis]) for axis in axes]
+        rows.append([f"{row['size_bytes']:,}", *axis_cells, *accuracies, str(row["n_seeds"]), sure])
+    return ["bytes", *(AXES_SHOWN[axis] for axis in axes), "validation", "test", "n", "p front"], rows
+
+
+def front_table(front: pa.Table, varying: set[str], title: str, width: int = 0) -> Table:
+    """The front as `front_cells` has it; its last column only where all fit into `width` characters."""
+    heads, rows = front_cells(front, varying)
+    needed = sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)) - 2
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for head in heads if needed <= width else heads[:-1]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

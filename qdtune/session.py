@@ -32,6 +32,7 @@ from qdtune.storage import StorageError, child, open_folder
 from qdtune.store import Store
 from qdtune.study import Study, configuration
 from qdtune.tables import FINAL, TRIALS, table_front
+from qdtune.watch import PAGE, drawing
 
 DONE, FAILED_TRIALS = 0, 3  # exit codes; 130 and 143 after a signal
 
@@ -108,7 +109,8 @@ def _run(spec: Spec, runs_dir: str, data_dir: Path, connect: Any, fresh: bool, e
                 from qdtune.sweep import train  # Ray: a sweep that is finished answers without it
 
                 try:
-                    stopped, error = train(spec, data, feed, store, known, connect, early, out)
+                    with drawing(store.folder.where, out):
+                        stopped, error = train(spec, data, feed, store, known, connect, early, out)
                 except SystemExit:
                     stopped = early[0] if early else signal.SIGTERM
             if error is None and not feed.left:
@@ -192,6 +194,8 @@ def _report(
     _print_dead_warmups(feed, known, out)
     if rows:
         out.print(f"full table: {store.folder.name('pareto.parquet')}; rows: {store.folder.name('trials')}")
+        if PAGE in store.folder.files():
+            out.print(f"report: {store.folder.name(PAGE)}")
     if error:
         raise error
     if feed.left:

@@ -136,13 +136,14 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     columns |= {name: pc.if_else(ok, rows[name], None) for name in ("val_accuracy", "test_accuracy")}
     columns |= {"ok": ok.cast(pa.int32()), "worst": worst}
     columns |= {"ended": pc.if_else(pc.is_in(rows["state"], pa.array(FINAL)), worst, None)}
+    columns |= {"row": pa.array(np.arange(len(rows)))}
     sample = pc.VarianceOptions(ddof=1)
     groups = (
         pa.table(columns)
         .group_by(keys, use_threads=False)
         .aggregate(
             [(name, "first") for name in _SHARED]
-            + [("epochs", "max"), ("worst", "max"), ("worst", "count"), ("ended", "max"), ("ok", "sum")]
+            + [("epochs", "max"), ("worst", "max"), ("row", "min"), ("row", "count"), ("ended", "max"), ("ok", "sum")]
             + [(name, "mean") for name in ("val_accuracy", "test_accuracy")]
             + [(name, "stddev", sample) for name in ("val_accuracy", "test_accuracy")]
         )
@@ -158,7 +159,8 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     result |= {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
     p_front = np.full(len(ranks), np.nan)
     if bootstrap and len(ranks):
-        owner = np.repeat(np.arange(len(ranks)), groups["worst_count"].to_numpy())  # rows of one lie together
+        order = np.argsort(groups["row_min"].to_numpy())  # rows of one lie together, but Arrow shuffles the groups
+        owner = np.repeat(order, groups["row_count"].to_numpy()[order])
         accuracies = by_seed(owner, rows["seed"], columns["val_accuracy"])
         p_front = front_probability(np.where(ranks[:, None] > 0, -accuracies, np.nan), costs[:, 1])
     result |= {"p_front": pa.array(p_front, from_pandas=True)}

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import math
 import os
 import random
@@ -658,6 +659,20 @@ def test_aggregate_tells_how_sure_a_place_on_the_front_is():
     assert found["large"] == pytest.approx(17 / 27, abs=0.05)  # of all 27 draws of three, these have a mean above
     assert aggregate(trials_table(rows[::-1]), bootstrap=True).equals(table)
     assert aggregate(trials_table(rows)).drop_columns("p_front").equals(table.drop_columns("p_front"))
+
+
+def test_aggregate_gives_every_configuration_its_own_sureness():
+    """Sixty sizes, each better than the one before by far more than its seeds differ: all surely on the front."""
+    rows = [
+        row(f"{depth}{bits}{relu}", seed, depth=depth, weight_bits=bits, activation=relu, size_bytes=size)
+        | {"val_accuracy": 0.3 + size / 1000 + seed / 10_000}
+        for size, (depth, bits, relu) in enumerate(
+            itertools.product(range(1, 6), range(1, 7), ("identity", "relu")), 1
+        )
+        for seed in (0, 1, 2)
+    ]
+    random.Random(0).shuffle(rows)
+    assert aggregate(trials_table(rows), bootstrap=True)["p_front"].to_pylist() == [1.0] * 60
 
 
 def test_aggregate_makes_one_configuration_of_two_trials_with_other_seeds():

@@ -1,0 +1,226 @@
+"""`qdtune report RUN ...`: prints what a sweep has found and draws it, as a page and as figures."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from qdtune.cli import Parser, guarded, told
+from qdtune.page import images, page
+from qdtune.progress import console, front_table
+from qdtune.published import published
+from qdtune.rules import mistake, one_line
+from qdtune.run import Run, RunError, read
+from qdtune.sheet import Sheet, sheet
+from qdtune.storage import LocalFolder
+from qdtune.store import FAULTS, Store
+from qdtune.summary import EFFECT, Question, Table, front_title, questions, state, trouble, varying
+from qdtune.watch import LEAST_S, PAGE, closed, follow
+
+USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
+WIDTH = 80
+MOST = 12  # conclusions that are printed
+FEW = 8  # comparisons that are told in sentences; more are a table
+UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
+CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reports one run folder, or several on one page; returns the exit code: 0, or what is wrong, as of `launch`.
+
+    Args:
+        argv: the arguments after `report`; those of the process if None.
+    """
+    return guarded(lambda: _report(_arguments(argv)))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("report", USAGE, "Prints and draws what a sweep has found.")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders: paths or URLs")
+    parser.add_argument("--out", metavar="FILE", help=f"write the page there, and only it (default: RUN/{PAGE})")
+    parser.add_argument("--budget", metavar="BYTES", help="look at nothing larger, such as 4096 or 4KiB")
+    parser.add_argument("--reference", action="store_true", help="draw published networks beside the run")
+    parser.add_argument("--watch", action="store_true", help="draw the page again until the sweep is finished")
+    parser.add_argument("--for-launch", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.read(argv)
+    if not arguments.runs:
+        parser.error("no run folder given")
+    if len(arguments.runs) > 1 and not arguments.out:
+        raise mistake(f"{len(arguments.runs)} runs have no page in common: say where it shall be, as --out FILE.html")
+    if arguments.watch and (len(arguments.runs) > 1 or arguments.out):
+        raise mistake(f"--watch draws RUN/{PAGE} of one run: leave out --out and the other runs")
+    if arguments.out and not Path(arguments.out).parent.is_dir():
+        raise mistake(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
+    if arguments.out and Path(arguments.out).is_dir():
+        raise mistake(f"--out must be a file, got a folder: {one_line(arguments.out)}")
+    arguments.budget = read_bytes(arguments.budget)
+    return arguments
+
+
+def read_bytes(text: str | None) -> int | None:
+    """A size as users write it in bytes: `4096`, `4KiB`, `1.5 MiB`; None as it is.
+
+    Raises:
+        SpecError: it is no size, or 0.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in UNITS or not float(found[1]):
+        raise mistake(f"--budget must be bytes or KiB, such as 4096 or 4KiB, got {one_line(text)!r}")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.for_launch:
+            return _for_launch(arguments.runs[0])
+        if arguments.watch:
+            return _watch(arguments)
+        runs = [read(run) for run in arguments.runs]
+        out = console()
+        for run in runs:
+            _print(run, arguments.budget, out)
+        sheets = [sheet(run) for run in runs]
+        if arguments.reference:
+            for name in sorted({run.spec.data.names[0] for run in runs}):
+                if not published(name):
+                    out.print(f"--reference: no published networks are known here for {name}")
+        for line in _written(sheets, arguments):
+            out.print(line)
+        return 0
+    except tuple(CODES) as error:
+        return told(error, CODES)
+
+
+def _written(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
+    """Writes the page, and of a single run its figures; a line each for where they are."""
+    drawn = page(sheets, arguments.budget, arguments.reference)
+    if arguments.out:
+        target = Path(arguments.out)
+        LocalFolder(target.parent).write(target.name, drawn)
+        return [f"report: {target}"]
+    folder = Store(sheets[0].run.where).folder
+    folder.write(PAGE, drawn)
+    names = []
+    for name, data in images(sheets[0], arguments.reference):
+        folder.write(name, data)
+        names.append(name.rpartition(".")[0])
+    lines = [f"report: {folder.name(PAGE)}"]
+    return [*lines, f"figures: {', '.join(dict.fromkeys(names))} (.svg, .png) beside it"] if names else lines
+
+
+# --- following a sweep
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    run = arguments.runs[0]
+    out = console()
+    _found(run)
+
+    def draw(live: bool) -> bool:
+        found = _drawn(run, live, arguments.budget, arguments.reference)
+        if found is not None:
+            out.print(f"{state(found)}: {Store(run).folder.name(PAGE)}")
+        return found is not None and not found.left
+
+    try:
+        follow(run, draw, _slept)
+    except KeyboardInterrupt:
+        _drawn(run, False, arguments.budget, arguments.reference)
+    return 0
+
+
+def _slept(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _for_launch(run: str) -> int:
+    """Follows a sweep for its launch: until that ends, whatever is left, without a word."""
+
+    def draw(live: bool) -> bool:
+        _drawn(run, live)
+        return False
+
+    follow(run, draw, closed)
+    return 0
+
+
+def _found(run: str) -> None:
+    """Raises where this is no run folder; one in which nothing has finished is."""
+    if Store(run).sweep_yaml() is None:
+        raise RunError(f"{one_line(run)} is no run folder: it holds no sweep.yaml")
+
+
+def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:
+    """Writes the page of a run, which loads itself again while the sweep is `live`; None if nothing has finished."""
+    try:
+        found = read(run)
+    except RunError:  # nothing has finished yet
+        return None
+    reload_s = int(LEAST_S) if live and found.left else 0
+    Store(run).folder.write(PAGE, page([sheet(found)], budget, reference, reload_s))
+    return found
+
+
+# --- the terminal
+
+
+def _print(run: Run, budget: int | None, out: Console) -> None:
+    """The front, what went wrong, the two questions with their answers."""
+    out.print(f"{run.name}: {state(run)}", style="bold")
+    for line in run.damaged:
+        out.print(f"damaged, left out: {line}", style="yellow")
+    front = run.front(budget)
+    if front.num_rows:
+        out.print(front_table(front, varying(run), front_title(run, budget), WIDTH))
+        if max(front["n_seeds"].to_pylist()) > 1:
+            out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+    else:
+        out.print(f"{front_title(run, budget)}: nothing has finished")
+    for line in trouble(run):
+        out.print(line, style="yellow")
+    for question in questions(run.answers(budget)):
+        _print_question(question, out)
+    out.print()
+
+
+def _print_question(question: Question, out: Console) -> None:
+    """The conclusions; the comparisons in sentences if they are few, else those that have a number in a table."""
+    out.print()
+    out.print(question.title, style="bold")
+    many = len(question.sentences) > FEW
+    lines = [*question.conclusions[:MOST], *([] if many else question.sentences)]
+    if more := len(question.conclusions) - MOST if len(question.conclusions) > MOST else 0:
+        lines.append(f"... and {more} more on the page")
+    for line in lines:
+        out.print(line, width=WIDTH if out.is_terminal else None)
+    if many and question.table is not None:
+        effect = question.table.heads.index(EFFECT)
+        rows = [row for row in question.table.rows if row[effect] != "-"]
+        rest = "" if len(rows) == len(question.table.rows) else "; why, and the others, on the page"
+        out.print(f"{question.verdicts}{rest}")
+        if rows:
+            out.print(_rich(question.table._replace(rows=rows)))
+
+
+def _rich(table: Table) -> RichTable:
+    made = RichTable(box=None, pad_edge=False, header_style="bold")
+    for head in table.heads[:-1]:
+        made.add_column(head, justify="right", no_wrap=True)
+    made.add_column(table.heads[-1], overflow="fold")
+    for row in table.rows:
+        made.add_row(*row)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
