@@ -75,27 +75,23 @@ def load(file: str | Path | bytes) -> Model:
         quantised = [op for op in program["ops"] if op["op"] == "linear" and op["bits"] != 32]
         dense = {op["weight"]: codes(stored[op["weight"]], op["shape"], op["bits"]) for op in quantised}
         weights = {op["weight"]: stored[op["step"]] * dense[op["weight"]].astype(np.float32) for op in quantised}
-        model = Model(program, stored, stored | weights)
-        if program["model"] == "mlp":
-            model.logits(np.zeros((0, program["inputs"]), np.uint8))  # without a row: do all shapes fit?
-        return model
+        if program["model"] == "mlp":  # do all shapes fit? without a row
+            Model(program, stored, stored | weights).logits(np.zeros((0, program["inputs"]), np.uint8))
+        return Model(program, stored, stored | weights)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReaderError(f"{'' if isinstance(error, ReaderError) else 'no packed model: '}{error}"[:300]) from None
 
 
 def codes(packed: np.ndarray, shape: tuple[int, int], bits: int) -> np.ndarray:
     """The codes (O, I), int32, in the bytes of a weight of 1..16 bits."""
-    size = math.prod(shape) * bits
-    _must(packed.shape == (-(-size // 8),), f"{shape} codes of {bits} bits must fit, got {packed.shape} bytes")
-    stream = np.unpackbits(packed, count=size, bitorder="little").reshape(-1, bits)
-    unsigned = (stream.astype(np.int32) << np.arange(bits)).sum(1).astype(np.int32).reshape(shape)
+    stream = np.unpackbits(packed, bitorder="little")[: math.prod(shape) * bits].reshape(*shape, bits)
+    unsigned = (stream.astype(np.int32) << np.arange(bits)).sum(-1).astype(np.int32)
     return 2 * unsigned - 1 if bits == 1 else unsigned - Q[bits]
 
 
 def _quantised(x: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
-    return step * (
-        np.where(x >= 0, np.float32(1), -1) if bits == 1 else np.clip(np.round(x / step), -Q[bits], Q[bits])
-    )
+    code = np.where(x >= 0, np.float32(1), -1) if bits == 1 else np.clip(np.round(x / step), -Q[bits], Q[bits])
+    return step * code
 
 
 def _must(holds: bool, what: str) -> None:
