@@ -55,6 +55,7 @@ RULES: dict[str, set[str]] = {
     "cluster": {"torch", "optuna"},
     "preflight": {"torch", "ray", "optuna"},
     "progress": {"torch", "ray", "optuna"},
+    "metrics": {"torch", "optuna"},
     "replay": {"torch", "ray", "optuna"},
     "verify": {"torch", "ray", "optuna"},
     "recorder": {"torch", "optuna"},
