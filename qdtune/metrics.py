@@ -21,7 +21,7 @@ from qdtune.pareto import hypervolume
 from qdtune.spec import Spec
 from qdtune.tables import STATES, table_front
 
-METRICS: dict[str, tuple[type[Counter] | type[Gauge], str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
+METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
     "qdtune_trials": (Gauge, "Trials by state: as they ended, running or waiting", ("state",)),
     "qdtune_epochs": (Counter, "Epochs trained, in the float warm-up and in QAT", ()),
     "qdtune_replica_epochs": (Counter, "The same, times the replicas that trained together", ()),
