@@ -8,6 +8,7 @@ after that of a counter.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from qdtune.pareto import hypervolume
 from qdtune.spec import Spec
 from qdtune.tables import STATES, table_front
 
+AGAIN_S = 4.0  # well below the ten seconds after which Ray forgets a gauge that nobody sets again
 METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
     "qdtune_trials": (Gauge, "Trials by state: as they ended, running or waiting", ("state",)),
     "qdtune_epochs": (Counter, "Epochs trained, in the float warm-up and in QAT", ()),
@@ -48,14 +50,27 @@ class SweepMetrics:
         largest = max((trial.ledger.fp32_bytes for trial in planned), default=1)
         self.corner = (-1 / spec.data.info.classes, math.log2(largest))
         self.gpu_peak = 0.0
+        self.said_at = 0.0
+        self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and further tag
         self._of = {name: kind(name, what, ("sweep", *tags)) for name, (kind, what, tags) in METRICS.items()}
         for metric in self._of.values():
             metric.set_default_tags({"sweep": spec.name})
 
+    def again(self) -> None:
+        """Says the gauges once more, where that is due; to be called all the time."""
+        if time.monotonic() - self.said_at >= AGAIN_S:
+            self.said_at = time.monotonic()
+            for (name, tag), value in self._gauges.items():
+                self._say(name, value, tag)
+
+    def _say(self, name: str, value: float, tag: str = "") -> None:
+        self._gauges[name, tag] = value
+        self._of[name].set(value, dict.fromkeys(METRICS[name][2], tag))
+
     def granted(self, gpu: float) -> None:
         """Notes the share of a GPU that each trial gets; none where it is 0."""
         if gpu:
-            self._of["qdtune_gpu_share"].set(gpu)
+            self._say("qdtune_gpu_share", gpu)
 
     def trained(self, report: dict[str, Any]) -> None:
         """Notes an epoch of a trial, from its report; one without an epoch says that there was none."""
@@ -68,22 +83,21 @@ class SweepMetrics:
             self._of["qdtune_replica_epochs"].inc(replicas)
         if report.get("gpu_memory_peak", 0.0) > self.gpu_peak:
             self.gpu_peak = report["gpu_memory_peak"]
-            self._of["qdtune_gpu_memory_peak"].set(self.gpu_peak)
+            self._say("qdtune_gpu_memory_peak", self.gpu_peak)
 
     def moved(self, running: int, left: int) -> None:
         """Notes how many trials run, of those that have not ended."""
-        self._of["qdtune_trials"].set(running, {"state": "running"})
-        self._of["qdtune_trials"].set(left - running, {"state": "waiting"})
+        self._say("qdtune_trials", running, "running")
+        self._say("qdtune_trials", left - running, "waiting")
 
     def stand(self, states: Iterable[str], table: pa.Table) -> None:
         """Notes the states of all trials that have ended, and the Pareto table."""
         ended = list(states)
         for state in STATES:
-            self._of["qdtune_trials"].set(ended.count(state), {"state": state})
+            self._say("qdtune_trials", ended.count(state), state)
         ranked = table.filter(pc.greater(table["pareto_rank"], 0))
         for row in ranked.group_by("weight_bits").aggregate([("val_accuracy", "max")]).to_pylist():
-            tags = {"weight_bits": str(row["weight_bits"])}
-            self._of["qdtune_best_val_accuracy"].set(row["val_accuracy_max"], tags)
+            self._say("qdtune_best_val_accuracy", row["val_accuracy_max"], str(row["weight_bits"]))
         front = table_front(table)
         costs = np.column_stack([-front["val_accuracy"].to_numpy(), np.log2(front["size_bytes"].to_numpy())])
-        self._of["qdtune_hypervolume"].set(hypervolume(costs, self.corner))
+        self._say("qdtune_hypervolume", hypervolume(costs, self.corner))

@@ -99,6 +99,7 @@ class Recorder(tune.Callback):
         return self.feed.running[trial.config["trial_id"]]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.metrics.again()
         if self.unwritten and time.monotonic() >= self.retry_at:
             self._write()
         if (self.signals or self.error) and not self.ending:
