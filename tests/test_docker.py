@@ -201,7 +201,7 @@ def test_prometheus_finds_rays_nodes():
     (job,) = read("prometheus.yml")["scrape_configs"]
     (found,) = job["http_sd_configs"]
     assert found["url"] == "http://ray-head:8265/api/prometheus/sd"
-    assert found["authorization"] == {"credentials_file": "/run/secrets/ray_token"}
+    assert found["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/ray_token"}
     assert SERVICES["prometheus"]["secrets"] == ["ray_token"]
 
 
