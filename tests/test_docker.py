@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,7 +61,23 @@ def test_image_is_pinned_by_digest_and_has_two_stages():
     assert all(
         re.fullmatch(r"[a-z/]+:[a-z0-9.-]+", image.strip("; ")) and "latest" not in image for _, image in pinned
     )
-    assert '"${pair%%=*}=$image@$digest"' in (DOCKER / "pin").read_text()
+
+
+@pytest.mark.parametrize(("digest", "code"), [("sha256:" + "a" * 64, 0), ("", 1)])
+def test_pin_writes_digests_or_nothing(tmp_path, digest, code):
+    (tmp_path / "docker").write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "buildx imagetools inspect" ] && echo "{digest}"\n')
+    (tmp_path / "docker").chmod(0o700)
+    pin = shutil.copy(DOCKER / "pin", tmp_path)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([pin], env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert sorted(os.listdir(tmp_path)) == [*([] if code else [".env"]), "docker", "pin"]
+    if code:
+        assert "must give a digest of debian:bookworm-slim, got ''" in done.stderr
+    else:
+        lines = (tmp_path / ".env").read_text().splitlines()
+        named = [re.fullmatch(rf"([A-Z]+)=\S+:\S+@{digest}", line)[1] for line in lines]
+        assert named == ["BASE", "PROMETHEUS", "GRAFANA"]
 
 
 def test_images_of_the_compose_file_must_be_pinned():
