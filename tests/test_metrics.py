@@ -8,17 +8,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from fake import launch
+from fake import launch, outcome
 from ray.util.metrics import Counter, Gauge
 
 from qdtune import metrics
+from qdtune.feed import Feed
 from qdtune.metrics import AGAIN_S, METRICS, SweepMetrics
 from qdtune.pareto import hypervolume
 from qdtune.plan import plan
+from qdtune.progress import SweepProgress, console
+from qdtune.recorder import Recorder
 from qdtune.spec import loads
 from qdtune.store import Store
+from qdtune.study import Study
 from qdtune.tables import STATES, TRIALS, aggregate
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +151,32 @@ def test_metrics_of_a_gpu_are_absent_without_one(told):
     assert (said["qdtune_gpu_share"], said["qdtune_gpu_memory_peak"]) == ({(): 0.125}, {(): 0.5})
 
 
+def test_recorder_tells_what_tune_tells_it(told, tmp_path, monkeypatch):
+    made, said = told(SPEC)
+    monkeypatch.setattr("qdtune.recorder.SweepMetrics", lambda *arguments: made)
+    store = Store(tmp_path / "told")
+    store.create(SPEC.to_yaml())
+    feed = Feed(SPEC, plan(SPEC).trials, Study(SPEC, tmp_path / "study.journal"), [])
+    warmups = SimpleNamespace(release=SimpleNamespace(remote=lambda trial_id: None))
+    recorder = Recorder(feed, store, SweepProgress(console(), feed.total, 0, set()), warmups, {}, [])
+    trial = recorder.next()
+    tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
+    recorder.on_trial_start(0, [], tuned)
+    waiting = feed.total - 1
+    assert said["qdtune_trials"] == {("running",): 1, ("waiting",): waiting}
+    rows, history = outcome(trial, 1, feed.study.report)
+    recorder.on_trial_result(
+        0, [], tuned, {"phase": "qat", "epoch": 1, "history": history, "rows": rows, "done": True}
+    )
+    assert said["qdtune_epochs"] == {(): 1}
+    standing = dict.fromkeys([(state,) for state in STATES], 0) | {("ok",): 1, ("running",): 0, ("waiting",): waiting}
+    assert said["qdtune_trials"] == standing
+    said["qdtune_trials"].clear()
+    recorder.on_step_begin(1, [])
+    assert said["qdtune_trials"] == standing
+    feed.study.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_metrics_come_out_of_ray_under_the_names_that_the_board_asks_for(tmp_path):
@@ -155,6 +186,8 @@ import pyarrow as pa
 import ray
 from qdtune.metrics import SweepMetrics
 from qdtune.plan import plan
+from qdtune.progress import SweepProgress, console
+from qdtune.recorder import Recorder
 from qdtune.spec import loads
 from qdtune.tables import TRIALS, aggregate
 
