@@ -14,8 +14,8 @@ from typing import Any
 
 
 def has_compiler() -> bool:
-    """Whether the C++ compiler that torch calls is there; without it every training step runs eagerly."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    """Whether what torch calls to compile is there, openssl included; without it every training step runs eagerly."""
+    return all(shutil.which(tool) for tool in (os.environ.get("CXX", "g++"), "openssl"))
 
 
 def cache_dir() -> Path:

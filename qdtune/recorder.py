@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from qdtune import __version__, plugins
 from qdtune.configuration import Trial
 from qdtune.feed import Feed
+from qdtune.metrics import SweepMetrics
 from qdtune.progress import SweepProgress
 from qdtune.results import Result, Rows, result_of
 from qdtune.rules import one_line
@@ -73,6 +74,7 @@ class Recorder(tune.Callback):
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
         self.metadata = provenance()
+        self.metrics = SweepMetrics(feed.spec, feed.planned)
         self.front_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,6 +99,7 @@ class Recorder(tune.Callback):
         return self.feed.running[trial.config["trial_id"]]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.metrics.again()
         if self.unwritten and time.monotonic() >= self.retry_at:
             self._write()
         if (self.signals or self.error) and not self.ending:
@@ -106,6 +109,7 @@ class Recorder(tune.Callback):
         ours = self._of(trial)
         self.curves[ours.trial_id] = []
         self.heard[ours.trial_id] = time.monotonic()
+        self.metrics.moved(len(self.feed.running), self.feed.left)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
@@ -119,6 +123,7 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         ours = self._of(trial)
+        self.metrics.trained(result)
         by = self.feed.study.pruned_by(ours.trial_id)
         weights = result.pop("weights", None)  # out of what Tune keeps of every trial until the sweep ends
         if "error" in result and "state" in result:
@@ -222,7 +227,10 @@ class Recorder(tune.Callback):
         if not left or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
             self.front_at = time.monotonic()
             rows = [row for rows in self.known.values() for row in rows]
-            front = table_front(aggregate(pa.Table.from_pylist(rows, schema=TRIALS)))
+            table = aggregate(pa.Table.from_pylist(rows, schema=TRIALS))
+            front = table_front(table)
+            self.metrics.stand((result.state for result in self.feed.results.values()), table)
+        self.metrics.moved(len(self.feed.running), left)
         self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)
 
 

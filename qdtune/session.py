@@ -151,7 +151,8 @@ def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str]
     done = f"{feed.total - feed.left} done before" if feed.left else "all done before"
     out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
     if feed.left and not has_compiler():
-        out.print("no C++ compiler here (g++, or what CXX names): training runs uncompiled, slowly", style="yellow")
+        what = "no C++ compiler (g++, or what CXX names) and openssl here"
+        out.print(f"{what}: training runs uncompiled, slowly", style="yellow")
     elif feed.left and spec.run.compile != "never" and not any(cache_dir().glob("steps/*.so")):
         shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
         what = f"{counted(shapes, 'shape')} of network, {'one' if shapes == 1 else 'each'} some 30 s, once"

@@ -96,6 +96,7 @@ def train(
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
             recorder = Recorder(feed, store, progress, warmups, known, stopped, Path(scratch))
+            recorder.metrics.granted(place.gpu)
             kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch, grant=plugins.granted())
             watch = threading.Thread(target=_watch, args=(stopped, over), daemon=True)
             watch.start()

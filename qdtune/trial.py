@@ -105,7 +105,15 @@ class QATTrial(tune.Trainable):
         limit = self._spec.run.trial_timeout_s
         if "done" not in report and limit is not None and self._taken() > limit:
             return {"state": "timeout", "error": over_time(limit), "done": True}
-        return {"done": False} | report
+        return {"done": False} | report | self._gpu_memory()
+
+    def _gpu_memory(self) -> dict[str, float]:
+        """The largest share of its GPU's memory (0..1) that torch has held in this process; empty without a GPU."""
+        if self._tensors is None or not self._tensors.train_x.is_cuda:
+            return {}
+        import torch
+
+        return {"gpu_memory_peak": torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]}
 
     def _taken(self) -> float:
         """Seconds since it began, without those in which it waited for another trial."""

@@ -66,6 +66,7 @@ RULES: dict[str, set[str]] = {
     "trial": {"optuna"},
     "cluster": {"torch", "optuna"},
     "preflight": {"torch", "ray", "optuna"},
+    "metrics": {"torch", "optuna"},
     "replay": {"torch", "ray", "optuna"},
     "verify": {"torch", "ray", "optuna"},
     "graph": {"torch", "ray", "optuna", "pyarrow"},

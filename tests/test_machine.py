@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from qdtune.machine import own_folder
+from qdtune.machine import has_compiler, own_folder
 
 HOLDER = """
 from qdtune.machine import own_folder
@@ -42,3 +42,12 @@ def test_a_folder_goes_when_its_block_fails(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no"), own_folder():
         raise ValueError("no")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("tools", [(), ("g++",), ("openssl",), ("g++", "openssl")])
+def test_a_compiler_is_there_with_all_that_torch_calls(tmp_path, monkeypatch, tools):
+    for tool in tools:
+        (tmp_path / tool).touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert has_compiler() is (len(tools) == 2)

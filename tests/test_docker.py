@@ -1,0 +1,294 @@
+"""`docker/` as it is written: no engine is needed here, so this is what the files say, not what an engine does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+DOCKER = ROOT / "docker"
+
+
+def read(name):
+    """A YAML file of `docker/`, `<<` merged."""
+    return YAML(typ="safe").load((DOCKER / name).read_text())
+
+
+def instructions(text):
+    """The (name, rest) of every line of a Dockerfile, continued lines joined."""
+    lines = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines if line.strip()]
+
+
+BUILD = instructions((DOCKER / "Dockerfile").read_text())
+FINAL = BUILD[max(i for i, (name, _) in enumerate(BUILD) if name == "FROM") :]
+COMPOSE = read("compose.yaml")
+SERVICES = COMPOSE["services"]
+RAYS = ("head", "worker")
+services = pytest.mark.parametrize("service", SERVICES.values(), ids=list(SERVICES))
+
+
+def option(service, name):
+    """The value of `--name=value` of Ray's or Prometheus's command line."""
+    words = [*service.get("entrypoint", []), *service["command"]]
+    (found,) = [word.removeprefix(f"--{name}=") for word in words if word.startswith(f"--{name}=")]
+    return found
+
+
+def size(text):
+    """Bytes of a size as Docker writes it."""
+    return int(text[:-2]) * {"mb": 2**20, "gb": 2**30}[text[-2:]]
+
+
+def test_image_is_pinned_by_digest_and_has_two_stages():
+    """No digest can be known without asking a registry, so the file takes none but a pinned image."""
+    sources = [rest.split()[0] for name, rest in BUILD if name == "FROM"]
+    assert sources == ["${BASE}", "${BASE}"]
+    assert BUILD[0] == ("ARG", "BASE"), "an image that is not pinned would be the default"
+    guard = next(rest for name, rest in BUILD if name == "RUN")
+    assert "*@sha256:*" in guard
+    assert "exit 1" in guard
+    pinned = re.findall(r"\b([A-Z]+)=(\S+:\S+)", (DOCKER / "pin").read_text())
+    assert {name for name, _ in pinned} == {"BASE", "PROMETHEUS", "GRAFANA"}
+    assert all(
+        re.fullmatch(r"[a-z/]+:[a-z0-9.-]+", image.strip("; ")) and "latest" not in image for _, image in pinned
+    )
+
+
+@pytest.mark.parametrize(("digest", "code"), [("sha256:" + "a" * 64, 0), ("", 1)])
+def test_pin_writes_digests_or_nothing(tmp_path, digest, code):
+    (tmp_path / "docker").write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "buildx imagetools inspect" ] && echo "{digest}"\n')
+    (tmp_path / "docker").chmod(0o700)
+    pin = shutil.copy(DOCKER / "pin", tmp_path)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([pin], env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert sorted(os.listdir(tmp_path)) == [*([] if code else [".env"]), "docker", "pin"]
+    if code:
+        assert "must give a digest of debian:bookworm-slim, got ''" in done.stderr
+    else:
+        lines = (tmp_path / ".env").read_text().splitlines()
+        named = [re.fullmatch(rf"([A-Z]+)=\S+:\S+@{digest}", line)[1] for line in lines]
+        assert named == ["BASE", "PROMETHEUS", "GRAFANA"]
+
+
+def test_images_of_the_compose_file_must_be_pinned():
+    texts = [SERVICES["head"]["build"]["args"]["BASE"], SERVICES["prometheus"]["image"], SERVICES["grafana"]["image"]]
+    assert [re.fullmatch(r"\$\{(\w+):\?.+\}", text)[1] for text in texts] == ["BASE", "PROMETHEUS", "GRAFANA"]
+    assert {SERVICES[name]["image"] for name in RAYS} == {"qdtune"}
+
+
+def test_image_takes_nothing_but_locked_wheels():
+    shell = " ".join(rest for name, rest in BUILD if name == "RUN")
+    installs = re.findall(r"pip install [^&|;]*", shell)
+    assert len(installs) == 1
+    assert {"--require-hashes", "--only-binary", ":all:", "--no-cache-dir"} <= set(installs[0].split())
+    assert not re.search(r"curl|wget|index-url|find-links|https?:|git\+", (DOCKER / "Dockerfile").read_text())
+    assert "ADD" not in {name for name, _ in BUILD}
+    copied = [rest.split()[-2] for name, rest in BUILD if name == "COPY"]
+    assert copied == ["docker/requirements.txt", "qdtune", "/opt", "sweeps"]
+
+
+def test_image_is_for_a_gpu_or_for_none():
+    assert ("ARG", "DEVICE=cuda") in BUILD
+    choice = next(rest for name, rest in BUILD if name == "RUN" and "${DEVICE}" in rest)
+    assert re.findall(r"(\S+)\) ", choice)[:2] == ["cuda", "cpu"]
+    assert "exit 1" in choice
+
+
+def test_image_runs_as_nobody_in_particular():
+    assert [rest for name, rest in BUILD if name == "USER"] == ["10001"]
+    names = [name for name, _ in FINAL]
+    assert "RUN" not in names[names.index("USER") :], "what comes later could be changed by that user"
+    settings = dict(pair.split("=", 1) for name, rest in FINAL if name == "ENV" for pair in rest.split())
+    assert settings["HOME"] == "/home/qdtune"
+    shell = " ".join(rest for name, rest in FINAL if name == "RUN")
+    assert "useradd --uid 10001" in shell
+    assert "-perm /6000 -exec chmod a-s" in shell
+    owned = re.search(r"install -d -o 10001 -g 10001 ([^&]*)", shell)
+    assert owned
+    assert owned[1].split() == ["/runs", "/data", "/boards", "/home/qdtune/.cache"], "all else is root's"
+    assert "--chown" not in (DOCKER / "Dockerfile").read_text()
+    assert "chmod -R a-w" in " ".join(rest for name, rest in BUILD if name == "RUN")
+
+
+def test_image_has_a_compiler_and_gets_signals():
+    assert any({"g++", "openssl", "python3-dev"} <= set(rest.split()) for name, rest in FINAL if name == "RUN")
+    (entry,) = [rest for name, rest in FINAL if name == "ENTRYPOINT"]
+    assert json.loads(entry) == ["python", "-m", "qdtune"], "no shell that keeps SIGTERM to itself"
+
+
+def test_builder_is_sent_nothing_private():
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*", "everything, but for what is named"
+    named = {line[1:] for line in lines if line.startswith("!")}
+    assert named == {"qdtune", "sweeps", "docker/requirements.txt"}
+    assert {".git", ".venv", "runs", "data", "**/*.token"} <= set(lines)
+
+
+@services
+def test_service_is_confined(service):
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc", "user", "userns_mode"} & set(
+        service
+    )
+    assert not any("docker.sock" in volume for volume in service["volumes"])
+    assert {"pids_limit", "mem_limit", "cpus"} <= set(service)
+    mounted = [line.split(":")[0] for line in service["tmpfs"]]
+    assert "/tmp" in mounted
+    assert all("size=" in line for line in service["tmpfs"])
+
+
+@services
+def test_service_ends_in_order_and_says_how_it_is(service):
+    assert service["init"] is True
+    assert service["stop_grace_period"] == "30s"
+    assert service["restart"] == "on-failure:3"
+    assert service["healthcheck"]["test"][0] == "CMD"
+
+
+def test_health_is_asked_where_it_is_told():
+    for name, where in [("head", ":8265/api/gcs_healthz"), ("worker", ":52365/api/local_raylet_healthz")]:
+        assert f"127.0.0.1{where}" in SERVICES[name]["healthcheck"]["test"][-1]
+    for name in ("worker", "prometheus"):
+        assert SERVICES[name]["depends_on"]["head"] == {"condition": "service_healthy"}
+
+
+def test_ports_are_published_on_loopback_alone():
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"head": ["127.0.0.1:8265:8265"], "grafana": ["127.0.0.1:3000:3000"]}
+    assert not any("expose" in service for service in SERVICES.values())
+    zeros = [word for s in SERVICES.values() for word in s.get("command", []) if "0.0.0.0" in word]
+    assert zeros == ["--dashboard-host=0.0.0.0"], "inside its container, of whose ports one is published"
+
+
+def test_networks_let_nothing_out():
+    assert COMPOSE["networks"]["inner"] == {"internal": True}
+    masquerade = COMPOSE["networks"]["door"]["driver_opts"]
+    assert masquerade == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+    assert {name for name, service in SERVICES.items() if "door" in service["networks"]} == {"head", "grafana"}
+    assert all("inner" in service["networks"] for service in SERVICES.values())
+    assert SERVICES["head"]["networks"]["inner"] == {"aliases": ["ray-head"]}
+    assert option(SERVICES["head"], "node-ip-address") == "ray-head", "its address on the network of the workers"
+    assert option(SERVICES["worker"], "address") == f"ray-head:{option(SERVICES['head'], 'port')}"
+
+
+def test_token_is_a_secret_from_a_file():
+    assert COMPOSE["secrets"] == {"ray_token": {"file": "./secrets/ray.token"}}
+    for name in RAYS:
+        assert SERVICES[name]["secrets"] == ["ray_token"]
+        environment = SERVICES[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            secret = re.search(r"TOKEN|PASSWORD|SECRET|KEY", name)
+            assert not secret or value in ("/run/secrets/ray_token",), name
+    assert "/docker/secrets/" in (ROOT / ".gitignore").read_text()
+
+
+def test_object_store_has_room_in_shared_memory():
+    for name in RAYS:
+        store = int(option(SERVICES[name], "object-store-memory"))
+        assert store < size(SERVICES[name]["shm_size"])
+
+
+def test_volumes_are_writable_where_they_must_be_and_nowhere_else():
+    for name in RAYS:
+        volumes = SERVICES[name]["volumes"]
+        assert volumes[:3] == ["runs:/runs", "cache:/home/qdtune/.cache", "boards:/boards"]
+        assert volumes[3].endswith(":/data:ro")
+        assert len(volumes) == 4
+    theirs = [v for name in ("prometheus", "grafana") for v in SERVICES[name]["volumes"]]
+    assert [v for v in theirs if not v.endswith(":ro")] == ["prometheus:/prometheus"]
+    for volume in theirs:
+        if volume.startswith("./"):
+            assert (DOCKER / volume.split(":")[0]).is_file(), volume
+
+
+def test_prometheus_finds_rays_nodes():
+    (job,) = read("prometheus.yml")["scrape_configs"]
+    (found,) = job["http_sd_configs"]
+    assert found["url"] == "http://ray-head:8265/api/prometheus/sd"
+    assert found["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/ray_token"}
+    assert SERVICES["prometheus"]["secrets"] == ["ray_token"]
+
+
+def test_dashboard_finds_prometheus_and_grafana():
+    environment = SERVICES["head"]["environment"]
+    assert environment["RAY_PROMETHEUS_HOST"] == "http://prometheus:9090"
+    assert environment["RAY_GRAFANA_HOST"] == "http://grafana:3000"
+    assert environment["RAY_GRAFANA_IFRAME_HOST"] == "http://127.0.0.1:3000", "the browser's way to it"
+    assert SERVICES["grafana"]["environment"]["GF_SECURITY_ALLOW_EMBEDDING"] == "true"
+    (source,) = read("grafana/datasource.yaml")["datasources"]
+    assert (source["name"], source["url"]) == ("Prometheus", environment["RAY_PROMETHEUS_HOST"])
+    folders = {provider["options"]["path"] for provider in read("grafana/boards.yaml")["providers"]}
+    mounted = {volume.split(":")[1] for volume in SERVICES["grafana"]["volumes"]}
+    assert environment["RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"] in folders & mounted
+    assert folders == {"/boards", "/etc/grafana/boards"}
+    assert "/etc/grafana/boards/qdtune.json" in mounted
+
+
+def test_grafana_is_for_looking_only():
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true", (
+        "else there is an admin with a known password"
+    )
+    board = json.loads((DOCKER / "grafana" / "qdtune.json").read_text())
+    (source,) = read("grafana/datasource.yaml")["datasources"]
+    asked = {panel["datasource"]["uid"] for panel in board["panels"]}
+    assert asked == {source["uid"]}
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert board["editable"] is False
+
+
+def test_gpus_are_given_to_the_worker():
+    (service,) = read("gpu.yaml")["services"].items()
+    assert service[0] == "worker"
+    (device,) = service[1]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_cluster_file_is_what_rays_launcher_wants(monkeypatch):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    monkeypatch.chdir(ROOT)
+    config = prepare_config(read("cluster.yaml"))
+    validate_config(config)
+    assert config["provider"]["type"] == "local"
+    starts = [
+        line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in line and "dashboard-host" not in line for line in starts)
+    assert any("--require-hashes" in line for line in config["setup_commands"])
+
+
+def commands():
+    """The `docker` and `ray` lines of the README, in words."""
+    text = (ROOT / "README.md").read_text().split("## With Docker")[1].split("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+
+def test_readmes_commands_name_what_exists():
+    lines = [words for words in commands() if words]
+    assert len(lines) >= 6
+    files = [word for words in lines for word in words if re.fullmatch(r"(docker|sweeps)/\S*\.\w+", word)]
+    assert {"docker/compose.yaml", "docker/cluster.yaml"} <= set(files)
+    made = {"docker/secrets/ray.token"}
+    assert [name for name in files if name not in made and not (ROOT / name).exists()] == []
+    for words in lines:
+        for service in [words[words.index("exec") + 1]] if "exec" in words else []:
+            assert service in SERVICES
