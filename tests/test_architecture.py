@@ -31,6 +31,7 @@ RULES: dict[str, set[str]] = {
     "plan": {"torch", "ray", "optuna"},
     "placement": {"torch", "ray", "optuna"},
     "storage": {"torch", "ray", "optuna", "qdtune"},
+    "archive": {"torch", "ray", "optuna"},
     "warmups": {"torch", "ray", "optuna"},
     "pareto": {"torch", "ray", "optuna", "qdtune"},
     "data": {"ray"},
@@ -61,6 +62,9 @@ RULES: dict[str, set[str]] = {
     "sweep": {"torch"},
     "session": {"torch", "ray", "optuna"},
     "launch": set(),
+    "head": {"torch", "ray", "optuna"},
+    "jobs": {"torch", "optuna"},
+    "submit": {"torch", "ray", "optuna"},
     "__main__": set(),
 }
 # Pickles run code when they are read; a torn Tuner state starts over silently; a torch.autograd.Function gives zero
