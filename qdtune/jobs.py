@@ -32,6 +32,8 @@ POLL_S = 0.5
 LOST_S = 60.0  # how long a head may be silent while a job is followed
 PREFIX = "qdtune."  # of our keys in a job's metadata
 WHAT_ADDRESS = "http://HOST:8265, where the dashboard of the cluster's head listens"
+for told in ("dashboard_sdk", "job.sdk"):  # of uploads and connections
+    logging.getLogger(f"ray.dashboard.modules.{told}").setLevel(logging.ERROR)
 
 
 class JobError(ValueError):
@@ -76,7 +78,6 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self.address = checked(address)
         self._knock()
-        logging.getLogger("ray").setLevel(logging.ERROR)  # Ray tells of each upload
         with self._asking():
             self.client = job_submission.JobSubmissionClient(self.address)
 
@@ -181,10 +182,9 @@ class Jobs:
 
         while True:
             try:
-                ended = self.state(job)[0] in ENDED
                 with self._asking():
                     asyncio.run(tail())
-                if ended:
+                if self.state(job)[0] in ENDED:
                     return
             except JobError:  # a laptop that slept, say
                 silent_since = min(silent_since, time.monotonic())
