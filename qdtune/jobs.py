@@ -32,8 +32,8 @@ POLL_S = 0.5
 LOST_S = 60.0  # how long a head may be silent while a job is followed
 PREFIX = "qdtune."  # of our keys in a job's metadata
 WHAT_ADDRESS = "http://HOST:8265, where the dashboard of the cluster's head listens"
-for told in ("dashboard_sdk", "job.sdk"):  # of uploads and connections
-    logging.getLogger(f"ray.dashboard.modules.{told}").setLevel(logging.ERROR)
+for told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{told}").setLevel(logging.ERROR)
 
 
 class JobError(ValueError):

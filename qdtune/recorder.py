@@ -70,6 +70,7 @@ class Recorder(tune.Callback):
         self.failing_since, self.retry_at = math.inf, 0.0
         self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
         self.heard: dict[str, float] = {}  # when each running trial was last heard of
+        self.nodes: dict[str, str] = {}  # where each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
         self.metadata = provenance()
@@ -119,6 +120,7 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         ours = self._of(trial)
+        self._see_move(ours, result)
         by = self.feed.study.pruned_by(ours.trial_id)
         if "error" in result and "state" in result:
             self._end_early(ours, result["state"], result["error"], trial.num_failures + 1)
@@ -132,6 +134,16 @@ class Recorder(tune.Callback):
             self.heard[ours.trial_id] = time.monotonic()
             self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
+
+    def _see_move(self, ours: Trial, result: dict[str, Any]) -> None:
+        """Says so where a trial that started again does so on another node than before."""
+        if "node" not in result:
+            return
+        node = f"{result.get('node_ip')} ({result['node'][:6]})"  # of one machine there may be several
+        before = self.nodes.setdefault(ours.trial_id, node)
+        if before != node:
+            self.nodes[ours.trial_id] = node
+            self.progress.out.print(f"{ours.label} ({ours.trial_id}) moved from node {before} to node {node}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)
@@ -162,6 +174,7 @@ class Recorder(tune.Callback):
         rows = [row | {"attempt": before + attempts} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
+        self.nodes.pop(ours.trial_id, None)
         self.unwritten.append((ours, rows, history))
         self._write()
 

@@ -105,7 +105,7 @@ class QATTrial(tune.Trainable):
         limit = self._spec.run.trial_timeout_s
         if "done" not in report and limit is not None and self._taken() > limit:
             return {"state": "timeout", "error": over_time(limit), "done": True}
-        return {"done": False} | report
+        return {"done": False, "node": ray.get_runtime_context().get_node_id()} | report
 
     def _taken(self) -> float:
         """Seconds since it began, without those in which it waited for another trial."""

@@ -19,6 +19,7 @@ import pytest
 
 from qdtune import cluster, launch, preflight, session
 from qdtune.cluster import BEGIN, Cluster, NoClusterError, knock
+from qdtune.placement import Node
 from qdtune.plan import plan
 from qdtune.preflight import LEAST, room
 from qdtune.spec import load
@@ -389,7 +390,7 @@ def test_cluster_that_cannot_be_joined_is_told_before_anything_is_made(
 def test_cluster_that_is_too_small_is_told_before_anything_is_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = Cluster(node_cpus=2, node_gpus=0, cpus=8, gpus=0, dashboard=None)
+    small = Cluster(nodes=(Node(2),) * 4, dashboard=None)
     monkeypatch.setattr(session, "connect", lambda at, size: nullcontext(small))
     said = refused(folder, capsys, "--address", "auto", "--set", "resources.cpu=4")
     assert said == "resources.cpu: 4 CPUs per trial asked, largest node has 2"
