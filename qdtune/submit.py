@@ -245,7 +245,7 @@ def _failed(log: str, code: int | None, message: str) -> int:
         told = [f"error: {what}: {_last(log)}"]
     for line in told or [f"error: the job failed: {_last(message) or 'no reason given'}"]:
         print(one_line(line)[:1_000], file=sys.stderr)
-    return code if told and code is not None and 0 < code < 128 else 2
+    return code if told and code in (2, 3, 4, 5) else 2
 
 
 def _last(text: str) -> str:
