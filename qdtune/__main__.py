@@ -46,7 +46,7 @@ def _stop(argv: list[str]) -> int:
 
 
 def _fetch(argv: list[str]) -> int:
-    from qdtune.submit import fetch
+    from qdtune.fetch import main as fetch
 
     return fetch(argv)
 

@@ -1,4 +1,4 @@
-"""`qdtune submit|jobs|stop|fetch`: sweeps on a cluster elsewhere, through the job server of its head.
+"""`qdtune submit|jobs|stop`: sweeps on a cluster elsewhere, through the job server of its head.
 
 A sweep file is judged here, and only it is sent, every default filled in; with `--allow-plugin` the module that it
 names, too. qdtune itself is on the head and its nodes already. The token comes from the environment alone.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
-import secrets
 import shlex
 import sys
 import tempfile
@@ -24,17 +22,15 @@ from qdtune import __version__
 from qdtune.cli import Parser, blaming, guarded, told
 from qdtune.head import HERE, SWEEP
 from qdtune.plan import plan
-from qdtune.progress import counted
 from qdtune.rules import mistake, one_line, printable
-from qdtune.spec import Spec, load, loads
-from qdtune.storage import check_location, storage_errors
+from qdtune.spec import Spec, load
+from qdtune.storage import check_location
 
 if TYPE_CHECKING:
     from qdtune.jobs import Job, Jobs
 
 LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver was killed; the run folder is in use; Ctrl-C
 START_S = 60.0  # in which a job should have begun, or else is left to itself
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def submit(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +39,8 @@ def submit(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `submit`; those of the process if None.
     """
-    parser = _parser(
-        "submit", "SWEEP [--follow] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR]", "Sends a sweep."
+    parser = parser_of(
+        "submit", "SWEEP [--follow] [--set KEY=VALUE ...] [--runs-dir DIR] [...]", "Sends a sweep to a cluster."
     )
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
     parser.add_argument("--follow", action="store_true", help="print what it prints until it ends")
@@ -59,38 +55,31 @@ def submit(argv: Sequence[str] | None = None) -> int:
         "--allow-plugin", action="append", default=[], metavar="MODULE", help="send this module along"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key of the file")
-    return guarded(lambda: _asked(_read(parser, argv, "sweep"), _submit))
+    return guarded(lambda: asked(read(parser, argv, "sweep"), _submit))
 
 
 def jobs(argv: Sequence[str] | None = None) -> int:
     """Lists the sweeps that were submitted to a cluster; returns the exit code."""
-    return guarded(lambda: _asked(_read(_parser("jobs", "", "Lists submitted sweeps."), argv), _list))
+    return guarded(lambda: asked(read(parser_of("jobs", "", "Lists submitted sweeps."), argv), _list))
 
 
 def stop(argv: Sequence[str] | None = None) -> int:
     """Stops a submitted sweep in order, so that it can go on later; returns the exit code."""
-    parser = _parser("stop", "ID", "Stops a submitted sweep in order.")
+    parser = parser_of("stop", "ID", "Stops a submitted sweep in order.")
     parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
-    return guarded(lambda: _asked(_read(parser, argv, "job"), _stop))
+    return guarded(lambda: asked(read(parser, argv, "job"), _stop))
 
 
-def fetch(argv: Sequence[str] | None = None) -> int:
-    """Brings a run folder from a cluster and verifies it; returns the exit code, 3 where something is damaged."""
-    parser = _parser("fetch", "ID|NAME [--out DIR] [--runs-dir DIR]", "Brings the results of a sweep here.")
-    parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folder is put (default: runs)")
-    parser.add_argument("--runs-dir", help="where it is on the head, if its job is no longer known there")
-    return guarded(lambda: _asked(_read(parser, argv, "job"), _fetch))
-
-
-def _parser(command: str, usage: str, description: str) -> Parser:
+def parser_of(command: str, usage: str, description: str) -> Parser:
+    """The parser of a command that asks a job server, for the options of its own to be added."""
     usage = " ".join(filter(None, ["qdtune", command, usage, "--address http://HOST:8265"]))
     parser = Parser(command, usage, description)
     parser.add_argument("--address", help="of the job server of a Ray cluster: http://HOST:8265")
     return parser
 
 
-def _read(parser: Parser, argv: Sequence[str] | None, wanted: str | None = None) -> argparse.Namespace:
+def read(parser: Parser, argv: Sequence[str] | None, wanted: str | None = None) -> argparse.Namespace:
+    """The arguments, judged: an address, and the one that is `wanted`."""
     arguments = parser.read(argv)
     if wanted and not getattr(arguments, wanted):
         parser.error(f"no {wanted} given")
@@ -99,7 +88,8 @@ def _read(parser: Parser, argv: Sequence[str] | None, wanted: str | None = None)
     return arguments
 
 
-def _asked(arguments: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
+def asked(arguments: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
+    """The exit code of a command; what is wrong with a run folder or an archive is told in one line."""
     from qdtune.archive import ArchiveError
     from qdtune.store import FAULTS
 
@@ -111,7 +101,7 @@ def _asked(arguments: argparse.Namespace, command: Callable[[argparse.Namespace]
 
 
 @contextmanager
-def _server(address: str) -> Iterator[Jobs]:
+def server_at(address: str) -> Iterator[Jobs]:
     """The job server at an address; what is wrong with it, or with a job, is a mistake of the user's."""
     from qdtune.cluster import prepare
 
@@ -133,14 +123,11 @@ def _submit(arguments: argparse.Namespace) -> int:
     where = arguments.runs_dir or ""
     check_location(where)
     digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
-    options = [
-        f"--{key.replace('_', '-')}={value}" for key in ("runs_dir", "data_dir") if (value := vars(arguments)[key])
-    ]
-    options += [
-        *(["--fresh"] if arguments.fresh else []),
-        *(f"--allow-plugin={name}" for name in arguments.allow_plugin),
-    ]
-    with _server(arguments.address) as server:
+    options = [f"--runs-dir={where}"] if where else []
+    options += [f"--data-dir={arguments.data_dir}"] if arguments.data_dir else []
+    options += ["--fresh"] if arguments.fresh else []
+    options += [f"--allow-plugin={name}" for name in arguments.allow_plugin]
+    with server_at(arguments.address) as server:
         known = server.all()
         running = next((job for job in known if job.runs and (job.name, job.runs_dir) == (spec.name, where)), None)
         if running:
@@ -156,7 +143,7 @@ def _submit(arguments: argparse.Namespace) -> int:
                     (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                     (Path(folder) / name).write_bytes(data)
                 about = {"name": spec.name, "runs_dir": where, "sweep": digest}
-                server.start(job, _line("launch", *options), Path(folder), about)
+                server.start(job, entrypoint("launch", *options), Path(folder), about)
         return _follow(server, job) if arguments.follow else _begun(server, job)
 
 
@@ -180,7 +167,7 @@ def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
     return found
 
 
-def _line(*arguments: str) -> str:
+def entrypoint(*arguments: str) -> str:
     """What the head's shell runs, in the place of itself: a signal to stop then reaches the sweep, once."""
     return f"exec {shlex.join(['python', '-m', 'qdtune.head', __version__, *arguments])}"
 
@@ -197,7 +184,7 @@ def _begun(server: Jobs, job: str) -> int:
     ended = server.wait(job, until=lambda: HERE in server.log(job).splitlines(), seconds=START_S)
     status, code, message = server.state(job)
     if ended and status != "SUCCEEDED":
-        return _failed(server.log(job), code, message)
+        return failed(server.log(job), code, message)
     at = f"--address {server.address}"
     print(f"{job} {status.lower()}; qdtune stop {job} {at} stops it, qdtune fetch {job} {at} brings its results")
     return 0
@@ -218,7 +205,7 @@ def _follow(server: Jobs, job: str) -> int:
         return INTERRUPTED
     if status == "SUCCEEDED" or lines.begun:
         return code if code is not None and code >= 0 else LOST
-    return _failed(lines.text, code, message)
+    return failed(lines.text, code, message)
 
 
 class _Lines:
@@ -237,15 +224,15 @@ class _Lines:
                 self.begun = line == HERE
 
 
-def _failed(log: str, code: int | None, message: str) -> int:
+def failed(log: str, code: int | None, message: str) -> int:
     """Says why a job has failed that never came to work; the exit code, 2 where none is known."""
-    told = [line for line in log.splitlines() if line.startswith("error: ")]
-    if not told and ("No module named" in log or "not found" in log):
+    why = [line for line in log.splitlines() if line.startswith("error: ")]
+    if not why and ("No module named" in log or "not found" in log):
         what = f"the head must have qdtune {__version__} in the `python` of the environment that Ray was started in"
-        told = [f"error: {what}: {_last(log)}"]
-    for line in told or [f"error: the job failed: {_last(message) or 'no reason given'}"]:
+        why = [f"error: {what}: {_last(log)}"]
+    for line in why or [f"error: the job failed: {_last(message) or 'no reason given'}"]:
         print(one_line(line)[:1_000], file=sys.stderr)
-    return code if told and code in (2, 3, 4, 5) else 2
+    return code if why and code in (2, 3, 4, 5) else 2
 
 
 def _last(text: str) -> str:
@@ -253,7 +240,7 @@ def _last(text: str) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    with _server(arguments.address) as server:
+    with server_at(arguments.address) as server:
         known = server.all()
     rows = [("job", "status", "started (UTC)", "how it ended")]
     for job in known:
@@ -274,7 +261,7 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _found(server: Jobs, what: str) -> Job | None:
+def found_job(server: Jobs, what: str) -> Job | None:
     """The job of this id, else the one that runs a sweep of this name, else the last that did."""
     known = server.all()
     by_id = [job for job in known if job.id == what]
@@ -283,8 +270,8 @@ def _found(server: Jobs, what: str) -> Job | None:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    with _server(arguments.address) as server:
-        job = _found(server, arguments.job)
+    with server_at(arguments.address) as server:
+        job = found_job(server, arguments.job)
         if job is None:
             raise mistake(f"there is no job {one_line(arguments.job)} at {server.address} (qdtune jobs lists them)")
         if job.runs:
@@ -295,50 +282,3 @@ def _stop(arguments: argparse.Namespace) -> int:
         again = "" if job.status == "SUCCEEDED" else "; the same submit goes on from here"
         print(f"{job.id} has ended: {job.status}{again}")
     return 0
-
-
-def _fetch(arguments: argparse.Namespace) -> int:
-    with _server(arguments.address) as server:
-        job = _found(server, arguments.job)
-        if job and job.runs:
-            print(f"error: {job.id} still runs: wait for its end, or stop it first", file=sys.stderr)
-            return RUNNING
-        name = job.name if job else arguments.job
-        if not NAME.fullmatch(name):
-            raise mistake(f"there is no job {one_line(name)} at {server.address} (qdtune jobs lists them)")
-        target = arguments.out / name
-        if target.exists() and any(target.iterdir()) and not (target / SWEEP).is_file():
-            raise mistake(
-                f"{one_line(str(target))} must be a run folder or not be there, got something else (choose --out)"
-            )
-        where = arguments.runs_dir or (job.runs_dir if job else "")
-        check_location(where)
-        packing = f"qdtune-fetch-{secrets.token_hex(8)}"
-        server.start(packing, _line("pack", name, *([f"--runs-dir={where}"] if where else [])))
-        server.wait(packing)
-        (status, code, message), log = server.state(packing), server.log(packing)
-        server.forget(packing)
-    return _put(log, target) if status == "SUCCEEDED" else _failed(log, code, message)
-
-
-def _put(log: str, target: Path) -> int:
-    """Unpacks an archive, judges it, puts it in its place and verifies it; what was there is set aside."""
-    from qdtune.archive import ArchiveError, unpack
-    from qdtune.store import Store
-    from qdtune.verify import check
-
-    os.umask(0o077)  # as a launch: for the user alone
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            fetched = unpack(log.splitlines(), Path(folder) / "run")
-            spec = loads((Path(folder) / "run" / SWEEP).read_bytes(), SWEEP)
-            if spec.name != target.name:
-                raise ArchiveError(f"the archive must be of {target.name}, got one of {spec.name}")
-            if aside := Store(target).set_aside():
-                print(f"what was in {target} is now in {aside}")
-            os.rename(Path(folder) / "run", target)
-    print(f"{counted(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
-    store = Store(target)
-    with store.lock():
-        return check(store, str(target))

@@ -65,6 +65,7 @@ RULES: dict[str, set[str]] = {
     "head": {"torch", "ray", "optuna"},
     "jobs": {"torch", "optuna"},
     "submit": {"torch", "ray", "optuna"},
+    "fetch": {"torch", "ray", "optuna"},
     "__main__": set(),
 }
 # Pickles run code when they are read; a torn Tuner state starts over silently; a torch.autograd.Function gives zero
