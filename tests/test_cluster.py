@@ -1,4 +1,4 @@
-"""A real head and a second node, in processes of their own, with a token: sent, followed, stopped, finished, fetched."""
+"""A real head and a second node, in processes of their own: a sweep sent, followed, stopped, finished, fetched."""
 
 from __future__ import annotations
 
