@@ -66,8 +66,8 @@ class Cluster:
         common += [f"--dashboard-agent-listen-port={free_port()}", f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
         line = [sys.executable, "-m", "ray.scripts.scripts", "start", *common, *map(str, options)]
         environment = self.environment | {"HOME": str(home)}
-        log = (home / "log").open("wb")
-        node = subprocess.Popen(line, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+        with (home / "log").open("wb") as log:
+            node = subprocess.Popen(line, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
         return node
 

@@ -387,6 +387,17 @@ def test_cluster_that_cannot_be_joined_is_told_before_anything_is_made(
     assert ("got Ray 2.55.0 and Python 3.10.4" in said) == (init is of_other_version)
 
 
+def test_results_with_an_own_model_are_compared_once_that_is_known(
+    folder: Path, started: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a.yaml").write_text(SWEEP.replace("{hidden: [8]}", "{factory: 'mine:net', hidden: [8]}"))
+    before = load("a.yaml").resolve("digits").changed("model", sha256="a" * 64)
+    Store(folder / "runs" / "a").create(before.to_yaml())
+    monkeypatch.setattr("qdtune.plugins.permit", lambda *a: None)
+    assert launch.main(["a.yaml", "--allow-plugin", "mine"]) == 0
+    assert started == [True]
+
+
 def test_cluster_that_is_too_small_is_told_before_anything_is_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
