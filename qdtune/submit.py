@@ -162,8 +162,8 @@ def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
             raise mistake(
                 f"{what} (code that is installed on every node: qdtune launch on the head)", group, "factory"
             )
-        packages = [parent / "__init__.py" for parent in path.parents if (home / parent / "__init__.py").is_file()]
-        found |= {str(part): (home / part).read_bytes() for part in [path, *packages]}
+        packages = (parent / "__init__.py" for parent in path.parents[:-1])
+        found |= {str(p): (home / p).read_bytes() for p in (path, *packages) if (home / p).is_file()}
     return found
 
 

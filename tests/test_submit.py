@@ -377,6 +377,7 @@ def test_own_module_is_sent_along_where_the_command_says_so(
 ) -> None:
     own(tmp_path, "mine.nets:net")
     (tmp_path / "mine").mkdir()
+    (tmp_path / "__init__.py").touch()
     for name in ("__init__.py", "nets.py", "other.py"):
         (tmp_path / "mine" / name).write_text("raise SystemExit('imported here')")
     assert run(capsys, "submit", "own.yaml")[::2] == (
