@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -70,6 +70,9 @@ class Recorder(tune.Callback):
         self.failing_since, self.retry_at = math.inf, 0.0
         self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
         self.heard: dict[str, float] = {}  # when each running trial was last heard of
+        self.recovering: set[str] = set()  # lost, and not started again yet
+        self.lost: Counter[str] = Counter()  # losses of running trials that Ray Tune has given up too early
+        self.returned: deque[Trial] = deque()  # these trials, to be started anew
         self.nodes: dict[str, str] = {}  # where each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
@@ -83,7 +86,7 @@ class Recorder(tune.Callback):
         """The trial to start now; None if there is none now, or no longer any (see `over`)."""
         if self.unwritten:
             return None
-        return self.feed.next()
+        return self.returned.popleft() if self.returned else self.feed.next()
 
     @property
     def over(self) -> bool:
@@ -107,12 +110,14 @@ class Recorder(tune.Callback):
         ours = self._of(trial)
         self.curves[ours.trial_id] = []
         self.heard[ours.trial_id] = time.monotonic()
+        self.recovering.discard(ours.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
         ours = self._of(trial)
         self.warmups.release.remote(ours.trial_id)
         self.progress.forget(ours.trial_id)
+        self.recovering.add(ours.trial_id)
         if self._silence(ours):
             trial.max_failures = trial.num_failures  # what hangs is tried once more, and not again
 
@@ -147,13 +152,22 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)
-        lost = trial.num_failures  # the last one included
+        # A worker may be lost while it takes over its next trial. For Tune (2.60) that trial has not started yet: it
+        # is given up whatever attempts it has left, at once or just after it was to recover from the same loss.
+        told_twice = ours.trial_id in self.recovering
+        losses = trial.num_failures - told_twice  # the last one included
+        lost = self.lost[ours.trial_id] + losses
         reason = _reason(trial)
         if silence := self._silence(ours):
-            self._end_early(ours, "timeout", silence, lost)
+            self._end_early(ours, "timeout", silence, losses)
+        elif (told_twice or losses <= trial.max_failures) and lost <= self.feed.spec.run.max_failures:
+            self.lost[ours.trial_id] = lost
+            self.returned.append(ours)
+            self.warmups.release.remote(ours.trial_id)
+            self.progress.forget(ours.trial_id)
         else:
             state = "oom" if any(words in reason for words in OUT_OF_MEMORY) else "failed"
-            self._end_early(ours, state, f"worker lost {lost} times: {reason}", lost)
+            self._end_early(ours, state, f"worker lost {lost} times: {reason}", losses)
 
     def _silence(self, ours: Trial) -> str | None:
         """Why the lost worker of a trial has ended itself, if that is what it did."""
@@ -171,6 +185,8 @@ class Recorder(tune.Callback):
     def _finish(self, ours: Trial, rows: list[dict[str, Any]], history: list[dict[str, Any]], attempts: int) -> None:
         self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
         before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
+        attempts += self.lost.pop(ours.trial_id, 0)
+        self.recovering.discard(ours.trial_id)
         rows = [row | {"attempt": before + attempts} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
@@ -310,5 +326,5 @@ def _place(stack: Path) -> str:
 
 def _reason(trial: Any) -> str:
     """Ray's own account of a lost worker, in one line."""
-    text = trial.get_error() if trial.pickled_error_file else "no reason given"
-    return " ".join(str(text).split())[:300]
+    text = trial.get_error() if trial.pickled_error_file else None
+    return " ".join((text or "no reason given").split())[:300]
