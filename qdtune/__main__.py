@@ -39,11 +39,39 @@ def _export(argv: list[str]) -> int:
     return export(argv)
 
 
+def _submit(argv: list[str]) -> int:
+    from qdtune.submit import submit
+
+    return submit(argv)
+
+
+def _jobs(argv: list[str]) -> int:
+    from qdtune.submit import jobs
+
+    return jobs(argv)
+
+
+def _stop(argv: list[str]) -> int:
+    from qdtune.submit import stop
+
+    return stop(argv)
+
+
+def _fetch(argv: list[str]) -> int:
+    from qdtune.fetch import main as fetch
+
+    return fetch(argv)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "launch": ("run, or finish, a sweep", _launch),
     "report": ("print and draw what a sweep has found", _report),
     "verify": ("check a run folder, and set aside what is damaged", _verify),
     "export": ("trained models as files to ship", _export),
+    "submit": ("send a sweep to a cluster", _submit),
+    "jobs": ("list the sweeps that were sent", _jobs),
+    "stop": ("stop one of them in order", _stop),
+    "fetch": ("bring its results here", _fetch),
     "replay": ("judge pruners on a finished sweep", _replay),
 }
 

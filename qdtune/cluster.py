@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qdtune.machine import own_folder
+from qdtune.placement import Node
 from qdtune.rules import mistake
 
 SETTINGS = {
@@ -105,12 +106,9 @@ class NoClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on: CPUs and GPUs of the largest node and in all, the dashboard's URL or None."""
+    """What there is to run on: the nodes, and the dashboard's URL or None."""
 
-    node_cpus: int
-    node_gpus: int
-    cpus: int
-    gpus: int
+    nodes: tuple[Node, ...]
     dashboard: str | None
 
 
@@ -165,14 +163,10 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
         else:
             context = _joined(ray_at.address)
         stack.callback(ray.shutdown)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         url = context.dashboard_url
         yield Cluster(
-            node_cpus=max(cpus, default=0),
-            node_gpus=max(gpus, default=0),
-            cpus=sum(cpus),
-            gpus=sum(gpus),
+            nodes=tuple(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in there),
             dashboard=f"http://{url}" if url else None,
         )
 

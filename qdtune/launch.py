@@ -15,7 +15,7 @@ from pathlib import Path
 from qdtune.cli import Parser, blaming, guarded, leave, told
 from qdtune.machine import gpus
 from qdtune.names import PLANNED
-from qdtune.placement import Placement, placement
+from qdtune.placement import Node, Placement, placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.rules import mistake, one_line
 from qdtune.spec import Spec, load
@@ -77,7 +77,7 @@ def _launch(arguments: argparse.Namespace) -> int:
             planned = plan(spec.resolve(spec.data.names[0]))
         address = arguments.address or os.environ.get("RAY_ADDRESS") or None
         if arguments.dry_run or address is None:
-            placed = placement(spec.resources, os.cpu_count() or 1, gpus(), spec.run.max_concurrent_trials)
+            placed = placement(spec.resources, [Node(os.cpu_count() or 1, gpus())], spec.run.max_concurrent_trials)
     if arguments.dry_run and planned is not None:
         there = _there(arguments, spec, data_dir)
         _describe(spec, planned, placed, data_dir, there)

@@ -1,9 +1,11 @@
-"""How trials share a machine, and what the machine has for them."""
+"""How trials share machines, and what these have for them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qdtune.rules import Problem, SpecError
 from qdtune.schema import Resources
@@ -13,9 +15,16 @@ MEMORY_SHARE = 0.9  # of a GPU's memory, which trials may fill together
 MOST_SHARERS = 32  # of one GPU: each is a process with a CPU and some 0.5 GB of GPU memory of its own
 
 
+class Node(NamedTuple):
+    """One machine: its CPUs and GPUs."""
+
+    cpus: int
+    gpus: int = 0
+
+
 @dataclass(frozen=True)
 class Placement:
-    """How trials share a machine.
+    """How trials share one machine or many.
 
     Attributes:
         gpu, cpu: what one trial holds.
@@ -35,18 +44,18 @@ class Placement:
         return -(-trials // self.concurrent)
 
 
-def placement(resources: Resources, cpus: int, gpus: int, max_concurrent: int | None = None) -> Placement:
-    """How trials that ask for `resources` share `cpus` cores and `gpus` GPUs.
+def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
+    """How trials that ask for `resources` share some machines; a trial is always on one of them.
 
-    Without a GPU they run on the CPU alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are. A
-    share that is `auto` counts as a whole GPU until it has been measured (`probe`).
+    Without a GPU anywhere they run on CPUs alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.
+    A share that is `auto` counts as a whole GPU until it has been measured (`probe`).
 
     Raises:
-        SpecError: one trial asks for more than there is.
+        SpecError: one trial asks for more than any node has.
     """
     gpu = UNIT if resources.gpu == "auto" else round(resources.gpu * UNIT)
     cpu = round(resources.cpu * UNIT)
-    notes = []
+    cpus, gpus = (max(each) for each in zip(*nodes, strict=True))
     problems = []
     if cpu > cpus * UNIT:
         problems.append(_too_much("cpu", resources.cpu, cpus))
@@ -54,21 +63,30 @@ def placement(resources: Resources, cpus: int, gpus: int, max_concurrent: int | 
         problems.append(_too_much("gpu", gpu / UNIT, gpus))
     if problems:
         raise SpecError(problems)
-    by_cpu = cpus * UNIT // cpu
-    concurrent, per_gpu = by_cpu, 0
+    notes, per_gpu = [], 0
     if gpu and not gpus:
         asked = "auto" if resources.gpu == "auto" else f"{resources.gpu:g}"
         notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {asked} is not used")
         gpu = 0
-    elif gpu:
+    by_cpu = [node.cpus * UNIT // cpu for node in nodes]
+    rooms = by_cpu
+    if gpu:
         per_gpu = UNIT // gpu
-        by_gpu = gpus * per_gpu if per_gpu else gpus * UNIT // gpu
-        concurrent = min(by_cpu, by_gpu)
+        by_gpu = [node.gpus * per_gpu if per_gpu else node.gpus * UNIT // gpu for node in nodes]
+        rooms = [min(pair) for pair in zip(by_cpu, by_gpu, strict=True)]
         notes += _fraction_notes(gpu, per_gpu)
         if resources.gpu == "auto":
             notes.append("gpu: auto: how many trials share a GPU is measured on one of them when the sweep starts")
-        if by_cpu < by_gpu:
-            notes.append(f"{by_gpu} trials fit on the GPUs, but {cpus} CPUs let only {by_cpu} run at once")
+        if sum(rooms) < sum(by_gpu):
+            there = sum(node.cpus for node in nodes if node.gpus)
+            notes.append(f"{sum(by_gpu)} trials fit on the GPUs, but {there} CPUs let only {sum(rooms)} run at once")
+    concurrent = sum(rooms)
+    if not concurrent:
+        what = f"{resources.cpu:g} CPUs and {gpu / UNIT:g} GPUs per trial asked, and no node has both"
+        raise SpecError([Problem(None, ("resources",), what)])
+    if idle := sum(not room and node.cpus > 0 for room, node in zip(rooms, nodes, strict=True)):
+        share = f"{gpu / UNIT:g} GPU and {cpu / UNIT:g} CPU" if gpu else f"{cpu / UNIT:g} CPU"
+        notes.append(f"{idle} of {len(nodes)} nodes take no trial, which holds {share}")
     if max_concurrent is not None:
         concurrent = min(concurrent, max_concurrent)
     return Placement(gpu / UNIT, cpu / UNIT, per_gpu, concurrent, tuple(notes))

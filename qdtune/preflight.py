@@ -57,7 +57,7 @@ def preflight(spec: Spec, planned: Plan | None, runs_dir: str, address: str | No
                 raise
             what = getattr(error, "strerror", None) or error
             raise mistake(f"cannot write to {_named(folder)}: {what} (choose another --runs-dir)") from None
-        if not fresh and spec.data.dataset:
+        if not fresh and spec.data.dataset and not spec.model.factory:  # else it is known when that was asked
             _check_some_data_set(spec, spec.data.dataset, folder)
     if address is not None:
         try:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -71,6 +71,10 @@ class Recorder(tune.Callback):
         self.failing_since, self.retry_at = math.inf, 0.0
         self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
         self.heard: dict[str, float] = {}  # when each running trial was last heard of
+        self.recovering: set[str] = set()  # lost, and not started again yet
+        self.lost: Counter[str] = Counter()  # losses of running trials that Ray Tune has given up too early
+        self.returned: deque[Trial] = deque()  # these trials, to be started anew
+        self.nodes: dict[str, str] = {}  # where each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
         self.metadata = provenance()
@@ -84,7 +88,7 @@ class Recorder(tune.Callback):
         """The trial to start now; None if there is none now, or no longer any (see `over`)."""
         if self.unwritten:
             return None
-        return self.feed.next()
+        return self.returned.popleft() if self.returned else self.feed.next()
 
     @property
     def over(self) -> bool:
@@ -110,12 +114,14 @@ class Recorder(tune.Callback):
         self.curves[ours.trial_id] = []
         self.heard[ours.trial_id] = time.monotonic()
         self.metrics.moved(len(self.feed.running), self.feed.left)
+        self.recovering.discard(ours.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
         ours = self._of(trial)
         self.warmups.release.remote(ours.trial_id)
         self.progress.forget(ours.trial_id)
+        self.recovering.add(ours.trial_id)
         if self._silence(ours):
             trial.max_failures = trial.num_failures  # what hangs is tried once more, and not again
 
@@ -124,6 +130,7 @@ class Recorder(tune.Callback):
     ) -> None:
         ours = self._of(trial)
         self.metrics.trained(result)
+        self._see_move(ours, result)
         by = self.feed.study.pruned_by(ours.trial_id)
         weights = result.pop("weights", None)  # out of what Tune keeps of every trial until the sweep ends
         if "error" in result and "state" in result:
@@ -139,15 +146,34 @@ class Recorder(tune.Callback):
             self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
 
+    def _see_move(self, ours: Trial, result: dict[str, Any]) -> None:
+        """Says so where a trial that started again does so on another node than before."""
+        if "node" not in result:
+            return
+        node = f"{result.get('node_ip')} ({result['node'][:6]})"  # of one machine there may be several
+        before = self.nodes.setdefault(ours.trial_id, node)
+        if before != node:
+            self.nodes[ours.trial_id] = node
+            self.progress.out.print(f"{ours.label} ({ours.trial_id}) moved from node {before} to node {node}")
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)
-        lost = trial.num_failures  # the last one included
+        # A worker may be lost while it takes over its next trial. For Tune (2.60) that trial has not started yet: it
+        # is given up whatever attempts it has left, at once or just after it was to recover from the same loss.
+        told_twice = ours.trial_id in self.recovering
+        losses = trial.num_failures - told_twice  # the last one included
+        lost = self.lost[ours.trial_id] + losses
         reason = _reason(trial)
         if silence := self._silence(ours):
-            self._end_early(ours, "timeout", silence, lost)
+            self._end_early(ours, "timeout", silence, losses)
+        elif (told_twice or losses <= trial.max_failures) and lost <= self.feed.spec.run.max_failures:
+            self.lost[ours.trial_id] = lost
+            self.returned.append(ours)
+            self.warmups.release.remote(ours.trial_id)
+            self.progress.forget(ours.trial_id)
         else:
             state = "oom" if any(words in reason for words in OUT_OF_MEMORY) else "failed"
-            self._end_early(ours, state, f"worker lost {lost} times: {reason}", lost)
+            self._end_early(ours, state, f"worker lost {lost} times: {reason}", losses)
 
     def _silence(self, ours: Trial) -> str | None:
         """Why the lost worker of a trial has ended itself, if that is what it did."""
@@ -172,9 +198,12 @@ class Recorder(tune.Callback):
     ) -> None:
         self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
         before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
+        attempts += self.lost.pop(ours.trial_id, 0)
+        self.recovering.discard(ours.trial_id)
         rows = [row | {"attempt": before + attempts} for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
+        self.nodes.pop(ours.trial_id, None)
         self.unwritten.append((ours, rows, history, weights))
         self._write()
 
@@ -313,5 +342,5 @@ def _place(stack: Path) -> str:
 
 def _reason(trial: Any) -> str:
     """Ray's own account of a lost worker, in one line."""
-    text = trial.get_error() if trial.pickled_error_file else "no reason given"
-    return " ".join(str(text).split())[:300]
+    text = trial.get_error() if trial.pickled_error_file else None
+    return " ".join((text or "no reason given").split())[:300]

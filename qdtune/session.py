@@ -57,7 +57,7 @@ def run(spec: Spec, *, runs_dir: str, data_dir: Path, ray_at: RayAt, fresh: bool
             if ray_at.address is None:
                 return _run(spec, runs_dir, data_dir, partial(connect, ray_at), fresh, early)
             with connect(ray_at, 0) as cluster:  # before anything is made: it may be of another version, or too small
-                placement(spec.resources, cluster.node_cpus, cluster.node_gpus)
+                placement(spec.resources, cluster.nodes)
                 return _run(spec, runs_dir, data_dir, lambda _: nullcontext(cluster), fresh, early)
     except SystemExit:  # how a signal is answered while the sweep's own handlers are not set, by Ray, too
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -63,11 +63,8 @@ def storage_errors(path: object) -> Iterator[None]:
         ) from error
 
 
-def open_folder(where: str | os.PathLike[str]) -> Folder:
-    """The folder at a path, or under a URL such as s3://bucket/prefix; made when something is written.
-
-    Credentials and the endpoint of an object store come from the environment (AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL ...), for what stands in a URL ends up in logs.
+def check_location(where: str | os.PathLike[str]) -> None:
+    """Returns where this is a path, or a URL that names an object store and nothing else; nothing is opened.
 
     Raises:
         LocationError: no such kind of URL, credentials in it, no bucket.
@@ -75,7 +72,7 @@ def open_folder(where: str | os.PathLike[str]) -> Folder:
     if re.match(rf"({'|'.join(SCHEMES)}):/?(?!/)", os.fspath(where)):
         raise LocationError(f"{where} must start with {os.fspath(where).partition(':')[0]}://")
     if not is_url(where):
-        return LocalFolder(Path(where))
+        return
     url = urlsplit(os.fspath(where))
     shown = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
     if url.scheme not in SCHEMES:
@@ -84,6 +81,21 @@ def open_folder(where: str | os.PathLike[str]) -> Folder:
         raise LocationError(f"{shown} must be nothing but bucket and prefix: credentials come from the environment")
     if not url.netloc:
         raise LocationError(f"{shown} must name a bucket, as in {url.scheme}://bucket/prefix")
+
+
+def open_folder(where: str | os.PathLike[str]) -> Folder:
+    """The folder at a path, or under a URL such as s3://bucket/prefix; made when something is written.
+
+    Credentials and the endpoint of an object store come from the environment (AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL ...), for what stands in a URL ends up in logs.
+
+    Raises:
+        LocationError: as of `check_location`, or it cannot be opened.
+    """
+    check_location(where)
+    if not is_url(where):
+        return LocalFolder(Path(where))
+    url, shown = urlsplit(os.fspath(where)), os.fspath(where)
     with _reachable(shown):
         if url.scheme == "s3":
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -168,6 +180,16 @@ class Folder:
         with storage_errors(self.name(within)):
             found = self.store.get_file_info(fs.FileSelector(path, allow_not_found=True))
             return sorted(info.base_name for info in found if info.is_file)
+
+    def paths(self) -> list[str]:
+        """The names of all files in the folder and below, as `read` takes them, sorted; none that starts with a dot.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        with storage_errors(self):
+            names = [info.path.removeprefix(f"{self.path}/") for info in self._all() if info.is_file]
+        return sorted(name for name in names if not re.search(r"(^|/)\.", name))
 
     def rename(self, old: str, new: str) -> None:
         """Gives a file another name.
@@ -303,6 +325,12 @@ class LocalFolder(Folder):
         with storage_errors(self.root / within), contextlib.suppress(FileNotFoundError):
             return sorted(entry.name for entry in os.scandir(self.root / within) if entry.is_file())
         return []
+
+    def paths(self) -> list[str]:
+        with storage_errors(self.root):  # walked by hand, for links are not followed
+            found = [Path(folder) / file for folder, _, files in os.walk(self.root) for file in files]
+            names = [path.relative_to(self.root).as_posix() for path in found if not path.is_symlink()]
+        return sorted(name for name in names if not re.search(r"(^|/)\.", name))
 
     def write(self, file: str, data: bytes) -> None:
         path = self.root / file

@@ -88,8 +88,8 @@ def train(
     over = threading.Event()
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(data_bytes) as cluster, _signals(stopped), own_folder() as scratch:
-        placement(spec.resources, cluster.node_cpus, cluster.node_gpus)  # raises where no node has room for one
-        if spec.resources.gpu == "auto" and cluster.node_gpus:
+        placement(spec.resources, cluster.nodes)  # raises where no node has room for one
+        if spec.resources.gpu == "auto" and any(node.gpus for node in cluster.nodes):
             spec = _measured(spec, cluster, data, feed, stopped, out)
         place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
@@ -121,7 +121,7 @@ def _measured(spec: Spec, cluster: Cluster, data: Data, feed: Feed, stopped: lis
         waited += 1.0
     try:
         need = ray.get(answer, timeout=0)
-        need = replace(need, most=int(cluster.cpus / spec.resources.cpu / cluster.gpus))
+        need = replace(need, most=max(int(n.cpus / spec.resources.cpu / n.gpus) for n in cluster.nodes if n.gpus))
         out.print(str(need))
         gpu = need.gpu
     except ray.exceptions.GetTimeoutError:
@@ -152,7 +152,7 @@ def _measure(*arguments: Any) -> Need:
 
 def _place(spec: Spec, cluster: Cluster, trials: int, out: Any) -> Placement:
     """How many trials run at once, and where to look: printed before anything runs."""
-    place = placement(spec.resources, cluster.cpus, cluster.gpus, spec.run.max_concurrent_trials)
+    place = placement(spec.resources, cluster.nodes, spec.run.max_concurrent_trials)
     for note in place.notes:
         out.print(note, style="yellow")
     share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"

@@ -105,7 +105,7 @@ class QATTrial(tune.Trainable):
         limit = self._spec.run.trial_timeout_s
         if "done" not in report and limit is not None and self._taken() > limit:
             return {"state": "timeout", "error": over_time(limit), "done": True}
-        return {"done": False} | report | self._gpu_memory()
+        return {"done": False, "node": ray.get_runtime_context().get_node_id()} | report | self._gpu_memory()
 
     def _gpu_memory(self) -> dict[str, float]:
         """The largest share of its GPU's memory (0..1) that torch has held in this process; empty without a GPU."""

@@ -47,12 +47,22 @@ def _verify(arguments: argparse.Namespace) -> int:
         if store.sweep_yaml() is None:  # before the lock, which would make the folder
             raise mistake(f"{one_line(arguments.run)} is no run folder: it holds no sweep.yaml")
         with store.lock():
-            return _report(store, arguments.run)
+            return check(store, arguments.run)
     except tuple(FAULTS) as error:
         return told(error, FAULTS)
 
 
-def _report(store: Store, run: str) -> int:
+def check(store: Store, run: str) -> int:
+    """Sets aside what is damaged and says so; 0 if all is whole, else 3. To be called under the lock.
+
+    Args:
+        store: of a run folder.
+        run: what it is called.
+
+    Raises:
+        SpecError: its sweep.yaml is none.
+        NewerSchemaError, StorageError: as of `Store.trials`.
+    """
     damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
     damaged += [f"{line}: set aside, is trained again" for line in _damaged(store, "warmup")]
     damaged += [f"{line}: set aside, the result stands but cannot be exported" for line in _damaged(store, "weights")]

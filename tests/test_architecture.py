@@ -31,6 +31,7 @@ RULES: dict[str, set[str]] = {
     "plan": {"torch", "ray", "optuna"},
     "placement": {"torch", "ray", "optuna"},
     "storage": {"torch", "ray", "optuna", "qdtune"},
+    "archive": {"torch", "ray", "optuna"},
     "warmups": {"torch", "ray", "optuna"},
     "pareto": {"torch", "ray", "optuna", "qdtune"},
     "data": {"ray"},
@@ -79,6 +80,10 @@ RULES: dict[str, set[str]] = {
     "session": {"torch", "ray", "optuna"},
     "report": {"torch", "ray", "optuna"},
     "launch": set(),
+    "head": {"torch", "ray", "optuna"},
+    "jobs": {"torch", "optuna"},
+    "submit": {"torch", "ray", "optuna"},
+    "fetch": {"torch", "ray", "optuna"},
     "__main__": set(),
 }
 # Pickles run code when they are read; a torn Tuner state starts over silently; a torch.autograd.Function gives zero

@@ -89,6 +89,26 @@ def test_a_trial_over_its_time_ends_even_inside_an_epoch(ray_here, tmp_path, mon
 
 
 @pytest.mark.slow
+def test_a_worker_lost_as_it_takes_over_a_trial_is_a_failure_like_any_other(ray_here, tmp_path):  # noqa: F811
+    from qdtune.trial import QATTrial
+
+    lost = tmp_path / "lost"
+
+    class Lost(QATTrial):
+        def reset_config(self, new_config):
+            if new_config["weight_bits"] == 5 and not lost.exists():
+                lost.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    spec = loads(SWEEP, "byhand.yaml", [*SIX, "run.max_failures=1"])
+    _, store = swept(ray_here, tmp_path, spec, Lost, PLACE)
+    assert lost.exists()
+    assert by_bits(store, "state") == dict.fromkeys(range(1, 7), "ok")
+    assert by_bits(store, "attempt") == {bits: 1 + (bits == 5) for bits in range(1, 7)}
+
+
+@pytest.mark.slow
 def test_a_worker_that_always_dies_is_a_failed_row_and_one_short_of_memory_an_oom(ray_here, tmp_path):  # noqa: F811
     from qdtune.trial import QATTrial
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qdtune.configuration import Trial
 from qdtune.names import BUDGETS, ORDERS
-from qdtune.placement import Need, Placement, placement
+from qdtune.placement import Need, Node, Placement, placement
 from qdtune.plan import (
     Plan,
     candidates,
@@ -403,7 +403,7 @@ def test_plan_wants_one_data_set() -> None:
 
 
 def place(gpu: Any, cpu: Any = 1, *, cpus: int = 16, gpus: int = 1, most: int | None = None) -> Placement:
-    return placement(Resources(gpu=gpu, cpu=cpu), cpus, gpus, most)
+    return placement(Resources(gpu=gpu, cpu=cpu), [Node(cpus, gpus)], most)
 
 
 @pytest.mark.parametrize(
@@ -503,3 +503,49 @@ def test_a_gpu_is_not_shared_by_more_than_there_are_cpus_for() -> None:
 def test_the_plan_for_a_gpu_is_told() -> None:
     told = str(Need(memory=700 * 2**20, total=80_000 * 2**20, busy=0.3))
     assert told == "gpu: auto: one trial took 700 of 80,000 MiB and kept the GPU busy 30% of the time: 1/4 each"
+
+
+NODES = st.lists(st.builds(Node, st.integers(0, 12), st.integers(0, 3)), min_size=1, max_size=5)
+
+
+def packed(node: Node, cpu: int, gpu: int) -> int:
+    """How many trials a node takes if they are put on it one by one, each where a GPU has room."""
+    free, devices, count = node.cpus * 10_000, [10_000] * node.gpus, 0
+    while free >= cpu:
+        whole = -(-gpu // 10_000) if gpu > 10_000 else 1
+        takers = [k for k, left in enumerate(devices) if left >= min(gpu, 10_000)][:whole]
+        if gpu and len(takers) < whole:
+            break
+        for k in takers if gpu else []:
+            devices[k] -= min(gpu, 10_000)
+        free, count = free - cpu, count + 1
+    return count
+
+
+@given(NODES, st.integers(2_000, 40_000), st.sampled_from([0, 2_500, 3_333, 6_000, 10_000, 20_000]))
+def test_trials_at_once_are_what_each_node_takes(nodes: list[Node], cpu: int, gpu: int) -> None:
+    asked = Resources(gpu=gpu / 10_000, cpu=cpu / 10_000 if cpu <= 10_000 else cpu // 10_000)
+    cpu, gpu = round(asked.cpu * 10_000), gpu if any(node.gpus for node in nodes) else 0
+    expected = sum(packed(node, cpu, gpu) for node in nodes)
+    if expected:
+        found = placement(asked, nodes)
+        assert found.concurrent == expected
+        idle = sum(node.cpus > 0 and not packed(node, cpu, gpu) for node in nodes)
+        assert any(note.startswith(f"{idle} of {len(nodes)} nodes take no trial") for note in found.notes) == (
+            idle > 0
+        )
+    else:
+        with pytest.raises(SpecError, match=r"per trial asked, (largest node has|and no node has both)"):
+            placement(asked, nodes)
+
+
+def test_halves_of_two_nodes_make_no_place() -> None:
+    three = Resources(gpu=0, cpu=2)
+    assert placement(three, [Node(3), Node(3)]).concurrent == 2  # a plain sum would say 3
+    with pytest.raises(
+        SpecError, match=r"^error: resources: 8 CPUs and 1 GPUs per trial asked, and no node has both$"
+    ):
+        placement(Resources(gpu=1, cpu=8), [Node(16), Node(4, 2)])
+    beside = placement(Resources(gpu=0.25, cpu=1), [Node(16), Node(2, 1)])
+    assert beside.concurrent == 2
+    assert beside.notes[-1] == "1 of 2 nodes take no trial, which holds 0.25 GPU and 1 CPU"

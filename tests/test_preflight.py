@@ -19,6 +19,7 @@ import pytest
 
 from qdtune import cluster, launch, preflight, session
 from qdtune.cluster import BEGIN, Cluster, NoClusterError, knock
+from qdtune.placement import Node
 from qdtune.plan import plan
 from qdtune.preflight import LEAST, room
 from qdtune.spec import load
@@ -386,10 +387,21 @@ def test_cluster_that_cannot_be_joined_is_told_before_anything_is_made(
     assert ("got Ray 2.55.0 and Python 3.10.4" in said) == (init is of_other_version)
 
 
+def test_results_with_an_own_model_are_compared_once_that_is_known(
+    folder: Path, started: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a.yaml").write_text(SWEEP.replace("{hidden: [8]}", "{factory: 'mine:net', hidden: [8]}"))
+    before = load("a.yaml").resolve("digits").changed("model", sha256="a" * 64)
+    Store(folder / "runs" / "a").create(before.to_yaml())
+    monkeypatch.setattr("qdtune.plugins.permit", lambda *a: None)
+    assert launch.main(["a.yaml", "--allow-plugin", "mine"]) == 0
+    assert started == [True]
+
+
 def test_cluster_that_is_too_small_is_told_before_anything_is_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = Cluster(node_cpus=2, node_gpus=0, cpus=8, gpus=0, dashboard=None)
+    small = Cluster(nodes=(Node(2),) * 4, dashboard=None)
     monkeypatch.setattr(session, "connect", lambda at, size: nullcontext(small))
     said = refused(folder, capsys, "--address", "auto", "--set", "resources.cpu=4")
     assert said == "resources.cpu: 4 CPUs per trial asked, largest node has 2"

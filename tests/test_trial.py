@@ -12,7 +12,7 @@ import pytest
 
 from qdtune import cluster
 from qdtune.data import load
-from qdtune.placement import Placement, placement
+from qdtune.placement import Node, Placement, placement
 from qdtune.plan import plan
 from qdtune.schema import Resources
 from qdtune.spec import loads
@@ -103,7 +103,7 @@ def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
                 pass
             return {"most": ray.get(self.door.leave.remote()), "done": True}
 
-    place = placement(Resources(gpu=0.125, cpu=1), cpus=16, gpus=1)
+    place = placement(Resources(gpu=0.125, cpu=1), [Node(16, 1)])
     assert (place.per_gpu, place.concurrent) == (8, 8)
     door = Door.remote()
     grid = tuner_for(sized(Waits, place), {"door": door, "n": tune.grid_search(list(range(9)))}, tmp_path).fit()
@@ -354,7 +354,7 @@ def shares(ray, tmp_path, monkeypatch, capsys, measure):
     spec = loads(SWEEP, "byhand.yaml", ["resources.gpu=auto"])
     data, _ = load(["synthetic"], tmp_path, 128)
     feed = Feed(spec, plan(spec).trials, Study(spec), [])
-    cluster = Cluster(node_cpus=16, node_gpus=1, cpus=16, gpus=1, dashboard=None)
+    cluster = Cluster(nodes=(Node(16), Node(16, 1)), dashboard=None)
     found = sweep._measured(spec, cluster, data, feed, [], console())
     return found.resources.gpu, capsys.readouterr().out
 

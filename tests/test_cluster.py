@@ -1,0 +1,162 @@
+"""A real head and a second node, in processes of their own: a sweep sent, followed, stopped, finished, fetched."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_kills import rows_of
+
+from qdtune.store import Store
+
+SWEEP = """\
+version: 1
+name: tiny
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 2, 3, 4, 5, 6, 7, 8]}}
+seeds: [0, 1]
+data: {dataset: synthetic, val_size: 128}
+model: {factory: 'mine:net', hidden: [8]}
+train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 30}}
+early_terminate: {type: none}
+resources: {gpu: 0, cpu: 1}
+"""
+MINE = """\
+from torch import nn
+
+
+def net(inputs, hidden, classes, *, seed):
+    return nn.Sequential(nn.Linear(inputs, hidden[0]), nn.ReLU(), nn.Linear(hidden[0], classes))
+"""
+WAIT_S = 240  # on a busy machine
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+class Cluster:
+    """Ray nodes of one CPU each on this machine, each with a home of its own, and a user elsewhere."""
+
+    def __init__(self, place: Path, temp: str) -> None:
+        self.place, self.temp, self.gcs, self.port = place, temp, free_port(), free_port()
+        self.token, self.nodes = place / "token", []  # type: Path, list[subprocess.Popen[bytes]]
+        self.token.write_text("0123456789abcdef" * 4)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "QDTUNE_"))}
+        path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+        self.environment = kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "PATH": path}
+        self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
+    def start(self, *options: object) -> subprocess.Popen[bytes]:
+        """Starts a node."""
+        home = self.place / f"home{len(self.nodes)}"
+        home.mkdir()
+        common = ["--block", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+        common += [f"--dashboard-agent-listen-port={free_port()}", f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
+        line = [sys.executable, "-m", "ray.scripts.scripts", "start", *common, *map(str, options)]
+        environment = self.environment | {"HOME": str(home)}
+        with (home / "log").open("wb") as log:
+            node = subprocess.Popen(line, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        return node
+
+    def head(self) -> None:
+        self.start("--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.port}",
+                   f"--temp-dir={self.temp}", f"--ray-client-server-port={free_port()}")  # fmt: skip
+        until(lambda: self("jobs")[0] == 0)
+
+    def join(self) -> subprocess.Popen[bytes]:
+        return self.start(f"--address=127.0.0.1:{self.gcs}")
+
+    def began(self, *argv: str, **environment: str) -> subprocess.Popen[str]:
+        """A command of the user's."""
+        remote = [] if argv[0] == "launch" else ["--address", f"http://127.0.0.1:{self.port}"]
+        line = [sys.executable, "-m", "qdtune", *argv, *remote]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(line, cwd=self.place, env=self.environment | environment, text=True, **pipes)
+
+    def __call__(self, *argv: str, **environment: str) -> tuple[int, str]:
+        process = self.began(*argv, **environment)
+        out, _ = process.communicate(timeout=300)
+        return process.returncode, out
+
+
+def until(so: object) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not so():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    (tmp_path / "mine.py").write_text(MINE)
+    with tempfile.TemporaryDirectory(prefix="q", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        cluster = Cluster(tmp_path, temp)
+        try:
+            yield cluster
+        finally:
+            for node in reversed(cluster.nodes):
+                if node.poll() is None:
+                    node.terminate()
+            for node in cluster.nodes:
+                node.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_run_here(cluster: Cluster) -> None:
+    submit = ["submit", "tiny.yaml", "--allow-plugin", "mine"]
+    cluster.head()
+    second = cluster.join()
+    done = cluster.place / "home0" / "runs" / "tiny" / "trials"
+    code, said = cluster("jobs", RAY_AUTH_TOKEN="another")
+    assert (code, "wants a token" in said, said.count("\n")) == (2, True, 1)
+
+    assert cluster(*submit)[0] == 0
+    assert cluster(*submit) == (5, "tiny runs already, as qdtune-tiny-1\n")
+    following = cluster.began(*submit, "--follow")
+    until(lambda: done.is_dir() and any(done.iterdir()))
+    assert cluster("fetch", "tiny")[0] == 5
+    code, said = cluster("stop", "tiny")
+    assert (code, "qdtune-tiny-1 has ended: STOPPED" in said) == (0, True)
+    said, _ = following.communicate(timeout=60)
+    assert following.returncode == 130
+    assert "stopped by SIGINT: " in said
+    kept = len(list(done.iterdir()))
+    assert 0 < kept < 16
+
+    following = cluster.began(*submit, "--follow")
+    until(lambda: len(list(done.iterdir())) > kept + 1)
+    raylet = subprocess.run(["pgrep", "-P", str(second.pid), "raylet"], capture_output=True, text=True).stdout
+    os.kill(int(raylet), signal.SIGKILL)
+    cluster.join()
+    said, _ = following.communicate(timeout=300)
+    assert following.returncode == 0, said
+    assert f"{kept} done before" in said
+    code, said = cluster("fetch", "tiny", "--out", "fetched")
+    assert (code, said.endswith("16 trials, 32 rows, 992 epochs: all whole\n")) == (0, True)
+    code, listed = cluster("jobs")
+    assert re.findall(r"^(qdtune-tiny-\d) +(\w+)", listed, re.MULTILINE) == [
+        ("qdtune-tiny-1", "STOPPED"),
+        ("qdtune-tiny-2", "SUCCEEDED"),
+    ]
+
+    assert cluster("launch", "tiny.yaml", "--allow-plugin", "mine", "--no-dashboard", HOME=str(cluster.place))[0] == 0
+    assert rows_of(cluster.place / "fetched" / "tiny") == rows_of(cluster.place / "runs" / "tiny")
+    assert len(Store(cluster.place / "fetched" / "tiny").ids()) == 16
+    token = cluster.token.read_bytes()
+    assert not any(token in path.read_bytes() for path in (cluster.place / "fetched").rglob("*") if path.is_file())
+    assert b"0123456789abcdef" * 4 not in listed.encode()
