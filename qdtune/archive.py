@@ -108,7 +108,7 @@ class _Reader:
     def end(self) -> str:
         """What the last line has to be; nothing where a record is not complete."""
         self.feed("")
-        whole = self.inflate.eof and not self.open_file and not self.buffer
+        whole = not self.open_file and not self.buffer
         return f"{END} {self.files} {self.digest.hexdigest()}" if whole else ""
 
     def _records(self) -> None:

@@ -198,7 +198,7 @@ def test_connection_that_breaks_is_taken_up_where_it_was(server: Server, capsys:
 def test_head_that_stays_silent_ends_the_following(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "LOST_S", -1.0)
+    monkeypatch.setattr(jobs, "LOST_S", 0.05)
     monkeypatch.setattr(server, "tail_job_logs", lambda job: (_ for _ in ()).throw(requests.ConnectionError("gone")))
     assert run(capsys, "submit", "tiny.yaml", "--follow")[::2] == (
         2,
@@ -335,15 +335,15 @@ def test_nothing_that_listens_is_told_at_once() -> None:
 
 def test_jobs_are_listed_in_their_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "jobs") == (0, "no sweep was submitted to http://head:8265\n", "")
-    for n, status in ((3, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED")):
+    for n, status in ((10, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED")):
         server.has("tiny", n, status)
     server.jobs["qdtune-tiny-2"].driver_exit_code = 5
     server.jobs["qdtune-tiny-2"].message = "Job failed\nerror: held\x1b by\n"
     assert run(capsys, "jobs")[1].splitlines() == [
-        "job            status     started (UTC)        how it ended",
-        "qdtune-tiny-1  SUCCEEDED  1970-01-01 00:00:01  exit code 0",
-        "qdtune-tiny-2  FAILED     1970-01-01 00:00:02  exit code 5: error: held\\x1b by",
-        "qdtune-tiny-3  RUNNING    1970-01-01 00:00:03",
+        "job             status     started (UTC)        how it ended",
+        "qdtune-tiny-1   SUCCEEDED  1970-01-01 00:00:01  exit code 0",
+        "qdtune-tiny-2   FAILED     1970-01-01 00:00:02  exit code 5: error: held\\x1b by",
+        "qdtune-tiny-10  RUNNING    1970-01-01 00:00:10",
     ]
 
 
