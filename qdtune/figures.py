@@ -7,6 +7,7 @@ these once. Shapes, dashes or text repeat what colours say, for print in grey.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from qdtune.axes import (
     styled,
     with_error,
 )
+from qdtune.names import AXES
 from qdtune.progress import AXES_SHOWN
 from qdtune.published import CAVEAT, Published, published
 from qdtune.sheet import MOST_FAINT, Recorded, Row, Sheet, sheet
@@ -67,6 +69,24 @@ def _figures(drawn: Sheet, reference: bool, still: bool) -> list[Figure]:
             made.append(_multiples(drawn, name, axis))
     made.append(_heatmap(drawn))
     return [*made, _curves(drawn)] if drawn.epochs else made
+
+
+def apart(drawn: Sheet) -> list[Row]:
+    """The rows of which no mark hides another's on paper: of those that look alike within a pixel, the first.
+
+    Thousands of marks take seconds to draw, and most of them lie on others of their colour and shape.
+    """
+    axes = {"weight_bits", "activation", *_marks(drawn)}.intersection(drawn.varying)
+
+    def look(row: Row) -> tuple[Any, ...]:
+        places = [row["size"], *(None if row[split] is None else error(row[split]) for split in ("val", "test"))]
+        near = (None if place is None else round(math.log(place), 2) for place in places)
+        return (row["state"] == "ok", *near, *(row[axis] for axis in AXES if axis in axes))
+
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in drawn.rows:
+        found.setdefault(look(row), row)
+    return list(found.values())
 
 
 def whole(chart: Any, drawn: Sheet) -> Any:

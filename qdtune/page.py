@@ -17,7 +17,7 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
-from qdtune.figures import NAME, Figure, figures, overlay
+from qdtune.figures import NAME, Figure, apart, figures, overlay
 from qdtune.machine import cache_dir
 from qdtune.progress import front_cells
 from qdtune.published import published
@@ -65,7 +65,7 @@ figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-s
 """
 SCRIPT = """
 const room = document.querySelector("main").clientWidth - 32, narrow = room < 600;
-const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 170)) :
+const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 200)) :
   key === "columns" && narrow ? Math.max(1, Math.floor(room / 260)) : value;
 const rows = ({names, rows, epoch}) =>
   rows.map(row => ({epoch, ...Object.fromEntries(names.map((name, i) => [name, row[i]]))}));
@@ -133,10 +133,10 @@ def page(sheets: Sequence[Sheet], budget: int | None = None, reference: bool = F
 
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:
     """The figures as (file name, bytes): an SVG and a PNG of each."""
+    marks = [{key: value for key, value in row.items() if key != "curve"} for row in apart(drawn)]
+    curves = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
     for figure in figures(drawn, reference, still=True):
-        rows = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
-        if figure.name != "curves":
-            rows = [{key: value for key, value in row.items() if key != "curve"} for row in drawn.rows]
+        rows = curves if figure.name == "curves" else marks
         spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
         svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=VEGA_LITE)
         yield f"{figure.name}.svg", svg.encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -81,7 +82,13 @@ class Run:
         Args:
             budget: bytes, for the question what is best.
         """
-        return answer(self.trials, self.history, self.pareto, budget)
+        if budget not in self._answers:
+            self._answers[budget] = answer(self.trials, self.history, self.pareto, budget)
+        return self._answers[budget]
+
+    @cached_property
+    def _answers(self) -> dict[int | None, Answers]:
+        return {}
 
     def plot(self) -> Any:
         """The front as a chart (Altair)."""

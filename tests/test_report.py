@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -18,8 +20,8 @@ import pytest
 
 import qdtune
 from qdtune import page as pages
-from qdtune.axes import size_ticks
-from qdtune.figures import figures, whole
+from qdtune.axes import error, size_ticks
+from qdtune.figures import apart, figures, whole
 from qdtune.page import page
 from qdtune.progress import console
 from qdtune.published import PUBLISHED
@@ -153,6 +155,32 @@ def test_ten_thousand_configurations_fit_into_six_megabytes(drawn):
     many = dataclasses.replace(drawn, rows=[row | {"id": k} for k, row in enumerate(drawn.rows * 286)])
     assert len(many.rows) > 10_000
     assert len(pages._json(pages._columns(many))) + len(pages.vega()) < 6_000_000
+
+
+def test_marks_that_are_left_out_on_paper_lie_within_a_pixel_of_one_that_looks_alike(pruned):
+    rng = random.Random(0)
+    several = [row for row in pruned.rows for _ in range(20)]
+    rng.shuffle(several)
+    rows = [
+        row | {"id": k, "size": row["size"] + rng.randrange(60), "val": row["val"] and row["val"] - rng.random() / 50}
+        for k, row in enumerate(several)
+    ]
+    many = dataclasses.replace(pruned, rows=rows)
+    kept = apart(many)
+    assert len(kept) < 0.9 * len(rows)
+    assert [row["id"] for row in kept] == sorted({row["id"] for row in kept})
+
+    def near(a, b, key):
+        return a == b if None in (a, b) else abs(math.log(key(a) / key(b))) <= 0.0101
+
+    for row in rows:
+        assert any(
+            (row["state"] == "ok") == (one["state"] == "ok")
+            and all(row[axis] == one[axis] for axis in many.varying)
+            and near(row["size"], one["size"], float)
+            and near(row["val"], one["val"], error)
+            for one in kept
+        )
 
 
 def test_sheet_tells_what_was_stopped_and_by_what(pruned):
