@@ -53,6 +53,7 @@ class Comparison:
             mean difference there.
         flags: what has to be said beside the verdict.
         reason: why it is refused, or undecided for another reason than its interval; else empty.
+        confounders: where it is refused for want of pairs, the other axes in which the nearest pair differs.
     """
 
     axis: str
@@ -78,6 +79,7 @@ class Comparison:
     curve_effect: float | None = None
     flags: tuple[str, ...] = ()
     reason: str = ""
+    confounders: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -204,7 +206,8 @@ def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, flo
         apart, one, other = baselines.confounder(group, match)
         differ = ", ".join(f"{name} ({_shown(one, name)} here, {_shown(other, name)} there)" for name in apart)
         verb = "differs" if len(apart) == 1 else "differ"
-        return replace(asked, reason=f"no pair differs in {asked.axis} alone, {differ} {verb} too"), {}
+        reason = f"no pair differs in {asked.axis} alone, {differ} {verb} too"
+        return replace(asked, reason=reason, confounders=apart), {}
     found: dict[str | None, Pairs] = {}
     for pair in pairs:
         found.setdefault(obstacle(*pair), []).append(pair)

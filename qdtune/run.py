@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -65,7 +66,18 @@ class Run:
         """Configurations that have not come to their end: 0 where the sweep is done."""
         pruning = self.spec.early_terminate.type != "none"  # else what was stopped is trained on
         final = sum(n for state, n in self.states.items() if state in FINAL and (pruning or state != "pruned"))
-        return max(0, self.planned - final)
+        return max(0, self.planned - final) + self._to_replicate
+
+    @property
+    def _to_replicate(self) -> int:
+        """Configurations on the front, or close behind it, that `replicate` has yet to give more seeds."""
+        wanted = self.spec.replicate
+        ranked = self.pareto.filter(pc.is_valid(self.pareto["pareto_rank"])).sort_by("size_bytes")
+        if wanted is None or not ranked.num_rows:
+            return 0
+        sizes, accuracies, seeds = (ranked[name].to_numpy() for name in ("size_bytes", "val_accuracy", "n_seeds"))
+        best = np.maximum.accumulate(accuracies)[np.searchsorted(sizes, sizes, side="right") - 1]
+        return int(((best - accuracies <= wanted.within) & (seeds < wanted.front)).sum())
 
     def front(self, budget: int | None = None) -> pa.Table:
         """The rows of `pareto` that are on the front, by ascending size.

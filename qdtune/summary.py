@@ -18,6 +18,7 @@ from qdtune.run import Run
 DEPTH = "Which depth and bit width win at a given number of bytes?"
 EFFECT = "effect (points)"
 ACTIVATION = "Does an activation between the factors help?"
+FEW_REFUSED = 2  # comparisons without a pair that are told one by one; more are one sentence
 
 
 class Table(NamedTuple):
@@ -79,9 +80,27 @@ def questions(answers: Answers) -> list[Question]:
     asked = []
     for title, conclusions, name in ((DEPTH, best, "depth"), (ACTIVATION, [], "activation")):
         found: tuple[Comparison, ...] = getattr(answers, name)
-        if conclusions or found:
-            asked.append(Question(title, conclusions, _verdicts(found), list(said[name]), compared(name, found)))
+        if not (conclusions or found):
+            continue
+        alone, told = _folded(name, found)
+        sentences = [sentence for one, sentence in zip(found, said[name], strict=True) if one in told]
+        asked.append(Question(title, [*conclusions, *alone], _verdicts(found), sentences, compared(name, told)))
     return asked
+
+
+def _folded(axis: str, found: Sequence[Comparison]) -> tuple[list[str], Sequence[Comparison]]:
+    """One sentence for the comparisons that have no pair, if there are several; and the others.
+
+    A search that draws a learning rate for each configuration leaves none of them a pair.
+    """
+    alone = [one for one in found if one.confounders]
+    if len(alone) <= FEW_REFUSED:
+        return [], found
+    counts = Counter(name for one in alone for name in one.confounders)
+    differ = ", ".join(f"{name} in {'all' if n == len(alone) else n}" for name, n in counts.most_common())
+    sentence = f"No answer in {len(alone)} comparisons: in none of them do two configurations differ in {axis} alone"
+    end = f"the nearest differ in other axes too ({differ}). A grid over {axis} with these held fixed has such pairs."
+    return [f"{sentence}; {end}"], [one for one in found if not one.confounders]
 
 
 def _verdicts(found: Sequence[Comparison]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from qdtune.answers import answer
 from qdtune.comparisons import compare_activations, compare_depths, points
 from qdtune.paired import ALPHA
+from qdtune.summary import questions
 from qdtune.tables import HISTORY, TRIALS, aggregate, completed
 
 DATA = Path(__file__).parent / "data"
@@ -213,6 +214,33 @@ def test_activations_are_compared_with_identity_at_the_same_depth_and_bits():
     alone = table(configuration(3, 2, 0.9 + noise(0)), configuration(2, 2, 0.8 + noise(1), activation="relu"))
     assert "depth (2 here, 3 there) differs too" in one(alone, ask=compare_activations).reason
     assert compare_activations(table(configuration(2, 2, [0.9], activation="relu")), NOTHING) == ()
+
+
+def test_comparisons_without_a_pair_are_told_as_one_where_there_are_several():
+    apart = [configuration(1, b, 0.8 + noise(b), qat_lr=0.1) for b in (1, 2, 3)]
+    apart += [
+        configuration(2, b, 0.9 + noise(b), qat_lr=0.2, scale="lsq" if b == 3 else "absmean") for b in (1, 2, 3)
+    ]
+    pair = [configuration(1, 4, 0.8 + noise(0)), configuration(2, 4, 0.9 + noise(1))]
+
+    def asked(*rows):
+        (depth, *_) = questions(answer(table(*rows), NOTHING, aggregate(table(*rows))))
+        return depth
+
+    depth = asked(*apart, *pair)
+    assert depth.verdicts == "4 comparisons: 1 helps, 3 refused"
+    assert [row[0] for row in depth.table.rows] == ["4"]
+    (sentence,) = depth.sentences
+    assert sentence.startswith("At 4 bits")
+    folded = depth.conclusions[-1]
+    assert folded.startswith(
+        "No answer in 3 comparisons: in none of them do two configurations differ in depth alone"
+    )
+    assert "(qat_lr in all, scale in 1)" in folded
+    assert asked(*apart).table is None
+    few = asked(*(rows for rows in apart if rows[0]["weight_bits"] != 3), *pair)
+    assert (len(few.sentences), len(few.table.rows)) == (3, 3)
+    assert not few.conclusions[-1].startswith("No answer")
 
 
 def test_float_weights_have_no_scale_rule():

@@ -1,5 +1,6 @@
 """`qdtune.load`: what of a run folder counts, while its sweep runs and after, and what is told where none does."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -183,3 +184,17 @@ def test_a_place_that_is_no_run_folder_is_refused_in_one_line(where, message, tm
     with pytest.raises(RunError, match=message) as caught:
         qdtune.load(where)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sweep_is_not_finished_before_its_front_has_the_seeds_it_asked_for(recording):
+    run = qdtune.load(recording.root)
+    for within in (0.0, 0.02):
+        wanted = {"replicate": {"front": 5, "within": within}}
+        asked = dataclasses.replace(run, spec=sweep_files.Spec.model_validate(run.spec.to_dict() | wanted))
+        rows = [row for row in run.pareto.to_pylist() if row["pareto_rank"] is not None]
+        best = [max(o["val_accuracy"] for o in rows if o["size_bytes"] <= row["size_bytes"]) for row in rows]
+        close = [row for row, top in zip(rows, best, strict=True) if top - row["val_accuracy"] <= within]
+        assert asked.left == run.left + len(close)
+        assert len(close) > sum(row["is_pareto"] for row in rows) * (within > 0)
+        given = pa.Table.from_pylist([row | {"n_seeds": 5} for row in run.pareto.to_pylist()], schema=PARETO)
+        assert dataclasses.replace(asked, pareto=given).left == run.left
