@@ -105,14 +105,20 @@ def front_figure(run: Recorded) -> Any:
 def overlay(sheets: Sequence[Sheet]) -> Any:
     """The fronts of several runs on one data set in one chart."""
     right = max(_right(s.drawable) for s in sheets)
-    rows = [row | {"run": s.run.name} for s in sheets for row in _steps(s.front, right)]
+    names = [s.run.name for s in sheets]  # runs of one name are told apart by where they are
+    names = [s.run.where if names.count(name) > 1 else name for s, name in zip(sheets, names, strict=True)]
+    rows = [row | {"run": name} for s, name in zip(sheets, names, strict=True) for row in _steps(s.front, right)]
     size, accuracy = size_axis([row["size"] for row in rows]), accuracy_axis("validation", [r["val"] for r in rows])
-    base = alt.Chart(alt.Data(values=rows), width=WIDTH, height=HEIGHT)
-    base = base.encode(x=size, color=alt.Color("run:N", scale=alt.Scale(range=list(OKABE_ITO))))
-    dash = alt.StrokeDash("run:N", scale=alt.Scale(range=list(DASHES)))
-    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=accuracy, strokeDash=dash)
-    band = base.mark_area(interpolate="step-after", opacity=0.12, clip=True)
-    return styled(alt.layer(band.encode(y=lower(accuracy), y2="error_high:Q"), line))
+    base = alt.Chart(alt.Data(values=rows), width=WIDTH, height=HEIGHT).encode(x=size)
+    colour, dash = alt.Scale(domain=names, range=list(OKABE_ITO)), alt.Scale(domain=names, range=list(DASHES))
+    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(
+        y=accuracy,
+        stroke=alt.Stroke("run:N", scale=colour, legend=alt.Legend(orient="bottom", columns=1)),
+        strokeDash=alt.StrokeDash("run:N", scale=dash),
+    )
+    band = base.mark_area(interpolate="step-after", opacity=0.2, color="#888888", clip=True)
+    band = band.encode(y=lower(accuracy), y2="error_high:Q", detail="run:N")
+    return styled(alt.layer(band, line))
 
 
 # --- accuracy against bytes
