@@ -137,7 +137,8 @@ def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Fi
     layers = [*_front_layers(_steps(drawn.front, right, split), size, accuracy), *_published(others, size, accuracy)]
     seeds = max((row["n"] for row in drawn.front), default=0)
     band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
-    text = f"Step line: the most accurate configuration up to a size{band}. Hollow: stopped early, as it was then."
+    hollow = "Hollow: not trained to its end (stopped early, say), as it was then."
+    text = f"Step line: the most accurate configuration up to a size{band}. {hollow}"
     if others:
         text = f"Step line: the front, chosen by validation accuracy{band}. {CAVEAT}"
     if still or not drawn.epochs:
@@ -180,6 +181,7 @@ def _points(drawn: Sheet, size: Any, accuracy: Any, split: str) -> Any:
     tips += [alt.Tooltip("n:Q", title="seeds")]
     tips += [
         alt.Tooltip("p_front:N", title="p front"),
+        alt.Tooltip("trial:N"),
         alt.Tooltip("state:N"),
         alt.Tooltip("by:N", title="beaten by"),
     ]
@@ -267,7 +269,9 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure:
         points = _points(drawn, size, accuracy, "val").transform_filter(f"datum.{axis} === {json.dumps(value)}")
         chart = alt.layer(*_front_layers(steps, size, accuracy, faint=True), points)
         charts.append(chart.properties(width=SMALL, height=150, title=f"{TITLES[axis]}: {value}"))
-    caption = "The grey line is the front of all configurations, the same in each panel. Hollow: stopped early."
+    caption = (
+        "The grey line is the front of all configurations, the same in each panel. Hollow: not trained to its end."
+    )
     return Figure(name, f"By {TITLES[axis]}", caption, styled(alt.concat(*charts, columns=3)))
 
 

@@ -255,6 +255,11 @@ class Folder:
             self.store.delete_file(path)
         return now
 
+    def in_use(self) -> bool:
+        """Whether a launch holds the folder now, as far as that can be told without holding it."""
+        found = self.store.get_file_info(f"{self.path}/.lock")
+        return bool(found.is_file and (datetime.now(timezone.utc) - found.mtime).total_seconds() < STALE_S)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder for one launch: an object that is renewed as long as its writer lives.
@@ -358,6 +363,16 @@ class LocalFolder(Folder):
 
     def probe(self) -> None:
         pass  # judged by the preflight without writing anything
+
+    def in_use(self) -> bool:
+        try:
+            with (self.root / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock, or no folder that could be locked
+            return False
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
