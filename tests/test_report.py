@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import fake
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,6 +30,8 @@ from qdtune.report import main, read_bytes
 from qdtune.sheet import sheet
 from qdtune.spec import load
 from qdtune.store import Store
+from qdtune.summary import trouble
+from qdtune.tables import TRIALS
 from qdtune.watch import PAGE, drawing, follow
 
 DATA = Path(__file__).parent / "data"
@@ -256,6 +259,8 @@ def test_several_runs_share_a_page(run, pruned, tmp_path, capsys):
         (["RUN", "--budget", "0"], "--budget must be bytes or KiB"),
         (["RUN", "--out", "nowhere/a.html"], "--out must be a file in a folder that is there, got nowhere/a.html"),
         (["RUN", "--out", "."], "--out must be a file, got a folder: ."),
+        (["RUN", "--out", "a.pdf"], "--out must be a page, FILE.html, got a.pdf"),
+        (["RUN", "--budget", "10"], "holds nothing within 10 bytes: the smallest that has finished has 2,505"),
         (["RUN", "--budgte", "3"], "unknown option '--budgte'; did you mean '--budget'?"),
         (["nowhere"], "error: nowhere is no run folder: it holds no sweep.yaml"),
         (["nowhere", "--watch"], "error: nowhere is no run folder: it holds no sweep.yaml"),
@@ -269,6 +274,28 @@ def test_report_says_what_is_wrong_in_one_line(run, arguments, message, tmp_path
     assert message in err
     assert err.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_report_replaces_its_own_pages_alone(run, tmp_path, capsys):
+    theirs, ours = tmp_path / "theirs.html", tmp_path / "ours.html"
+    theirs.write_text("<!doctype html><title>mine</title>")
+    for _ in range(2):
+        assert main([str(run.root), "--out", str(ours)]) == 0
+    capsys.readouterr()
+    assert main([str(run.root), "--out", str(theirs)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out must be a new file, or a report: {theirs} holds something else\n"
+    )
+    assert theirs.read_text() == "<!doctype html><title>mine</title>"
+
+
+def test_what_has_started_at_chance_is_told(pruned, capsys):
+    rows = pruned.run.trials.to_pylist()
+    first = next(row for row in rows if row["state"] == "ok")
+    first["error"] = "the warm-up ended at chance (9.8%)"
+    trials = pa.Table.from_pylist(rows, schema=TRIALS)
+    said = trouble(dataclasses.replace(pruned.run, trials=trials))
+    assert said == [*trouble(pruned.run), "1 configuration started from a warm-up that ended at chance: see `error`"]
 
 
 @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("4KiB", 4096), ("1.5 kib", 1536), ("1MiB", 1 << 20)])
@@ -309,6 +336,12 @@ def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path):
     html = page([sheet(qdtune.load(root))], reload_s=3).decode()
     assert 'data-reload="3"' in html
     assert "running, 34 of 35 done" in html
+    assert html.count("Provisional: 34 of 35") == 2
+    with Store(root).lock():
+        assert main([str(root)]) == 0  # by hand, while a launch has the folder
+    assert 'data-reload="3"' in (root / PAGE).read_text()
+    assert main([str(root)]) == 0
+    assert 'data-reload="0"' in (root / PAGE).read_text()
 
 
 def test_child_of_a_launch_ends_when_that_is_gone(run):
