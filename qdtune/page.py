@@ -65,6 +65,12 @@ figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-s
   .chart svg, .chart canvas { max-width: 100%; height: auto !important }
 }
 """
+# A page that has loaded itself again is as long as it was before anything is drawn, so that it does not jump.
+EARLY = """
+const place = "qdtune " + location.pathname, kept = JSON.parse(sessionStorage.getItem(place) || "{}");
+sessionStorage.removeItem(place);
+if (kept.whole) document.body.style.minHeight = kept.whole + "px";
+"""
 SCRIPT = """
 const room = document.querySelector("main").clientWidth - 32, narrow = room < 600;
 const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 200)) :
@@ -72,8 +78,7 @@ const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, r
 const rows = ({names, rows, epoch}) =>
   rows.map(row => ({epoch, ...Object.fromEntries(names.map((name, i) => [name, row[i]]))}));
 const text = element => element.textContent;
-const every = +document.body.dataset.reload, place = "qdtune " + location.pathname;
-const charts = [...document.querySelectorAll(".chart")], kept = JSON.parse(sessionStorage.getItem(place) || "{}");
+const every = +document.body.dataset.reload, charts = [...document.querySelectorAll(".chart")];
 (kept.heights || []).forEach((height, i) => { if (charts[i]) charts[i].style.minHeight = height + "px" });
 const drawn = [...document.querySelectorAll("script.chart-spec")].map(element => {
   const spec = JSON.parse(text(element), sized), of = element.dataset.of;
@@ -84,17 +89,15 @@ const drawn = [...document.querySelectorAll("script.chart-spec")].map(element =>
   return vegaEmbed(element.previousElementSibling, spec, options);
 });
 const made = text(document.querySelector(".facts"));
-if (kept.made) {
-  history.scrollRestoration = "manual";
-  scrollTo(0, kept.y);
-}
-sessionStorage.removeItem(place);
+if (kept.made) scrollTo(0, kept.y);
+Promise.allSettled(drawn).then(() => { document.body.style.minHeight = "" });
 if (every) {
   const wait = kept.made === made ? Math.min(2 * kept.wait, 30) : every;
   const again = () => {
     if (document.querySelector(".chart:hover")) return setTimeout(again, 1000);
     const heights = charts.map(chart => chart.clientHeight);
-    sessionStorage.setItem(place, JSON.stringify({made, wait, heights, y: scrollY}));
+    const whole = document.body.clientHeight;
+    sessionStorage.setItem(place, JSON.stringify({made, wait, heights, whole, y: scrollY}));
     location.reload();
   };
   Promise.allSettled(drawn).then(() => setTimeout(again, 1000 * wait));
@@ -129,6 +132,7 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
 <style>{STYLE}</style>
 </head>
 <body data-reload="{reload_s}">
+<script>{EARLY}</script>
 <main>
 {body}
 <section><h2>How to read it</h2><dl class="notes">{notes}</dl></section>
