@@ -120,7 +120,7 @@ def test_report_prints_what_it_draws(run, capsys):
 
 def test_page_holds_every_configuration_and_asks_nobody(drawn, html):
     found = Tags(html)
-    data = json.loads(found.scripts[0])
+    data = json.loads(found.scripts[1])
     rows = [dict(zip(data["names"], row, strict=True)) for row in data["rows"]]
     table = {row["trial_id"]: row for row in drawn.run.pareto.to_pylist()}
     assert sorted(row["size"] for row in rows) == sorted(row["size_bytes"] for row in table.values())
@@ -148,9 +148,9 @@ def test_page_of_hostile_words_holds_them_as_words(tmp_path):
     html = page([drawn]).decode()
     found = Tags(html)
     figures_there = len(figures(drawn))
-    assert len(found.scripts) == figures_there + 3  # the data, Vega, and ours
+    assert len(found.scripts) == figures_there + 4  # the data, Vega, and two of ours
     assert {tag for tag, _ in found.tags}.isdisjoint({"img", "b"})
-    assert json.loads(found.scripts[0])["rows"][0][json.loads(found.scripts[0])["names"].index("name")] == evil
+    assert json.loads(found.scripts[1])["rows"][0][json.loads(found.scripts[1])["names"].index("name")] == evil
     assert "\x1b" not in html
     assert html.count("&lt;img src=x") == 2 + html.count("Made with &lt;b&gt;")
 
