@@ -1,6 +1,7 @@
 """A tiny real sweep, trained without Ray, exported front to end; and what cannot be exported, told in one line."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -238,8 +239,8 @@ def test_command_is_one_of_qdtunes(capsys):
 # --- ONNX
 
 
-def random_model(bits, act_bits, activation, norm=True, draw=None):
-    """A packed mlp 9-7-5 of random codes, read."""
+def random_model(bits, act_bits, activation, norm=True, widths=(9, 7, 5)):
+    """A packed mlp of random codes, 9-7-5 unless told, read."""
     import torch
     from torch import nn
 
@@ -247,16 +248,17 @@ def random_model(bits, act_bits, activation, norm=True, draw=None):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
+        i, h, o = widths
         model = nn.Sequential(
-            nn.Linear(9, 7, bias=not norm), *([nn.BatchNorm1d(7)] if norm else []), nn.ReLU(), nn.Linear(7, 5)
+            nn.Linear(i, h, bias=not norm), *([nn.BatchNorm1d(h)] if norm else []), nn.ReLU(), nn.Linear(h, o)
         )
         decompose.decompose(model, 2, activation)
         quantize.quantize(model, bits, act_bits)
-        quantize.calibrate(model, torch.rand(64, 9) * 2 - 1)
+        quantize.calibrate(model, torch.rand(64, i) * 2 - 1)
         if norm:
             model[1].running_mean.uniform_(-1, 1)
             model[1].running_var.uniform_(0.5, 2)
-        return reader.load(export.of_seed(packed.pack({0: model}, "t", 9, 5), 0))
+        return reader.load(export.of_seed(packed.pack({0: model}, "t", i, o), 0))
 
 
 @pytest.mark.parametrize("bits", [*range(1, 17), 32])
@@ -276,6 +278,16 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
             onnx.TensorProto.INT4 if bits <= 4 else onnx.TensorProto.INT8 if bits <= 8 else onnx.TensorProto.INT16
         )
         assert kinds["0.factors.0.weight"] == wanted
+
+
+@pytest.mark.parametrize(("bits", "container"), [(1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (16, 16), (32, 32)])
+def test_onnx_is_as_long_as_its_codes_and_little_more(bits, container):
+    model = random_model(bits, 8, "leaky_relu", widths=(199, 23, 7))
+    linear = [op for op in model.program["ops"] if op["op"] == "linear"]
+    weights = sum(-(-math.prod(op["shape"]) * container // 8) for op in linear)
+    others = sum(tensor.nbytes for name, tensor in model.stored.items() if not name.endswith("weight"))
+    over = len(graph.to_onnx(model, "t")) - weights - others
+    assert 0 < over < 2560  # names and nodes; as lists of numbers even the codes of 4 bits take more
 
 
 @pytest.mark.parametrize("act_bits", [2, 3, 4, 8, 9, 16])
