@@ -193,7 +193,8 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     a, b, *_ = sorted(e["trial_id"] for e in store.write_pareto().to_pylist() if e["n_seeds"] == 2)
     file = run / "weights" / f"{a}.safetensors"
     assert refused(capsys, out, run, "--trial", "x" * 99).startswith(f"{run} holds no trial 'xxx")
-    assert f"did you mean {a}" in refused(capsys, out, run, "--trial", a[:-1])
+    assert f"did you mean {a}" in refused(capsys, out, run, "--trial", a[1:])
+    assert refused(capsys, out, run, "--trial", "").startswith("say which models: ")
     assert refused(capsys, out, run, "--trial", a, "--seed", "9").startswith("--seed must be one of ")
     assert refused(capsys, out, tmp_path, "--front").endswith("is no run folder: it holds no sweep.yaml")
     assert "invalid choice: 'tflite'" in refused(capsys, out, run, "--front", "--format", "tflite")
@@ -212,6 +213,22 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     assert f"the weights of trial {a} are damaged" in refused(capsys, out, run, "--trial", a)
     file.unlink()
     assert refused(capsys, out, run, "--trial", a).startswith(f"no weights are kept of trial {a}")
+
+
+def test_trial_is_found_by_how_its_id_begins(swept, tmp_path, capsys):
+    store = swept[0]
+    for trial_id in (ids := sorted(store.ids())):
+        short = next(s for k in range(1, 13) if sum(t.startswith(s := trial_id[:k]) for t in ids) == 1)
+        assert told(capsys, store.root, "--trial", short, "--out", tmp_path / trial_id)[0] == 0
+        cards = [json.loads(path.read_text()) for path in (tmp_path / trial_id).glob("*.json")]
+        rows = [row for row in store.trials().to_pylist() if row["trial_id"] == trial_id]
+        assert [card["configuration"]["weight_bits"] for card in cards] == [rows[0]["weight_bits"]]
+    ours = dict.fromkeys(["ab1", "ab", "ac2", *(f"d{n}" for n in range(7, 0, -1))])
+    assert [export._known(given, ours, "run") for given in ("ab", "ab1", "ac")] == ["ab", "ab1", "ac2"]
+    with pytest.raises(ValueError, match=r"--trial must name one trial of run, got 'a': ab, ab1, ac2$"):
+        export._known("a", ours, "run")
+    with pytest.raises(ValueError, match=r"got 'd': d1, d2, d3, d4, d5 and 2 more$"):
+        export._known("d", ours, "run")
 
 
 def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
