@@ -36,6 +36,7 @@ from qdtune.warmups import fault, parts, signed
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR [--format packed|onnx] [--seed N]"
 FEW = 5  # trials that a message names
 SUFFIXES = {"packed": ".safetensors", "onnx": ".onnx"}
+CARDS = {"packed": ".json", "onnx": ".onnx.json"}  # so that both formats can lie side by side
 READ = {
     "packed": "reader.py beside this file, with NumPy: load(file).logits(x), x uint8 (batch, inputs)",
     "onnx": f"any ONNX runtime of opset {graph.OPSET}; {graph.INPUT}",
@@ -225,7 +226,7 @@ def _files(chosen: Sequence[Chosen], kind: str) -> dict[str, bytes]:
     for one in chosen:
         file = f"{one.name}{SUFFIXES[kind]}"
         files[file] = one.blob if kind == "packed" else graph.to_onnx(one.model, one.name)
-        files[f"{one.name}.json"] = _card(one, kind, file, len(files[file]))
+        files[one.name + CARDS[kind]] = _card(one, kind, file, len(files[file]))
     return files
 
 
@@ -280,8 +281,8 @@ def _print(arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mappi
         table.add_row(one.name, one.label, *sizes, str(one.row["seed"]), *accuracies)
     out = console()
     out.print(table)
-    read = "; reader.py reads them" if arguments.format == "packed" else ""
-    out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL.json{read}")
+    read, card = "; reader.py reads them" if arguments.format == "packed" else "", CARDS[arguments.format]
+    out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL{card}{read}")
 
 
 if __name__ == "__main__":

@@ -101,16 +101,17 @@ def test_front_is_exported_and_gives_the_tested_accuracy_to_the_last_sample(swep
     x, y = data.test_x.numpy(), data.test_y.numpy()
     front = table_front(store.write_pareto()).to_pylist()
     assert len(front) >= 2
-    for kind, suffix in (("packed", ".safetensors"), ("onnx", ".onnx")):
-        out = tmp_path / kind
+    names, out = {"reader.py"}, tmp_path / "out"  # both formats lie side by side
+    for kind, suffix, end in (("packed", ".safetensors", ".json"), ("onnx", ".onnx", ".onnx.json")):
         code, printed, err = told(capsys, store.root, "--front", "--out", out, "--format", kind)
         assert (code, err) == (0, "")
         assert max(map(len, printed.splitlines()[:-1])) <= 80
-        names = {f"{e['trial_id']}{end}" for e in front for end in (suffix, ".json")}
-        assert {p.name for p in out.iterdir()} == names | ({"reader.py"} if kind == "packed" else set())
+        names |= {f"{e['trial_id']}{last}" for e in front for last in (suffix, end)}
+        assert {p.name for p in out.iterdir()} == names
         for entry in front:
             best = rows_of(store, entry)[0]
-            card = json.loads((out / f"{entry['trial_id']}.json").read_text())
+            card = json.loads((out / f"{entry['trial_id']}{end}").read_text())
+            assert card["format"] == kind
             assert card["seed"] == best["seed"]
             assert card["accuracy"] == {"validation": best["val_accuracy"], "test": best["test_accuracy"]}
             assert card["accuracy_of_the_configuration"]["seeds"] == entry["n_seeds"]
