@@ -283,6 +283,9 @@ def _print(arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mappi
     out.print(table)
     read, card = "; reader.py reads them" if arguments.format == "packed" else "", CARDS[arguments.format]
     out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL{card}{read}")
+    if poor := [one.name for one in chosen if one.row["error"]]:  # of a row that ended `ok`: its note
+        what = f"{counted(len(poor), 'model')} started from a warm-up that ended at chance and may know nothing"
+        out.print(f"warning: {what}: {', '.join(poor)}", style="yellow")
 
 
 if __name__ == "__main__":

@@ -243,6 +243,22 @@ def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
     assert refused(capsys, out, run, "--front").startswith(f"{run} has no front yet")
 
 
+def test_a_model_whose_warmup_ended_at_chance_is_exported_with_a_warning(run, tmp_path, capsys):
+    store = Store(run)
+    front = table_front(store.write_pareto()).to_pylist()
+    dead, *_ = (entry["trial_id"] for entry in front if entry["n_seeds"] == 2)
+    weights = run / "weights" / f"{dead}.safetensors"
+    kept, rows = weights.read_bytes(), store.trials([dead]).to_pylist()
+    (run / "trials" / f"{dead}.parquet").unlink()
+    store.write(dead, [row | {"error": "the warm-up ended at chance (9.8%)"} for row in rows], [], {})
+    weights.write_bytes(kept)
+    code, printed, err = told(capsys, run, "--front", "--out", tmp_path / "out")
+    what = f"1 model started from a warm-up that ended at chance and may know nothing: {dead}"
+    assert (code, err, printed.splitlines()[-1]) == (0, "", f"warning: {what}")
+    other = next(entry["trial_id"] for entry in front if entry["trial_id"] != dead)
+    assert "warning" not in told(capsys, run, "--trial", other, "--out", tmp_path / "other")[1]
+
+
 def test_a_missing_onnx_is_told_and_how_to_get_it(swept, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     line = refused(capsys, tmp_path / "out", swept[0].root, "--front", "--format", "onnx")
