@@ -109,6 +109,7 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
 
     from qdtune import session
     from qdtune.data import DataError
+    from qdtune.storage import StorageError
     from qdtune.store import FAULTS
 
     codes: dict[type[Exception], int] = {DataError: 2, cluster.NoClusterError: 2, **FAULTS}
@@ -118,6 +119,9 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
         if code > 128:
             leave(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
         return code
+    except StorageError as error:
+        what = "mend that and run the same command again, what was finished is kept"
+        return told(StorageError(f"{error}: {what}"), codes)
     except tuple(codes) as error:
         return told(error, codes)
 

@@ -1,7 +1,10 @@
 """A tiny real sweep, trained without Ray, exported front to end; and what cannot be exported, told in one line."""
 
+import errno
 import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from test_cohort import CPU
 from test_store import row as stored_row
 from test_train import Kept
 
-from qdtune import __main__, export, graph, reader
+from qdtune import __main__, export, graph, reader, storage
 from qdtune.cohort import Tensors
 from qdtune.data import load
 from qdtune.plan import make_trial, plan
@@ -257,6 +260,19 @@ def test_a_model_whose_warmup_ended_at_chance_is_exported_with_a_warning(run, tm
     assert (code, err, printed.splitlines()[-1]) == (0, "", f"warning: {what}")
     other = next(entry["trial_id"] for entry in front if entry["trial_id"] != dead)
     assert "warning" not in told(capsys, run, "--trial", other, "--out", tmp_path / "other")[1]
+
+
+@pytest.mark.parametrize("command", [["export", "--front"], ["report"]], ids=lambda words: words[0])
+def test_an_out_that_cannot_be_written_is_one_line_of_why(swept, tmp_path, capsys, monkeypatch, command):
+    def read_only(path, mode):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(storage, "open", read_only, raising=False)
+    name, *options = command
+    out = tmp_path / "out"
+    assert __main__.main([name, str(swept[0].root), *options, "--out", str(out)]) == 4
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"error: {out}\S* must be readable and writable, got Read-only file system\n", err), err
 
 
 def test_a_missing_onnx_is_told_and_how_to_get_it(swept, tmp_path, capsys, monkeypatch):
