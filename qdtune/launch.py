@@ -195,9 +195,8 @@ def _facts(
         yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
     if spec.run_cap and count < spec.run_cap and not searching:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
-    if planned.twins:
-        why = "an activation with depth 1, or a scale where nothing is quantised, changes nothing: exclude them"
-        yield "  note", f"{planned.twins:,} repeat another one ({why})"
+    if planned.warning:
+        yield "  warning", planned.warning
     folder, ids = there
     done = 0
     if ids and not searching:  # the hashes cost too much where there is nothing to compare them with
