@@ -12,13 +12,18 @@ from typing import Any
 
 from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.ledger import FLOAT_BITS
-from qdtune.names import AXES, text_of
+from qdtune.names import AXES, PLANNED, text_of
 from qdtune.rules import mistake
 from qdtune.schema import Axis, Data, Model, Phase
 from qdtune.spec import Spec, loads
 
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
 DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
+# Where an axis decides nothing: a single factor has nothing in between, and floats have no step size.
+IDLE: list[tuple[dict[str, Any], str]] = [
+    ({"depth": 1}, "activation"),
+    ({"weight_bits": FLOAT_BITS, "act_bits": None}, "scale"),
+]
 
 Point = tuple[Any, ...]  # a value per axis, in the order of AXES
 
@@ -66,6 +71,28 @@ class Plan:
             bits = (trial.weight_bits, trial.act_bits, scale, trial.qat.lr)
             networks.add((trial.depth, activation, trial.factor_init, trial.hidden, trial.warmup.lr, *bits))
         return len(self.trials) - len(networks)
+
+    @cached_property
+    def twin_rules(self) -> list[str]:
+        """Entries of `exclude` that drop the twins and nothing else, as in a sweep file; none where it is tangled."""
+        found: list[dict[str, Any]] = []
+        for where, axis in IDLE:
+            rules = [where | {axis: value} for value in self.spec.axes[axis].choices or ()]
+            tangled = any(axis in rule and rule not in rules for rule in self.spec.exclude)
+            if not tangled and any(_excluded(trial.values, where) for trial in self.trials):
+                found += [rule for rule in rules if rule not in self.spec.exclude][1:]  # the first is kept
+        return [f"{{{_rule_text(rule)}}}" for rule in found]
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of the twins, and how to be rid of them; None where there are none."""
+        if not self.twins:
+            return None
+        of = "" if self.spec.method in PLANNED else " of a random sample"
+        which = f"{self.twins:,} configuration{'' if self.twins == 1 else 's'}{of}"
+        why = "an activation at depth 1, or a scale where nothing is quantised, changes nothing"
+        rules = f"add to exclude: {', '.join(self.twin_rules)}" if self.twin_rules else "exclude them"
+        return f"{which} would repeat another one, for {why} ({rules})"
 
 
 def plan(spec: Spec) -> Plan:

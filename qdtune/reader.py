@@ -1,8 +1,7 @@
 """Reads a packed model of qdtune with NumPy alone: copy this file to wherever the model goes.
 
-model = load("0a1b2c3d4e5f.safetensors")
-model.logits(x)  # uint8 pixels (B, I), or floats that are normalised already -> float32 (B, O)
-model.tensors    # name -> array, the weights as float32 (O, I); the layout is specified in qdtune's packed.py
+load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, see WANTED -> float32 (B, O)
+load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); layout: qdtune's packed.py
 """
 
 import hashlib
@@ -16,6 +15,7 @@ import numpy as np
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "1"
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
 Q = {1: 1} | {bits: 2 ** (bits - 1) - 1 for bits in range(2, 17)}  # the largest code of so many bits
+WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
 ACTIVATIONS: dict[str, Any] = {
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -37,13 +37,14 @@ class Model(NamedTuple):
     stored: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
 
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        """The logits, float32 (B, O), of x (B, I): uint8 pixels, or floats as the first layer wants them."""
-        model, width, t = self.program["model"], self.program["inputs"], self.tensors
+    def logits(self, x: Any) -> np.ndarray:
+        """The logits, float32 (B, O), of an array or lists (B, I): WANTED; whole numbers 0 to 255 are pixels, too."""
+        model, width, t, x = self.program["model"], self.program["inputs"], self.tensors, np.asarray(x)
         _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
-        fits = x.shape[1:] == (width,) and (x.dtype == np.uint8 or x.dtype.kind == "f")
-        _must(fits, f"x must be uint8 or floats of shape (B, {width}), got {x.dtype} of shape {x.shape}")
-        x = x.astype(np.float32) / np.float32(127.5) - 1 if x.dtype == np.uint8 else x.astype(np.float32)
+        low, high = (0, 255) if x.dtype.kind in "iu" else (-1.001, 1.001)
+        fits = x.shape[1:] == (width,) and x.dtype.kind in "iuf" and bool(((low <= x) & (x <= high)).all())
+        _must(fits, f"x must be {WANTED}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
+        x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
         for op in self.program["ops"]:
             if op["op"] == "linear":
                 x = x if op["act_bits"] is None else _quantised(x, t[op["input_step"]], op["act_bits"])
@@ -90,8 +91,7 @@ def codes(packed: np.ndarray, shape: tuple[int, int], bits: int) -> np.ndarray:
 
 
 def _quantised(x: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
-    code = np.where(x >= 0, np.float32(1), -1) if bits == 1 else np.clip(np.round(x / step), -Q[bits], Q[bits])
-    return step * code
+    return np.where(x >= 0, step, -step) if bits == 1 else step * np.clip(np.round(x / step), -Q[bits], Q[bits])
 
 
 def _must(holds: bool, what: str) -> None:

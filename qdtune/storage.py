@@ -57,10 +57,7 @@ def storage_errors(path: object) -> Iterator[None]:
         raise
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())
-        raise StorageError(
-            f"{path} must be readable and writable, got {reason[:300]}: mend that and run the same "
-            "command again, what was finished is kept"
-        ) from error
+        raise StorageError(f"{path} must be readable and writable, got {reason[:300]}") from error
 
 
 def check_location(where: str | os.PathLike[str]) -> None:
