@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -56,9 +57,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise mistake(f"{len(arguments.runs)} runs have no page in common: say where it shall be, as --out FILE.html")
     if arguments.watch and (len(arguments.runs) > 1 or arguments.out):
         raise mistake(f"--watch draws RUN/{PAGE} of one run: leave out --out and the other runs")
-    if arguments.out and not Path(arguments.out).parent.is_dir():
+    if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
         raise mistake(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
-    if arguments.out and Path(arguments.out).is_dir():
+    if arguments.out and os.path.isdir(arguments.out):
         raise mistake(f"--out must be a file, got a folder: {one_line(arguments.out)}")
     if arguments.out and not arguments.out.endswith(".html"):
         raise mistake(f"--out must be a page, FILE.html, got {one_line(arguments.out)}")

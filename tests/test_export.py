@@ -269,7 +269,7 @@ def test_an_out_that_cannot_be_written_is_one_line_of_why(swept, tmp_path, capsy
 
     monkeypatch.setattr(storage, "open", read_only, raising=False)
     name, *options = command
-    out = tmp_path / "out"
+    out = tmp_path / "out.html"
     assert __main__.main([name, str(swept[0].root), *options, "--out", str(out)]) == 4
     err = capsys.readouterr().err
     assert re.fullmatch(rf"error: {out}\S* must be readable and writable, got Read-only file system\n", err), err
