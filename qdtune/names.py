@@ -29,7 +29,7 @@ COMPILES = ("auto", "always", "never")
 SIGNALS = ("best_so_far", "raw", "ema")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")
-FACTOR_INITS = ("default", "orthogonal", "svd")
+FACTOR_INITS = ("default", "orthogonal", "isometry", "svd")
 BUDGETS = (
     "size_bytes",
     "params",
