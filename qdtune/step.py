@@ -104,12 +104,13 @@ def moved(x: Tensor, move: Tensor) -> Tensor:
     """
     side = image_side(x.shape[-1])
     assert side is not None
-    pixel = torch.arange(x.shape[-1], device=x.device)
-    row = pixel // side % side + move[..., None] // 3 - 1  # (..., I)
-    column = pixel % side + move[..., None] % 3 - 1
-    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-    source = pixel // side**2 * side**2 + row * side + column
-    return x.gather(-1, torch.where(inside, source, 0)) * inside
+    images = x.unflatten(-1, (-1, side, side))  # (..., c, side, side)
+    for dim, edge, step in ((-2, (0, 0, 1, 1), move // 3), (-1, (1, 1), move % 3)):
+        # Chosen among three, not gathered: a compiled gather took twice as long as all the rest of a small step.
+        padded, step = F.pad(images, edge), step[..., None, None, None]
+        before, after = padded.narrow(dim, 0, side), padded.narrow(dim, 2, side)
+        images = torch.where(step == 0, before, torch.where(step == 1, images, after))
+    return images.flatten(-3)
 
 
 def update(optimizer: str, momentum: float, params: Stack, grads: Stack, state: dict[str, Stack], lr: Tensor) -> None:
