@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from qdtune.compiled import Call, captured, compiled, eager
-from qdtune.step import Shape, Stack, make_step, normalise
+from qdtune.step import MOVES, Shape, Stack, make_step, normalise
 
 if TYPE_CHECKING:
     from qdtune.data import Data
@@ -130,7 +130,10 @@ class Cohort:
     def train(self, epoch: int) -> list[float]:
         """Trains one epoch (from 0); the mean loss of each replica, not finite where it diverged."""
         used = self.steps * self.batch_size
-        order = torch.stack([torch.randperm(len(self.data.train_x), generator=g)[:used] for g in self.generators])
+        samples = len(self.data.train_x)
+        order = torch.stack([torch.randperm(samples, generator=g)[:used] for g in self.generators])
+        if self.shape.augment == "shift":
+            order += samples * torch.stack([torch.randint(MOVES, (used,), generator=g) for g in self.generators])
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
         self.losses.zero_()
         self.template.train()

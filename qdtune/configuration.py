@@ -10,8 +10,8 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from qdtune.ledger import Ledger, Parts, mlp_parts
-from qdtune.names import AXES, DATASETS, DatasetInfo, text_of
-from qdtune.schema import Phase
+from qdtune.names import AXES, DATASETS, SINCE, DatasetInfo, text_of
+from qdtune.schema import Phase, Qat
 
 RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
 
@@ -46,7 +46,7 @@ class Trial:
         dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
             the factory's name.
         batch_size: samples per step.
-        warmup, qat: float training, then quantised training; their `lr` is this configuration's own.
+        warmup, qat: float training, then quantised training; `lr` and `augment` are this configuration's own.
         seeds: one replica each, trained together.
         own_model, own_data: where these come from factories.
     """
@@ -63,7 +63,7 @@ class Trial:
     val_size: int
     batch_size: int
     warmup: Phase
-    qat: Phase
+    qat: Qat
     seeds: tuple[int, ...]
     own_model: OwnModel | None = None
     own_data: OwnData | None = None
@@ -88,13 +88,13 @@ class Trial:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The nine axes, typed."""
-        rates = {"warmup_lr": self.warmup.lr, "qat_lr": self.qat.lr}
-        return {axis: rates[axis] if axis in rates else getattr(self, axis) for axis in AXES}
+        """The axes, typed."""
+        trained = {"warmup_lr": self.warmup.lr, "qat_lr": self.qat.lr, "augment": self.qat.augment}
+        return {axis: trained[axis] if axis in trained else getattr(self, axis) for axis in AXES}
 
     @property
     def config(self) -> dict[str, Any]:
-        """The nine axes as they stand in tables; hidden widths as text: '64-32'."""
+        """The axes as they stand in tables; hidden widths as text: '64-32'."""
         return self.values | {"hidden": text_of(self.hidden)}
 
     @property
@@ -144,6 +144,8 @@ class Trial:
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
+        if self.qat.augment == SINCE["augment"]:
+            del phases["qat"]["augment"]
         return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
 
 

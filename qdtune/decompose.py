@@ -91,6 +91,9 @@ def decompose(
         activation: between the factors, a name of `ACTIVATIONS`.
         factor_init: `default` draws each factor as `nn.Linear` does (the notebook); `orthogonal` gives each
             factor orthogonal rows or columns and the whole chain the gain `ORTHOGONAL_GAIN`, at every depth;
+            `isometry` makes the first and the last factor orthogonal and those between them the identity, which a
+            rectifier lets pass as it is: the chain starts as two factors do, at every depth (orthogonal chains:
+            Saxe et al. 2014, section 3.2; identities between rectifiers: Le et al. 2015, section 2);
             `svd` starts from the layer's own weights: the singular values above the inner width are cut, the
             rest is shared evenly by the factors.
         generator: where the draws come from.
@@ -171,11 +174,18 @@ def _split_svd(weights: list[Tensor], matrix: Tensor) -> None:
 
 @torch.no_grad()
 def _draw(weights: list[Tensor], factor_init: str, rectified: bool, generator: torch.Generator | None) -> None:
+    last = len(weights) - 1
     for k, weight in enumerate(weights):
         if factor_init == "orthogonal":
             gain = ORTHOGONAL_GAIN ** (1 / len(weights))
-            if rectified and k < len(weights) - 1:
+            if rectified and k < last:
                 gain *= math.sqrt(2)
+            nn.init.orthogonal_(weight, gain, generator=generator)
+        elif factor_init == "isometry" and 0 < k < last:
+            nn.init.eye_(weight)
+        elif factor_init == "isometry":
+            # The first rectifier takes half of the variance, the others nothing from what is no longer negative.
+            gain = math.sqrt(2) if rectified and k < last else 1.0
             nn.init.orthogonal_(weight, gain, generator=generator)
         else:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 METHODS = ("grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc")
@@ -29,7 +30,8 @@ COMPILES = ("auto", "always", "never")
 SIGNALS = ("best_so_far", "raw", "ema")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")
-FACTOR_INITS = ("default", "orthogonal", "svd")
+AUGMENTS = ("none", "shift")
+FACTOR_INITS = ("default", "orthogonal", "isometry", "svd")
 BUDGETS = (
     "size_bytes",
     "params",
@@ -52,7 +54,10 @@ AXES = (
     "hidden",
     "warmup_lr",
     "qat_lr",
+    "augment",
 )
+# What earlier versions did, which knew no such axes: where one has this value, nothing is said of it.
+SINCE = {"augment": "none"}
 
 
 class DatasetInfo(NamedTuple):
@@ -71,6 +76,15 @@ DATASETS = {
     "digits": DatasetInfo(1437, 64, 10),
     "synthetic": DatasetInfo(512, 16, 4),  # blobs, for tests only
 }
+
+
+def image_side(inputs: int) -> int | None:
+    """Pixels along a side of a square image of one or three colours and so many numbers; None where it is none."""
+    for colours in (1, 3):
+        side = math.isqrt(inputs // colours)
+        if colours * side**2 == inputs:
+            return side
+    return None
 
 
 def text_of(value: object) -> str:

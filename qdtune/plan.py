@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.ledger import FLOAT_BITS
@@ -25,6 +25,7 @@ IDLE: list[tuple[dict[str, Any], str]] = [
     ({"weight_bits": FLOAT_BITS, "act_bits": None}, "scale"),
 ]
 
+AnyPhase = TypeVar("AnyPhase", bound=Phase)
 Point = tuple[Any, ...]  # a value per axis, in the order of AXES
 
 
@@ -68,7 +69,7 @@ class Plan:
         for trial in self.trials:
             activation = trial.activation if trial.depth > 1 else ""
             scale = trial.scale if trial.weight_bits < FLOAT_BITS or trial.act_bits else ""
-            bits = (trial.weight_bits, trial.act_bits, scale, trial.qat.lr)
+            bits = (trial.weight_bits, trial.act_bits, scale, trial.qat.lr, trial.qat.augment)
             networks.add((trial.depth, activation, trial.factor_init, trial.hidden, trial.warmup.lr, *bits))
         return len(self.trials) - len(networks)
 
@@ -234,7 +235,7 @@ def six_digits(value: float, low: float, high: float) -> float:
 
 
 def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> Trial:
-    """The trial of a resolved spec whose `config` has these values: the nine axes by name, `hidden` as text.
+    """The trial of a resolved spec whose `config` has these values: the axes by name, `hidden` as text.
 
     Args:
         seeds: of its replicas; those of the spec if None.
@@ -262,7 +263,7 @@ def _feasible(spec: Spec, trial: Trial) -> bool:
 
 
 def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Trial:
-    depth, weight_bits, activation, act_bits, scale, factor_init, hidden, warmup_lr, qat_lr = point
+    depth, weight_bits, activation, act_bits, scale, factor_init, hidden, warmup_lr, qat_lr, augment = point
     return Trial(
         depth,
         weight_bits,
@@ -275,8 +276,8 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Tr
         dataset=spec.data.names[0],
         val_size=spec.data.val_size,
         batch_size=spec.train.batch_size,
-        warmup=_at_rate(spec.train.warmup, warmup_lr),
-        qat=_at_rate(spec.train.qat, qat_lr),
+        warmup=_with(spec.train.warmup, lr=warmup_lr),
+        qat=_with(spec.train.qat, lr=qat_lr, augment=augment),
         seeds=spec.seeds if seeds is None else seeds,
         own_model=_own_model(spec.model, hidden),
         own_data=_own_data(spec.data),
@@ -296,9 +297,9 @@ def _own_data(data: Data) -> OwnData | None:
 
 
 @lru_cache(maxsize=1024)
-def _at_rate(phase: Phase, lr: float) -> Phase:
+def _with(phase: AnyPhase, **values: Any) -> AnyPhase:
     # A grid names a few learning rates very many times.
-    return phase.model_copy(update={"lr": lr})
+    return phase.model_copy(update=values)
 
 
 def _excluded(config: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:

@@ -63,6 +63,7 @@ AXES_SHOWN = {
     "hidden": "hidden",
     "warmup_lr": "warmup lr",
     "qat_lr": "qat lr",
+    "augment": "augment",
 }
 
 

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 from qdtune.ledger import Parts
 from qdtune.names import (
     ACTIVATIONS,
+    AUGMENTS,
     BUDGETS,
     COMPILES,
     DATASETS,
@@ -82,6 +83,7 @@ Activation = Annotated[str, choice(ACTIVATIONS)]
 ActBits = Annotated[int, whole(1, 16)]
 Scale = Annotated[str, choice(SCALES)]
 FactorInit = Annotated[str, choice(FACTOR_INITS)]
+Augment = Annotated[str, choice(AUGMENTS)]
 Width = Annotated[int, whole(1, 65_536)]
 Widths = Annotated[tuple[Width, ...], AfterValidator(_some), BeforeValidator(_as_list)]
 Rate = Annotated[float, number("a finite number above 0", lambda x: x > 0)]
@@ -180,7 +182,7 @@ def _always(value: object) -> Any:
 
 
 class Parameters(Frozen):
-    """The axes; the last three come from `model` and `train` where they are not given."""
+    """The axes; the last four come from `model` and `train` where they are not given."""
 
     depth: NumberAxis[Depth] = _always(1)
     weight_bits: NumberAxis[WeightBits] = _always(32)
@@ -191,6 +193,7 @@ class Parameters(Frozen):
     hidden: Axis[Widths] | None = None
     warmup_lr: NumberAxis[Rate] | None = None
     qat_lr: NumberAxis[Rate] | None = None
+    augment: Axis[Augment] | None = None
 
 
 class Excluded(TypedDict, total=False):
@@ -207,6 +210,7 @@ class Excluded(TypedDict, total=False):
     hidden: Widths
     warmup_lr: Rate
     qat_lr: Rate
+    augment: Augment
 
 
 class Plugged(Frozen):
@@ -311,10 +315,11 @@ class Warmup(Phase):
 
 
 class Qat(Phase):
-    """Quantisation-aware training."""
+    """Quantisation-aware training; `augment: shift` moves every image by up to one pixel each time it is seen."""
 
     epochs: Annotated[int, whole(1, 100_000)] = 10
     lr: Rate = 0.01
+    augment: Augment = "none"
 
 
 class Train(Frozen):

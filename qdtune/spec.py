@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from qdtune.names import AXES, DATASETS, METHODS, PLANNED, PRUNERS, text_of
+from qdtune.names import AXES, DATASETS, METHODS, PLANNED, PRUNERS, DatasetInfo, image_side, text_of
 from qdtune.rules import (
     KeyPath,
     Place,
@@ -31,6 +31,7 @@ from qdtune.rules import (
     whole,
 )
 from qdtune.schema import (
+    Augment,
     Axis,
     Constraint,
     Data,
@@ -85,13 +86,14 @@ class Spec(Frozen):
 
     @property
     def axes(self) -> dict[str, Axis[Any]]:
-        """The nine axes in the order of AXES, none of them open."""
+        """The axes in the order of AXES, none of them open."""
         given = self.parameters
         return {
             **{name: getattr(given, name) for name in AXES[:6]},
             "hidden": given.hidden or Axis[Widths](values=(self.model.hidden,)),
             "warmup_lr": given.warmup_lr or NumberAxis[Rate](values=(self.train.warmup.lr,)),
             "qat_lr": given.qat_lr or NumberAxis[Rate](values=(self.train.qat.lr,)),
+            "augment": given.augment or Axis[Augment](values=(self.train.qat.augment,)),
         }
 
     def resolve(self, dataset: str) -> Spec:
@@ -152,6 +154,7 @@ class Spec(Frozen):
         data = self.to_dict()
         for phase in ("warmup", "qat"):
             del data["train"][phase]["lr"]
+        del data["train"]["qat"]["augment"]
         for axis in ("hidden", "built"):
             data["model"].pop(axis, None)
         return {key: data[key] for key in ("data", "model", "train", "seeds")}
@@ -187,7 +190,7 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     if spec.parameters.weight_bits.max == 32:
         yield ("parameters", "weight_bits", "max"), "a range ends at 16 (32 is float; give it as a value)"
     if spec.data.info is not None:
-        yield from _size_disagreements(spec, spec.data.names[0], spec.data.info.train)
+        yield from _data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:
         yield ("train", "batch_size"), "1 is not allowed with batch_norm: true (at least 2, to have a variance)"
     for i, rule in enumerate(spec.exclude):
@@ -198,7 +201,12 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
                 yield ("exclude", i, axis), f"{text_of(value)} never occurs in parameters.{axis}"
 
 
-def _size_disagreements(spec: Spec, name: str, train: int) -> Iterator[tuple[KeyPath, str]]:
+def _data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
+    if spec.axes["augment"].holds("shift") and not image_side(info.inputs):
+        where = ("parameters",) if spec.parameters.augment else ("train", "qat")
+        what = f"shift needs square images of one or three colours; {name} has {info.inputs} numbers a sample"
+        yield (*where, "augment"), f"{what} (or none)"
+    train = info.train
     left = train - spec.data.val_size
     if left < 1:
         yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"

@@ -36,7 +36,7 @@ from qdtune.storage import storage_errors
 TRIES = 10  # proposals in a row that may be repeated or infeasible, before one is drawn at random
 REPEATS = 3  # trials of one configuration, at most, where duplicates become replicates
 
-Configuration = tuple[Any, ...]  # the nine axes, as they stand in tables
+Configuration = tuple[Any, ...]  # the axes, as they stand in tables
 
 
 @dataclass
@@ -339,7 +339,7 @@ def _optuna_state(state: str) -> TrialState:
 
 
 def configuration(trial: Trial) -> Configuration:
-    """The nine axes as they stand in tables: the same for all seeds."""
+    """The axes as they stand in tables: the same for all seeds."""
     return tuple(trial.config.values())
 
 

@@ -54,7 +54,7 @@ class SharedWarmups:
 
 
 class QATTrial(tune.Trainable):
-    """Trains the configuration in its config, the nine axes by name, and reports every epoch.
+    """Trains the configuration in its config, the axes by name, and reports every epoch.
 
     `seeds` in the config are taken instead of the sweep's own; with `alone` it may fill all memory of its GPU. The
     folder `stacks`, where there is one, gets a file TRIAL_ID with the stack of a trial that fell silent.

@@ -13,9 +13,10 @@ from qdtune.data import load
 from qdtune.decompose import ACTIVATIONS, decompose
 from qdtune.quantize import calibrate, quantize
 from qdtune.schema import Qat, Warmup
-from qdtune.step import Shape, normalise, update
+from qdtune.step import MOVES, Shape, moved, normalise, update
 
 CPU = torch.device("cpu")
+SHIFTING = Qat(epochs=2, lr=0.03, augment="shift")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ CASES = [
     a_trial(act_bits=1, weight_bits=1, scale="lsq"),
     a_trial(batch_norm=True, hidden=(12, 8)),
     a_trial(qat=Qat(epochs=2, lr=0.03, momentum=0.9, schedule="cosine")),
-    a_trial(qat=Qat(epochs=2, lr=0.003, optimizer="adam")),
+    a_trial(qat=Qat(epochs=2, lr=0.003, optimizer="adam", augment="shift")),
 ]
 
 
@@ -104,7 +105,9 @@ def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
     assert a != c
 
 
-@pytest.mark.parametrize("changes", [{"act_bits": 8}, {"weight_bits": 1, "scale": "lsq", "batch_norm": True}])
+@pytest.mark.parametrize(
+    "changes", [{"act_bits": 8}, {"weight_bits": 1, "scale": "lsq", "batch_norm": True, "qat": SHIFTING}]
+)
 def test_compiled_step_equals_the_eager_one(changes, data):
     # Compiled for real, or taken from this machine's cache.
     # One step, and not too few codes: sums of few codes meet the edges of ReLU and clip exactly, where the last bit
@@ -145,7 +148,14 @@ def test_one_compilation_serves_bits_scales_rates_and_seeds(data, builds):
         trial = a_trial(weight_bits=bits, scale=scale, qat=Qat(epochs=1, lr=lr, schedule="cosine"))
         a_cohort(trial, data, seeds, compile=True).train(0)
     assert len(builds) == 1
-    others = [{"depth": 3}, {"activation": "tanh"}, {"hidden": (9,)}, {"act_bits": 4}, {"batch_size": 32}]
+    others = [
+        {"depth": 3},
+        {"activation": "tanh"},
+        {"hidden": (9,)},
+        {"act_bits": 4},
+        {"batch_size": 32},
+        {"qat": SHIFTING},
+    ]
     for changes in others:
         a_cohort(a_trial(**changes), data, (0, 1), compile=True).train(0)
     a_cohort(a_trial(), data, (0, 1, 2), compile=True).train(0)
@@ -238,6 +248,52 @@ def test_epochs_are_permutations_of_their_own(data):
             assert len(order.unique()) == len(order) == steps * 16
     assert not torch.equal(epochs[0][0], epochs[0][1])
     assert not torch.equal(epochs[0][0], epochs[1][0])
+
+
+@pytest.mark.parametrize(("colours", "side"), [(1, 4), (3, 5), (1, 1)])
+def test_moved_images_are_their_pixels_one_place_further(colours, side):
+    draw = torch.Generator().manual_seed(side)
+    images = torch.randint(1, 256, (2, MOVES, colours, side, side), generator=draw, dtype=torch.uint8)
+    move = torch.stack([torch.randperm(MOVES, generator=draw) for _ in range(2)])
+    found = moved(images.flatten(2), move).view_as(images)
+    for k in range(2):
+        for b in range(MOVES):
+            down, right = (int(n) - 1 for n in divmod(move[k, b].item(), 3))
+            for row in range(side):
+                for column in range(side):
+                    r, c = row + down, column + right
+                    inside = 0 <= r < side and 0 <= c < side
+                    expected = images[k, b, :, r, c] if inside else torch.zeros(colours, dtype=torch.uint8)
+                    assert torch.equal(found[k, b, :, row, column], expected)
+
+
+def test_shifting_shows_each_sample_once_an_epoch_in_ever_other_places(data):
+    seen = {"none": [], "shift": []}
+    for augment, batches in seen.items():
+        cohort = a_cohort(a_trial(qat=Qat(epochs=2, lr=0.1, augment=augment)), data, (0, 1))
+        cohort.step = lambda batch, lr, batches=batches: batches.append(batch.clone())
+        cohort.train(0)
+    plain, shifted = (torch.cat(batches, dim=1) for batches in seen.values())
+    n = len(data.train_x)
+    assert torch.equal(shifted % n, plain)
+    moves = shifted // n
+    assert all(len(row.unique()) == MOVES for row in moves)
+    assert not torch.equal(moves[0], moves[1])
+
+
+def test_a_step_that_shifts_is_one_on_shifted_images(data):
+    rows, move, rate = torch.arange(16)[None], torch.full((1, 16), 5), torch.tensor(0.1)
+    images = data.train_x.clone()
+    images[:16] = moved(images[:16], move[0])
+    shifting, plain = (
+        a_cohort(a_trial(qat=SHIFTING), data, (0,)),
+        a_cohort(a_trial(), replace(data, train_x=images), (0,)),
+    )
+    shifting.step(rows + len(images) * move, rate)
+    plain.step(rows, rate)
+    assert torch.equal(shifting.losses, plain.losses)
+    for name, p in shifting.params.items():
+        torch.testing.assert_close(p, plain.params[name], msg=name)
 
 
 def test_accuracy_is_counted_sample_by_sample(data):

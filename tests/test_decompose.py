@@ -113,6 +113,27 @@ def test_orthogonal_factors_are_orthogonal_and_chains_have_one_gain(depth, activ
     assert product == pytest.approx(ORTHOGONAL_GAIN**2 * rectified, rel=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize("depth", [2, 3, 8])
+def test_isometric_chains_start_as_two_orthogonal_factors_at_every_depth(depth, activation):
+    layer = decompose(nn.Linear(40, 24), depth, activation, "isometry", seeded())
+    first, last = layer.factors[0].weight, layer.factors[-1].weight
+    gain = 2.0 if activation == "relu" else 1.0  # He et al. 2015, section 2.2: twice the variance before a rectifier
+    for w, square in ((first, gain), (last, 1.0)):
+        gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+        torch.testing.assert_close(gram, square * torch.eye(len(gram)), atol=1e-5, rtol=0)
+    x = torch.randn(7, 40, generator=seeded(1))
+    inner = x @ first.T
+    inner = inner.clamp_min(0) if activation == "relu" else inner
+    torch.testing.assert_close(layer(x), inner @ last.T + layer.factors[-1].bias)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_isometry_of_one_factor_is_an_orthogonal_layer(activation):
+    w = decompose(nn.Linear(40, 24), 1, activation, "isometry", seeded()).factors[0].weight
+    torch.testing.assert_close(w @ w.T, torch.eye(24), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_svd_factors_multiply_to_the_best_matrix_of_their_rank(depth):
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from qdtune import configuration
 from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.ledger import mlp_ledger
-from qdtune.names import AXES, DATASETS, DatasetInfo
+from qdtune.names import AXES, DATASETS, DatasetInfo, image_side
 from qdtune.plan import make_trial, plan
 from qdtune.rules import MAX_LINES, Problem, SpecError
 from qdtune.schema import Qat, Warmup
@@ -96,6 +96,7 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "hidden": ((24,),),
         "warmup_lr": (0.1,),
         "qat_lr": (0.01,),
+        "augment": ("none",),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -630,6 +631,24 @@ def test_axis_wins_over_model_and_train() -> None:
     assert {trial.qat.lr for trial in plan(spec).trials} == {1.0}
 
 
+def test_augment_comes_from_the_training_unless_it_is_an_axis() -> None:
+    shifting = small("train.qat.augment=shift")
+    assert [(trial.qat.augment, trial.config["augment"]) for trial in plan(shifting).trials] == [("shift", "shift")]
+    both = plan(small("train.qat.augment=shift", "parameters={augment: {values: [shift, none]}}"))
+    assert [trial.qat.augment for trial in both.trials] == ["shift", "none"]
+    assert (both.warmups, both.twins) == (1, 0)
+    assert both.trials[1].trial_id == plan(small()).trials[0].trial_id  # as if there were no such axis
+    assert shifting.result_settings() == small().result_settings()
+
+
+def test_shift_needs_images() -> None:
+    own = "data={factory: 'mine:data', shape: [600, 20, 4], val_size: 100}"
+    line = "shift needs square images of one or three colours; mine:data has 20 numbers a sample (or none)"
+    assert told(own, "train.qat.augment=shift") == [f"train.qat.augment: {line}"]
+    assert told(own, "parameters={augment: {value: shift}}") == [f"parameters.augment: {line}"]
+    assert [image_side(n) for n in (784, 3072, 64, 12, 1, 20, 6)] == [28, 32, 8, 2, 1, None, None]
+
+
 # --- Canonical text, resolving, identity.
 
 axis_values = {
@@ -798,10 +817,11 @@ def test_trial_id_does_not_see_how_a_number_was_written() -> None:
     assert plan(small("train.qat.lr=1")).trials[0].trial_id == plan(small("train.qat.lr=1.0")).trials[0].trial_id
 
 
-def test_config_holds_the_nine_axes_in_order() -> None:
+def test_config_holds_the_axes_in_order() -> None:
     assert tuple(TRIAL.config) == AXES
     assert TRIAL.config["hidden"] == "64-32"
     assert (TRIAL.config["warmup_lr"], TRIAL.config["qat_lr"]) == (0.1, 0.01)
+    assert replace(TRIAL, qat=Qat(augment="shift")).config["augment"] == "shift"
 
 
 def test_ledger_is_that_of_the_network() -> None:
