@@ -192,7 +192,7 @@ def _facts(
     if spec.run_cap and count < spec.run_cap and not searching:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.twins:
-        why = "an activation with depth 1, or a scale where nothing is quantised, changes nothing: exclude them"
+        why = "what changes nothing, such as an activation with depth 1 or levels at one bit, is best excluded"
         yield "  note", f"{planned.twins:,} repeat another one ({why})"
     folder, ids = there
     done = 0

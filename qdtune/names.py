@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+FLOAT_BITS = 32  # of weights: not quantised
 
 METHODS = ("grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc")
 PLANNED = ("grid", "random")  # known before anything runs; the others ask what came out so far
@@ -30,6 +33,9 @@ SIGNALS = ("best_so_far", "raw", "ema")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")
 FACTOR_INITS = ("default", "orthogonal", "svd")
+GRANULARITIES = ("tensor", "channel")
+LEVELS = ("symmetric", "ternary", "full")
+DECOMPOSED = ("all", "hidden")
 BUDGETS = (
     "size_bytes",
     "params",
@@ -49,10 +55,15 @@ AXES = (
     "act_bits",
     "scale",
     "factor_init",
+    "granularity",
+    "levels",
+    "decompose",
     "hidden",
     "warmup_lr",
     "qat_lr",
 )
+# What earlier versions did, which knew no such axes: where one has this value, nothing is said of it.
+SINCE = {"granularity": "tensor", "levels": "symmetric", "decompose": "all"}
 
 
 class DatasetInfo(NamedTuple):
@@ -71,6 +82,26 @@ DATASETS = {
     "digits": DatasetInfo(1437, 64, 10),
     "synthetic": DatasetInfo(512, 16, 4),  # blobs, for tests only
 }
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The axes of one configuration, None for those that change nothing: equal ones are the same network.
+
+    With one factor per layer nothing stands between any, and no layer is split; where nothing is quantised no step
+    size is chosen, and where no weight is, none has levels. One bit has two levels, whatever they are called.
+
+    Args:
+        config: a value per axis, by name; other keys are kept.
+    """
+    bits, idle = config["weight_bits"], []
+    if config["depth"] == 1:
+        idle += ["activation", "decompose"]
+    if bits == FLOAT_BITS:
+        idle += ["granularity", "levels"] + ["scale"] * (config["act_bits"] is None)
+    if bits == 1:
+        idle += ["levels"]
+    told = {**config, **dict.fromkeys(idle)}
+    return told | {"levels": "symmetric"} if told["levels"] == "ternary" and bits != 2 else told
 
 
 def text_of(value: object) -> str:

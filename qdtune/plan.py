@@ -11,8 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from qdtune.configuration import OwnData, OwnModel, Trial
-from qdtune.ledger import FLOAT_BITS
-from qdtune.names import AXES, text_of
+from qdtune.names import AXES, decisive, text_of
 from qdtune.rules import mistake
 from qdtune.schema import Axis, Data, Model, Phase
 from qdtune.spec import Spec, loads
@@ -54,18 +53,8 @@ class Plan:
 
     @cached_property
     def twins(self) -> int:
-        """How many configurations repeat another one of the plan under another name.
-
-        With one factor per layer nothing stands in between, whatever the activation; where nothing is quantised no
-        step size is chosen, whatever the scale.
-        """
-        networks = set()
-        for trial in self.trials:
-            activation = trial.activation if trial.depth > 1 else ""
-            scale = trial.scale if trial.weight_bits < FLOAT_BITS or trial.act_bits else ""
-            bits = (trial.weight_bits, trial.act_bits, scale, trial.qat.lr)
-            networks.add((trial.depth, activation, trial.factor_init, trial.hidden, trial.warmup.lr, *bits))
-        return len(self.trials) - len(networks)
+        """How many configurations repeat another one of the plan under another name: see `names.decisive`."""
+        return len(self.trials) - len({tuple(decisive(trial.config).values()) for trial in self.trials})
 
 
 def plan(spec: Spec) -> Plan:
@@ -153,7 +142,7 @@ def _warmup(trial: Trial) -> Point:
     # What warmup_id hashes, less what is the same all over a sweep: a hash per trial would take seconds.
     if trial.factor_init == "svd":  # one for all depths, as `Trial.warmup_base` has it
         return ("svd", trial.hidden, trial.warmup.lr)
-    return (trial.depth, trial.activation, trial.factor_init, trial.hidden, trial.warmup.lr)
+    return (trial.depth, trial.activation, trial.factor_init, trial.decompose, trial.hidden, trial.warmup.lr)
 
 
 def _points(spec: Spec) -> Iterator[Point]:
@@ -207,7 +196,7 @@ def six_digits(value: float, low: float, high: float) -> float:
 
 
 def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> Trial:
-    """The trial of a resolved spec whose `config` has these values: the nine axes by name, `hidden` as text.
+    """The trial of a resolved spec whose `config` has these values: the axes by name, `hidden` as text.
 
     Args:
         seeds: of its replicas; those of the spec if None.
@@ -235,15 +224,11 @@ def _feasible(spec: Spec, trial: Trial) -> bool:
 
 
 def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Trial:
-    depth, weight_bits, activation, act_bits, scale, factor_init, hidden, warmup_lr, qat_lr = point
+    axes = dict(zip(AXES, point, strict=True))
+    hidden, warmup_lr, qat_lr = (axes.pop(name) for name in ("hidden", "warmup_lr", "qat_lr"))
     return Trial(
-        depth,
-        weight_bits,
-        activation,
-        act_bits,
-        scale,
-        factor_init,
-        hidden,
+        **axes,
+        hidden=hidden,
         batch_norm=spec.model.batch_norm,
         dataset=spec.data.names[0],
         val_size=spec.data.val_size,

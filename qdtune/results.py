@@ -14,7 +14,7 @@ from qdtune.configuration import Trial
 from qdtune.names import AXES
 from qdtune.plan import holds, make_trial
 from qdtune.spec import Spec
-from qdtune.tables import STATES
+from qdtune.tables import STATES, TRIALS, completed
 
 Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None once it has diverged
 
@@ -106,6 +106,7 @@ def members(spec: Spec, trials: pa.Table) -> dict[str, Trial]:
         spec: resolved.
         trials: as `Store` returns them.
     """
+    trials = completed(trials, TRIALS)
     lists = [(name, "list") for name in ("seed", *AXES)]
     groups = trials.select(["trial_id", "seed", *AXES]).group_by("trial_id", use_threads=False).aggregate(lists)
     columns = [groups[f"{name}_list"].to_pylist() for name in ("seed", *AXES)]

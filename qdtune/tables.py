@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from qdtune.names import AXES
+from qdtune.names import AXES, SINCE
 from qdtune.pareto import front_probability, rank
 
-SCHEMA_VERSION = 4  # rises with every column: a file of this version has them all, an older one reads as null
+SCHEMA_VERSION = 5  # rises with every column: a file of this version has them all, an older one reads as null, or
+# as `names.SINCE` has it
 VERSION_KEY = "qdtune.schema_version"
 DIGEST_KEY = "qdtune.sha256"  # of the rows
 SMALL = 200  # rows
@@ -35,6 +36,9 @@ _AXES = [
     ("act_bits", pa.int32()),
     ("scale", pa.string()),
     ("factor_init", pa.string()),
+    ("granularity", pa.string()),
+    ("levels", pa.string()),
+    ("decompose", pa.string()),
     ("hidden", pa.string()),
     ("warmup_lr", pa.float64()),
     ("qat_lr", pa.float64()),
@@ -270,7 +274,9 @@ def parse(data: bytes, path: object, schema: pa.Schema, whole: bool = False) -> 
 
 
 def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `schema` first; those that it lacks are null."""
+    """The table with the columns of `schema` first; those that it lacks are null, or an axis of later versions."""
+    for axis in SINCE.keys() & set(schema.names) - set(table.column_names):
+        table = table.append_column(axis, pa.repeat(SINCE[axis], table.num_rows))
     return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune.configuration import Trial
-from qdtune.names import BUDGETS, ORDERS
+from qdtune.names import BUDGETS, LEVELS, ORDERS
 from qdtune.placement import Need, Node, Placement, placement
 from qdtune.plan import (
     Plan,
@@ -322,6 +322,22 @@ def test_twins_are_networks_under_two_names() -> None:
     assert planned(parameters=values(depth=[1, 2], activation=["identity", "relu"])).twins == 1
     assert planned(parameters=values(weight_bits=[4, 32], scale=["lsq", "minmax", "absmean"])).twins == 2
     assert planned(parameters=values(weight_bits=[32], scale=["lsq", "minmax"], act_bits=[4])).twins == 0
+    assert planned(parameters=values(depth=[1, 2], decompose=["all", "hidden"])).twins == 1
+    assert planned(parameters=values(weight_bits=[4, 32], granularity=["tensor", "channel"])).twins == 1
+    # One bit has one kind of levels, three bits have no ternary ones; float weights have none.
+    assert planned(parameters=values(weight_bits=[1, 2, 3, 32], levels=list(LEVELS))).twins == 2 + 0 + 1 + 2
+
+
+def test_sizes_follow_levels_granularity_and_decompose() -> None:
+    def size(**one: object) -> int:
+        (trial,) = planned(parameters=values(**{name: [value] for name, value in one.items()})).trials
+        return trial.ledger.size_bytes
+
+    plain = size(depth=2, weight_bits=2)  # of 64 x 17, 17 x 24, 24 x 7 and 7 x 10 weights
+    assert plain - size(depth=2, weight_bits=2, levels="ternary") == (272 + 102 + 42 + 18) - (218 + 82 + 34 + 14)
+    assert size(depth=2, weight_bits=2, levels="full") == plain
+    assert size(depth=2, weight_bits=2, granularity="channel") - plain == 4 * (17 + 24 + 7 + 10 - 4)
+    assert size(depth=2, weight_bits=2, decompose="hidden") - plain == 60 - (42 + 18) - 4  # 24 x 10, one step less
 
 
 @pytest.mark.parametrize("bits", range(1, 4))

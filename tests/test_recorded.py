@@ -16,6 +16,7 @@ from qdtune.replay import Score, main, score, with_pruner
 from qdtune.results import Result, results
 from qdtune.spec import Spec, load
 from qdtune.store import Store
+from qdtune.tables import TRIALS, completed
 
 DATA = Path(__file__).parent / "data"
 GRID = Path(__file__).parents[1] / "sweeps" / "grid.yaml"
@@ -64,7 +65,8 @@ def run(tmp_path_factory):
     spec, _ = recorded("mnist")
     store = Store(tmp_path_factory.mktemp("runs") / "grid")
     store.create(spec.to_yaml())
-    trials, history = (pq.read_table(DATA / f"mnist_{table}.parquet").to_pylist() for table in ("trials", "history"))
+    trials, history = (pq.read_table(DATA / f"mnist_{table}.parquet") for table in ("trials", "history"))
+    trials, history = completed(trials, TRIALS).to_pylist(), history.to_pylist()
     for trial_id in {row["trial_id"] for row in trials}:
         rows, curves = ([e for e in entries if e["trial_id"] == trial_id] for entries in (trials, history))
         store.write(trial_id, rows, curves, {})

@@ -93,6 +93,9 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "act_bits": (None,),
         "scale": ("absmean",),
         "factor_init": ("orthogonal",),
+        "granularity": ("tensor",),
+        "levels": ("symmetric",),
+        "decompose": ("all",),
         "hidden": ((24,),),
         "warmup_lr": (0.1,),
         "qat_lr": (0.01,),
@@ -751,6 +754,9 @@ CHANGED: dict[str, Any] = {
     "act_bits": 4,
     "scale": "minmax",
     "factor_init": "default",
+    "granularity": "channel",
+    "levels": "full",
+    "decompose": "hidden",
     "hidden": (64,),
     "batch_norm": False,
     "dataset": "kmnist",
@@ -773,7 +779,7 @@ def test_trial_id_is_frozen() -> None:
 def test_trial_id_changes_with_every_field(name: str) -> None:
     other = replace(TRIAL, **{name: CHANGED[name]})
     assert other.trial_id != TRIAL.trial_id
-    shared = name in ("weight_bits", "act_bits", "scale", "qat")
+    shared = name in ("weight_bits", "act_bits", "scale", "granularity", "levels", "qat")
     assert (other.warmup_id == TRIAL.warmup_id) is shared
 
 
@@ -798,7 +804,7 @@ def test_trial_id_does_not_see_how_a_number_was_written() -> None:
     assert plan(small("train.qat.lr=1")).trials[0].trial_id == plan(small("train.qat.lr=1.0")).trials[0].trial_id
 
 
-def test_config_holds_the_nine_axes_in_order() -> None:
+def test_config_holds_the_axes_in_order() -> None:
     assert tuple(TRIAL.config) == AXES
     assert TRIAL.config["hidden"] == "64-32"
     assert (TRIAL.config["warmup_lr"], TRIAL.config["qat_lr"]) == (0.1, 0.01)

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune import storage
+from qdtune.names import AXES, SINCE
 from qdtune.storage import RunInUse, StorageError
 from qdtune.store import Store
 from qdtune.tables import (
-    AXES,
     FINAL,
     HISTORY,
     PARETO,
@@ -46,7 +46,9 @@ T_975 = {
 
 def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]:
     full = {
-        **dict(zip(AXES, (2, 4, "relu", None, "absmean", "orthogonal", "24", 0.1, 0.01), strict=True)),
+        **dict(
+            zip(AXES, (2, 4, "relu", None, "absmean", "orthogonal", *SINCE.values(), "24", 0.1, 0.01), strict=True)
+        ),
         **{
             "trial_id": trial_id,
             "seed": seed,
@@ -115,15 +117,15 @@ def test_write_returns_every_cell_and_its_provenance(store):
     assert store.history().to_pylist() == history
     for folder in ("trials", "history"):
         metadata = pq.read_metadata(store.root / folder / "a.parquet").metadata
-        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"4")
+        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"5")
 
 
 def test_schemas_hold_the_promised_columns():
     assert [str(TRIALS.field(name).type) for name in AXES] == [
-        *("int32", "int32", "string", "int32", "string", "string", "string", "double", "double")
+        *("int32", "int32", "string", "int32", *["string"] * 6, "double", "double")
     ]
     assert set(row()) == set(TRIALS.names)
-    assert PARETO.names[:10] == ["trial_id", *AXES]
+    assert PARETO.names[: 1 + len(AXES)] == ["trial_id", *AXES]
     assert {str(schema.field("pruned_by").type) for schema in (TRIALS, PARETO)} == {"string"}
 
 
@@ -326,29 +328,29 @@ def test_results_of_older_versions_are_as_good_as_new_ones(store, version, absen
 
 def test_a_file_of_a_newer_version_is_refused(store):
     path = plant(store, "a", trials_table([row()]), version="7")
-    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 4 or lower, got 7: upgrade"):
+    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 5 or lower, got 7: upgrade"):
         done(store)
 
 
 @pytest.mark.parametrize(
     ("change", "version", "reason"),
     [
-        (lambda t: t.drop_columns(["state"]), "4", "columns missing: state"),
-        (lambda t: t.drop_columns(["pruned_by"]), "4", "columns missing: pruned_by"),
-        (lambda t: t.drop_columns(["model"]), "4", "columns missing: model"),
+        (lambda t: t.drop_columns(["state"]), "5", "columns missing: state"),
+        (lambda t: t.drop_columns(["pruned_by"]), "5", "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["model"]), "5", "columns missing: model"),
         (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
-        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "4", "another type than theirs: depth"),
-        (lambda t: t.set_column(1, "depth", pa.array(["3"])), "4", "Unable to merge"),
-        (lambda t: t.append_column("seed", pa.array([1])), "4", "duplicate field names"),
-        (lambda t: t.slice(0, 0), "4", "one row per seed, got none"),
+        (lambda t: t.set_column(1, "depth", pa.array([2.5])), "5", "another type than theirs: depth"),
+        (lambda t: t.set_column(1, "depth", pa.array(["3"])), "5", "Unable to merge"),
+        (lambda t: t.append_column("seed", pa.array([1])), "5", "duplicate field names"),
+        (lambda t: t.slice(0, 0), "5", "one row per seed, got none"),
         (lambda t: t, None, f"must hold {VERSION_KEY}"),
         (lambda t: t, "one", f"must hold {VERSION_KEY}"),
-        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "4", "got an extension type"),
+        (lambda t: t.append_column("x", pa.array([b"0" * 16], pa.uuid())), "5", "got an extension type"),
         (
             lambda t: t.append_column(
                 pa.field("x", pa.binary(), metadata={"ARROW:extension:name": "nobody.knows"}), pa.array([b"boom"])
             ),
-            "4",
+            "5",
             "got an extension type",
         ),
     ],
