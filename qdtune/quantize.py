@@ -184,7 +184,11 @@ class QuantLinear(nn.Linear):
         act_bits: 1..16, or None for float inputs.
         scale: a name of `SCALES`, for weights and inputs.
         levels: of the weights, a name of `LEVELS`.
-        granularity: of the weights' step size: one for the `tensor`, or one for each output `channel`.
+        granularity: of the weights' step size: one for the `tensor`, or one for each output `channel`. Between the
+            factors of a chain the latter is a scale vector, as Double Binary Factorization (arXiv 2505.11076) and
+            LittleBit (arXiv 2506.13771) have it between their two sign matrices. They have one more for the inputs
+            of the chain, and take all from a trained matrix; here a factor scales its outputs alone, at any depth
+            and number of bits, and `lsq` trains the vector with the task's loss.
 
     Raises:
         ValueError: bits out of range or an unknown rule.
