@@ -1,6 +1,7 @@
 """Does depth help, does an activation between the factors help: pairs that differ in this alone, and a verdict.
 
-Each comparison is made at one number of bits, scale rule and init of the factors, because these decide the answer.
+Each comparison is made at one number of bits, one rule for step sizes and codes, one init of the factors and one
+choice of the layers that are split, because these decide the answer.
 Over its pairs (of other widths or learning rates, say) the mean is taken seed by seed; the seeds are what a t test
 is over. Holm's correction holds the chance of any wrong verdict in a question at 5 %.
 """
@@ -15,13 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from qdtune.ledger import FLOAT_BITS
-from qdtune.names import text_of
+from qdtune.names import SINCE, text_of
 from qdtune.paired import MANY, half_width, holm, paired, seeds_needed
 from qdtune.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle, sides
 
 VERDICTS = ("helps", "hurts", "undecided", "refused")
 
 Pairs = list[tuple[Side, Side]]
+# What a comparison is made at, beside its bits and depth; and how it is said where it is not as it always was.
+ASKED_AT = ("scale", "factor_init", "granularity", "levels", "decompose")
+_SAID = {"granularity": "a step per {}", "levels": "{} levels", "decompose": "{} layers split"}
 _WHY = {
     "size": "sizes further apart than 5 %",
     "failed": "training that failed",
@@ -36,8 +40,8 @@ class Comparison:
     Attributes:
         axis: `depth` or `activation`: the only axis in which the two sides differ.
         value, baseline: of this axis on the two sides; an effect above zero speaks for `value`.
-        weight_bits, depth, activation, scale, factor_init: of the side with `value`; `scale` is None where nothing is
-            quantised.
+        weight_bits, depth, activation, scale, factor_init, granularity, levels, decompose: of the side with `value`;
+            None for what changes nothing, such as `scale` where nothing is quantised.
         verdict: one of `VERDICTS`.
         effect: mean over seeds of the paired difference; None where it is refused.
         low, high: its interval at `level`; None where there is none.
@@ -80,6 +84,9 @@ class Comparison:
     curve_effect: float | None = None
     flags: tuple[str, ...] = ()
     reason: str = ""
+    granularity: str | None = None
+    levels: str | None = None
+    decompose: str | None = None
     confounders: tuple[str, ...] = ()
     stopped: bool = False
 
@@ -94,7 +101,10 @@ class Comparison:
         """Where the comparison is made: `At 2 bits (absmean, orthogonal)`."""
         at = [at_bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
         between = self.activation if self.axis == "depth" and self.activation != "identity" else None
-        return f"{' and '.join(at)} ({', '.join(filter(None, (self.scale, self.factor_init, between)))})"
+        said = [self.scale, self.factor_init, between]
+        for axis, words in _SAID.items():
+            said += [words.format(getattr(self, axis))] if getattr(self, axis) not in (None, SINCE[axis]) else []
+        return f"{' and '.join(at)} ({', '.join(filter(None, said))})"
 
     @property
     def hint(self) -> str:
@@ -175,7 +185,7 @@ def _depths(everything: list[Side]) -> Iterator[Draft]:
         least = min(side.key["depth"] for side in here)
         baselines = Baselines([side for side in here if side.key["depth"] == least])
         chains = [side for side in here if side.key["depth"] > least]
-        asked = ("scale", "factor_init", "depth")
+        asked = (*ASKED_AT, "depth")
         plain = {side.values(asked) for side in chains if side.key["activation"] == "identity"}
         chains = [s for s in chains if s.key["activation"] == "identity" or s.values(asked) not in plain]
         for group in _grouped(chains, (*asked, "activation")):
@@ -187,7 +197,7 @@ def _activations(everything: list[Side]) -> Iterator[Draft]:
     baselines = Baselines([side for side in chains if side.key["activation"] == "identity"])
     others = [side for side in chains if side.key["activation"] != "identity"]
     if baselines.sides:
-        for group in _grouped(others, ("weight_bits", "scale", "factor_init", "depth", "activation")):
+        for group in _grouped(others, ("weight_bits", *ASKED_AT, "depth", "activation")):
             yield _asked("activation", "identity", group[0]), group, baselines
 
 
@@ -200,7 +210,7 @@ def _grouped(chains: Sequence[Side], names: tuple[str, ...]) -> list[list[Side]]
 
 
 def _asked(axis: str, baseline: int | str, side: Side) -> Comparison:
-    shared = {name: side.key[name] for name in ("weight_bits", "depth", "activation", "scale", "factor_init")}
+    shared = {name: side.key[name] for name in ("weight_bits", "depth", "activation", *ASKED_AT)}
     return Comparison(axis, side.key[axis], baseline, **shared)
 
 
@@ -210,7 +220,8 @@ def _asked(axis: str, baseline: int | str, side: Side) -> Comparison:
 def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, float]]:
     """The comparison with what is known before the test, and its differences by seed; none where it is refused."""
     asked, group, baselines = draft
-    match = tuple(name for name in KEYS if name != asked.axis and not (asked.baseline == 1 and name == "activation"))
+    idle = ("activation", "decompose") if asked.baseline == 1 else ()
+    match = tuple(name for name in KEYS if name != asked.axis and name not in idle)
     pairs = baselines.pairs(group, match)
     if not pairs:
         apart, one, other = baselines.confounder(group, match)

@@ -13,6 +13,8 @@ from qdtune.ledger import Ledger, Parts, mlp_parts
 from qdtune.names import AXES, DATASETS, SINCE, DatasetInfo, text_of
 from qdtune.schema import Phase, Qat
 
+QUANTISED = frozenset({"weight_bits", "act_bits", "scale", "granularity", "levels", "inputs", "qat"})
+INPUTS_VERSION = 2  # as the next one, for quantised inputs alone: since 2 those that are never negative waste no code
 RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
 
 
@@ -49,6 +51,8 @@ class Trial:
         warmup, qat: float training, then quantised training; `lr` and `augment` are this configuration's own.
         seeds: one replica each, trained together.
         own_model, own_data: where these come from factories.
+        granularity, levels: of weights: step sizes for each tensor or output channel, and which codes there are.
+        decompose: which layers are split: all, or those before the head.
     """
 
     depth: int
@@ -67,6 +71,9 @@ class Trial:
     seeds: tuple[int, ...]
     own_model: OwnModel | None = None
     own_data: OwnData | None = None
+    granularity: str = "tensor"
+    levels: str = "symmetric"
+    decompose: str = "all"
 
     @cached_property
     def trial_id(self) -> str:
@@ -78,13 +85,13 @@ class Trial:
         """What is warmed up: this network, or with `svd` the undivided one, for all depths, which is split then."""
         if self.factor_init != "svd":
             return self
-        return replace(self, depth=1, activation="identity", factor_init="default")
+        return replace(self, depth=1, activation="identity", factor_init="default", decompose="all")
 
     @property
     def warmup_id(self) -> str:
-        """As `trial_id`, over what the float warm-up depends on: neither bits nor scale nor QAT."""
+        """As `trial_id`, over what the float warm-up depends on: neither bits nor step sizes nor QAT."""
         data = self.warmup_base.to_dict()
-        return _digest({key: data[key] for key in data.keys() - {"weight_bits", "act_bits", "scale", "qat"}})
+        return _digest({key: data[key] for key in data.keys() - QUANTISED})
 
     @property
     def values(self) -> dict[str, Any]:
@@ -100,7 +107,8 @@ class Trial:
     @property
     def ledger(self) -> Ledger:
         """The bytes of one replica."""
-        return _ledger(self.parts, self.depth, self.weight_bits, self.act_bits)
+        bits = (self.weight_bits, self.act_bits, self.levels, self.granularity)
+        return _ledger(self.parts, self.depth, *bits, self.decompose)
 
     @property
     def parts(self) -> Parts:
@@ -133,7 +141,7 @@ class Trial:
             "bias_bytes": ledger.bias_bytes,
             "other_bytes": ledger.other_bytes,
             "fp32_bytes": ledger.fp32_bytes,
-            "inner_dims": self.parts.inner_dims(self.depth),
+            "inner_dims": self.parts.inner_dims(self.depth, self.decompose),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +151,11 @@ class Trial:
             data["own_model"] = {"factory": self.own_model.factory, "sha256": self.own_model.sha256}
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
+        for axis, always in SINCE.items():
+            if data[axis] == always:
+                del data[axis]
+        if self.act_bits is not None:
+            data["inputs"] = INPUTS_VERSION
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
         if self.qat.augment == SINCE["augment"]:
             del phases["qat"]["augment"]
@@ -155,6 +168,6 @@ def _digest(data: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=100_000)  # as many as the largest grid has points
-def _ledger(parts: Parts, depth: int, weight_bits: int, act_bits: int | None) -> Ledger:
+def _ledger(parts: Parts, *axes: Any) -> Ledger:
     # A grid names a size many times: once per activation, scale, init and learning rate.
-    return parts.ledger(depth, weight_bits, act_bits)
+    return parts.ledger(*axes)

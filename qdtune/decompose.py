@@ -6,13 +6,13 @@ Source: the notebook's `DecomposedLinear` and `replace_linear_with_decomposedlin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from qdtune.ledger import factor_dims
-from qdtune.names import FACTOR_INITS
+from qdtune.names import DECOMPOSED, FACTOR_INITS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -78,6 +78,7 @@ def decompose(
     activation: str = "identity",
     factor_init: str = "default",
     generator: torch.Generator | None = None,
+    decomposed: str = "all",
 ) -> nn.Module:
     """The model with every `nn.Linear`, at any level, split into `depth` factors; changed in place.
 
@@ -97,19 +98,25 @@ def decompose(
             `svd` starts from the layer's own weights: the singular values above the inner width are cut, the
             rest is shared evenly by the factors.
         generator: where the draws come from.
+        decomposed: `all`, or `hidden`: the head, the last linear layer in the order of modules, stays one factor. The
+            logits then have the same rank at every depth: split in two, a head 24 -> 10 has rank 7, in eight 4.
 
     Raises:
         ValueError: an unknown name, depth below 1, or `svd` of factors with an activation between them.
     """
     if factor_init not in FACTOR_INITS:
         raise ValueError(f"factor_init must be one of {', '.join(FACTOR_INITS)}, got {factor_init!r}")
+    if decomposed not in DECOMPOSED:
+        raise ValueError(f"decomposed must be one of {', '.join(DECOMPOSED)}, got {decomposed!r}")
+    layers = dict.fromkeys(_splittable(model))  # each once, where it comes first
+    head = [*layers][-1] if layers and decomposed == "hidden" else None
 
     def split(layer: nn.Module) -> nn.Module | None:
         if type(layer) is not nn.Linear and not isinstance(layer, FactoredLinear):
             return None
         last: nn.Linear = layer if isinstance(layer, nn.Linear) else layer.factors[-1]  # type: ignore[assignment]
         matrix = _matrix(layer) if factor_init == "svd" else None
-        shape = (layer.in_features, layer.out_features, depth)
+        shape = (layer.in_features, layer.out_features, 1 if layer is head else depth)
         factored = FactoredLinear(*shape, bias=last.bias is not None, activation=activation).to(last.weight)
         weights: list[Tensor] = [factor.weight for factor in factored.factors]  # type: ignore[misc]
         if matrix is not None:
@@ -124,6 +131,15 @@ def decompose(
     # Modules draw their first weights from the global generator; where another is given, that one stays as it was.
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         return swap(model, split)
+
+
+def _splittable(module: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers that are split, in the order of modules."""
+    if type(module) is nn.Linear or isinstance(module, FactoredLinear):
+        yield module
+    else:
+        for child in module.children():
+            yield from _splittable(child)
 
 
 def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qdtune.ledger import FLOAT_BITS
-from qdtune.reader import Model, Q, codes
+from qdtune.reader import GRIDS, Model, codes
 from qdtune.rules import mistake, shown
 
 OPSET, IR = 21, 10
@@ -106,7 +106,8 @@ def _operation(graph: _Graph, op: dict[str, Any], x: str) -> str:
     """Adds one operation of a packed model, which takes x; the name of what it gives."""
     if op["op"] == "linear":
         if op["act_bits"] is not None:
-            x = _quantised(graph, x, float(graph.model.stored[op["input_step"]]), op["act_bits"])
+            step = float(graph.model.stored[op["input_step"]])
+            x = _quantised(graph, x, step, *GRIDS[op["act_bits"], op.get("input_levels")])
         bias = [] if op["bias"] is None else [graph.tensor(op["bias"])]
         return graph.add("Gemm", [x, _weight(graph, op), *bias], transB=1)
     if op["op"] == "affine":
@@ -120,20 +121,21 @@ def _weight(graph: _Graph, op: dict[str, Any]) -> str:
     """Adds the weights (O, I) of a layer."""
     if op["bits"] == FLOAT_BITS:
         return graph.tensor(op["weight"])
-    whole = codes(graph.model.stored[op["weight"]], tuple(op["shape"]), op["bits"])
-    narrow = next(n for n in (4, 8, 16) if op["bits"] <= n)
-    return graph.add(
-        "DequantizeLinear", [graph.constant(whole, f"INT{narrow}", op["weight"]), graph.tensor(op["step"])]
-    )
+    model, narrow = graph.model, next(n for n in (4, 8, 16) if op["bits"] <= n)
+    inputs = [graph.constant(codes(model.stored, op), f"INT{narrow}", op["weight"])]
+    if not model.stored[op["step"]].ndim:
+        return graph.add("DequantizeLinear", [*inputs, graph.tensor(op["step"])])
+    steps = graph.constant(model.stored[op["step"]].ravel(), name=op["step"])
+    return graph.add("DequantizeLinear", [*inputs, steps], axis=0)  # a step for each output channel
 
 
-def _quantised(graph: _Graph, x: str, step: float, bits: int) -> str:
+def _quantised(graph: _Graph, x: str, step: float, low: int, high: int, binary: bool) -> str:
     """Adds the quantisation of a layer's input; QuantizeLinear rounds halves to even, as the reader does."""
     up = graph.number(step)
-    if bits == 1:  # two levels and no zero between them: QuantizeLinear has no such grid
+    if binary:  # two levels and no zero between them, and QuantizeLinear has no such grid
         return graph.add("Where", [graph.add("GreaterOrEqual", [x, graph.number(0.0)]), up, graph.number(-step)])
-    end = Q[bits] * step  # the lowest code of the type, -2^(n-1), is none of ours
     # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
-    x = graph.add("Min", [graph.add("Max", [x, graph.number(-end)]), graph.number(end)])
-    zero = graph.constant(np.array(0), "INT8" if bits <= 8 else "INT16")
+    x = graph.add("Min", [graph.add("Max", [x, graph.number(low * step)]), graph.number(high * step)])
+    kind = f"{'INT' if low else 'UINT'}{8 if high - low < 256 else 16}"
+    zero = graph.constant(np.array(0), kind)
     return graph.add("DequantizeLinear", [graph.add("QuantizeLinear", [x, up, zero]), up, zero])

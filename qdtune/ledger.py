@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-FLOAT_BITS = 32
+from qdtune.names import FLOAT_BITS
+
+TRITS = 5  # ternary digits in a byte: 3^5 = 243
 FLOAT_BYTES = 4
 
 
@@ -49,8 +51,9 @@ class Ledger:
 
     Attributes:
         params: trainable numbers: weights, biases, the two vectors of a normalisation.
-        weight_bytes: sum over factors of ceil(weights * bits / 8).
-        scale_bytes: 4 per step size: one per quantised factor, one more where its input is quantised too.
+        weight_bytes: sum over factors of ceil(weights * bits / 8), of ternary ones ceil(weights / 5).
+        scale_bytes: 4 per step size: one per quantised factor or per output channel of it, one more where its input
+            is quantised too.
         bias_bytes: biases and normalisation (scale and shift, the statistics folded in), as float32.
         fp32_bytes: the same model with nothing quantised.
         other_bytes: what is neither a linear layer nor a batch normalisation, which stays as it is.
@@ -79,12 +82,29 @@ class Ledger:
         )
 
 
-def matrix_ledger(weights: int, biases: int, weight_bits: int, act_bits: int | None) -> Ledger:
-    """The bytes of one factor: `weights` numbers of `weight_bits` bits (32: float), `biases` floats, its scales."""
-    scales = (weight_bits < FLOAT_BITS) + (act_bits is not None)
+def code_bytes(weights: int, weight_bits: int, levels: str) -> int:
+    """The bytes of so many codes in a row; ternary ones, which have two bits by name, go five to a byte."""
+    if levels == "ternary" and weight_bits == 2:
+        return -(-weights // TRITS)
+    return -(-weights * weight_bits // 8)
+
+
+def matrix_ledger(
+    weights: int, biases: int, weight_bits: int, act_bits: int | None, levels: str = "symmetric", steps: int = 1
+) -> Ledger:
+    """The bytes of one factor.
+
+    Args:
+        weights: how many numbers of `weight_bits` bits (32: float).
+        biases: how many float32.
+        act_bits: of its input; None: float.
+        levels: of the weights.
+        steps: step sizes of the weights: 1, or one per output channel.
+    """
+    scales = steps * (weight_bits < FLOAT_BITS) + (act_bits is not None)
     return Ledger(
         params=weights + biases,
-        weight_bytes=-(-weights * weight_bits // 8),
+        weight_bytes=code_bytes(weights, weight_bits, levels),
         scale_bytes=FLOAT_BYTES * scales,
         bias_bytes=FLOAT_BYTES * biases,
         fp32_bytes=FLOAT_BYTES * (weights + biases),
@@ -117,18 +137,31 @@ class Parts(NamedTuple):
     other: int = 0
     other_bytes: int = 0
 
-    def inner_dims(self, depth: int) -> list[list[int]]:
-        """The widths between the factors of each layer, D - 1 of them."""
-        return [list(factor_dims(i, o, depth)[1:-1]) for i, o, _ in self.layers]
+    def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
+        """The widths of each layer's factors; with `hidden` the last layer stays one."""
+        depths = [depth] * (len(self.layers) - 1) + [depth if decompose == "all" else 1]
+        return [factor_dims(i, o, d) for (i, o, _), d in zip(self.layers, depths, strict=True)]
 
-    def ledger(self, depth: int, weight_bits: int, act_bits: int | None) -> Ledger:
+    def inner_dims(self, depth: int, decompose: str = "all") -> list[list[int]]:
+        """The widths between the factors of each layer, D - 1 of them."""
+        return [list(dims[1:-1]) for dims in self.dims(depth, decompose)]
+
+    def ledger(
+        self,
+        depth: int,
+        weight_bits: int,
+        act_bits: int | None,
+        levels: str = "symmetric",
+        granularity: str = "tensor",
+        decompose: str = "all",
+    ) -> Ledger:
         """The bytes after `decompose` and `quantize`."""
         total = norm_ledger(self.norms) + other_ledger(self.other, self.other_bytes)
-        for i, o, bias in self.layers:
-            dims = factor_dims(i, o, depth)
-            for k in range(depth):
-                biases = o if k == depth - 1 and bias else 0
-                total += matrix_ledger(dims[k] * dims[k + 1], biases, weight_bits, act_bits)
+        for (_, o, bias), dims in zip(self.layers, self.dims(depth, decompose), strict=True):
+            for k, (rows, columns) in enumerate(pairwise(dims)):
+                biases = o if k == len(dims) - 2 and bias else 0
+                steps = columns if granularity == "channel" else 1
+                total += matrix_ledger(rows * columns, biases, weight_bits, act_bits, levels, steps)
         return total
 
 
@@ -148,6 +181,7 @@ def mlp_ledger(
     weight_bits: int,
     act_bits: int | None,
     batch_norm: bool = False,
+    **axes: str,
 ) -> Ledger:
-    """The bytes of `models.mlp` after `decompose` and `quantize`."""
-    return mlp_parts(inputs, hidden, classes, batch_norm).ledger(depth, weight_bits, act_bits)
+    """The bytes of `models.mlp` after `decompose` and `quantize`; `axes` as of `Parts.ledger`."""
+    return mlp_parts(inputs, hidden, classes, batch_norm).ledger(depth, weight_bits, act_bits, **axes)

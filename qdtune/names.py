@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+FLOAT_BITS = 32  # of weights: not quantised
 
 METHODS = ("grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc")
 PLANNED = ("grid", "random")  # known before anything runs; the others ask what came out so far
@@ -32,6 +35,9 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh")
 SCALES = ("minmax", "absmean", "lsq")
 AUGMENTS = ("none", "shift")
 FACTOR_INITS = ("default", "orthogonal", "isometry", "svd")
+GRANULARITIES = ("tensor", "channel")
+LEVELS = ("symmetric", "ternary", "full")
+DECOMPOSED = ("all", "hidden")
 BUDGETS = (
     "size_bytes",
     "params",
@@ -51,13 +57,16 @@ AXES = (
     "act_bits",
     "scale",
     "factor_init",
+    "granularity",
+    "levels",
+    "decompose",
     "hidden",
     "warmup_lr",
     "qat_lr",
     "augment",
 )
 # What earlier versions did, which knew no such axes: where one has this value, nothing is said of it.
-SINCE = {"augment": "none"}
+SINCE = {"granularity": "tensor", "levels": "symmetric", "decompose": "all", "augment": "none"}
 
 
 class DatasetInfo(NamedTuple):
@@ -85,6 +94,26 @@ def image_side(inputs: int) -> int | None:
         if colours * side**2 == inputs:
             return side
     return None
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The axes of one configuration, None for those that change nothing: equal ones are the same network.
+
+    With one factor per layer nothing stands between any, and no layer is split; where nothing is quantised no step
+    size is chosen, and where no weight is, none has levels. One bit has two levels, whatever they are called.
+
+    Args:
+        config: a value per axis, by name; other keys are kept.
+    """
+    bits, idle = config["weight_bits"], []
+    if config["depth"] == 1:
+        idle += ["activation", "decompose"]
+    if bits == FLOAT_BITS:
+        idle += ["granularity", "levels"] + ["scale"] * (config["act_bits"] is None)
+    if bits == 1:
+        idle += ["levels"]
+    told = {**config, **dict.fromkeys(idle)}
+    return told | {"levels": "symmetric"} if told["levels"] == "ternary" and bits != 2 else told
 
 
 def text_of(value: object) -> str:

@@ -4,20 +4,21 @@ What is kept of a finished trial is this form and not its float weights: it is e
 tested, and a few kilobytes. `reader.py` reads it without torch. All replicas of a trial lie in one file, tensor NAME
 of seed S under `S/NAME`, until `qdtune.export` takes one of them out.
 
-The layout, version 1. 8 bytes: N, unsigned; N bytes: JSON in UTF-8; the rest: the data, which is as long as the
+The layout, version 2. 8 bytes: N, unsigned; N bytes: JSON in UTF-8; the rest: the data, which is as long as the
 model's `size_bytes`. All numbers are little-endian. The JSON maps the name of each tensor to its `dtype`, `shape` and
 `data_offsets` [begin, end) in the data, which the tensors fill without a gap (so far this is safetensors). Its entry
 `__metadata__` maps text to text:
 
-    qdtune.packed  1
+    qdtune.packed  2
     qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}
     qdtune.sha256  in hexadecimal, of the JSON above without this entry (keys sorted, ASCII, ", " and ": " between),
                    followed by the data
 
 `ops` are applied in turn, the first to pixels / 127.5 - 1, all in float32; NAME is that of a tensor, or null:
 
-    {"op": "linear", "shape": [O, I], "bits": b, "weight": NAME, "step": NAME, "bias": NAME,
-     "act_bits": a, "input_step": NAME}                x <- q(x) W^T + bias
+    {"op": "linear", "shape": [O, I], "bits": b, "levels": one of LEVELS, "weight": NAME, "step": NAME,
+     "bias": NAME, "act_bits": a, "input_step": NAME, "input_levels": "symmetric" or "unsigned"}
+                                                       x <- q(x) W^T + bias
     {"op": "affine", "scale": NAME, "shift": NAME}     x <- x * scale + shift for each feature: a batch normalisation
     {"op": "identity"}                                 x <- x
     {"op": "relu"}                                     x <- max(x, 0)
@@ -29,9 +30,13 @@ model's `size_bytes`. All numbers are little-endian. The JSON maps the name of e
 With b = 1..16, W is stored as O * I codes of b bits, row by row, in one stream of bits. Code k takes the bits from
 k*b to k*b + b - 1, its lowest bit first; bit n of the stream is bit n mod 8 of byte n div 8, where bit 0 is worth 1.
 What is left of the last byte is zero. Read as an unsigned number u, a code stands for step * (u - Q), where
-Q = 2^(b-1) - 1, and with b = 1 for step * (2u - 1). With b = 32, W is float32. q(x) is x where a is null; else, with
-s for input_step, s * min(max(round(x / s), -Q), Q) with the Q of a bits, halves rounded to the even neighbour, and
-with a = 1 it is s where x >= 0 and -s elsewhere.
+Q = 2^(b-1) - 1, and Q = 2^(b-1) where levels is "full"; with b = 1 for step * (2u - 1). Where levels is "ternary"
+and b = 2, five codes are a byte, u0 + 3 u1 + 9 u2 + 27 u3 + 81 u4, the first code first; those that are missing in
+the last byte are zero. step is one number, or (O, 1), one for each row. With b = 32, W is float32.
+
+q(x) is x where a is null; else, with s for input_step, s * min(max(round(x / s), -Q), Q) with Q = 2^(a-1) - 1, halves
+rounded to the even neighbour, and with a = 1 it is s where x >= 0 and -s elsewhere. Where input_levels is "unsigned",
+it is s * min(max(round(x / s), 0), 2^a - 1) for any a. (Version 1 has neither levels nor input_levels: "symmetric".)
 
 Where "model" is not "mlp", it names the function of a user's that builds the network: then `ops` only say how tensors
 are stored.
@@ -48,9 +53,9 @@ import torch
 from torch import Tensor, nn
 
 from qdtune.decompose import ACTIVATIONS, FactoredLinear
-from qdtune.ledger import FLOAT_BITS
-from qdtune.quantize import QuantLinear, max_code
-from qdtune.reader import MODEL, PACKED, VERSION
+from qdtune.ledger import FLOAT_BITS, TRITS
+from qdtune.quantize import QuantLinear
+from qdtune.reader import GRIDS, MODEL, PACKED, VERSION
 from qdtune.warmups import parts, signed
 
 TRIAL = "qdtune.trial_id"
@@ -85,9 +90,13 @@ def operations(model: nn.Module) -> tuple[list[Op], dict[str, Tensor]]:
     return list(_visit("", model, tensors)), tensors
 
 
-def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes (O, I) of 1..16 bits as a stream of bits, uint8 (ceil(O*I*bits / 8),); `reader.codes` is the way back."""
-    unsigned = (codes + 1) // 2 if bits == 1 else codes + max_code(bits)
+def pack_codes(codes: Tensor, bits: int, levels: str = "symmetric") -> Tensor:
+    """Codes (O, I) of 1..16 bits in a row, uint8 (`ledger.code_bytes`,); `reader.codes` is the way back."""
+    low, _, binary = GRIDS[bits, levels]
+    unsigned = (codes - low) // (1 + binary)
+    if levels == "ternary" and bits == 2:
+        digits = nn.functional.pad(unsigned.flatten(), (0, -unsigned.numel() % TRITS)).reshape(-1, TRITS)
+        return (digits * 3 ** torch.arange(TRITS)).sum(1).to(torch.uint8)
     stream = (unsigned.reshape(-1, 1) >> torch.arange(bits)) & 1  # (O*I, bits), the lowest first
     padded = nn.functional.pad(stream.flatten(), (0, -stream.numel() % 8)).reshape(-1, 8)
     return (padded << torch.arange(8)).sum(1).to(torch.uint8)
@@ -119,18 +128,22 @@ _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
 
 def _linear(dot: str, layer: nn.Linear, tensors: dict[str, Tensor]) -> Op:
     bits, act_bits, found = FLOAT_BITS, None, {"weight": layer.weight.detach()}
+    levels = input_levels = "symmetric"
     if isinstance(layer, QuantLinear):
         bits, act_bits = layer.weight_bits, layer.act_bits
         if layer.weight_quantizer is not None:
             codes, found["step"] = layer.codes()
-            found["weight"] = pack_codes(codes, bits)
+            levels = layer.weight_quantizer.levels
+            found["weight"] = pack_codes(codes, bits, levels)
         if layer.input_quantizer is not None:
+            input_levels = layer.input_quantizer.levels
             found["input_step"] = layer.input_quantizer.current(layer.weight)  # in evaluation the same for any input
     if layer.bias is not None:
         found["bias"] = layer.bias.detach()
     tensors |= {f"{dot}{role}": tensor for role, tensor in found.items()}
     names = {role: f"{dot}{role}" if role in found else None for role in ("weight", "step", "bias", "input_step")}
-    return {"op": "linear", "shape": list(layer.weight.shape), "bits": bits, "act_bits": act_bits, **names}
+    kinds = {"bits": bits, "levels": levels, "act_bits": act_bits, "input_levels": input_levels}
+    return {"op": "linear", "shape": list(layer.weight.shape), **kinds, **names}
 
 
 def _affine(dot: str, norm: nn.modules.batchnorm._BatchNorm, tensors: dict[str, Tensor]) -> Op:

@@ -1,8 +1,8 @@
 """Pairs of configurations that differ in one axis alone, and what forbids to compare the two.
 
 Two sides match if every other axis, the data set and the model are the same, and their sizes within `SIZES_APART`.
-An axis that changes nothing counts for nothing: the activation of a network whose layers have one factor, the scale
-rule where nothing is quantised.
+An axis that changes nothing counts for nothing (`names.decisive`), such as the activation of a network whose layers
+have one factor.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qdtune.ledger import FLOAT_BITS, mlp_parts
-from qdtune.names import AXES, DATASETS
+from qdtune.ledger import mlp_parts
+from qdtune.names import AXES, DATASETS, decisive
 from qdtune.tables import FINAL, STATES, TRIALS, completed
 
 SIZES_APART, SIZES_EQUAL = 0.05, 0.01  # shares of the smaller: beyond is refused; what lies between is said
@@ -82,11 +82,7 @@ def sides(trials: pa.Table) -> list[Side]:
 
 def _side(rows: Sequence[dict[str, Any]]) -> Side:
     first = rows[0]
-    key = {name: first[name] for name in KEYS}
-    if key["depth"] == 1:
-        key["activation"] = None
-    if key["weight_bits"] == FLOAT_BITS and key["act_bits"] is None:
-        key["scale"] = None
+    key = decisive({name: first[name] for name in KEYS})
     states = [row["state"] for row in rows]
     chance = any(row["error"] and row["state"] in ("ok", "pruned") for row in rows)
     accuracies = {

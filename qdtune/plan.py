@@ -11,8 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from qdtune.configuration import OwnData, OwnModel, Trial
-from qdtune.ledger import FLOAT_BITS
-from qdtune.names import AXES, PLANNED, text_of
+from qdtune.names import AXES, FLOAT_BITS, PLANNED, decisive, text_of
 from qdtune.rules import mistake
 from qdtune.schema import Axis, Data, Model, Phase
 from qdtune.spec import Spec, loads
@@ -22,7 +21,11 @@ DRAWS = 20  # per configuration asked for, after which a large space is taken to
 # Where an axis decides nothing: a single factor has nothing in between, and floats have no step size.
 IDLE: list[tuple[dict[str, Any], str]] = [
     ({"depth": 1}, "activation"),
+    ({"depth": 1}, "decompose"),
     ({"weight_bits": FLOAT_BITS, "act_bits": None}, "scale"),
+    ({"weight_bits": FLOAT_BITS}, "granularity"),
+    ({"weight_bits": FLOAT_BITS}, "levels"),
+    ({"weight_bits": 1}, "levels"),
 ]
 
 AnyPhase = TypeVar("AnyPhase", bound=Phase)
@@ -60,18 +63,8 @@ class Plan:
 
     @cached_property
     def twins(self) -> int:
-        """How many configurations repeat another one of the plan under another name.
-
-        With one factor per layer nothing stands in between, whatever the activation; where nothing is quantised no
-        step size is chosen, whatever the scale.
-        """
-        networks = set()
-        for trial in self.trials:
-            activation = trial.activation if trial.depth > 1 else ""
-            scale = trial.scale if trial.weight_bits < FLOAT_BITS or trial.act_bits else ""
-            bits = (trial.weight_bits, trial.act_bits, scale, trial.qat.lr, trial.qat.augment)
-            networks.add((trial.depth, activation, trial.factor_init, trial.hidden, trial.warmup.lr, *bits))
-        return len(self.trials) - len(networks)
+        """How many configurations repeat another one of the plan under another name: see `names.decisive`."""
+        return len(self.trials) - len({tuple(decisive(trial.config).values()) for trial in self.trials})
 
     @cached_property
     def twin_rules(self) -> list[str]:
@@ -91,7 +84,7 @@ class Plan:
             return None
         of = "" if self.spec.method in PLANNED else " of a random sample"
         which = f"{self.twins:,} configuration{'' if self.twins == 1 else 's'}{of}"
-        why = "an activation at depth 1, or a scale where nothing is quantised, changes nothing"
+        why = "some of their axes change nothing there, such as an activation at depth 1 or levels at one bit"
         rules = f"add to exclude: {', '.join(self.twin_rules)}" if self.twin_rules else "exclude them"
         return f"{which} would repeat another one, for {why} ({rules})"
 
@@ -181,7 +174,7 @@ def _warmup(trial: Trial) -> Point:
     # What warmup_id hashes, less what is the same all over a sweep: a hash per trial would take seconds.
     if trial.factor_init == "svd":  # one for all depths, as `Trial.warmup_base` has it
         return ("svd", trial.hidden, trial.warmup.lr)
-    return (trial.depth, trial.activation, trial.factor_init, trial.hidden, trial.warmup.lr)
+    return (trial.depth, trial.activation, trial.factor_init, trial.decompose, trial.hidden, trial.warmup.lr)
 
 
 def _points(spec: Spec) -> Iterator[Point]:
@@ -263,15 +256,11 @@ def _feasible(spec: Spec, trial: Trial) -> bool:
 
 
 def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Trial:
-    depth, weight_bits, activation, act_bits, scale, factor_init, hidden, warmup_lr, qat_lr, augment = point
+    axes = dict(zip(AXES, point, strict=True))
+    hidden, warmup_lr, qat_lr, augment = (axes.pop(name) for name in ("hidden", "warmup_lr", "qat_lr", "augment"))
     return Trial(
-        depth,
-        weight_bits,
-        activation,
-        act_bits,
-        scale,
-        factor_init,
-        hidden,
+        **axes,
+        hidden=hidden,
         batch_norm=spec.model.batch_norm,
         dataset=spec.data.names[0],
         val_size=spec.data.val_size,

@@ -1,7 +1,6 @@
-"""Reads a packed model of qdtune with NumPy alone: copy this file to wherever the model goes.
+"""Reads a packed model (specified in qdtune's packed.py) with NumPy alone: copy this file to wherever that goes.
 
 load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, see WANTED -> float32 (B, O)
-load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); layout: qdtune's packed.py
 """
 
 import hashlib
@@ -12,18 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "1"
+PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
-Q = {1: 1} | {bits: 2 ** (bits - 1) - 1 for bits in range(2, 17)}  # the largest code of so many bits
 WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
-ACTIVATIONS: dict[str, Any] = {
-    "identity": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0),
-    "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-    "gelu": lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))).astype(np.float32),
-    "tanh": np.tanh,
-    "hardtanh": lambda x: np.clip(x, -1, 1),
-}
+# Bits and levels -> the lowest code, the highest, and whether there is none between them; version 1 has no levels.
+GRIDS: dict[Any, tuple[int, int, bool]] = {(b, "unsigned"): (0, 2**b - 1, False) for b in range(1, 17)}
+for _levels in (None, "symmetric", "ternary", "full"):
+    GRIDS |= {(b, _levels): (-(2 ** (b - 1)) + (_levels != "full"), 2 ** (b - 1) - 1, False) for b in range(2, 17)}
+    GRIDS[1, _levels] = (-1, 1, True)
+ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardtanh": lambda x: np.clip(x, -1, 1)}
+ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
+ACTIVATIONS["gelu"] = lambda x: (x / 2 * (1 + np.vectorize(math.erf, otypes=["f8"])(x / math.sqrt(2)))).astype("f4")
 
 
 class ReaderError(ValueError):
@@ -47,7 +45,10 @@ class Model(NamedTuple):
         x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
         for op in self.program["ops"]:
             if op["op"] == "linear":
-                x = x if op["act_bits"] is None else _quantised(x, t[op["input_step"]], op["act_bits"])
+                if op["act_bits"] is not None:
+                    step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
+                    code = np.where(x >= 0, np.float32(1), -1) if binary else np.clip(np.round(x / step), low, high)
+                    x = step * code
                 x = x @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]])
             else:
                 x = x * t[op["scale"]] + t[op["shift"]] if op["op"] == "affine" else ACTIVATIONS[op["op"]](x)
@@ -63,7 +64,7 @@ def load(file: str | Path | bytes) -> Model:
     try:
         header, data = json.loads(blob[8:start]), blob[start:]
         version, promised = header["__metadata__"].get(PACKED), header["__metadata__"].pop(CHECKSUM, None)
-        _must(version == VERSION, f"a packed model must be of version {VERSION}, got version {version!r}")
+        _must(version in ("1", VERSION), f"a packed model must be of version 1 or {VERSION}, got {version!r}")
         found = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
         _must(found == promised, f"the file must fit its checksum {promised!r}, got {found}: it is damaged")
         program = json.loads(header.pop("__metadata__")[MODEL])
@@ -74,8 +75,7 @@ def load(file: str | Path | bytes) -> Model:
             stored[name], place = np.frombuffer(data[begin:end], dtype).reshape(shape), end
         _must(place == len(data), f"the tensors must fill {len(data)} bytes of data, got {place}")
         quantised = [op for op in program["ops"] if op["op"] == "linear" and op["bits"] != 32]
-        dense = {op["weight"]: codes(stored[op["weight"]], op["shape"], op["bits"]) for op in quantised}
-        weights = {op["weight"]: stored[op["step"]] * dense[op["weight"]].astype(np.float32) for op in quantised}
+        weights = {op["weight"]: stored[op["step"]] * codes(stored, op).astype(np.float32) for op in quantised}
         if program["model"] == "mlp":  # do all shapes fit? without a row
             Model(program, stored, stored | weights).logits(np.zeros((0, program["inputs"]), np.uint8))
         return Model(program, stored, stored | weights)
@@ -83,15 +83,15 @@ def load(file: str | Path | bytes) -> Model:
         raise ReaderError(f"{'' if isinstance(error, ReaderError) else 'no packed model: '}{error}"[:300]) from None
 
 
-def codes(packed: np.ndarray, shape: tuple[int, int], bits: int) -> np.ndarray:
-    """The codes (O, I), int32, in the bytes of a weight of 1..16 bits."""
-    stream = np.unpackbits(packed, bitorder="little")[: math.prod(shape) * bits].reshape(*shape, bits)
-    unsigned = (stream.astype(np.int32) << np.arange(bits)).sum(-1).astype(np.int32)
-    return 2 * unsigned - 1 if bits == 1 else unsigned - Q[bits]
-
-
-def _quantised(x: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
-    return np.where(x >= 0, step, -step) if bits == 1 else step * np.clip(np.round(x / step), -Q[bits], Q[bits])
+def codes(stored: dict[str, np.ndarray], op: dict[str, Any]) -> np.ndarray:
+    """The codes (O, I), int32, of the weight of a linear operation of 1..16 bits."""
+    packed, shape, bits = stored[op["weight"]], op["shape"], op["bits"]
+    low, _, binary = GRIDS[bits, op.get("levels")]
+    stream = np.unpackbits(packed, bitorder="little")[: math.prod(shape) * bits].reshape(-1, bits)
+    found = (stream.astype(np.int32) << np.arange(bits)).sum(-1)
+    if op.get("levels") == "ternary" and bits == 2:  # five to a byte
+        found = (packed[:, None] // 3 ** np.arange(5) % 3).ravel()[: math.prod(shape)]
+    return (found.reshape(shape) * (1 + binary) + low).astype(np.int32)
 
 
 def _must(holds: bool, what: str) -> None:

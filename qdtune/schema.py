@@ -19,7 +19,10 @@ from qdtune.names import (
     BUDGETS,
     COMPILES,
     DATASETS,
+    DECOMPOSED,
     FACTOR_INITS,
+    GRANULARITIES,
+    LEVELS,
     ORDERS,
     PRUNERS,
     SCALES,
@@ -84,6 +87,9 @@ ActBits = Annotated[int, whole(1, 16)]
 Scale = Annotated[str, choice(SCALES)]
 FactorInit = Annotated[str, choice(FACTOR_INITS)]
 Augment = Annotated[str, choice(AUGMENTS)]
+Granularity = Annotated[str, choice(GRANULARITIES)]
+Levels = Annotated[str, choice(LEVELS)]
+Decomposed = Annotated[str, choice(DECOMPOSED)]
 Width = Annotated[int, whole(1, 65_536)]
 Widths = Annotated[tuple[Width, ...], AfterValidator(_some), BeforeValidator(_as_list)]
 Rate = Annotated[float, number("a finite number above 0", lambda x: x > 0)]
@@ -190,6 +196,9 @@ class Parameters(Frozen):
     act_bits: NumberAxis[ActBits | None] = _always(None)
     scale: Axis[Scale] = _always("absmean")
     factor_init: Axis[FactorInit] = _always("orthogonal")
+    granularity: Axis[Granularity] = _always("tensor")
+    levels: Axis[Levels] = _always("symmetric")
+    decompose: Axis[Decomposed] = _always("all")
     hidden: Axis[Widths] | None = None
     warmup_lr: NumberAxis[Rate] | None = None
     qat_lr: NumberAxis[Rate] | None = None
@@ -207,6 +216,9 @@ class Excluded(TypedDict, total=False):
     act_bits: ActBits | None
     scale: Scale
     factor_init: FactorInit
+    granularity: Granularity
+    levels: Levels
+    decompose: Decomposed
     hidden: Widths
     warmup_lr: Rate
     qat_lr: Rate

@@ -89,7 +89,7 @@ class Spec(Frozen):
         """The axes in the order of AXES, none of them open."""
         given = self.parameters
         return {
-            **{name: getattr(given, name) for name in AXES[:6]},
+            **{name: getattr(given, name) for name in AXES},
             "hidden": given.hidden or Axis[Widths](values=(self.model.hidden,)),
             "warmup_lr": given.warmup_lr or NumberAxis[Rate](values=(self.train.warmup.lr,)),
             "qat_lr": given.qat_lr or NumberAxis[Rate](values=(self.train.qat.lr,)),

@@ -44,6 +44,8 @@ class Shape:
     float_inputs: bool
     optimizer: str  # sgd or adam
     momentum: float  # of sgd, 0 <= m < 1
+    granularity: str = "tensor"
+    decompose: str = "all"
     augment: str = "none"
     own: tuple[str, str] | None = None  # the factory of a model of the user's, and the sha256 of its source
 
@@ -63,6 +65,8 @@ class Shape:
             float_inputs=warmup or trial.act_bits is None,
             optimizer=settings.optimizer,
             momentum=settings.momentum,
+            granularity="tensor" if warmup or trial.weight_bits == FLOAT_BITS else trial.granularity,
+            decompose=trial.decompose,
             augment="none" if warmup else trial.qat.augment,
             own=trial.own_model and trial.own_model[:2],
         )
@@ -75,9 +79,10 @@ class Shape:
 
     def template(self) -> nn.Module:
         """One replica of this shape without numbers."""
-        model = decompose(self.undivided(seed=0), self.depth, self.activation, generator=torch.Generator())
+        model = self.undivided(seed=0)
+        model = decompose(model, self.depth, self.activation, generator=torch.Generator(), decomposed=self.decompose)
         weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
-        return quantize(model, weight_bits, act_bits, "absmean").to("meta")
+        return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
 
     def optimiser_state(self, params: Stack) -> dict[str, Stack]:
         """The tensors that the optimiser keeps between steps, all zero."""

@@ -139,6 +139,9 @@ def compared(axis: str, found: Sequence[Comparison]) -> Table | None:
         "activation": "between",
         "scale": "scale",
         "factor_init": "init",
+        "granularity": "granularity",
+        "levels": "levels",
+        "decompose": "split",
     }
     shared = [
         field

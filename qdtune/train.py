@@ -105,7 +105,7 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
     replicas = yield from _warm_up(trial, data, warmups, log, compile)
     floats = _cohort(replicas, trial, data, "warmup", compile).accuracy(data.val_x, data.val_y)
     for replica in replicas:
-        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
+        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale, trial.levels, granularity=trial.granularity)
         calibrate(replica, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
     cohort = _cohort(replicas, trial, data, "qat", compile)
     report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0, "history": log.entries}
@@ -154,7 +154,8 @@ def _warm_up(
     replicas: list[nn.Module] = []
     for seed in trial.seeds:
         model = Shape.of(trial, data.inputs, data.classes, "warmup").undivided(seed)
-        replicas.append(decompose(model, base.depth, base.activation, base.factor_init, generator("init", seed)))
+        between = (base.depth, base.activation, base.factor_init)
+        replicas.append(decompose(model, *between, generator("init", seed), base.decompose))
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
         cohort = _cohort(replicas, base, data, "warmup", compile)
@@ -166,7 +167,8 @@ def _warm_up(
     if base is not trial:
         for k, replica in enumerate(replicas):
             # An ended replica has no singular values; it only keeps its place in the stack.
-            replicas[k] = decompose(replica, trial.depth, trial.activation, "default" if k in log.dead else "svd")
+            init = "default" if k in log.dead else "svd"
+            replicas[k] = decompose(replica, trial.depth, trial.activation, init, decomposed=trial.decompose)
     return replicas
 
 

@@ -67,6 +67,30 @@ def test_decompose_swaps_nested_layers_and_keeps_their_biases():
     model.attention(*[torch.zeros(3, 1, 8)] * 3)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_head_stays_one_factor_where_hidden_layers_are_split(depth):
+    model = Nested()
+    whole = model.block[1]["head"]
+    decompose(model, depth, "relu", decomposed="hidden")
+    first, head = model.block[0], model.block[1]["head"]
+    assert (len(first.factors), len(head.factors), head.inner_dims) == (depth, 1, [])
+    assert (head.in_features, head.out_features) == (whole.in_features, whole.out_features)
+    assert model.shared is first
+    again = decompose(model, 3, decomposed="all")
+    assert [len(layer.factors) for layer in (again.block[0], again.block[1]["head"])] == [3, 3]
+    alone = decompose(nn.Linear(9, 4), depth, decomposed="hidden")
+    assert len(alone.factors) == 1
+    with pytest.raises(ValueError, match="decomposed must be one of all, hidden, got 'head'"):
+        decompose(model, 2, decomposed="head")
+
+
+def test_svd_leaves_the_head_as_it_was_trained():
+    model = nn.Sequential(nn.Linear(30, 18), nn.ReLU(), nn.Linear(18, 4))
+    weight = model[2].weight.detach().clone()
+    decompose(model, 3, factor_init="svd", decomposed="hidden")
+    assert torch.equal(model[2].factors[0].weight, weight)
+
+
 def test_decompose_splits_a_root_layer_and_one_split_before():
     layer = decompose(nn.Linear(20, 12), 2)
     assert isinstance(layer, FactoredLinear)

@@ -20,6 +20,7 @@ from test_train import Kept
 from qdtune import __main__, export, graph, reader, storage
 from qdtune.cohort import Tensors
 from qdtune.data import load
+from qdtune.names import GRANULARITIES, LEVELS, SCALES
 from qdtune.plan import make_trial, plan
 from qdtune.recorder import provenance
 from qdtune.spec import loads
@@ -289,8 +290,8 @@ def test_command_is_one_of_qdtunes(capsys):
 # --- ONNX
 
 
-def random_model(bits, act_bits, activation, norm=True, widths=(9, 7, 5)):
-    """A packed mlp of random codes, 9-7-5 unless told, read."""
+def random_model(bits, act_bits, activation, norm=True, depth=2, *quantised, widths=(9, 7, 5)):
+    """A packed mlp of random codes, 9-7-5 unless told, read; `quantised`: scale, levels and granularity."""
     import torch
     from torch import nn
 
@@ -302,8 +303,8 @@ def random_model(bits, act_bits, activation, norm=True, widths=(9, 7, 5)):
         model = nn.Sequential(
             nn.Linear(i, h, bias=not norm), *([nn.BatchNorm1d(h)] if norm else []), nn.ReLU(), nn.Linear(h, o)
         )
-        decompose.decompose(model, 2, activation)
-        quantize.quantize(model, bits, act_bits)
+        decompose.decompose(model, depth, activation)
+        quantize.quantize(model, bits, act_bits, *quantised)
         quantize.calibrate(model, torch.rand(64, i) * 2 - 1)
         if norm:
             model[1].running_mean.uniform_(-1, 1)
@@ -315,7 +316,9 @@ def random_model(bits, act_bits, activation, norm=True, widths=(9, 7, 5)):
 def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
     act_bits = (None, 1, 4, 8, 16, 2)[bits % 6]
     activation = list(reader.ACTIVATIONS)[bits % 6]
-    model = random_model(bits, act_bits, activation, norm=bits % 2 == 0)
+    levels = LEVELS[bits % 3]
+    quantised = (SCALES[bits // 3 % 3], levels, GRANULARITIES[bits // 2 % 2])
+    model = random_model(bits, act_bits, activation, bits % 2 == 0, 1 + bits % 4, *quantised)
     blob = graph.to_onnx(model, "t")
     x = np.random.default_rng(bits).integers(0, 256, (500, 9), np.uint8)
     for rows in (x, x[:1]):  # the batch is free
@@ -340,12 +343,14 @@ def test_onnx_is_as_long_as_its_codes_and_little_more(bits, container):
     assert 0 < over < 2560  # names and nodes; as lists of numbers even the codes of 4 bits take more
 
 
+@pytest.mark.parametrize("levels", ["symmetric", "unsigned"])
 @pytest.mark.parametrize("act_bits", [2, 3, 4, 8, 9, 16])
-def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits):
-    q, step = reader.Q[act_bits], np.float32(0.25)
+def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits, levels):
+    q, step = 2 ** (act_bits - 1) - 1, np.float32(1)
     weight = np.eye(3, dtype=np.float32)
     op = {"op": "linear", "shape": [3, 3], "bits": 32, "weight": "w", "step": None, "bias": None}
-    ops = [{"op": "affine", "scale": "k", "shift": "z"}, op | {"act_bits": act_bits, "input_step": "s"}]
+    op |= {"act_bits": act_bits, "input_step": "s", "input_levels": levels}
+    ops = [{"op": "affine", "scale": "k", "shift": "z"}, op]
     stored = {
         "w": weight,
         "s": np.array(step),
@@ -357,9 +362,8 @@ def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits):
     x = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)  # pixels become -127.5 to 127.5, in steps of 1
     expected = model.logits(x)
     assert np.array_equal(session(graph.to_onnx(model, "t")).run(None, {"pixels": x})[0], expected)
-    assert expected.min() >= -q * step
-    halves = reader._quantised(np.array([[0.125, 0.375, -0.125]], np.float32), step, act_bits)
-    assert halves.tolist() == [[0, 0.5 if q >= 2 else 0.25, 0]]
+    assert expected.min() >= (-q * step if levels == "symmetric" else 0)
+    assert expected[127:129, 1].tolist() == [0, min(2, reader.GRIDS[act_bits, levels][1])]  # of 0.5 and 1.5
 
 
 def test_only_the_mlp_can_be_had_as_onnx():

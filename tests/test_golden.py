@@ -1,7 +1,7 @@
 """Run folders as each released version of the tables has left them: read, finished and verified by this one.
 
-They were made by the versions themselves, with the sweep in `tests/data/runs/v3/sweep.yaml`. A version that changes
-the tables adds a folder here, and changes none.
+They were made by the versions themselves, with the sweep in `tests/data/runs/v3/sweep.yaml`; from v5 on with weights.
+A version that changes the tables adds a folder here, and changes none.
 """
 
 import re

@@ -18,8 +18,9 @@ from qdtune.cohort import Tensors
 from qdtune.data import load
 from qdtune.decompose import ACTIVATIONS
 from qdtune.export import of_seed
-from qdtune.names import SCALES
-from qdtune.quantize import ledger, max_code
+from qdtune.ledger import code_bytes
+from qdtune.names import DECOMPOSED, GRANULARITIES, LEVELS, SCALES
+from qdtune.quantize import ledger
 from qdtune.reader import ReaderError
 from qdtune.schema import Qat, Warmup
 from qdtune.step import normalise
@@ -39,6 +40,9 @@ def spread():
             "scale": SCALES[(k + k // 3) % 3],
             "act_bits": (None, 1, 8, 4)[(k + k // 4) % 4],
             "batch_norm": (k + k // 2) % 2 == 1,
+            "levels": LEVELS[(k + k // 10) % 3],
+            "granularity": GRANULARITIES[k // 2 % 2],
+            "decompose": DECOMPOSED[k // 3 % 2],
         }
 
 
@@ -90,18 +94,23 @@ def test_packed_model_is_as_long_as_promised_and_gives_the_tested_numbers(data, 
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 16), st.integers(1, 9), st.integers(1, 9), st.randoms())
-def test_codes_come_back_and_lie_where_the_layout_says(bits, o, i, random):
-    q = max_code(bits)
-    values = [random.choice([-1, 1]) if bits == 1 else random.randint(-q, q) for _ in range(o * i)]
-    stream = packed.pack_codes(torch.tensor(values).reshape(o, i), bits).numpy()
-    assert len(stream) == -(-o * i * bits // 8)
-    whole = int.from_bytes(stream.tobytes(), "little")  # bit n of the stream is bit n of this number
-    for k, code in enumerate(values):
-        unsigned = (code + 1) // 2 if bits == 1 else code + q
-        assert whole >> (k * bits) & (2**bits - 1) == unsigned
-    assert whole >> (o * i * bits) == 0
-    assert reader.codes(stream, (o, i), bits).flatten().tolist() == values
+@given(st.integers(1, 16), st.sampled_from(LEVELS), st.integers(1, 9), st.integers(1, 9), st.randoms())
+def test_codes_come_back_and_lie_where_the_layout_says(bits, levels, o, i, random):
+    low, high = (-1, 1) if bits == 1 else (-(2 ** (bits - 1)) + (levels != "full"), 2 ** (bits - 1) - 1)
+    apart = 2 if bits == 1 else 1
+    values = [random.randrange(low, high + 1, apart) for _ in range(o * i)]
+    stream = packed.pack_codes(torch.tensor(values).reshape(o, i), bits, levels).numpy()
+    assert len(stream) == code_bytes(o * i, bits, levels)
+    unsigned = [(code - low) // apart for code in values]
+    if levels == "ternary" and bits == 2:
+        digits = [unsigned[k : k + 5] for k in range(0, o * i, 5)]
+        assert stream.tolist() == [sum(u * 3**n for n, u in enumerate(five)) for five in digits]
+    else:
+        whole = int.from_bytes(stream.tobytes(), "little")  # bit n of the stream is bit n of this number
+        assert [whole >> (k * bits) & (2**bits - 1) for k in range(o * i)] == unsigned
+        assert whole >> (o * i * bits) == 0
+    op = {"weight": "w", "shape": [o, i], "bits": bits, "levels": levels}
+    assert reader.codes({"w": stream}, op).flatten().tolist() == values
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -111,9 +120,17 @@ def test_activation_is_that_of_torch(name):
 
 
 def test_inputs_are_rounded_half_to_even_and_one_bit_has_no_zero():
-    x, step = np.array([0.5, 1.5, 2.5, -0.5, -2.5, 99, -99, 0.0, -0.0], np.float32), np.float32(1)
-    assert reader._quantised(x, step, 3).tolist() == [0, 2, 2, 0, -2, 3, -3, 0, 0]
-    assert reader._quantised(x, step, 1).tolist() == [1, 1, 1, -1, -1, 1, -1, 1, 1]
+    x, one = np.array([[0.5, 1.5, 2.5, -0.5, -2.5, 99, -99, 0.0, -0.0]], np.float32).T, np.ones((1, 1), np.float32)
+
+    def quantised(bits, levels):
+        op = {"op": "linear", "weight": "one", "bias": None, "act_bits": bits, "input_step": "one"}
+        program = {"model": "mlp", "inputs": 1, "outputs": 1, "ops": [op | {"input_levels": levels}]}
+        return reader.Model(program, {}, {"one": one}).logits(x)[:, 0].tolist()
+
+    assert quantised(3, "symmetric") == [0, 2, 2, 0, -2, 3, -3, 0, 0]
+    assert quantised(1, "symmetric") == [1, 1, 1, -1, -1, 1, -1, 1, 1]
+    assert quantised(2, "unsigned") == [0, 2, 2, 0, 0, 3, 0, 0, 0]
+    assert quantised(1, "unsigned") == [0, 1, 1, 0, 0, 1, 0, 0, 0]
 
 
 def test_only_replicas_that_came_to_their_end_are_packed(data):
@@ -155,6 +172,19 @@ def test_a_model_of_the_users_own_has_its_tensors_and_no_forward_pass():
 def blob(data):
     report, _ = trained(a_trial(act_bits=4, batch_norm=True, seeds=(0,), qat=Qat(epochs=1)), data)
     return of_seed(report["weights"], 0)
+
+
+def test_a_file_of_version_1_is_read_as_it_was(blob):
+    header, numbers = parts(blob)
+    program = json.loads(header["__metadata__"][reader.MODEL])
+    assert {op["input_levels"] for op in program["ops"] if op["op"] == "linear"} == {"symmetric", "unsigned"}
+    models = []
+    for version, levels in (("2", {"input_levels": "symmetric"}), ("1", {})):  # which had no other
+        ops = [{k: v for k, v in op.items() if k not in ("levels", "input_levels")} | levels for op in program["ops"]]
+        header["__metadata__"] |= {reader.PACKED: version, reader.MODEL: json.dumps(program | {"ops": ops})}
+        models.append(reader.load(signed(header, numbers)))
+    x = np.random.default_rng(0).integers(0, 256, (50, 16), np.uint8)
+    assert np.array_equal(models[0].logits(x), models[1].logits(x))
 
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(3, 16) * 5
@@ -314,8 +344,8 @@ def put(tree, place, value):
         (struct.pack("<Q", 2) + b"[]", "no packed model"),
         (struct.pack("<Q", 2) + b"{}", "no packed model"),
         (struct.pack("<Q", 40_000) + b"[" * 40_000, "no packed model"),
-        (signed({"__metadata__": {"qdtune.packed": "2"}}, b""), "of version 1, got version '2'"),
-        (signed({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"x"), "got version None"),
+        (signed({"__metadata__": {"qdtune.packed": "3"}}, b""), "of version 1 or 2, got '3'"),
+        (signed({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"x"), "of version 1 or 2, got None"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused(tmp_path, content, why):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from qdtune.configuration import Trial
-from qdtune.names import BUDGETS, ORDERS
+from qdtune.names import BUDGETS, LEVELS, ORDERS
 from qdtune.placement import Need, Node, Placement, placement
 from qdtune.plan import (
     Plan,
@@ -323,6 +323,22 @@ def test_twins_are_networks_under_two_names() -> None:
     assert planned(parameters=values(depth=[1, 2], activation=["identity", "relu"])).twins == 1
     assert planned(parameters=values(weight_bits=[4, 32], scale=["lsq", "minmax", "absmean"])).twins == 2
     assert planned(parameters=values(weight_bits=[32], scale=["lsq", "minmax"], act_bits=[4])).twins == 0
+    assert planned(parameters=values(depth=[1, 2], decompose=["all", "hidden"])).twins == 1
+    assert planned(parameters=values(weight_bits=[4, 32], granularity=["tensor", "channel"])).twins == 1
+    # One bit has one kind of levels, three bits have no ternary ones; float weights have none.
+    assert planned(parameters=values(weight_bits=[1, 2, 3, 32], levels=list(LEVELS))).twins == 2 + 0 + 1 + 2
+
+
+def test_sizes_follow_levels_granularity_and_decompose() -> None:
+    def size(**one: object) -> int:
+        (trial,) = planned(parameters=values(**{name: [value] for name, value in one.items()})).trials
+        return trial.ledger.size_bytes
+
+    plain = size(depth=2, weight_bits=2)  # of 64 x 17, 17 x 24, 24 x 7 and 7 x 10 weights
+    assert plain - size(depth=2, weight_bits=2, levels="ternary") == (272 + 102 + 42 + 18) - (218 + 82 + 34 + 14)
+    assert size(depth=2, weight_bits=2, levels="full") == plain
+    assert size(depth=2, weight_bits=2, granularity="channel") - plain == 4 * (17 + 24 + 7 + 10 - 4)
+    assert size(depth=2, weight_bits=2, decompose="hidden") - plain == 60 - (42 + 18) - 4  # 24 x 10, one step less
 
 
 @settings(max_examples=60, deadline=None)
@@ -342,11 +358,11 @@ def test_rules_against_twins_drop_them_and_nothing_else(axes: dict[str, list[Any
 def test_warning_names_the_rules_or_says_that_they_are_the_users_own() -> None:
     three = values(depth=[1, 2], weight_bits=[1, 4], activation=["relu", "tanh", "gelu"])
     assert planned(parameters=three).warning == (
-        "4 configurations would repeat another one, for an activation at depth 1, or a scale where nothing is "
-        "quantised, changes nothing (add to exclude: {depth: 1, activation: tanh}, {depth: 1, activation: gelu})"
+        "4 configurations would repeat another one, for some of their axes change nothing there, such as an "
+        "activation at depth 1 or levels at one bit (add to exclude: {depth: 1, activation: tanh}, {depth: 1, activation: gelu})"
     )
     partly = [{"depth": 1, "activation": "relu", "weight_bits": 4}]  # with ours beside it no tanh and gelu were left
-    assert (planned(parameters=three, exclude=partly).warning or "").endswith("changes nothing (exclude them)")
+    assert (planned(parameters=three, exclude=partly).warning or "").endswith("one bit (exclude them)")
     searched = planned(parameters=three, method="random", run_cap=12).warning or ""
     assert searched.startswith("4 configurations would")
     searched = planned(parameters=three, method="tpe", run_cap=12).warning or ""

@@ -4,13 +4,15 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from qdtune import models
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.ledger import mlp_ledger
-from qdtune.names import SCALES
+from qdtune.names import DECOMPOSED, GRANULARITIES, LEVELS, SCALES
 from qdtune.quantize import (
     Quantizer,
     QuantLinear,
@@ -18,7 +20,6 @@ from qdtune.quantize import (
     codes,
     fake_quantize,
     ledger,
-    max_code,
     quantize,
     scale_mix,
 )
@@ -50,8 +51,21 @@ def sample(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def constants(bits):
-    return torch.tensor(float(max_code(bits))), torch.tensor(bits == 1)
+def max_code(bits):
+    return 1 if bits == 1 else 2 ** (bits - 1) - 1
+
+
+def values(bits, levels):
+    """Every code there is, ascending, written out."""
+    if levels == "unsigned":
+        return list(range(2**bits))
+    if bits == 1:
+        return [-1, 1]
+    return list(range(-max_code(bits) - (levels == "full"), max_code(bits) + 1))
+
+
+def constants(bits, levels="symmetric"):
+    return Quantizer(bits, "lsq", levels).grid
 
 
 # --- codes ---------------------------------------------------------------------------------------------------
@@ -63,19 +77,36 @@ def test_codes_are_symmetric_whole_numbers_within_range(bits, scale):
     quantizer = Quantizer(bits, scale)
     x = sample(50, 40) * 3
     quantizer.start(x)
-    c = codes(x, quantizer.step_size(x), quantizer.levels, quantizer.binary)
+    c = codes(x, quantizer.step_size(x), quantizer.grid)
     assert torch.equal(c, c.round())
     assert c.abs().max() <= max_code(bits)
     if bits == 1:
         assert set(c.unique().tolist()) == {-1.0, 1.0}
     else:
-        mirrored = codes(-x, quantizer.step_size(x), quantizer.levels, quantizer.binary)
+        mirrored = codes(-x, quantizer.step_size(x), quantizer.grid)
         assert torch.equal(mirrored, -c)
 
 
 def test_codes_of_one_bit_call_zero_positive():
-    levels, binary = constants(1)
-    assert codes(torch.tensor([0.0, -0.0, -1e-30, 2.0]), torch.tensor(1.0), levels, binary).tolist() == [1, 1, -1, 1]
+    assert codes(torch.tensor([0.0, -0.0, -1e-30, 2.0]), torch.tensor(1.0), constants(1)).tolist() == [1, 1, -1, 1]
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(1, 6), st.sampled_from([*LEVELS, "unsigned"]), st.integers(-300, 300), st.sampled_from([0.25, 1.0])
+)
+def test_codes_are_the_nearest_there_are(bits, levels, eighths, step):
+    there, x = values(bits, levels), eighths / 8
+    code = codes(torch.tensor(x), torch.tensor(step), constants(bits, levels)).item()
+    assert code in there
+    assert abs(x - code * step) == min(abs(x - c * step) for c in there)
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_levels_use_the_patterns_of_their_bits(bits):
+    for levels, spare in (("unsigned", 0), ("full", 0), ("symmetric", bits > 1), ("ternary", bits > 1)):
+        low, high, binary = (n.item() for n in constants(bits, levels))
+        assert 1 + (high - low) / (1 + binary) == len(values(bits, levels)) == 2**bits - spare
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
@@ -92,13 +123,15 @@ def test_absmean_step_is_the_mean_over_the_root_of_the_levels(bits):
     torch.testing.assert_close(Quantizer(bits, "absmean").step_size(x), expected)
 
 
-def test_lsq_step_starts_at_the_papers_value():
-    x = sample(30, 20)
-    for bits in range(2, 9):
-        quantizer = Quantizer(bits, "lsq")
+@pytest.mark.parametrize("levels", [*LEVELS, "unsigned"])
+def test_lsq_step_starts_at_the_papers_value(levels):
+    x = sample(30, 20).abs() if levels == "unsigned" else sample(30, 20)
+    for bits in range(1 if levels == "unsigned" else 2, 9):
+        quantizer = Quantizer(bits, "lsq", levels, observe=levels == "unsigned")
         quantizer.start(x)
-        expected = 2 * x.abs().mean() / math.sqrt(max_code(bits))
-        torch.testing.assert_close(quantizer.step_size(x), expected)
+        there = values(bits, levels)
+        expected = 2 * x.abs().mean() / math.sqrt(there[-1])  # from one level to the next
+        torch.testing.assert_close(quantizer.step_size(x) * (there[1] - there[0]), expected)
 
 
 def test_steps_never_vanish():
@@ -120,9 +153,13 @@ def test_lsq_step_of_activations_is_damped_by_features_not_by_the_batch():
 
 def test_unknown_scale_and_bits_are_refused():
     with pytest.raises(ValueError, match="scale must be one of minmax, absmean, lsq, got 'max'"):
-        scale_mix(4, "max")
+        scale_mix(4, "symmetric", "max")
     with pytest.raises(ValueError, match="scale must be one of minmax, absmean, lsq, got 'max'"):
         quantize(nn.Linear(2, 2), 4, scale="max")
+    with pytest.raises(ValueError, match="levels must be one of symmetric, ternary, full, got 'unsigned'"):
+        quantize(nn.Linear(2, 2), 4, levels="unsigned")
+    with pytest.raises(ValueError, match="granularity must be one of tensor, channel, got 'row'"):
+        quantize(nn.Linear(2, 2), 4, granularity="row")
     with pytest.raises(ValueError, match="weight_bits must be 1 to 16, or 32 for float, got 17"):
         quantize(nn.Linear(2, 2), 17)
     with pytest.raises(ValueError, match="act_bits must be 1 to 16, or None for float, got 0"):
@@ -145,7 +182,7 @@ def differentiated(mode: str, what: str):
 
     def loss(x: Tensor, upstream: Tensor) -> Tensor:
         step = quantizer.step_size(x) * 0.5  # halved, so that some values lie beyond the clip
-        return (fake_quantize(x, step, quantizer.levels, quantizer.binary) * upstream).sum()
+        return (fake_quantize(x, step, quantizer.grid) * upstream).sum()
 
     def one_by_one(x: Tensor, upstream: Tensor) -> Tensor:
         leaves = [x[k].clone().requires_grad_() for k in range(3)]
@@ -176,17 +213,38 @@ def test_gradient_equals_the_handwritten_one(bits, mode, what):
 def test_fake_quantize_is_the_notebooks_forward(bits):
     x = sample(40, 30)
     step = Quantizer(bits, "minmax").step_size(x)
-    torch.testing.assert_close(fake_quantize(x, step, *constants(bits)), NotebookSTE.apply(x, step, bits))
+    torch.testing.assert_close(fake_quantize(x, step, constants(bits)), NotebookSTE.apply(x, step, bits))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 8])
-def test_lsq_gradient_of_the_step_is_the_papers(bits):
-    x, q = sample(200) * 2, max_code(bits)
+@pytest.mark.parametrize("levels", [*LEVELS, "unsigned"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_lsq_gradient_of_the_step_is_the_papers(bits, levels):
+    x, low, high = sample(200) * 2, values(bits, levels)[0], values(bits, levels)[-1]
     step = torch.tensor(0.37, requires_grad=True)
-    fake_quantize(x, step, *constants(bits)).sum().backward()
+    fake_quantize(x, step, constants(bits, levels)).sum().backward()
     v = x / 0.37
-    expected = torch.where(v.abs() <= q, v.round() - v, q * v.sign()).sum()
+    rounded = torch.where(v >= 0, 1.0, -1.0) if values(bits, levels) == [-1, 1] else v.round()
+    expected = torch.where(v < low, low, torch.where(v > high, high, rounded - v)).sum()  # -Qn, Qp, between
     torch.testing.assert_close(step.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_channels_are_quantised_as_tensors_of_their_own(levels, scale):
+    x, upstream = sample(6, 40), sample(6, 40, seed=1)
+    for bits in (1, 2, 5):
+        whole = Quantizer(bits, scale, levels, rows=6)
+        whole.start(x)
+        (whole(x) * upstream).sum().backward()
+        steps, gradients = [], []
+        for channel, up in zip(x, upstream, strict=True):
+            alone = Quantizer(bits, scale, levels)
+            alone.start(channel)
+            (alone(channel) * up).sum().backward()
+            steps.append(alone.step_size(channel))
+            gradients.append(alone.step.grad)
+        torch.testing.assert_close(whole.step_size(x).flatten(), torch.stack(steps))
+        torch.testing.assert_close(whole.step.grad.flatten(), torch.stack(gradients))
 
 
 def test_lsq_step_is_damped_and_other_rules_leave_it_alone():
@@ -197,7 +255,7 @@ def test_lsq_step_is_damped_and_other_rules_leave_it_alone():
         quantizer(x).sum().backward()
         if scale == "lsq":
             step = quantizer.step.detach().clone().requires_grad_()
-            fake_quantize(x, step, *constants(3)).sum().backward()
+            fake_quantize(x, step, constants(3)).sum().backward()
             torch.testing.assert_close(quantizer.step.grad, step.grad / math.sqrt(200 * 3))
         else:
             assert quantizer.step.grad.item() == 0
@@ -262,7 +320,22 @@ def test_calibration_reaches_every_layer_through_quantised_inputs():
     first, last = model[0].input_quantizer, model[2].input_quantizer
     torch.testing.assert_close(first.running, (x.max() - x.min()) / 6)
     inner = torch.relu(model[0](x)).detach()
-    torch.testing.assert_close(last.running, (inner.max() - inner.min()) / 6)
+    torch.testing.assert_close(last.running, (inner.max() - inner.min()) / 7)  # 0 to 7: never negative
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_inputs_that_are_never_negative_waste_no_code(bits):
+    model = quantize(nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)), 32, bits, "lsq")
+    x = sample(500, 6)
+    calibrate(model, x)
+    model.eval()
+    first, last = model[0].input_quantizer, model[2].input_quantizer
+    assert (first.levels, last.levels) == ("symmetric", "unsigned")
+    inner = torch.relu(model[0](x))
+    found = codes(inner, last.current(inner), last.grid).unique().tolist()
+    assert set(found) <= set(range(2**bits))
+    signed = codes(inner, last.current(inner), constants(bits)).clamp(min=0).unique()
+    assert len(found) > len(signed) or bits == 8  # where steps are that fine, few inputs lie far out
 
 
 # --- the ledger --------------------------------------------------------------------------------------------------
@@ -272,12 +345,12 @@ def test_calibration_reaches_every_layer_through_quantised_inputs():
 @pytest.mark.parametrize("depth", range(1, 7))
 def test_ledger_of_tensors_equals_the_one_by_arithmetic(depth, batch_norm):
     for bits, act_bits in product([*range(1, 9), 16, 32], [None, 4]):
+        levels, granularity, which = LEVELS[bits % 3], GRANULARITIES[bits // 3 % 2], DECOMPOSED[bits // 2 % 2]
         model = models.mlp(64, [24, 12], 10, batch_norm=batch_norm, seed=0)
-        quantize(decompose(model, depth), bits, act_bits)
-        expected = mlp_ledger(
-            64, [24, 12], 10, depth=depth, weight_bits=bits, act_bits=act_bits, batch_norm=batch_norm
-        )
-        assert ledger(model) == expected
+        quantize(decompose(model, depth, decomposed=which), bits, act_bits, "lsq", levels, granularity)
+        axes = {"levels": levels, "granularity": granularity, "decompose": which}
+        bits_of = {"depth": depth, "weight_bits": bits, "act_bits": act_bits}
+        assert ledger(model) == mlp_ledger(64, [24, 12], 10, **bits_of, batch_norm=batch_norm, **axes)
 
 
 def test_ledger_counts_other_layers_as_floats():

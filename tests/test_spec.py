@@ -93,6 +93,9 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "act_bits": (None,),
         "scale": ("absmean",),
         "factor_init": ("orthogonal",),
+        "granularity": ("tensor",),
+        "levels": ("symmetric",),
+        "decompose": ("all",),
         "hidden": ((24,),),
         "warmup_lr": (0.1,),
         "qat_lr": (0.01,),
@@ -770,6 +773,9 @@ CHANGED: dict[str, Any] = {
     "act_bits": 4,
     "scale": "minmax",
     "factor_init": "default",
+    "granularity": "channel",
+    "levels": "full",
+    "decompose": "hidden",
     "hidden": (64,),
     "batch_norm": False,
     "dataset": "kmnist",
@@ -792,7 +798,7 @@ def test_trial_id_is_frozen() -> None:
 def test_trial_id_changes_with_every_field(name: str) -> None:
     other = replace(TRIAL, **{name: CHANGED[name]})
     assert other.trial_id != TRIAL.trial_id
-    shared = name in ("weight_bits", "act_bits", "scale", "qat")
+    shared = name in ("weight_bits", "act_bits", "scale", "granularity", "levels", "qat")
     assert (other.warmup_id == TRIAL.warmup_id) is shared
 
 
