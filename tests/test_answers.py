@@ -369,6 +369,34 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted():
     assert "1 of 3 pairs left out for training that failed" in found.flags
 
 
+def test_a_head_left_whole_keeps_its_rank_and_is_compared_with_depth_1():
+    base = configuration(1, 2, 0.9 + noise(0), decompose="all")
+    split = configuration(2, 2, 0.9 + noise(1), decompose="all", inner_dims=[[23], [7]])
+    whole = configuration(2, 2, 0.9 + noise(2), decompose="hidden", inner_dims=[[23], []])
+    deeper = configuration(3, 2, 0.9 + noise(3), decompose="hidden", inner_dims=[[22, 22], []])
+    found = compare_depths(table(base, split, whole, deeper), NOTHING)
+    flagged = {(one.depth, one.decompose): "rank 7" in str(one.flags) for one in found}
+    assert flagged == {(2, "all"): True, (2, "hidden"): False, (3, "hidden"): False}
+    assert {one.verdict for one in found} <= {"undecided", "helps", "hurts"}
+    assert found[-1].sentence.startswith("At 2 bits (absmean, orthogonal, hidden layers split) depth 3")
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "words"),
+    [
+        ("granularity", ("tensor", "channel"), "a step per channel"),
+        ("levels", ("ternary", "full"), "full levels"),
+        ("scale", ("minmax", "lsq"), "lsq"),
+    ],
+)
+def test_what_decides_the_answer_is_asked_apart(axis, values, words):
+    rows = [configuration(d, 2, 0.9 + noise(d), **{axis: value}) for d in (1, 2) for value in values]
+    found = compare_depths(table(*rows), NOTHING)
+    assert [getattr(one, axis) for one in found] == sorted(values)
+    assert {one.n_pairs for one in found} == {1}
+    assert sum(words in one.setting for one in found) == 1
+
+
 def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     base = configuration(1, 4, 0.8 + noise(0))
     deep = configuration(2, 4, 0.9 + noise(1), inner_dims=[[23], [7]])

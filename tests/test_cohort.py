@@ -47,14 +47,14 @@ def a_trial(**changes):
 
 def a_replica(trial, seed):
     model = models.mlp(16, trial.hidden, 4, batch_norm=trial.batch_norm, seed=seed)
-    decompose(model, trial.depth, trial.activation, trial.factor_init, generator("init", seed))
+    decompose(model, trial.depth, trial.activation, trial.factor_init, generator("init", seed), trial.decompose)
     return model
 
 
 def quantised(trial, seeds, data):
     replicas = [a_replica(trial, seed) for seed in seeds]
     for replica in replicas:
-        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale)
+        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale, trial.levels, trial.granularity)
         calibrate(replica, normalise(data.train_x[:256]))
     return replicas
 
@@ -78,6 +78,7 @@ CASES = [
     *[a_trial(weight_bits=b) for b in (1, 2, 8, 32)],
     *[a_trial(scale=s) for s in ("minmax", "lsq")],
     a_trial(act_bits=4),
+    a_trial(weight_bits=2, scale="lsq", granularity="channel", levels="full", decompose="hidden"),
     a_trial(act_bits=1, weight_bits=1, scale="lsq"),
     a_trial(batch_norm=True, hidden=(12, 8)),
     a_trial(qat=Qat(epochs=2, lr=0.03, momentum=0.9, schedule="cosine")),
@@ -143,19 +144,17 @@ def builds(monkeypatch, tmp_path):
 
 def test_one_compilation_serves_bits_scales_rates_and_seeds(data, builds):
     """One per phase, depth, activation, width and K; none for what enters as a tensor."""
-    settings = [(1, "absmean", 0.1, (0, 1)), (2, "minmax", 0.03, (5, 6)), (8, "lsq", 0.01, (2, 3))]
-    for bits, scale, lr, seeds in settings:
-        trial = a_trial(weight_bits=bits, scale=scale, qat=Qat(epochs=1, lr=lr, schedule="cosine"))
+    settings = [
+        (1, "absmean", "symmetric", 0.1, (0, 1)),
+        (2, "minmax", "ternary", 0.03, (5, 6)),
+        (8, "lsq", "full", 0.01, (2, 3)),
+    ]
+    for bits, scale, levels, lr, seeds in settings:
+        trial = a_trial(weight_bits=bits, scale=scale, levels=levels, qat=Qat(epochs=1, lr=lr, schedule="cosine"))
         a_cohort(trial, data, seeds, compile=True).train(0)
     assert len(builds) == 1
-    others = [
-        {"depth": 3},
-        {"activation": "tanh"},
-        {"hidden": (9,)},
-        {"act_bits": 4},
-        {"batch_size": 32},
-        {"qat": SHIFTING},
-    ]
+    others = [{"depth": 3}, {"activation": "tanh"}, {"hidden": (9,)}, {"act_bits": 4}, {"batch_size": 32}]
+    others += [{"granularity": "channel"}, {"decompose": "hidden"}, {"qat": SHIFTING}]
     for changes in others:
         a_cohort(a_trial(**changes), data, (0, 1), compile=True).train(0)
     a_cohort(a_trial(), data, (0, 1, 2), compile=True).train(0)

@@ -67,6 +67,32 @@ def test_size_bytes_is_the_sum_by_hand(depth, bits):
     assert mlp_ledger(784, [24], 10, depth=depth, weight_bits=bits, act_bits=None).size_bytes == expected
 
 
+# Outputs of the same factors: as many step sizes as there are channels.
+CHANNELS = {
+    1: [24, 10],
+    2: [23, 24, 7, 10],
+    3: [23, 23, 24, 6, 6, 10],
+    4: [*[22] * 3, 24, *[5] * 3, 10],
+    5: [*[22] * 4, 24, *[5] * 4, 10],
+    6: [*[21] * 5, 24, *[5] * 5, 10],
+}
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_size_bytes_of_channels_ternary_codes_and_a_whole_head_are_the_sums_by_hand(depth):
+    def size(bits, **axes):
+        return mlp_ledger(784, [24], 10, depth=depth, weight_bits=bits, act_bits=None, **axes).size_bytes
+
+    for bits in (1, 2, 3, 8):
+        assert size(bits, granularity="channel") - size(bits) == 4 * (sum(CHANNELS[depth]) - 2 * depth)
+        assert size(bits, levels="full") == size(bits)
+        trits = sum(math.ceil(n / 5) - math.ceil(n * 2 / 8) for n in FACTORS[depth])
+        assert size(bits, levels="ternary") - size(bits) == (trits if bits == 2 else 0)
+        head = sum(math.ceil(n * bits / 8) + 4 for n in FACTORS[depth][depth:])
+        assert size(bits, decompose="hidden") - size(bits) == 240 * bits // 8 + 4 - head
+    assert size(32, granularity="channel", levels="ternary") == size(32)
+
+
 def test_size_bytes_of_the_notebooks_one_bit_model():
     ledger = mlp_ledger(784, [24], 10, depth=2, weight_bits=1, act_bits=None)
     assert (ledger.size_bytes, ledger.weight_bytes, ledger.scale_bytes, ledger.bias_bytes) == (2505, 2353, 16, 136)
