@@ -152,7 +152,7 @@ class Trial:
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         for axis, always in SINCE.items():
-            if data[axis] == always:
+            if data.get(axis) == always:
                 del data[axis]
         if self.act_bits is not None:
             data["inputs"] = INPUTS_VERSION

@@ -359,7 +359,8 @@ def test_warning_names_the_rules_or_says_that_they_are_the_users_own() -> None:
     three = values(depth=[1, 2], weight_bits=[1, 4], activation=["relu", "tanh", "gelu"])
     assert planned(parameters=three).warning == (
         "4 configurations would repeat another one, for some of their axes change nothing there, such as an "
-        "activation at depth 1 or levels at one bit (add to exclude: {depth: 1, activation: tanh}, {depth: 1, activation: gelu})"
+        "activation at depth 1 or levels at one bit (add to exclude: {depth: 1, activation: tanh}, {depth: 1, "
+        "activation: gelu})"
     )
     partly = [{"depth": 1, "activation": "relu", "weight_bits": 4}]  # with ours beside it no tanh and gelu were left
     assert (planned(parameters=three, exclude=partly).warning or "").endswith("one bit (exclude them)")
