@@ -29,7 +29,7 @@ from qdtune.storage import check_location
 if TYPE_CHECKING:
     from qdtune.jobs import Job, Jobs
 
-LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver was killed; the run folder is in use; Ctrl-C
+LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver or its head is gone; the run folder is in use; Ctrl-C
 START_S = 60.0  # in which a job should have begun, or else is left to itself
 
 
@@ -191,11 +191,16 @@ def _begun(server: Jobs, job: str) -> int:
 
 
 def _follow(server: Jobs, job: str) -> int:
-    """Prints what a job prints until it ends; its exit code."""
+    """Prints what a job prints until it ends; its exit code, 4 where its head is lost."""
+    from qdtune.jobs import LostError
+
     print(f"following {job} (Ctrl-C ends the following, not the job)", flush=True)
     lines = _Lines()
     try:
-        server.follow(job, lines.show)
+        server.follow(job, lines.show, lambda line: print(line, file=sys.stderr, flush=True))
+    except LostError as error:
+        print(f"error: {error}; what was finished is kept there, the same command goes on from it", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         print(f"\n{job} goes on; qdtune stop {job} --address {server.address} stops it", file=sys.stderr)
         return INTERRUPTED

@@ -5,11 +5,13 @@ Ray's client is replaced at the boundary; the last test has a real head, in a pr
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,29 +182,66 @@ def test_followed_job_gives_its_lines_and_its_exit_code(
     assert out.splitlines() == lines + (stopped if status == "STOPPED" else [])
 
 
-def test_connection_that_breaks_is_taken_up_where_it_was(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    texts, breaks = server.script[2], iter([0, 1, 2, 3, 99])
+LOST_LINE = "the connection to http://head:8265 is lost: trying again for 2 min"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_connection_that_breaks_is_taken_up_where_it_was(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    texts, breaks = server.script[2], iter([0, 0, 1, 2, 3, 99])
+    monkeypatch.setattr(jobs, "BEAT_S", 0.01)
+    monkeypatch.setattr(requests, "get", lambda *a, **k: (_ for _ in ()).throw(requests.ConnectionError("gone")))
 
     async def tail(job: str) -> AsyncIterator[str]:
         last = next(breaks)
         for n, text in enumerate([*texts, "more\n"]):
-            if n == last:
+            if n == last and hangs:  # as where the other side was cut from the power
+                await asyncio.Event().wait()
+            elif n == last:
                 raise RuntimeError("WebSocket connection closed unexpectedly")
             yield text
 
     server.tail_job_logs = tail  # type: ignore[method-assign]
-    code, out, _ = run(capsys, "submit", "tiny.yaml", "--follow")
-    assert (code, out.splitlines()[1:]) == (0, ["all done ]0;x ", "more"])
+    code, out, err = run(capsys, "submit", "tiny.yaml", "--follow")
+    assert (code, out.splitlines()[1:3]) == (0, ["all done ]0;x ", "more"])
+    assert err.splitlines() == [LOST_LINE, "the connection is back"] * 3
 
 
-def test_head_that_stays_silent_ends_the_following(
+def test_head_that_is_alive_and_silent_is_waited_for(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "LOST_S", 0.05)
-    monkeypatch.setattr(server, "tail_job_logs", lambda job: (_ for _ in ()).throw(requests.ConnectionError("gone")))
-    assert run(capsys, "submit", "tiny.yaml", "--follow")[::2] == (
-        2,
-        "error: no Ray job server answers at http://head:8265: gone\n",
+    asked = iter(range(3))
+    again = threading.Event()
+    monkeypatch.setattr(jobs, "BEAT_S", 0.01)
+    alive = SimpleNamespace(raise_for_status=lambda: None)
+    monkeypatch.setattr(requests, "get", lambda *a, **k: alive if next(asked) < 2 else again.set() or alive)
+
+    async def tail(job: str) -> AsyncIterator[str]:
+        yield f"{head.HERE}\n"
+        while not again.is_set():
+            await asyncio.sleep(0)
+        yield "done\n"
+
+    server.tail_job_logs = tail  # type: ignore[method-assign]
+    code, out, err = run(capsys, "submit", "tiny.yaml", "--follow")
+    assert (code, out.splitlines()[1], err) == (0, "done", "")
+
+
+def test_head_that_stays_away_ends_the_following(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOST_S", 0.06)
+    gone = requests.ConnectionError("Cannot connect to host head:8265 ssl:default [Connect call failed]")
+    monkeypatch.setattr(server, "tail_job_logs", lambda job: (_ for _ in ()).throw(gone))
+    code, _, err = run(capsys, "submit", "tiny.yaml", "--follow")
+    assert (code, err.splitlines()) == (
+        4,
+        [
+            LOST_LINE.replace("2 min", "0.001 min"),
+            "error: the head at http://head:8265 is gone and has not come back with qdtune-tiny-1; what was finished "
+            "is kept there, the same command goes on from it",
+        ],
     )
 
 
