@@ -94,7 +94,8 @@ def train(
         place = _place(spec, cluster, feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
-        with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
+        epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
+        with SweepProgress(out, feed.total, feed.total - feed.left, varying, epochs) as progress:
             recorder = Recorder(feed, store, progress, warmups, known, stopped, Path(scratch))
             recorder.metrics.granted(place.gpu)
             kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch, grant=plugins.granted())
