@@ -24,6 +24,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would build the environment anew
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"^Raylet is terminated\.",  # a killed node's last log, which Ray prints regardless
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # as nice as the command itself; Ray's 15 would starve a sweep on a shared machine
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -163,12 +164,17 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
         else:
             context = _joined(ray_at.address)
         stack.callback(ray.shutdown)
-        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         url = context.dashboard_url
-        yield Cluster(
-            nodes=tuple(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in there),
-            dashboard=f"http://{url}" if url else None,
-        )
+        yield Cluster(nodes=tuple(nodes_now().values()), dashboard=f"http://{url}" if url else None)
+
+
+def nodes_now() -> dict[str, Node]:
+    """The nodes that are alive, by address and the beginning of their id: of one machine there may be several."""
+    import ray
+
+    there = {f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": node for node in ray.nodes() if node["Alive"]}
+    counts = {name: node["Resources"] for name, node in there.items()}
+    return {name: Node(int(held.get("CPU", 0)), int(held.get("GPU", 0))) for name, held in counts.items()}
 
 
 def _joined(address: str) -> Any:

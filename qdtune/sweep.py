@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import plugins
-from qdtune.cluster import Cluster
+from qdtune.cluster import Cluster, nodes_now
 from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.machine import handling, own_folder
@@ -39,6 +40,7 @@ from qdtune.warmups import WarmupFolder
 
 Connect = Callable[[int], AbstractContextManager[Cluster]]
 BEAT_S, GONE_S = 1.0, 10.0  # how often Ray's head is looked for, and how long it may be silent
+LOOK_S = 3.0  # between two looks at the nodes
 PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
 
 
@@ -179,7 +181,7 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
     # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
     # A search shall know what came out when it chooses: there, nothing waits.
-    searching = spec.method not in PLANNED
+    most = place.concurrent if spec.method not in PLANNED else spec.run.max_concurrent_trials
     tuner = tune.Tuner(
         kind,
         param_space=param_space(spec),  # for what looks at a Tuner; the searcher suggests whole configurations
@@ -187,7 +189,7 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
             search_alg=FeedSearcher(recorder),
             scheduler=PruningScheduler(recorder),
             num_samples=-1,  # until the searcher has no more
-            max_concurrent_trials=place.concurrent if searching else spec.run.max_concurrent_trials,
+            max_concurrent_trials=most,
             time_budget_s=spec.run.time_budget_s,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial_id"],
@@ -196,13 +198,42 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
         run_config=tune.RunConfig(
             name=spec.name,
             storage_path=scratch,  # Tune's own state: thrown away with the sweep
-            callbacks=[recorder],
+            callbacks=[recorder, NodeWatch(place, most, recorder.progress.out)],
             failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
     tuner.fit()
+
+
+class NodeWatch(tune.Callback):
+    """Says in one line which nodes have left or joined, and how many trials run at a time now.
+
+    Args:
+        place: what each trial holds.
+        most: how many trials may run at a time, None for as many as there is room for.
+        out: where to say it.
+    """
+
+    def __init__(self, place: Placement, most: int | None, out: Any) -> None:
+        self.place, self.most, self.out = place, most, out
+        self.known, self.looked_at = nodes_now(), time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the recorder
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked_at < LOOK_S:
+            return
+        before, self.known, self.looked_at = self.known, nodes_now(), time.monotonic()
+        changes = [f"node {name} has left" for name in before if name not in self.known]
+        changes += [f"node {name} has joined" for name in self.known if name not in before]
+        if changes:
+            n = self.place.at_once(list(self.known.values()))
+            n = n if self.most is None else min(n, self.most)
+            wait = "" if n else ", until a node has room for one"
+            self.out.print(f"{', '.join(changes)}: {counted(n, 'trial')} at a time now{wait}")
 
 
 def _watch(stopped: list[int], over: threading.Event) -> None:
