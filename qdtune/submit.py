@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qdtune.jobs import Job, Jobs
 
 LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver or its head is gone; the run folder is in use; Ctrl-C
+LEFT = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
+MISTAKEN = (2, RUNNING)  # those with which a sweep has not begun
 START_S = 60.0  # in which a job should have begun, or else is left to itself
 
 
@@ -144,7 +146,7 @@ def _submit(arguments: argparse.Namespace) -> int:
                     (Path(folder) / name).write_bytes(data)
                 about = {"name": spec.name, "runs_dir": where, "sweep": digest}
                 server.start(job, entrypoint("launch", *options), Path(folder), about)
-        return _follow(server, job) if arguments.follow else _begun(server, job)
+        return _follow(server, job, spec.name) if arguments.follow else _begun(server, job)
 
 
 def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
@@ -185,13 +187,13 @@ def _begun(server: Jobs, job: str) -> int:
     status, code, message = server.state(job)
     if ended and status != "SUCCEEDED":
         return failed(server.log(job), code, message)
-    at = f"--address {server.address}"
-    print(f"{job} {status.lower()}; qdtune stop {job} {at} stops it, qdtune fetch {job} {at} brings its results")
+    print(f"{job} {status.lower()} at {server.address}; with the same --address\n  qdtune stop {job}   stops it")
+    print(f"  qdtune fetch {job}   brings its results")
     return 0
 
 
-def _follow(server: Jobs, job: str) -> int:
-    """Prints what a job prints until it ends; its exit code, 4 where its head is lost."""
+def _follow(server: Jobs, job: str, name: str) -> int:
+    """Prints what a job prints until it ends, and how to get its results; its exit code, 4 where its head is lost."""
     from qdtune.jobs import LostError
 
     print(f"following {job} (Ctrl-C ends the following, not the job)", flush=True)
@@ -205,12 +207,15 @@ def _follow(server: Jobs, job: str) -> int:
         print(f"\n{job} goes on; qdtune stop {job} --address {server.address} stops it", file=sys.stderr)
         return INTERRUPTED
     status, code, message = server.state(job)
+    if not lines.begun and status == "FAILED":
+        return failed(lines.text, code, message)
     if status == "STOPPED":
         print(f"{job} was stopped; the same command goes on from here")
+    if code not in MISTAKEN:
+        print(f"all of this is on the head: qdtune fetch {name} --address {server.address} --out runs brings it here")
+    if status == "STOPPED":
         return INTERRUPTED
-    if status == "SUCCEEDED" or lines.begun:
-        return code if code is not None and code >= 0 else LOST
-    return failed(lines.text, code, message)
+    return code if code is not None and code >= 0 else LOST
 
 
 class _Lines:
@@ -247,13 +252,13 @@ def _last(text: str) -> str:
 def _list(arguments: argparse.Namespace) -> int:
     with server_at(arguments.address) as server:
         known = server.all()
+        how = {job.id: _how_it_ended(server, job) for job in known}
     rows = [("job", "status", "started (UTC)", "how it ended")]
     for job in known:
         began = (
             datetime.fromtimestamp(job.started, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") if job.started else "-"
         )
-        how = "" if job.code is None else f"exit code {job.code}" + (f": {_last(job.message)}" if job.code else "")
-        rows.append((job.id, job.status, began, how))
+        rows.append((job.id, job.status, began, how[job.id]))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
     for row in rows if known else []:
         print(
@@ -264,6 +269,14 @@ def _list(arguments: argparse.Namespace) -> int:
     if not known:
         print(f"no sweep was submitted to {arguments.address}")
     return 0
+
+
+def _how_it_ended(server: Jobs, job: Job) -> str:
+    """A few words; of one that was stopped, how far it says that it came."""
+    if job.status == "STOPPED":
+        left = LEFT.findall(server.log(job.id))
+        return f"{int(left[-1][1]) - int(left[-1][0])} of {left[-1][1]} done" if left else ""
+    return "" if job.code is None else f"exit code {job.code}" + (f": {_last(job.message)}" if job.code else "")
 
 
 def found_job(server: Jobs, what: str) -> Job | None:
@@ -283,7 +296,8 @@ def _stop(arguments: argparse.Namespace) -> int:
             print(f"stopping {job.id} in order", flush=True)
             server.stop(job.id)
             server.wait(job.id)  # Ray kills what takes too long
-            job = job._replace(status=server.state(job.id)[0])
-        again = "" if job.status == "SUCCEEDED" else "; the same submit goes on from here"
+            status, code, _ = server.state(job.id)
+            job = job._replace(status=status, code=code)
+        again = "" if job.status == "SUCCEEDED" or job.code in MISTAKEN else "; the same submit goes on from here"
         print(f"{job.id} has ended: {job.status}{again}")
     return 0

@@ -39,6 +39,7 @@ model: {name: mlp, hidden: [8]}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
 """
 AT = ["--address", "http://head:8265"]
+FETCH = "all of this is on the head: qdtune fetch tiny --address http://head:8265 --out runs brings it here"
 TOKEN = "CANARY-0123456789abcdef"
 
 
@@ -132,7 +133,11 @@ def test_only_the_sweep_file_is_sent_with_every_key_in_it(server: Server, capsys
     options = ["--set", "seeds=[3]", "--runs-dir", "s3://bucket/my runs", "--data-dir", "d'; rm -rf /", "--fresh"]
     code, out, err = run(capsys, "submit", "tiny.yaml", *options)
     assert (code, err) == (0, "")
-    assert out.startswith("qdtune-tiny-1 succeeded; qdtune stop qdtune-tiny-1 --address http://head:8265 stops it")
+    assert out.splitlines() == [
+        "qdtune-tiny-1 succeeded at http://head:8265; with the same --address",
+        "  qdtune stop qdtune-tiny-1   stops it",
+        "  qdtune fetch qdtune-tiny-1   brings its results",
+    ]
     assert list(server.files) == ["sweep.yaml"]
     assert loads(server.files["sweep.yaml"], "x") == load("tiny.yaml", ["seeds=[3]"])
     line = shlex.split(server.sent["entrypoint"])
@@ -169,7 +174,14 @@ def test_mistake_is_one_line_and_nobody_is_asked(
 
 @pytest.mark.parametrize(
     ("status", "code", "ends"),
-    [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", -9, 4), ("FAILED", None, 4), ("STOPPED", None, 130)],
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 2, 2),
+        ("FAILED", 3, 3),
+        ("FAILED", -9, 4),
+        ("FAILED", None, 4),
+        ("STOPPED", None, 130),
+    ],
 )
 def test_followed_job_gives_its_lines_and_its_exit_code(
     server: Server, capsys: pytest.CaptureFixture[str], status: str, code: int | None, ends: int
@@ -179,7 +191,7 @@ def test_followed_job_gives_its_lines_and_its_exit_code(
     assert (found, err) == (ends, "")
     lines = ["following qdtune-tiny-1 (Ctrl-C ends the following, not the job)", "all done ]0;x "]
     stopped = ["qdtune-tiny-1 was stopped; the same command goes on from here"]
-    assert out.splitlines() == lines + (stopped if status == "STOPPED" else [])
+    assert out.splitlines() == lines + (stopped if status == "STOPPED" else []) + ([] if ends == 2 else [FETCH])
 
 
 LOST_LINE = "the connection to http://head:8265 is lost: trying again for 2 min"
@@ -287,7 +299,11 @@ def test_sweep_that_runs_is_followed(server: Server, capsys: pytest.CaptureFixtu
 
     server.tail_job_logs = tail  # type: ignore[method-assign]
     code, out, _ = run(capsys, "submit", "tiny.yaml", "--follow")
-    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, f"tiny runs already, as {job}", "to its end")
+    assert (code, out.splitlines()[0], out.splitlines()[2:]) == (
+        0,
+        f"tiny runs already, as {job}",
+        ["to its end", FETCH],
+    )
 
 
 def test_same_name_in_another_place_is_another_sweep(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -374,14 +390,18 @@ def test_nothing_that_listens_is_told_at_once() -> None:
 
 def test_jobs_are_listed_in_their_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "jobs") == (0, "no sweep was submitted to http://head:8265\n", "")
-    for n, status in ((10, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED")):
+    for n, status in ((10, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED"), (3, "STOPPED"), (4, "STOPPED")):
         server.has("tiny", n, status)
+    server.logs["qdtune-tiny-3"] = ["0/6 done\n\nstopped by SIGINT: 4 of 6 trials left to do; the same command\n"]
+    server.logs["qdtune-tiny-4"] = ["stopped before it began\n"]
     server.jobs["qdtune-tiny-2"].driver_exit_code = 5
     server.jobs["qdtune-tiny-2"].message = "Job failed\nerror: held\x1b by\n"
     assert run(capsys, "jobs")[1].splitlines() == [
         "job             status     started (UTC)        how it ended",
         "qdtune-tiny-1   SUCCEEDED  1970-01-01 00:00:01  exit code 0",
         "qdtune-tiny-2   FAILED     1970-01-01 00:00:02  exit code 5: error: held\\x1b by",
+        "qdtune-tiny-3   STOPPED    1970-01-01 00:00:03  2 of 6 done",
+        "qdtune-tiny-4   STOPPED    1970-01-01 00:00:04",
         "qdtune-tiny-10  RUNNING    1970-01-01 00:00:10",
     ]
 
@@ -398,6 +418,10 @@ def test_stop_takes_an_id_or_a_name_and_says_what_has_ended(
         "qdtune-tiny-1 has ended: STOPPED; the same submit goes on from here",
     ]
     assert run(capsys, "stop", "qdtune-tiny-2") == (0, "qdtune-tiny-2 has ended: SUCCEEDED\n", "")
+    for code, again in ((2, ""), (5, ""), (3, "; the same submit goes on from here")):
+        failed = server.jobs[server.has("tiny", 3, "FAILED")]
+        failed.driver_exit_code = code
+        assert run(capsys, "stop", "tiny") == (0, f"qdtune-tiny-3 has ended: FAILED{again}\n", "")
     none = "error: there is no job qdtune-tiny-9 at http://head:8265 (qdtune jobs lists them)\n"
     assert run(capsys, "stop", "qdtune-tiny-9") == (2, "", none)
     assert [asked for asked in server.asked if asked.startswith("stop")] == ["stop qdtune-tiny-1"]
