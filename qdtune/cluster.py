@@ -24,7 +24,8 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would build the environment anew
-    "RAY_DEDUP_LOGS_SKIP_REGEX": r"^Raylet is terminated\.",  # a killed node's last log, which Ray prints regardless
+    # Of a node that is lost, which `sweep.NodeWatch` tells in one line: Ray prints its last log, whatever we ask for.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"^Raylet is terminated\.|^The node with node id: ",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # as nice as the command itself; Ray's 15 would starve a sweep on a shared machine
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import re
 import socket
 import time
@@ -83,6 +84,8 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self.address = checked(address)
         self._knock()
+        for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(variable, None)  # Ray's client would go there instead
         with self._asking():
             self.client = job_submission.JobSubmissionClient(self.address)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver or its head is gone; the run folder is in use; Ctrl-C
 LEFT = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where Ray's own commands look for an address
 MISTAKEN = (2, RUNNING)  # those with which a sweep has not begun
 START_S = 60.0  # in which a job should have begun, or else is left to itself
 
@@ -76,7 +79,8 @@ def parser_of(command: str, usage: str, description: str) -> Parser:
     """The parser of a command that asks a job server, for the options of its own to be added."""
     usage = " ".join(filter(None, ["qdtune", command, usage, "--address http://HOST:8265"]))
     parser = Parser(command, usage, description)
-    parser.add_argument("--address", help="of the job server of a Ray cluster: http://HOST:8265")
+    what = f"of the job server of a Ray cluster: http://HOST:8265 (default: ${ADDRESSES[0]})"
+    parser.add_argument("--address", help=what)
     return parser
 
 
@@ -85,9 +89,16 @@ def read(parser: Parser, argv: Sequence[str] | None, wanted: str | None = None) 
     arguments = parser.read(argv)
     if wanted and not getattr(arguments, wanted):
         parser.error(f"no {wanted} given")
+    arguments.address = arguments.address or next(filter(None, map(_http, ADDRESSES)), None)
     if not arguments.address:
-        parser.error("no --address given")
+        parser.error(f"no --address given, and none in {ADDRESSES[0]}")
     return arguments
+
+
+def _http(variable: str) -> str:
+    """The address of a job server in an environment variable, "" where there is none: HOST:6379 is not one."""
+    address = os.environ.get(variable, "")
+    return address if address.startswith(("http://", "https://")) else ""
 
 
 def asked(arguments: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
@@ -260,12 +271,11 @@ def _list(arguments: argparse.Namespace) -> int:
         )
         rows.append((job.id, job.status, began, how[job.id]))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for row in rows if known else []:
-        print(
-            one_line(
-                "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
-            ).rstrip()
-        )
+        cells = [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
+        line = one_line("  ".join(cells)).rstrip()
+        print(line if len(line) <= room else f"{line[: room - 1]}…")
     if not known:
         print(f"no sweep was submitted to {arguments.address}")
     return 0

@@ -114,6 +114,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("qdtune.cluster.prepare", lambda address: None)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jobs, "POLL_S", 0.0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(SWEEP)
@@ -425,6 +427,54 @@ def test_stop_takes_an_id_or_a_name_and_says_what_has_ended(
     none = "error: there is no job qdtune-tiny-9 at http://head:8265 (qdtune jobs lists them)\n"
     assert run(capsys, "stop", "qdtune-tiny-9") == (2, "", none)
     assert [asked for asked in server.asked if asked.startswith("stop")] == ["stop qdtune-tiny-1"]
+
+
+def test_jobs_fit_a_terminal(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.jobs[server.has("tiny", 1, "FAILED")].driver_exit_code = 3
+    server.jobs["qdtune-tiny-1"].message = f"error: {'why ' * 30}"
+    assert len(max(run(capsys, "jobs")[1].splitlines(), key=len)) > 80
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    head, line = run(capsys, "jobs")[1].splitlines()
+    assert head.endswith("how it ended")
+    assert (len(line), line[-1]) == (80, "…")
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "asked"),
+    [
+        ({"RAY_API_SERVER_ADDRESS": "http://one:8265", "RAY_ADDRESS": "http://two:8265"}, [], "http://one:8265"),
+        ({"RAY_ADDRESS": "http://two:8265"}, [], "http://two:8265"),
+        ({"RAY_API_SERVER_ADDRESS": "http://one:8265", "RAY_ADDRESS": "http://two:8265"}, AT, AT[1]),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, AT, AT[1]),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, [], None),
+    ],
+)
+def test_address_is_the_one_given_or_else_rays_own_variable(
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    given: list[str],
+    asked: str | None,
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def client(address: str) -> Server:
+        seen.append((address, [name for name in variables if name in os.environ]))  # which Ray's client would prefer
+        return server
+
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", client)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code = __main__.main(["jobs", *given])
+    out, err = capsys.readouterr()
+    assert seen == ([(asked, [])] if asked else [])
+    none = "error: no --address given, and none in RAY_API_SERVER_ADDRESS (usage: qdtune jobs"
+    assert (code, err.startswith(none)) == ((0, False) if asked else (2, True))
+    assert out == (f"no sweep was submitted to {asked}\n" if asked else "")
 
 
 # --- Code of the user's own

@@ -247,7 +247,8 @@ def test_a_killed_nodes_last_log_is_not_printed():
 from qdtune.cluster import prepare
 prepare("somewhere:1")
 from ray._private.worker import print_to_stdstream
-for text in ("Raylet is terminated. Termination is unexpected.\\n    [state-dump] x", "another message"):
+dead = "The node with node id: 12 and address: 127.0.0.2 has been marked dead\\n (2) state-dump"
+for text in ("Raylet is terminated. Termination is unexpected.\\n    [state-dump] x", dead, "another message"):
     print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
