@@ -29,7 +29,7 @@ from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.machine import handling, own_folder
 from qdtune.names import PLANNED, text_of
-from qdtune.placement import Need, Placement, placement
+from qdtune.placement import Need, Node, Placement, placement
 from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
 from qdtune.spec import Spec
@@ -93,7 +93,8 @@ def train(
         placement(spec.resources, cluster.nodes)  # raises where no node has room for one
         if spec.resources.gpu == "auto" and any(node.gpus for node in cluster.nodes):
             spec = _measured(spec, cluster, data, feed, stopped, out)
-        place = _place(spec, cluster, feed.left, out)
+        there = nodes_now()  # a cluster may have grown since it was joined
+        place = _place(spec, replace(cluster, nodes=tuple(there.values())), feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
@@ -105,7 +106,7 @@ def train(
             watch.start()
             try:
                 if not stopped:
-                    _tune(spec, kind, place, recorder, scratch)
+                    _tune(spec, kind, place, recorder, scratch, NodeWatch(there, place, _most(spec, place), out))
             finally:
                 over.set()
             recorder.close()
@@ -176,12 +177,22 @@ def _warmup_actor(store: Store) -> Any:
     return ray.remote(WarmupFolder).options(**options).remote(child(store.folder.where, "warmup"))
 
 
-def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Recorder, scratch: str) -> None:
+def _most(spec: Spec, place: Placement) -> int | None:
+    """How many trials may run at a time, None where nobody says; a search shall know what came out first."""
+    return spec.run.max_concurrent_trials if spec.method in PLANNED else place.concurrent
+
+
+def _tune(
+    spec: Spec,
+    kind: type[tune.Trainable],
+    place: Placement,
+    recorder: Recorder,
+    scratch: str,
+    *watching: tune.Callback,
+) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by the recorder, in a line
     # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
-    # A search shall know what came out when it chooses: there, nothing waits.
-    most = place.concurrent if spec.method not in PLANNED else spec.run.max_concurrent_trials
     tuner = tune.Tuner(
         kind,
         param_space=param_space(spec),  # for what looks at a Tuner; the searcher suggests whole configurations
@@ -189,7 +200,7 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
             search_alg=FeedSearcher(recorder),
             scheduler=PruningScheduler(recorder),
             num_samples=-1,  # until the searcher has no more
-            max_concurrent_trials=most,
+            max_concurrent_trials=_most(spec, place),
             time_budget_s=spec.run.time_budget_s,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial_id"],
@@ -198,7 +209,7 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
         run_config=tune.RunConfig(
             name=spec.name,
             storage_path=scratch,  # Tune's own state: thrown away with the sweep
-            callbacks=[recorder, NodeWatch(place, most, recorder.progress.out)],
+            callbacks=[recorder, *watching],
             failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -211,14 +222,15 @@ class NodeWatch(tune.Callback):
     """Says in one line which nodes have left or joined, and how many trials run at a time now.
 
     Args:
+        known: the nodes that were there, as `nodes_now` has them.
         place: what each trial holds.
         most: how many trials may run at a time, None for as many as there is room for.
         out: where to say it.
     """
 
-    def __init__(self, place: Placement, most: int | None, out: Any) -> None:
-        self.place, self.most, self.out = place, most, out
-        self.known, self.looked_at = nodes_now(), time.monotonic()
+    def __init__(self, known: dict[str, Node], place: Placement, most: int | None, out: Any) -> None:
+        self.known, self.place, self.most, self.out = known, place, most, out
+        self.looked_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as the recorder

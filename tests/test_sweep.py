@@ -224,7 +224,7 @@ def test_node_that_leaves_or_joins_is_told_with_how_many_trials_run_now(monkeypa
     there = {"10.0.0.1 (aaaaaa)": Node(2), "10.0.0.2 (bbbbbb)": Node(2, 1)}
     monkeypatch.setattr(sweep, "nodes_now", lambda: dict(there))
     monkeypatch.setattr(sweep, "LOOK_S", 0.0)
-    watch = sweep.NodeWatch(Placement(gpu=0.25, cpu=1, per_gpu=4, concurrent=3, notes=()), 3, console())
+    watch = sweep.NodeWatch(dict(there), Placement(0.25, 1, per_gpu=4, concurrent=3, notes=()), 3, console())
 
     def seen():
         watch.on_step_begin(0, [])
