@@ -72,6 +72,13 @@ def prepare(address: str | None) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+def token_place() -> str:
+    """Where Ray finds the user's token, or looks for it: an environment variable's name, or a file's."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+
+
 def _token_file() -> Path:
     """Ray's own token file, for the user alone, made if there is none: Ray would leave it readable by everybody."""
     path = Path.home() / ".ray" / "auth_token"

@@ -23,7 +23,7 @@ import requests
 from ray import job_submission
 from ray.exceptions import AuthenticationError
 
-from qdtune.cluster import KNOCK_S
+from qdtune.cluster import KNOCK_S, token_place
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_S = 60  # for a sweep to end in order; then Ray kills it
@@ -102,11 +102,11 @@ class Jobs:
         """Whatever can go wrong with a request, as a JobError of one line."""
         try:
             yield
-        except AuthenticationError:
-            what = (
-                "wants a token, the cluster's own: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
-            )
-            raise JobError(f"the job server at {self.address} {what}") from None
+        except AuthenticationError as error:
+            refused = error.message.startswith("Authentication failed")  # 403, else 401
+            what = "refused the token in" if refused else "wants a token, and there is none in"
+            how = "the cluster's own is needed there, or in a file that RAY_AUTH_TOKEN_PATH names"
+            raise JobError(f"the job server at {self.address} {what} {token_place()}: {how}") from None
         except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, TypeError, ValueError) as error:
             raise JobError(f"no Ray job server answers at {self.address}: {_first_line(error)}") from None
         except RuntimeError as error:  # how Ray's client tells an HTTP status

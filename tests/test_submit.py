@@ -346,7 +346,10 @@ ASKED = [["jobs"], ["submit", "tiny.yaml"], ["stop", "x"], ["fetch", "x"]]
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (AuthenticationError("long\nadvice"), "the job server at http://head:8265 wants a token, the cluster's own:"),
+        (
+            AuthenticationError("Authentication failed: x\nadvice"),
+            "the job server at http://head:8265 refused the token in RAY_AUTH_TOKEN: the cluster's",
+        ),
         (requests.ConnectionError("reset"), "no Ray job server answers at http://head:8265: reset"),
         (KeyError("ray_version"), "no Ray job server answers at http://head:8265: 'ray_version'"),
         (RuntimeError("Version check returned 404."), "no Ray job server answers at http://head:8265: it knows no"),
@@ -363,6 +366,32 @@ def test_server_that_refuses_is_one_line(
     code, out, err = run(capsys, *argv)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "wants a token, and there is none in"), (403, "refused the token in")]
+)
+def test_token_that_is_missing_is_told_from_one_that_is_refused_and_none_is_shown(
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: int,
+    said: str,
+) -> None:
+    """As Ray's own client words what a server answers."""
+    from ray._private.authentication.http_token_authentication import format_authentication_http_error
+
+    server.fails = AuthenticationError(format_authentication_http_error(status, f"token {TOKEN}") or "")
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, place in ((str(tmp_path / "token"), str(tmp_path / "token")), ("", "/home/me/.ray/auth_token")):
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", given)
+        code, out, err = run(capsys, "jobs")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"error: the job server at http://head:8265 {said} {place}: the cluster's own is")
+        assert TOKEN not in err
 
 
 @pytest.mark.parametrize(
