@@ -145,10 +145,12 @@ def _submit(arguments: argparse.Namespace) -> int:
         running = next((job for job in known if job.runs and (job.name, job.runs_dir) == (spec.name, where)), None)
         if running:
             same = running.sweep == digest and not arguments.fresh
-            what = "" if same else ", and not as this command would have it: stop it first"
-            print(f"{spec.name} runs already, as {running.id}{what}")
+            what = f"{spec.name} runs already, as {running.id}"
             if not same or not arguments.follow:
+                how = " (--follow follows it)" if same else ", and not as this command would have it: stop it first"
+                print(f"error: {what}{how}", file=sys.stderr)
                 return RUNNING
+            print(what)
         job = running.id if running else _next_id(spec.name, known)
         if not running:
             with tempfile.TemporaryDirectory() as folder:

@@ -280,10 +280,11 @@ def test_sweep_that_runs_is_not_started_again(server: Server, capsys: pytest.Cap
     job = server.has("tiny", 7, "RUNNING", digest)
     server.has("other", 8, "RUNNING", digest)
     server.asked.clear()
-    assert run(capsys, "submit", "tiny.yaml") == (5, f"tiny runs already, as {job}\n", "")
-    changed = f"tiny runs already, as {job}, and not as this command would have it: stop it first\n"
-    assert run(capsys, "submit", "tiny.yaml", "--follow", "--fresh") == (5, changed, "")
-    assert run(capsys, "submit", "tiny.yaml", "--follow", "--set", "seeds=[5]") == (5, changed, "")
+    already = f"error: tiny runs already, as {job}"
+    assert run(capsys, "submit", "tiny.yaml") == (5, "", f"{already} (--follow follows it)\n")
+    changed = f"{already}, and not as this command would have it: stop it first\n"
+    assert run(capsys, "submit", "tiny.yaml", "--follow", "--fresh") == (5, "", changed)
+    assert run(capsys, "submit", "tiny.yaml", "--follow", "--set", "seeds=[5]") == (5, "", changed)
     assert server.asked == ["list"] * 3
     server.jobs[job].status = "SUCCEEDED"  # as it is when the next command looks: a new job, the next number
     assert run(capsys, "submit", "tiny.yaml")[0] == 0
@@ -562,7 +563,7 @@ def test_fetch_brings_the_folder_sets_aside_what_was_there_and_leaves_no_job(
     folder = fetched(server)
     code, out, err = run(capsys, "fetch", "tiny", "--out", "here")
     assert (code, err) == (0, "")
-    assert out.endswith("here/tiny: 6 trials, 12 rows, 24 epochs: all whole\n")
+    assert out.endswith("here/tiny: 6 trials, 12 rows, 24 epochs: all whole\nqdtune report here/tiny\n")
     assert rows_of("here/tiny") == rows_of(folder)
     assert oct(Path("here/tiny").stat().st_mode)[-3:] == "700"
     assert list(server.jobs) == ["qdtune-tiny-1"]
@@ -588,6 +589,30 @@ def test_fetch_waits_for_nobody_and_touches_nothing_of_others(
         "error: here/tiny must be a run folder or not be there, got something else (choose --out)\n",
     )
     assert not any(asked.startswith("submit") for asked in server.asked)
+
+
+def test_fetch_judges_its_place_before_it_asks_for_anything(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched(server)
+    Path("file").write_text("mine")
+    Path("runs").mkdir()
+    Path("runs/tiny").write_text("mine")
+    Path("nowhere").symlink_to("gone")
+    for out in ("file", "file/deep/er", "nowhere"):
+        code, _, err = run(capsys, "fetch", "tiny", "--out", out)
+        assert (code, err.count("\n"), server.asked) == (2, 1, [])
+        assert err.startswith(f"error: --out must be a folder, or one that can be made, got {out}: ")
+    with monkeypatch.context() as refusing:
+        refusing.setattr(os, "access", lambda path, mode: path != Path.cwd())
+        code, _, err = run(capsys, "fetch", "tiny", "--out", "new/folder")
+        assert (code, server.asked) == (2, [])
+        assert err == f"error: --out must be a place to write to, got new/folder: {Path.cwd()} is not\n"
+    code, _, err = run(capsys, "fetch", "tiny")
+    assert (code, err.split(",")[0]) == (2, "error: runs/tiny must be a run folder or not be there")
+    assert not any(asked.startswith("submit") for asked in server.asked)
+    assert [Path(name).read_text() for name in ("file", "runs/tiny")] == ["mine", "mine"]
+    assert not Path("new").exists()
 
 
 def test_fetch_takes_no_other_sweep_and_nothing_cut_off(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
