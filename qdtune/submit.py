@@ -225,7 +225,7 @@ def _follow(server: Jobs, job: str, name: str) -> int:
     if status == "STOPPED":
         print(f"{job} was stopped; the same command goes on from here")
     if code not in MISTAKEN:
-        print(f"all of this is on the head: qdtune fetch {name} --address {server.address} --out runs brings it here")
+        print(f"to bring it here: qdtune fetch {name} --address {server.address} --out runs")
     if status == "STOPPED":
         return INTERRUPTED
     return code if code is not None and code >= 0 else LOST

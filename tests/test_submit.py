@@ -39,7 +39,7 @@ model: {name: mlp, hidden: [8]}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
 """
 AT = ["--address", "http://head:8265"]
-FETCH = "all of this is on the head: qdtune fetch tiny --address http://head:8265 --out runs brings it here"
+FETCH = "to bring it here: qdtune fetch tiny --address http://head:8265 --out runs"
 TOKEN = "CANARY-0123456789abcdef"
 
 
