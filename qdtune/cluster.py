@@ -24,6 +24,8 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would build the environment anew
+    # Of a node that is lost, which `sweep.NodeWatch` tells in one line: Ray prints its last log, whatever we ask for.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"^Raylet is terminated\.|^The node with node id: ",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # as nice as the command itself; Ray's 15 would starve a sweep on a shared machine
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -68,6 +70,13 @@ def prepare(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     elif token or (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def token_place() -> str:
+    """Where Ray finds the user's token, or looks for it: an environment variable's name, or a file's."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
 
 
 def _token_file() -> Path:
@@ -163,12 +172,17 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
         else:
             context = _joined(ray_at.address)
         stack.callback(ray.shutdown)
-        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         url = context.dashboard_url
-        yield Cluster(
-            nodes=tuple(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in there),
-            dashboard=f"http://{url}" if url else None,
-        )
+        yield Cluster(nodes=tuple(nodes_now().values()), dashboard=f"http://{url}" if url else None)
+
+
+def nodes_now() -> dict[str, Node]:
+    """The nodes that are alive, by address and the beginning of their id: of one machine there may be several."""
+    import ray
+
+    there = {f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": node for node in ray.nodes() if node["Alive"]}
+    counts = {name: node["Resources"] for name, node in there.items()}
+    return {name: Node(int(held.get("CPU", 0)), int(held.get("GPU", 0))) for name, held in counts.items()}
 
 
 def _joined(address: str) -> Any:

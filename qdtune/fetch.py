@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import secrets
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
+    _check_place(arguments.out)
     with server_at(arguments.address) as server:
         job = found_job(server, arguments.job)
         if job and job.runs:
@@ -45,7 +47,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         if not NAME.fullmatch(name):
             raise mistake(f"there is no job {one_line(name)} at {server.address} (qdtune jobs lists them)")
         target = arguments.out / name
-        if target.exists() and any(target.iterdir()) and not (target / SWEEP).is_file():
+        if target.is_file() or (target.exists() and any(target.iterdir()) and not (target / SWEEP).is_file()):
             raise mistake(
                 f"{one_line(str(target))} must be a run folder or not be there, got something else (choose --out)"
             )
@@ -57,6 +59,16 @@ def _fetch(arguments: argparse.Namespace) -> int:
         (status, code, message), log = server.state(packing), server.log(packing)
         server.forget(packing)
     return _put(log, target) if status == "SUCCEEDED" else failed(log, code, message)
+
+
+def _check_place(out: Path) -> None:
+    """Raises where no folder can be made, or written to: the results would have come for nothing."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    given, found = one_line(str(out)), one_line(str(there))
+    if not there.is_dir():
+        raise mistake(f"--out must be a folder, or one that can be made, got {given}: {found} is none")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise mistake(f"--out must be a place to write to, got {given}: {found} is not")
 
 
 def _put(log: str, target: Path) -> int:
@@ -79,4 +91,6 @@ def _put(log: str, target: Path) -> int:
     print(f"{counted(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
     store = Store(target)
     with store.lock():
-        return check(store, str(target))
+        code = check(store, str(target))
+    print(f"qdtune report {shlex.quote(str(target))}")
+    return code

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +23,15 @@ import requests
 from ray import job_submission
 from ray.exceptions import AuthenticationError
 
-from qdtune.cluster import KNOCK_S
+from qdtune.cluster import KNOCK_S, token_place
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_S = 60  # for a sweep to end in order; then Ray kills it
 # Ray's own default, SIGTERM and three seconds, is too short for what a sweep still has to write.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
 POLL_S = 0.5
-LOST_S = 60.0  # how long a head may be silent while a job is followed
+BEAT_S = 5.0  # of silence in which a followed job's head is asked whether it is still there
+LOST_S = 120.0  # how long it may be gone
 PREFIX = "qdtune."  # of our keys in a job's metadata
 WHAT_ADDRESS = "http://HOST:8265, where the dashboard of the cluster's head listens"
 for told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -38,6 +40,10 @@ for told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_p
 
 class JobError(ValueError):
     """The job server cannot be asked, or has no such job."""
+
+
+class LostError(JobError):
+    """The head went away while a job was followed, and has not come back."""
 
 
 class Job(NamedTuple):
@@ -78,6 +84,8 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self.address = checked(address)
         self._knock()
+        for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(variable, None)  # Ray's client would go there instead
         with self._asking():
             self.client = job_submission.JobSubmissionClient(self.address)
 
@@ -94,11 +102,11 @@ class Jobs:
         """Whatever can go wrong with a request, as a JobError of one line."""
         try:
             yield
-        except AuthenticationError:
-            what = (
-                "wants a token, the cluster's own: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
-            )
-            raise JobError(f"the job server at {self.address} {what}") from None
+        except AuthenticationError as error:
+            refused = error.message.startswith("Authentication failed")  # 403, else 401
+            what = "refused the token in" if refused else "wants a token, and there is none in"
+            how = "the cluster's own is needed there, or in a file that RAY_AUTH_TOKEN_PATH names"
+            raise JobError(f"the job server at {self.address} {what} {token_place()}: {how}") from None
         except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, TypeError, ValueError) as error:
             raise JobError(f"no Ray job server answers at {self.address}: {_first_line(error)}") from None
         except RuntimeError as error:  # how Ray's client tells an HTTP status
@@ -163,19 +171,27 @@ class Jobs:
             text: str = self.client.get_job_logs(job)
         return text
 
-    def follow(self, job: str, show: Callable[[str], None]) -> None:
+    def follow(self, job: str, show: Callable[[str], None], say: Callable[[str], None]) -> None:
         """Gives all that a job has printed, and prints, to `show`, until it ends.
 
+        Args:
+            job: its id.
+            show: takes the text as it comes.
+            say: takes a line where the connection is lost, and one where it is back.
+
         Raises:
-            JobError: the head was silent for `LOST_S`.
+            LostError: the head was gone for `LOST_S`.
         """
-        seen, silent_since = 0, math.inf
+        seen, lost_at = 0, math.inf
 
         async def tail() -> None:
-            nonlocal seen, silent_since
+            nonlocal seen, lost_at
             skip = seen  # a connection that broke begins anew
-            async for text in self.client.tail_job_logs(job):
-                silent_since = math.inf
+            texts = aiter(self.client.tail_job_logs(job))
+            while (text := await self._next(texts)) is not None:
+                if lost_at < math.inf:
+                    say("the connection is back")
+                lost_at = math.inf
                 new, skip = text[skip:], max(0, skip - len(text))
                 seen += len(new)
                 show(new)
@@ -187,10 +203,24 @@ class Jobs:
                 if self.state(job)[0] in ENDED:
                     return
             except JobError:  # a laptop that slept, say
-                silent_since = min(silent_since, time.monotonic())
-                if time.monotonic() - silent_since > LOST_S:
-                    raise
+                if lost_at == math.inf:
+                    lost_at = time.monotonic()
+                    say(f"the connection to {self.address} is lost: trying again for {LOST_S / 60:g} min")
+                if time.monotonic() - lost_at > LOST_S:
+                    raise LostError(f"the head at {self.address} is gone and has not come back with {job}") from None
             time.sleep(POLL_S)
+
+    async def _next(self, texts: AsyncIterator[str]) -> str | None:
+        """The next text, None at the end; where none comes, the head is asked, for a connection can die unnoticed."""
+
+        async def next_one() -> str | None:
+            return await anext(texts, None)
+
+        task = asyncio.create_task(next_one())
+        while not (await asyncio.wait([task], timeout=BEAT_S))[0]:
+            health = await asyncio.to_thread(requests.get, f"{self.address}/api/gcs_healthz", timeout=KNOCK_S)
+            health.raise_for_status()
+        return task.result()
 
     def stop(self, job: str) -> None:
         """Asks a job to end in order."""

@@ -43,6 +43,10 @@ class Placement:
         """How many times the machine is filled until `trials` of them have run."""
         return -(-trials // self.concurrent)
 
+    def at_once(self, nodes: Sequence[Node]) -> int:
+        """How many such trials run at once on these machines, where nobody limits it."""
+        return sum(_rooms(nodes, round(self.gpu * UNIT), round(self.cpu * UNIT)))
+
 
 def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
     """How trials that ask for `resources` share some machines; a trial is always on one of them.
@@ -68,12 +72,10 @@ def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int |
         asked = "auto" if resources.gpu == "auto" else f"{resources.gpu:g}"
         notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {asked} is not used")
         gpu = 0
-    by_cpu = [node.cpus * UNIT // cpu for node in nodes]
-    rooms = by_cpu
+    rooms = _rooms(nodes, gpu, cpu)
     if gpu:
         per_gpu = UNIT // gpu
-        by_gpu = [node.gpus * per_gpu if per_gpu else node.gpus * UNIT // gpu for node in nodes]
-        rooms = [min(pair) for pair in zip(by_cpu, by_gpu, strict=True)]
+        by_gpu = [_by_gpu(node, gpu) for node in nodes]
         notes += _fraction_notes(gpu, per_gpu)
         if resources.gpu == "auto":
             notes.append("gpu: auto: how many trials share a GPU is measured on one of them when the sweep starts")
@@ -90,6 +92,16 @@ def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int |
     if max_concurrent is not None:
         concurrent = min(concurrent, max_concurrent)
     return Placement(gpu / UNIT, cpu / UNIT, per_gpu, concurrent, tuple(notes))
+
+
+def _rooms(nodes: Sequence[Node], gpu: int, cpu: int) -> list[int]:
+    """How many trials run on each node, given 1/10000ths of what each holds."""
+    by_cpu = [node.cpus * UNIT // cpu for node in nodes]
+    return [min(n, _by_gpu(node, gpu)) for n, node in zip(by_cpu, nodes, strict=True)] if gpu else by_cpu
+
+
+def _by_gpu(node: Node, gpu: int) -> int:
+    return node.gpus * (UNIT // gpu) if gpu <= UNIT else node.gpus * UNIT // gpu
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class Recorder(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.metrics.again()
+        self.progress.tick()
         if self.unwritten and time.monotonic() >= self.retry_at:
             self._write()
         if (self.signals or self.error) and not self.ending:
@@ -113,14 +114,16 @@ class Recorder(tune.Callback):
         ours = self._of(trial)
         self.curves[ours.trial_id] = []
         self.heard[ours.trial_id] = time.monotonic()
-        self.metrics.moved(len(self.feed.running), self.feed.left)
         self.recovering.discard(ours.trial_id)
+        self.progress.start(ours.trial_id, ours.label)
+        self._moved()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
         ours = self._of(trial)
         self.warmups.release.remote(ours.trial_id)
         self.progress.forget(ours.trial_id)
+        self._moved()
         self.recovering.add(ours.trial_id)
         if self._silence(ours):
             trial.max_failures = trial.num_failures  # what hangs is tried once more, and not again
@@ -171,6 +174,7 @@ class Recorder(tune.Callback):
             self.returned.append(ours)
             self.warmups.release.remote(ours.trial_id)
             self.progress.forget(ours.trial_id)
+            self._moved()
         else:
             state = "oom" if any(words in reason for words in OUT_OF_MEMORY) else "failed"
             self._end_early(ours, state, f"worker lost {lost} times: {reason}", losses)
@@ -259,8 +263,12 @@ class Recorder(tune.Callback):
             table = aggregate(pa.Table.from_pylist(rows, schema=TRIALS))
             front = table_front(table)
             self.metrics.stand((result.state for result in self.feed.results.values()), table)
-        self.metrics.moved(len(self.feed.running), left)
         self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)
+        self._moved()
+
+    def _moved(self) -> None:
+        """Tells the metrics how many trials run: those that have begun. The feed's may still wait for their place."""
+        self.metrics.moved(len(self.progress.running), self.feed.left)
 
 
 class FeedSearcher(Searcher):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,10 @@ from qdtune.storage import check_location
 if TYPE_CHECKING:
     from qdtune.jobs import Job, Jobs
 
-LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver was killed; the run folder is in use; Ctrl-C
+LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver or its head is gone; the run folder is in use; Ctrl-C
+LEFT = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where Ray's own commands look for an address
+MISTAKEN = (2, RUNNING)  # those with which a sweep has not begun
 START_S = 60.0  # in which a job should have begun, or else is left to itself
 
 
@@ -74,7 +79,8 @@ def parser_of(command: str, usage: str, description: str) -> Parser:
     """The parser of a command that asks a job server, for the options of its own to be added."""
     usage = " ".join(filter(None, ["qdtune", command, usage, "--address http://HOST:8265"]))
     parser = Parser(command, usage, description)
-    parser.add_argument("--address", help="of the job server of a Ray cluster: http://HOST:8265")
+    what = f"of the job server of a Ray cluster: http://HOST:8265 (default: ${ADDRESSES[0]})"
+    parser.add_argument("--address", help=what)
     return parser
 
 
@@ -83,9 +89,16 @@ def read(parser: Parser, argv: Sequence[str] | None, wanted: str | None = None) 
     arguments = parser.read(argv)
     if wanted and not getattr(arguments, wanted):
         parser.error(f"no {wanted} given")
+    arguments.address = arguments.address or next(filter(None, map(_http, ADDRESSES)), None)
     if not arguments.address:
-        parser.error("no --address given")
+        parser.error(f"no --address given, and none in {ADDRESSES[0]}")
     return arguments
+
+
+def _http(variable: str) -> str:
+    """The address of a job server in an environment variable, "" where there is none: HOST:6379 is not one."""
+    address = os.environ.get(variable, "")
+    return address if address.startswith(("http://", "https://")) else ""
 
 
 def asked(arguments: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
@@ -132,10 +145,12 @@ def _submit(arguments: argparse.Namespace) -> int:
         running = next((job for job in known if job.runs and (job.name, job.runs_dir) == (spec.name, where)), None)
         if running:
             same = running.sweep == digest and not arguments.fresh
-            what = "" if same else ", and not as this command would have it: stop it first"
-            print(f"{spec.name} runs already, as {running.id}{what}")
+            what = f"{spec.name} runs already, as {running.id}"
             if not same or not arguments.follow:
+                how = " (--follow follows it)" if same else ", and not as this command would have it: stop it first"
+                print(f"error: {what}{how}", file=sys.stderr)
                 return RUNNING
+            print(what)
         job = running.id if running else _next_id(spec.name, known)
         if not running:
             with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +159,7 @@ def _submit(arguments: argparse.Namespace) -> int:
                     (Path(folder) / name).write_bytes(data)
                 about = {"name": spec.name, "runs_dir": where, "sweep": digest}
                 server.start(job, entrypoint("launch", *options), Path(folder), about)
-        return _follow(server, job) if arguments.follow else _begun(server, job)
+        return _follow(server, job, spec.name) if arguments.follow else _begun(server, job)
 
 
 def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
@@ -185,27 +200,35 @@ def _begun(server: Jobs, job: str) -> int:
     status, code, message = server.state(job)
     if ended and status != "SUCCEEDED":
         return failed(server.log(job), code, message)
-    at = f"--address {server.address}"
-    print(f"{job} {status.lower()}; qdtune stop {job} {at} stops it, qdtune fetch {job} {at} brings its results")
+    print(f"{job} {status.lower()} at {server.address}; with the same --address\n  qdtune stop {job}   stops it")
+    print(f"  qdtune fetch {job}   brings its results")
     return 0
 
 
-def _follow(server: Jobs, job: str) -> int:
-    """Prints what a job prints until it ends; its exit code."""
+def _follow(server: Jobs, job: str, name: str) -> int:
+    """Prints what a job prints until it ends, and how to get its results; its exit code, 4 where its head is lost."""
+    from qdtune.jobs import LostError
+
     print(f"following {job} (Ctrl-C ends the following, not the job)", flush=True)
     lines = _Lines()
     try:
-        server.follow(job, lines.show)
+        server.follow(job, lines.show, lambda line: print(line, file=sys.stderr, flush=True))
+    except LostError as error:
+        print(f"error: {error}; what was finished is kept there, the same command goes on from it", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         print(f"\n{job} goes on; qdtune stop {job} --address {server.address} stops it", file=sys.stderr)
         return INTERRUPTED
     status, code, message = server.state(job)
+    if not lines.begun and status == "FAILED":
+        return failed(lines.text, code, message)
     if status == "STOPPED":
         print(f"{job} was stopped; the same command goes on from here")
+    if code not in MISTAKEN:
+        print(f"to bring it here: qdtune fetch {name} --address {server.address} --out runs")
+    if status == "STOPPED":
         return INTERRUPTED
-    if status == "SUCCEEDED" or lines.begun:
-        return code if code is not None and code >= 0 else LOST
-    return failed(lines.text, code, message)
+    return code if code is not None and code >= 0 else LOST
 
 
 class _Lines:
@@ -242,23 +265,30 @@ def _last(text: str) -> str:
 def _list(arguments: argparse.Namespace) -> int:
     with server_at(arguments.address) as server:
         known = server.all()
+        how = {job.id: _how_it_ended(server, job) for job in known}
     rows = [("job", "status", "started (UTC)", "how it ended")]
     for job in known:
         began = (
             datetime.fromtimestamp(job.started, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") if job.started else "-"
         )
-        how = "" if job.code is None else f"exit code {job.code}" + (f": {_last(job.message)}" if job.code else "")
-        rows.append((job.id, job.status, began, how))
+        rows.append((job.id, job.status, began, how[job.id]))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for row in rows if known else []:
-        print(
-            one_line(
-                "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
-            ).rstrip()
-        )
+        cells = [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
+        line = one_line("  ".join(cells)).rstrip()
+        print(line if len(line) <= room else f"{line[: room - 1]}…")
     if not known:
         print(f"no sweep was submitted to {arguments.address}")
     return 0
+
+
+def _how_it_ended(server: Jobs, job: Job) -> str:
+    """A few words; of one that was stopped, how far it says that it came."""
+    if job.status == "STOPPED":
+        left = LEFT.findall(server.log(job.id))
+        return f"{int(left[-1][1]) - int(left[-1][0])} of {left[-1][1]} done" if left else ""
+    return "" if job.code is None else f"exit code {job.code}" + (f": {_last(job.message)}" if job.code else "")
 
 
 def found_job(server: Jobs, what: str) -> Job | None:
@@ -278,7 +308,8 @@ def _stop(arguments: argparse.Namespace) -> int:
             print(f"stopping {job.id} in order", flush=True)
             server.stop(job.id)
             server.wait(job.id)  # Ray kills what takes too long
-            job = job._replace(status=server.state(job.id)[0])
-        again = "" if job.status == "SUCCEEDED" else "; the same submit goes on from here"
+            status, code, _ = server.state(job.id)
+            job = job._replace(status=status, code=code)
+        again = "" if job.status == "SUCCEEDED" or job.code in MISTAKEN else "; the same submit goes on from here"
         print(f"{job.id} has ended: {job.status}{again}")
     return 0

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -23,12 +24,12 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import plugins
-from qdtune.cluster import Cluster
+from qdtune.cluster import Cluster, nodes_now
 from qdtune.data import Data
 from qdtune.feed import Feed
 from qdtune.machine import handling, own_folder
 from qdtune.names import PLANNED, text_of
-from qdtune.placement import Need, Placement, placement
+from qdtune.placement import Need, Node, Placement, placement
 from qdtune.progress import SweepProgress, counted
 from qdtune.recorder import FeedSearcher, PruningScheduler, Recorder, Rows
 from qdtune.spec import Spec
@@ -39,6 +40,7 @@ from qdtune.warmups import WarmupFolder
 
 Connect = Callable[[int], AbstractContextManager[Cluster]]
 BEAT_S, GONE_S = 1.0, 10.0  # how often Ray's head is looked for, and how long it may be silent
+LOOK_S = 3.0  # between two looks at the nodes
 PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
 
 
@@ -91,10 +93,12 @@ def train(
         placement(spec.resources, cluster.nodes)  # raises where no node has room for one
         if spec.resources.gpu == "auto" and any(node.gpus for node in cluster.nodes):
             spec = _measured(spec, cluster, data, feed, stopped, out)
-        place = _place(spec, cluster, feed.left, out)
+        there = nodes_now()  # a cluster may have grown since it was joined
+        place = _place(spec, replace(cluster, nodes=tuple(there.values())), feed.left, out)
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
-        with SweepProgress(out, feed.total, feed.total - feed.left, varying) as progress:
+        epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
+        with SweepProgress(out, feed.total, feed.total - feed.left, varying, epochs) as progress:
             recorder = Recorder(feed, store, progress, warmups, known, stopped, Path(scratch))
             recorder.metrics.granted(place.gpu)
             kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch, grant=plugins.granted())
@@ -102,7 +106,7 @@ def train(
             watch.start()
             try:
                 if not stopped:
-                    _tune(spec, kind, place, recorder, scratch)
+                    _tune(spec, kind, place, recorder, scratch, NodeWatch(there, place, _most(spec, place), out))
             finally:
                 over.set()
             recorder.close()
@@ -173,12 +177,22 @@ def _warmup_actor(store: Store) -> Any:
     return ray.remote(WarmupFolder).options(**options).remote(child(store.folder.where, "warmup"))
 
 
-def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Recorder, scratch: str) -> None:
+def _most(spec: Spec, place: Placement) -> int | None:
+    """How many trials may run at a time, None where nobody says; a search shall know what came out first."""
+    return spec.run.max_concurrent_trials if spec.method in PLANNED else place.concurrent
+
+
+def _tune(
+    spec: Spec,
+    kind: type[tune.Trainable],
+    place: Placement,
+    recorder: Recorder,
+    scratch: str,
+    *watching: tune.Callback,
+) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by the recorder, in a line
     # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
-    # A search shall know what came out when it chooses: there, nothing waits.
-    searching = spec.method not in PLANNED
     tuner = tune.Tuner(
         kind,
         param_space=param_space(spec),  # for what looks at a Tuner; the searcher suggests whole configurations
@@ -186,7 +200,7 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
             search_alg=FeedSearcher(recorder),
             scheduler=PruningScheduler(recorder),
             num_samples=-1,  # until the searcher has no more
-            max_concurrent_trials=place.concurrent if searching else spec.run.max_concurrent_trials,
+            max_concurrent_trials=_most(spec, place),
             time_budget_s=spec.run.time_budget_s,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial_id"],
@@ -195,13 +209,43 @@ def _tune(spec: Spec, kind: type[tune.Trainable], place: Placement, recorder: Re
         run_config=tune.RunConfig(
             name=spec.name,
             storage_path=scratch,  # Tune's own state: thrown away with the sweep
-            callbacks=[recorder],
+            callbacks=[recorder, *watching],
             failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
     tuner.fit()
+
+
+class NodeWatch(tune.Callback):
+    """Says in one line which nodes have left or joined, and how many trials run at a time now.
+
+    Args:
+        known: the nodes that were there, as `nodes_now` has them.
+        place: what each trial holds.
+        most: how many trials may run at a time, None for as many as there is room for.
+        out: where to say it.
+    """
+
+    def __init__(self, known: dict[str, Node], place: Placement, most: int | None, out: Any) -> None:
+        self.known, self.place, self.most, self.out = known, place, most, out
+        self.looked_at = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the recorder
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked_at < LOOK_S:
+            return
+        before, self.known, self.looked_at = self.known, nodes_now(), time.monotonic()
+        changes = [f"node {name} has left" for name in before if name not in self.known]
+        changes += [f"node {name} has joined" for name in self.known if name not in before]
+        if changes:
+            n = self.place.at_once(list(self.known.values()))
+            n = n if self.most is None else min(n, self.most)
+            wait = "" if n else ", until a node has room for one"
+            self.out.print(f"{', '.join(changes)}: {counted(n, 'trial')} at a time now{wait}")
 
 
 def _watch(stopped: list[int], over: threading.Event) -> None:

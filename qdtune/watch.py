@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -69,10 +70,18 @@ def drawing(run: str, out: Any) -> Iterator[None]:
         out: a console.
     """
     command = [sys.executable, "-m", "qdtune.report", run, "--for-launch"]
-    try:  # a session of its own: Ctrl-C at the terminal is not for it
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
+    try:  # a session of its own, and deaf: what stops the launch is not for it, even where all its children are told
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
     except OSError as error:
         out.print(f"no report is drawn: {error}", style="yellow")

@@ -123,10 +123,10 @@ def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_ru
     second = cluster.join()
     done = cluster.place / "home0" / "runs" / "tiny" / "trials"
     code, said = cluster("jobs", RAY_AUTH_TOKEN="another")
-    assert (code, "wants a token" in said, said.count("\n")) == (2, True, 1)
+    assert (code, "refused the token in RAY_AUTH_TOKEN" in said, said.count("\n")) == (2, True, 1)
 
     assert cluster(*submit)[0] == 0
-    assert cluster(*submit) == (5, "tiny runs already, as qdtune-tiny-1\n")
+    assert cluster(*submit) == (5, "error: tiny runs already, as qdtune-tiny-1 (--follow follows it)\n")
     following = cluster.began(*submit, "--follow")
     until(lambda: done.is_dir() and any(done.iterdir()))
     assert cluster("fetch", "tiny")[0] == 5
@@ -147,7 +147,8 @@ def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_ru
     assert following.returncode == 0, said
     assert f"{kept} done before" in said
     code, said = cluster("fetch", "tiny", "--out", "fetched")
-    assert (code, said.endswith("16 trials, 32 rows, 992 epochs: all whole\n")) == (0, True)
+    whole = "16 trials, 32 rows, 992 epochs: all whole\nqdtune report fetched/tiny\n"
+    assert (code, said.endswith(whole)) == (0, True)
     code, listed = cluster("jobs")
     assert re.findall(r"^(qdtune-tiny-\d) +(\w+)", listed, re.MULTILINE) == [
         ("qdtune-tiny-1", "STOPPED"),

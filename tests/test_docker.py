@@ -63,20 +63,37 @@ def test_image_is_pinned_by_digest_and_has_two_stages():
     )
 
 
-@pytest.mark.parametrize(("digest", "code"), [("sha256:" + "a" * 64, 0), ("", 1)])
-def test_pin_writes_digests_or_nothing(tmp_path, digest, code):
-    (tmp_path / "docker").write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "buildx imagetools inspect" ] && echo "{digest}"\n')
-    (tmp_path / "docker").chmod(0o700)
+DIGEST = "sha256:" + "a" * 64
+BUILDX = '[ "$1 $2" = "buildx version" ] && exit 0\n'
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        (f"{BUILDX}echo {DIGEST}", None),
+        (f"{BUILDX}echo", "the registry must give a digest of debian:bookworm-slim, got ''"),
+        (f"{BUILDX}echo 'no such host' >&2; exit 1", "no registry gives debian:bookworm-slim: this machine must"),
+        ("echo 'unknown command: buildx' >&2; exit 1", "docker must have its plugin buildx, which asks the registry"),
+        (None, "docker must be installed: it asks the registry for digests, and there is none in PATH"),
+    ],
+)
+def test_pin_writes_digests_or_nothing(tmp_path, engine, said):
+    (tmp_path / "bin").mkdir()
+    for name in ("sh", "dirname", "mktemp", "rm", "mv", "cat"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    if engine:
+        (tmp_path / "bin" / "docker").write_text(f"#!/bin/sh\n{engine}\n")
+        (tmp_path / "bin" / "docker").chmod(0o700)
     pin = shutil.copy(DOCKER / "pin", tmp_path)
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run([pin], env=path, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert sorted(os.listdir(tmp_path)) == [*([] if code else [".env"]), "docker", "pin"]
-    if code:
-        assert "must give a digest of debian:bookworm-slim, got ''" in done.stderr
+    done = subprocess.run([pin], env={"PATH": f"{tmp_path}/bin"}, capture_output=True, text=True, check=False)
+    assert sorted(os.listdir(tmp_path)) == [*([] if said else [".env"]), "bin", "pin"]
+    if said:
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith(f"error: {said}")
     else:
+        assert done.returncode == 0
         lines = (tmp_path / ".env").read_text().splitlines()
-        named = [re.fullmatch(rf"([A-Z]+)=\S+:\S+@{digest}", line)[1] for line in lines]
+        named = [re.fullmatch(rf"([A-Z]+)=\S+:\S+@{DIGEST}", line)[1] for line in lines]
         assert named == ["BASE", "PROMETHEUS", "GRAFANA"]
 
 
@@ -110,6 +127,7 @@ def test_image_runs_as_nobody_in_particular():
     assert "RUN" not in names[names.index("USER") :], "what comes later could be changed by that user"
     settings = dict(pair.split("=", 1) for name, rest in FINAL if name == "ENV" for pair in rest.split())
     assert settings["HOME"] == "/home/qdtune"
+    assert settings["QDTUNE_RUNS"] == "/runs", "where a submitted sweep writes"
     shell = " ".join(rest for name, rest in FINAL if name == "RUN")
     assert "useradd --uid 10001" in shell
     assert "-perm /6000 -exec chmod a-s" in shell
@@ -222,6 +240,18 @@ def test_prometheus_finds_rays_nodes():
     assert found["url"] == "http://ray-head:8265/api/prometheus/sd"
     assert found["authorization"] == {"type": "Bearer", "credentials_file": "/run/secrets/ray_token"}
     assert SERVICES["prometheus"]["secrets"] == ["ray_token"]
+
+
+def test_prometheus_of_your_own_finds_rays_nodes_as_the_readme_says(tmp_path):
+    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+    (snippet,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    ((job,),) = YAML(typ="safe").load(snippet).values()
+    assert job["file_sd_configs"] == [{"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}]
+    (tmp_path / "prometheus.yml").write_text(snippet)
+    if promtool := shutil.which("promtool"):
+        line = [promtool, "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+        assert subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
 def test_dashboard_finds_prometheus_and_grafana():

@@ -158,12 +158,19 @@ def test_recorder_tells_what_tune_tells_it(told, tmp_path, monkeypatch):
     store.create(SPEC.to_yaml())
     feed = Feed(SPEC, plan(SPEC).trials, Study(SPEC, tmp_path / "study.journal"), [])
     warmups = SimpleNamespace(release=SimpleNamespace(remote=lambda trial_id: None))
-    recorder = Recorder(feed, store, SweepProgress(console(), feed.total, 0, set()), warmups, {}, [])
-    trial = recorder.next()
+    progress = SweepProgress(console(), feed.total, 0, set(), {"warmup": 1, "qat": 3})
+    recorder = Recorder(feed, store, progress, warmups, {}, [])
+    trial, pending = recorder.next(), recorder.next()
+    assert list(feed.running) == [trial.trial_id, pending.trial_id]
     tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
     recorder.on_trial_start(0, [], tuned)
     waiting = feed.total - 1
     assert said["qdtune_trials"] == {("running",): 1, ("waiting",): waiting}
+    assert "1 running" in progress.summary()
+    recorder.on_trial_recover(0, [], tuned)
+    assert said["qdtune_trials"] == {("running",): 0, ("waiting",): feed.total}
+    assert "0 running" in progress.summary()
+    recorder.on_trial_start(0, [], tuned)
     rows, history = outcome(trial, 1, feed.study.report)
     recorder.on_trial_result(
         0, [], tuned, {"phase": "qat", "epoch": 1, "history": history, "rows": rows, "done": True}

@@ -575,7 +575,8 @@ def test_trials_at_once_are_what_each_node_takes(nodes: list[Node], cpu: int, gp
     expected = sum(packed(node, cpu, gpu) for node in nodes)
     if expected:
         found = placement(asked, nodes)
-        assert found.concurrent == expected
+        assert found.concurrent == found.at_once(nodes) == expected
+        assert found.at_once(nodes[1:]) == sum(packed(node, cpu, gpu) for node in nodes[1:])
         idle = sum(node.cpus > 0 and not packed(node, cpu, gpu) for node in nodes)
         assert any(note.startswith(f"{idle} of {len(nodes)} nodes take no trial") for note in found.notes) == (
             idle > 0

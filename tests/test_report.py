@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -363,6 +364,20 @@ def test_page_that_cannot_be_drawn_costs_a_launch_one_line(run, tmp_path, monkey
     out, err = capsys.readouterr()
     assert out.startswith("no report was drawn: ")
     assert (out.count("\n"), err) == (1, "")
+
+
+def test_page_is_drawn_although_the_launch_and_all_its_children_are_stopped(run, tmp_path, monkeypatch, capsys):
+    """As the job server of a cluster stops a job."""
+    monkeypatch.setattr("qdtune.watch.LAST_S", 60)
+    root = Path(shutil.copytree(run.root, tmp_path / "grid", ignore=shutil.ignore_patterns(PAGE)))
+    children = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    with drawing(str(root), console()):
+        children[0].send_signal(signal.SIGINT)
+        children[0].send_signal(signal.SIGTERM)
+    assert tuple(capsys.readouterr()) == ("", "")
+    assert (root / PAGE).is_file()
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

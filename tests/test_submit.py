@@ -5,11 +5,13 @@ Ray's client is replaced at the boundary; the last test has a real head, in a pr
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +39,7 @@ model: {name: mlp, hidden: [8]}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
 """
 AT = ["--address", "http://head:8265"]
+FETCH = "to bring it here: qdtune fetch tiny --address http://head:8265 --out runs"
 TOKEN = "CANARY-0123456789abcdef"
 
 
@@ -111,6 +114,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("qdtune.cluster.prepare", lambda address: None)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jobs, "POLL_S", 0.0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(SWEEP)
@@ -130,7 +135,11 @@ def test_only_the_sweep_file_is_sent_with_every_key_in_it(server: Server, capsys
     options = ["--set", "seeds=[3]", "--runs-dir", "s3://bucket/my runs", "--data-dir", "d'; rm -rf /", "--fresh"]
     code, out, err = run(capsys, "submit", "tiny.yaml", *options)
     assert (code, err) == (0, "")
-    assert out.startswith("qdtune-tiny-1 succeeded; qdtune stop qdtune-tiny-1 --address http://head:8265 stops it")
+    assert out.splitlines() == [
+        "qdtune-tiny-1 succeeded at http://head:8265; with the same --address",
+        "  qdtune stop qdtune-tiny-1   stops it",
+        "  qdtune fetch qdtune-tiny-1   brings its results",
+    ]
     assert list(server.files) == ["sweep.yaml"]
     assert loads(server.files["sweep.yaml"], "x") == load("tiny.yaml", ["seeds=[3]"])
     line = shlex.split(server.sent["entrypoint"])
@@ -167,7 +176,14 @@ def test_mistake_is_one_line_and_nobody_is_asked(
 
 @pytest.mark.parametrize(
     ("status", "code", "ends"),
-    [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", -9, 4), ("FAILED", None, 4), ("STOPPED", None, 130)],
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 2, 2),
+        ("FAILED", 3, 3),
+        ("FAILED", -9, 4),
+        ("FAILED", None, 4),
+        ("STOPPED", None, 130),
+    ],
 )
 def test_followed_job_gives_its_lines_and_its_exit_code(
     server: Server, capsys: pytest.CaptureFixture[str], status: str, code: int | None, ends: int
@@ -177,32 +193,69 @@ def test_followed_job_gives_its_lines_and_its_exit_code(
     assert (found, err) == (ends, "")
     lines = ["following qdtune-tiny-1 (Ctrl-C ends the following, not the job)", "all done ]0;x "]
     stopped = ["qdtune-tiny-1 was stopped; the same command goes on from here"]
-    assert out.splitlines() == lines + (stopped if status == "STOPPED" else [])
+    assert out.splitlines() == lines + (stopped if status == "STOPPED" else []) + ([] if ends == 2 else [FETCH])
 
 
-def test_connection_that_breaks_is_taken_up_where_it_was(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    texts, breaks = server.script[2], iter([0, 1, 2, 3, 99])
+LOST_LINE = "the connection to http://head:8265 is lost: trying again for 2 min"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_connection_that_breaks_is_taken_up_where_it_was(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    texts, breaks = server.script[2], iter([0, 0, 1, 2, 3, 99])
+    monkeypatch.setattr(jobs, "BEAT_S", 0.01)
+    monkeypatch.setattr(requests, "get", lambda *a, **k: (_ for _ in ()).throw(requests.ConnectionError("gone")))
 
     async def tail(job: str) -> AsyncIterator[str]:
         last = next(breaks)
         for n, text in enumerate([*texts, "more\n"]):
-            if n == last:
+            if n == last and hangs:  # as where the other side was cut from the power
+                await asyncio.Event().wait()
+            elif n == last:
                 raise RuntimeError("WebSocket connection closed unexpectedly")
             yield text
 
     server.tail_job_logs = tail  # type: ignore[method-assign]
-    code, out, _ = run(capsys, "submit", "tiny.yaml", "--follow")
-    assert (code, out.splitlines()[1:]) == (0, ["all done ]0;x ", "more"])
+    code, out, err = run(capsys, "submit", "tiny.yaml", "--follow")
+    assert (code, out.splitlines()[1:3]) == (0, ["all done ]0;x ", "more"])
+    assert err.splitlines() == [LOST_LINE, "the connection is back"] * 3
 
 
-def test_head_that_stays_silent_ends_the_following(
+def test_head_that_is_alive_and_silent_is_waited_for(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "LOST_S", 0.05)
-    monkeypatch.setattr(server, "tail_job_logs", lambda job: (_ for _ in ()).throw(requests.ConnectionError("gone")))
-    assert run(capsys, "submit", "tiny.yaml", "--follow")[::2] == (
-        2,
-        "error: no Ray job server answers at http://head:8265: gone\n",
+    asked = iter(range(3))
+    again = threading.Event()
+    monkeypatch.setattr(jobs, "BEAT_S", 0.01)
+    alive = SimpleNamespace(raise_for_status=lambda: None)
+    monkeypatch.setattr(requests, "get", lambda *a, **k: alive if next(asked) < 2 else again.set() or alive)
+
+    async def tail(job: str) -> AsyncIterator[str]:
+        yield f"{head.HERE}\n"
+        while not again.is_set():
+            await asyncio.sleep(0)
+        yield "done\n"
+
+    server.tail_job_logs = tail  # type: ignore[method-assign]
+    code, out, err = run(capsys, "submit", "tiny.yaml", "--follow")
+    assert (code, out.splitlines()[1], err) == (0, "done", "")
+
+
+def test_head_that_stays_away_ends_the_following(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOST_S", 0.06)
+    gone = requests.ConnectionError("Cannot connect to host head:8265 ssl:default [Connect call failed]")
+    monkeypatch.setattr(server, "tail_job_logs", lambda job: (_ for _ in ()).throw(gone))
+    code, _, err = run(capsys, "submit", "tiny.yaml", "--follow")
+    assert (code, err.splitlines()) == (
+        4,
+        [
+            LOST_LINE.replace("2 min", "0.001 min"),
+            "error: the head at http://head:8265 is gone and has not come back with qdtune-tiny-1; what was finished "
+            "is kept there, the same command goes on from it",
+        ],
     )
 
 
@@ -227,10 +280,11 @@ def test_sweep_that_runs_is_not_started_again(server: Server, capsys: pytest.Cap
     job = server.has("tiny", 7, "RUNNING", digest)
     server.has("other", 8, "RUNNING", digest)
     server.asked.clear()
-    assert run(capsys, "submit", "tiny.yaml") == (5, f"tiny runs already, as {job}\n", "")
-    changed = f"tiny runs already, as {job}, and not as this command would have it: stop it first\n"
-    assert run(capsys, "submit", "tiny.yaml", "--follow", "--fresh") == (5, changed, "")
-    assert run(capsys, "submit", "tiny.yaml", "--follow", "--set", "seeds=[5]") == (5, changed, "")
+    already = f"error: tiny runs already, as {job}"
+    assert run(capsys, "submit", "tiny.yaml") == (5, "", f"{already} (--follow follows it)\n")
+    changed = f"{already}, and not as this command would have it: stop it first\n"
+    assert run(capsys, "submit", "tiny.yaml", "--follow", "--fresh") == (5, "", changed)
+    assert run(capsys, "submit", "tiny.yaml", "--follow", "--set", "seeds=[5]") == (5, "", changed)
     assert server.asked == ["list"] * 3
     server.jobs[job].status = "SUCCEEDED"  # as it is when the next command looks: a new job, the next number
     assert run(capsys, "submit", "tiny.yaml")[0] == 0
@@ -248,7 +302,11 @@ def test_sweep_that_runs_is_followed(server: Server, capsys: pytest.CaptureFixtu
 
     server.tail_job_logs = tail  # type: ignore[method-assign]
     code, out, _ = run(capsys, "submit", "tiny.yaml", "--follow")
-    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (0, f"tiny runs already, as {job}", "to its end")
+    assert (code, out.splitlines()[0], out.splitlines()[2:]) == (
+        0,
+        f"tiny runs already, as {job}",
+        ["to its end", FETCH],
+    )
 
 
 def test_same_name_in_another_place_is_another_sweep(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,7 +347,10 @@ ASKED = [["jobs"], ["submit", "tiny.yaml"], ["stop", "x"], ["fetch", "x"]]
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (AuthenticationError("long\nadvice"), "the job server at http://head:8265 wants a token, the cluster's own:"),
+        (
+            AuthenticationError("Authentication failed: x\nadvice"),
+            "the job server at http://head:8265 refused the token in RAY_AUTH_TOKEN: the cluster's",
+        ),
         (requests.ConnectionError("reset"), "no Ray job server answers at http://head:8265: reset"),
         (KeyError("ray_version"), "no Ray job server answers at http://head:8265: 'ray_version'"),
         (RuntimeError("Version check returned 404."), "no Ray job server answers at http://head:8265: it knows no"),
@@ -306,6 +367,32 @@ def test_server_that_refuses_is_one_line(
     code, out, err = run(capsys, *argv)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "wants a token, and there is none in"), (403, "refused the token in")]
+)
+def test_token_that_is_missing_is_told_from_one_that_is_refused_and_none_is_shown(
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: int,
+    said: str,
+) -> None:
+    """As Ray's own client words what a server answers."""
+    from ray._private.authentication.http_token_authentication import format_authentication_http_error
+
+    server.fails = AuthenticationError(format_authentication_http_error(status, f"token {TOKEN}") or "")
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, place in ((str(tmp_path / "token"), str(tmp_path / "token")), ("", "/home/me/.ray/auth_token")):
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", given)
+        code, out, err = run(capsys, "jobs")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"error: the job server at http://head:8265 {said} {place}: the cluster's own is")
+        assert TOKEN not in err
 
 
 @pytest.mark.parametrize(
@@ -335,14 +422,18 @@ def test_nothing_that_listens_is_told_at_once() -> None:
 
 def test_jobs_are_listed_in_their_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "jobs") == (0, "no sweep was submitted to http://head:8265\n", "")
-    for n, status in ((10, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED")):
+    for n, status in ((10, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED"), (3, "STOPPED"), (4, "STOPPED")):
         server.has("tiny", n, status)
+    server.logs["qdtune-tiny-3"] = ["0/6 done\n\nstopped by SIGINT: 4 of 6 trials left to do; the same command\n"]
+    server.logs["qdtune-tiny-4"] = ["stopped before it began\n"]
     server.jobs["qdtune-tiny-2"].driver_exit_code = 5
     server.jobs["qdtune-tiny-2"].message = "Job failed\nerror: held\x1b by\n"
     assert run(capsys, "jobs")[1].splitlines() == [
         "job             status     started (UTC)        how it ended",
         "qdtune-tiny-1   SUCCEEDED  1970-01-01 00:00:01  exit code 0",
         "qdtune-tiny-2   FAILED     1970-01-01 00:00:02  exit code 5: error: held\\x1b by",
+        "qdtune-tiny-3   STOPPED    1970-01-01 00:00:03  2 of 6 done",
+        "qdtune-tiny-4   STOPPED    1970-01-01 00:00:04",
         "qdtune-tiny-10  RUNNING    1970-01-01 00:00:10",
     ]
 
@@ -359,9 +450,61 @@ def test_stop_takes_an_id_or_a_name_and_says_what_has_ended(
         "qdtune-tiny-1 has ended: STOPPED; the same submit goes on from here",
     ]
     assert run(capsys, "stop", "qdtune-tiny-2") == (0, "qdtune-tiny-2 has ended: SUCCEEDED\n", "")
+    for code, again in ((2, ""), (5, ""), (3, "; the same submit goes on from here")):
+        failed = server.jobs[server.has("tiny", 3, "FAILED")]
+        failed.driver_exit_code = code
+        assert run(capsys, "stop", "tiny") == (0, f"qdtune-tiny-3 has ended: FAILED{again}\n", "")
     none = "error: there is no job qdtune-tiny-9 at http://head:8265 (qdtune jobs lists them)\n"
     assert run(capsys, "stop", "qdtune-tiny-9") == (2, "", none)
     assert [asked for asked in server.asked if asked.startswith("stop")] == ["stop qdtune-tiny-1"]
+
+
+def test_jobs_fit_a_terminal(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.jobs[server.has("tiny", 1, "FAILED")].driver_exit_code = 3
+    server.jobs["qdtune-tiny-1"].message = f"error: {'why ' * 30}"
+    assert len(max(run(capsys, "jobs")[1].splitlines(), key=len)) > 80
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    head, line = run(capsys, "jobs")[1].splitlines()
+    assert head.endswith("how it ended")
+    assert (len(line), line[-1]) == (80, "…")
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "asked"),
+    [
+        ({"RAY_API_SERVER_ADDRESS": "http://one:8265", "RAY_ADDRESS": "http://two:8265"}, [], "http://one:8265"),
+        ({"RAY_ADDRESS": "http://two:8265"}, [], "http://two:8265"),
+        ({"RAY_API_SERVER_ADDRESS": "http://one:8265", "RAY_ADDRESS": "http://two:8265"}, AT, AT[1]),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, AT, AT[1]),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, [], None),
+    ],
+)
+def test_address_is_the_one_given_or_else_rays_own_variable(
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    given: list[str],
+    asked: str | None,
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def client(address: str) -> Server:
+        seen.append((address, [name for name in variables if name in os.environ]))  # which Ray's client would prefer
+        return server
+
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", client)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code = __main__.main(["jobs", *given])
+    out, err = capsys.readouterr()
+    assert seen == ([(asked, [])] if asked else [])
+    none = "error: no --address given, and none in RAY_API_SERVER_ADDRESS (usage: qdtune jobs"
+    assert (code, err.startswith(none)) == ((0, False) if asked else (2, True))
+    assert out == (f"no sweep was submitted to {asked}\n" if asked else "")
 
 
 # --- Code of the user's own
@@ -420,7 +563,7 @@ def test_fetch_brings_the_folder_sets_aside_what_was_there_and_leaves_no_job(
     folder = fetched(server)
     code, out, err = run(capsys, "fetch", "tiny", "--out", "here")
     assert (code, err) == (0, "")
-    assert out.endswith("here/tiny: 6 trials, 12 rows, 24 epochs: all whole\n")
+    assert out.endswith("here/tiny: 6 trials, 12 rows, 24 epochs: all whole\nqdtune report here/tiny\n")
     assert rows_of("here/tiny") == rows_of(folder)
     assert oct(Path("here/tiny").stat().st_mode)[-3:] == "700"
     assert list(server.jobs) == ["qdtune-tiny-1"]
@@ -446,6 +589,30 @@ def test_fetch_waits_for_nobody_and_touches_nothing_of_others(
         "error: here/tiny must be a run folder or not be there, got something else (choose --out)\n",
     )
     assert not any(asked.startswith("submit") for asked in server.asked)
+
+
+def test_fetch_judges_its_place_before_it_asks_for_anything(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched(server)
+    Path("file").write_text("mine")
+    Path("runs").mkdir()
+    Path("runs/tiny").write_text("mine")
+    Path("nowhere").symlink_to("gone")
+    for out in ("file", "file/deep/er", "nowhere"):
+        code, _, err = run(capsys, "fetch", "tiny", "--out", out)
+        assert (code, err.count("\n"), server.asked) == (2, 1, [])
+        assert err.startswith(f"error: --out must be a folder, or one that can be made, got {out}: ")
+    with monkeypatch.context() as refusing:
+        refusing.setattr(os, "access", lambda path, mode: path != Path.cwd())
+        code, _, err = run(capsys, "fetch", "tiny", "--out", "new/folder")
+        assert (code, server.asked) == (2, [])
+        assert err == f"error: --out must be a place to write to, got new/folder: {Path.cwd()} is not\n"
+    code, _, err = run(capsys, "fetch", "tiny")
+    assert (code, err.split(",")[0]) == (2, "error: runs/tiny must be a run folder or not be there")
+    assert not any(asked.startswith("submit") for asked in server.asked)
+    assert [Path(name).read_text() for name in ("file", "runs/tiny")] == ["mine", "mine"]
+    assert not Path("new").exists()
 
 
 def test_fetch_takes_no_other_sweep_and_nothing_cut_off(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

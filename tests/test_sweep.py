@@ -214,3 +214,43 @@ def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(com
     table = pq.read_table(command.folder / "pareto.parquet").to_pylist()
     assert [(row["state"], row["pruned_by"]) for row in table] == [("ok", None)] * 4
     assert optuna_states(command) == {"COMPLETE": 2 * 4}
+
+
+def test_node_that_leaves_or_joins_is_told_with_how_many_trials_run_now(monkeypatch, capsys):
+    from qdtune import sweep
+    from qdtune.placement import Node, Placement
+    from qdtune.progress import console
+
+    there = {"10.0.0.1 (aaaaaa)": Node(2), "10.0.0.2 (bbbbbb)": Node(2, 1)}
+    monkeypatch.setattr(sweep, "nodes_now", lambda: dict(there))
+    monkeypatch.setattr(sweep, "LOOK_S", 0.0)
+    watch = sweep.NodeWatch(dict(there), Placement(0.25, 1, per_gpu=4, concurrent=3, notes=()), 3, console())
+
+    def seen():
+        watch.on_step_begin(0, [])
+        return capsys.readouterr().out
+
+    assert seen() == ""
+    there["10.0.0.3 (cccccc)"] = Node(8, 1)
+    assert seen() == "node 10.0.0.3 (cccccc) has joined: 3 trials at a time now\n", "six fit, three are allowed"
+    del there["10.0.0.3 (cccccc)"], there["10.0.0.1 (aaaaaa)"]
+    left = "node 10.0.0.1 (aaaaaa) has left, node 10.0.0.3 (cccccc) has left: 2 trials at a time now\n"
+    assert (seen(), seen()) == (left, "")
+    there.clear()
+    gone = "node 10.0.0.2 (bbbbbb) has left: 0 trials at a time now, until a node has room for one\n"
+    assert seen() == gone
+
+
+def test_a_killed_nodes_last_log_is_not_printed():
+    """Ray sends it to every driver, `log_to_driver` or not; how it filters is read when it is imported."""
+    code = """
+from qdtune.cluster import prepare
+prepare("somewhere:1")
+from ray._private.worker import print_to_stdstream
+dead = "The node with node id: 12 and address: 127.0.0.2 has been marked dead\\n (2) state-dump"
+for text in ("Raylet is terminated. Termination is unexpected.\\n    [state-dump] x", dead, "another message"):
+    print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "another message" in done.stdout
+    assert "state-dump" not in done.stdout

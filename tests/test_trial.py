@@ -148,7 +148,8 @@ def swept(ray, tmp_path, spec, kind, place):
     store = Store(tmp_path / "run")
     earlier = results(spec, store.trials(), store.history())
     feed = Feed(spec, plan(spec).trials, Study(spec, store.root / "study.journal"), earlier)
-    with SweepProgress(console(), feed.total, feed.total - feed.left, {"depth"}) as progress:
+    epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
+    with SweepProgress(console(), feed.total, feed.total - feed.left, {"depth"}, epochs) as progress:
         recorder = Recorder(feed, store, progress, parameters["warmups"], {}, [], tmp_path)
         sizes = {"cpu": place.cpu, "gpu": 0.0}
         whole = tune.with_parameters(kind or QATTrial, **sizes, **parameters)
