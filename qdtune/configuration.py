@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from qdtune.ledger import Ledger, Parts, mlp_parts
 from qdtune.names import AXES, DATASETS, SINCE, DatasetInfo, text_of
-from qdtune.schema import Phase, Qat
+from qdtune.schema import Phase
 
 RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
 
@@ -46,7 +46,7 @@ class Trial:
         dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
             the factory's name.
         batch_size: samples per step.
-        warmup, qat: float training, then quantised training; `lr` and `augment` are this configuration's own.
+        warmup, qat: float training, then quantised training; `lr` is this configuration's own.
         seeds: one replica each, trained together.
         own_model, own_data: where these come from factories.
     """
@@ -63,7 +63,7 @@ class Trial:
     val_size: int
     batch_size: int
     warmup: Phase
-    qat: Qat
+    qat: Phase
     seeds: tuple[int, ...]
     own_model: OwnModel | None = None
     own_data: OwnData | None = None
@@ -144,8 +144,9 @@ class Trial:
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
-        if self.qat.augment == SINCE["augment"]:
-            del phases["qat"]["augment"]
+        for phase in phases.values():
+            if phase["augment"] == SINCE["augment"]:
+                del phase["augment"]
         return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.ledger import FLOAT_BITS
@@ -20,7 +20,6 @@ from qdtune.spec import Spec, loads
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
 DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
 
-AnyPhase = TypeVar("AnyPhase", bound=Phase)
 Point = tuple[Any, ...]  # a value per axis, in the order of AXES
 
 
@@ -270,7 +269,7 @@ def _own_data(data: Data) -> OwnData | None:
 
 
 @lru_cache(maxsize=1024)
-def _with(phase: AnyPhase, **values: Any) -> AnyPhase:
+def _with(phase: Phase, **values: Any) -> Phase:
     # A grid names a few learning rates very many times.
     return phase.model_copy(update=values)
 
