@@ -27,6 +27,7 @@ from qdtune.report import main, read_bytes
 from qdtune.sheet import sheet
 from qdtune.spec import load
 from qdtune.store import Store
+from qdtune.tables import TRIALS, completed
 from qdtune.watch import PAGE, drawing, follow
 
 DATA = Path(__file__).parent / "data"
@@ -39,7 +40,8 @@ def stored(folder, name, **changes):
     spec = load(GRID, [f"data.dataset={name}"]).resolve(name).model_copy(update=changes)
     store = Store(folder)
     store.create(spec.to_yaml())
-    tables = [pq.read_table(DATA / f"{name}_{kind}.parquet").to_pylist() for kind in ("trials", "history")]
+    trials, history = (pq.read_table(DATA / f"{name}_{kind}.parquet") for kind in ("trials", "history"))
+    tables = [completed(trials, TRIALS).to_pylist(), history.to_pylist()]
     for trial_id in {row["trial_id"] for row in tables[0]}:
         rows, curves = ([entry for entry in table if entry["trial_id"] == trial_id] for table in tables)
         store.write(trial_id, rows, curves, {"qdtune.version.torch": "2.15.0"})

@@ -14,7 +14,7 @@ from qdtune.plan import plan
 from qdtune.results import results
 from qdtune.run import RunError
 from qdtune.store import Store
-from qdtune.tables import HISTORY, PARETO, TRIALS, VERSION_KEY, aggregate, stamped, to_bytes
+from qdtune.tables import HISTORY, PARETO, TRIALS, VERSION_KEY, aggregate, completed, stamped, to_bytes
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = sorted((DATA / "runs").iterdir())
@@ -27,7 +27,8 @@ def recording(tmp_path_factory):
     spec = sweep_files.load(GRID).resolve("mnist")
     store = Store(tmp_path_factory.mktemp("runs") / "grid")
     store.create(spec.to_yaml())
-    trials, history = (pq.read_table(DATA / f"mnist_{kind}.parquet").to_pylist() for kind in ("trials", "history"))
+    trials, history = (pq.read_table(DATA / f"mnist_{kind}.parquet") for kind in ("trials", "history"))
+    trials, history = completed(trials, TRIALS).to_pylist(), history.to_pylist()
     for trial_id in {row["trial_id"] for row in trials}:
         rows, curves = ([e for e in entries if e["trial_id"] == trial_id] for entries in (trials, history))
         store.write(trial_id, rows, curves, {})
@@ -155,7 +156,7 @@ def of_other_axes(root):
         (lambda root: shutil.copy(GRID, root / "sweep.yaml"), "must be as a launch writes it, with one data set"),
         (emptied, "holds no results: run its sweep first"),
         (spoilt, "holds no results: all its tables are damaged, such as "),
-        (from_the_future, "abc.parquet must have schema version 4 or lower, got 99: upgrade qdtune"),
+        (from_the_future, "abc.parquet must have schema version 5 or lower, got 99: upgrade qdtune"),
         (failed, r"holds no finished configuration yet \(3 failed of 35\): run its sweep"),
         (of_other_axes, r"holds no finished configuration yet \(none of 7\): run its sweep"),
     ],
