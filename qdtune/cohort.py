@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from qdtune.compiled import Call, captured, compiled, eager
-from qdtune.step import MOVES, Shape, Stack, make_step, normalise
+from qdtune.names import image_side
+from qdtune.step import Shape, Stack, make_step, normalise
 
 if TYPE_CHECKING:
     from qdtune.data import Data
     from qdtune.schema import Phase
 
 EVAL_ROWS = 2048  # samples per forward pass of an evaluation
+MOVES = 9  # of an image: none, and one pixel to each side and corner
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Cohort:
     Args:
         replicas: K modules of one structure; their numbers are copied.
         shape: the structure.
-        phase: epochs, optimiser, learning rate and its schedule.
+        phase: epochs, optimiser, learning rate and its schedule, whether images are moved.
         seeds: one per replica, from which its orders of batches come.
         purpose: keeps the orders of different phases apart.
         data: on the device that shall do the work.
@@ -97,7 +100,8 @@ class Cohort:
         self.buffers: Stack = {name: b.to(self.device) for name, b in buffers.items()}
         self.losses = torch.zeros(len(seeds), device=self.device)  # summed over the steps of an epoch
         self.generators = [generator(purpose, seed) for seed in seeds]
-        self.phase, self.data, self.batch_size = phase, data, batch_size
+        self.phase, self.data, self.batch_size, self.purpose = phase, data, batch_size, purpose
+        self.inputs = data.train_x if phase.augment == "none" else data.train_x.clone()  # as they are seen, (N, I)
         self.steps = len(data.train_x) // batch_size
         self.shape, self.compile = shape, compile
         self.template, self.function = prepared(shape)
@@ -108,7 +112,7 @@ class Cohort:
         self.template.train()  # an earlier cohort of this shape has left it as it evaluates, which tracing would keep
         moments = self.shape.optimiser_state(self.params)
         state = (self.params, self.buffers, moments, self.losses)
-        data = (self.data.train_x, self.data.train_y)
+        data = (self.inputs, self.data.train_y)
         batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
         rate = torch.zeros((), device=self.device)
         if self.device.type == "cuda":
@@ -130,11 +134,12 @@ class Cohort:
     def train(self, epoch: int) -> list[float]:
         """Trains one epoch (from 0); the mean loss of each replica, not finite where it diverged."""
         used = self.steps * self.batch_size
-        samples = len(self.data.train_x)
-        order = torch.stack([torch.randperm(samples, generator=g)[:used] for g in self.generators])
-        if self.shape.augment == "shift":
-            order += samples * torch.stack([torch.randint(MOVES, (used,), generator=g) for g in self.generators])
+        order = torch.stack([torch.randperm(len(self.data.train_x), generator=g)[:used] for g in self.generators])
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
+        if self.phase.augment == "shift":
+            draw = generator(f"{self.purpose} moves", epoch)  # of the epoch alone: the same for every replica
+            move = torch.randint(MOVES, (len(self.inputs),), generator=draw).to(self.device)
+            self.inputs.copy_(moved(self.data.train_x, move))
         self.losses.zero_()
         self.template.train()
         for batch, rate in zip(batches.unbind(), self.rates(epoch).unbind(), strict=True):
@@ -163,6 +168,26 @@ class Cohort:
         for k, replica in enumerate(replicas):
             for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
                 tensor.copy_((self.params | self.buffers)[name][k])
+
+
+def moved(x: Tensor, move: Tensor) -> Tensor:
+    """Images, each moved by up to one pixel in each direction; what comes in from outside is 0.
+
+    Training on distorted copies: Simard et al. 2003, section 2, whose simplest distortions are translations.
+
+    Args:
+        x: (N, I), I = c * side^2 pixels, channel by channel and row by row, c = 1 or 3.
+        move: (N,), 0 to `MOVES` - 1; pixels come from row + move // 3 - 1 and column + move % 3 - 1.
+    """
+    side = image_side(x.shape[1])
+    assert side is not None
+    images = x.unflatten(1, (-1, side, side))
+    result = torch.empty_like(images)
+    for number in range(MOVES):
+        (down, right), mine = divmod(number, 3), move == number
+        padded = F.pad(images[mine], (1, 1, 1, 1))
+        result[mine] = padded[..., down : down + side, right : right + side]
+    return result.flatten(1)
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from qdtune.ledger import Ledger, Parts, mlp_parts
 from qdtune.names import AXES, DATASETS, SINCE, DatasetInfo, text_of
-from qdtune.schema import Phase, Qat
+from qdtune.schema import Phase
 
 QUANTISED = frozenset({"weight_bits", "act_bits", "scale", "granularity", "levels", "inputs", "qat"})
 INPUTS_VERSION = 2  # as the next one, for quantised inputs alone: since 2 those that are never negative waste no code
@@ -48,7 +48,7 @@ class Trial:
         dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
             the factory's name.
         batch_size: samples per step.
-        warmup, qat: float training, then quantised training; `lr` and `augment` are this configuration's own.
+        warmup, qat: float training, then quantised training; `lr` is this configuration's own.
         seeds: one replica each, trained together.
         own_model, own_data: where these come from factories.
         granularity, levels: of weights: step sizes for each tensor or output channel, and which codes there are.
@@ -67,7 +67,7 @@ class Trial:
     val_size: int
     batch_size: int
     warmup: Phase
-    qat: Qat
+    qat: Phase
     seeds: tuple[int, ...]
     own_model: OwnModel | None = None
     own_data: OwnData | None = None
@@ -157,8 +157,9 @@ class Trial:
         if self.act_bits is not None:
             data["inputs"] = INPUTS_VERSION
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
-        if self.qat.augment == SINCE["augment"]:
-            del phases["qat"]["augment"]
+        for phase in phases.values():
+            if phase["augment"] == SINCE["augment"]:
+                del phase["augment"]
         return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
 
 

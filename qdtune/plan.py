@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from qdtune.configuration import OwnData, OwnModel, Trial
 from qdtune.names import AXES, FLOAT_BITS, PLANNED, decisive, text_of
@@ -28,7 +28,6 @@ IDLE: list[tuple[dict[str, Any], str]] = [
     ({"weight_bits": 1}, "levels"),
 ]
 
-AnyPhase = TypeVar("AnyPhase", bound=Phase)
 Point = tuple[Any, ...]  # a value per axis, in the order of AXES
 
 
@@ -286,7 +285,7 @@ def _own_data(data: Data) -> OwnData | None:
 
 
 @lru_cache(maxsize=1024)
-def _with(phase: AnyPhase, **values: Any) -> AnyPhase:
+def _with(phase: Phase, **values: Any) -> Phase:
     # A grid names a few learning rates very many times.
     return phase.model_copy(update=values)
 

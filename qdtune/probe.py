@@ -28,8 +28,7 @@ def measure(trial: Trial, data: Data, compile: str) -> Need:
     """
     tensors = Tensors.of(data, torch.device("cuda"))
     compile = "always" if is_compiled(compile, trial.qat, trial.batch_size, tensors) else "never"
-    warmup = trial.warmup.model_copy(update={"epochs": 0})
-    qat = trial.qat.model_copy(update={"epochs": 4})
+    warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
     reports = run(replace(trial, warmup=warmup, qat=qat), tensors, Nowhere(), compile)
     next(reports)
     torch.cuda.synchronize()

@@ -304,13 +304,17 @@ class Model(Plugged):
 
 
 class Phase(Frozen):
-    """One part of a training: `epochs` at learning rate `lr`."""
+    """One part of a training: `epochs` at learning rate `lr`.
+
+    With `augment: shift` each image is moved by up to one pixel, every epoch anew.
+    """
 
     epochs: Annotated[int, whole(0, 100_000)]
     optimizer: Annotated[str, choice(("sgd", "adam"))] = "sgd"
     lr: Rate
     momentum: Momentum = 0.0
     schedule: Annotated[str, choice(("constant", "cosine"))] = "constant"
+    augment: Augment = "none"
 
     @model_validator(mode="after")
     def _momentum_has_a_use(self) -> Phase:
@@ -327,11 +331,10 @@ class Warmup(Phase):
 
 
 class Qat(Phase):
-    """Quantisation-aware training; `augment: shift` moves every image by up to one pixel each time it is seen."""
+    """Quantisation-aware training."""
 
     epochs: Annotated[int, whole(1, 100_000)] = 10
     lr: Rate = 0.01
-    augment: Augment = "none"
 
 
 class Train(Frozen):

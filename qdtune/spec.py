@@ -202,10 +202,12 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
-    if spec.axes["augment"].holds("shift") and not image_side(info.inputs):
-        where = ("parameters",) if spec.parameters.augment else ("train", "qat")
+    shifting: list[KeyPath] = [("train", "warmup", "augment")] if spec.train.warmup.augment == "shift" else []
+    if spec.axes["augment"].holds("shift"):
+        shifting.append(("parameters", "augment") if spec.parameters.augment else ("train", "qat", "augment"))
+    if not image_side(info.inputs):
         what = f"shift needs square images of one or three colours; {name} has {info.inputs} numbers a sample"
-        yield (*where, "augment"), f"{what} (or none)"
+        yield from ((path, f"{what} (or none)") for path in shifting)
     train = info.train
     left = train - spec.data.val_size
     if left < 1:

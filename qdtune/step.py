@@ -20,14 +20,12 @@ from torch.func import functional_call, grad_and_value, vmap
 from qdtune import models
 from qdtune.decompose import decompose
 from qdtune.ledger import FLOAT_BITS
-from qdtune.names import image_side
 from qdtune.quantize import quantize
 
 if TYPE_CHECKING:
     from qdtune.configuration import Trial
 
 Stack = dict[str, Tensor]  # name -> (K, ...)
-MOVES = 9  # of an image: none, and one pixel to each side and corner
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class Shape:
     momentum: float  # of sgd, 0 <= m < 1
     granularity: str = "tensor"
     decompose: str = "all"
-    augment: str = "none"
     own: tuple[str, str] | None = None  # the factory of a model of the user's, and the sha256 of its source
 
     @classmethod
@@ -67,7 +64,6 @@ class Shape:
             momentum=settings.momentum,
             granularity="tensor" if warmup or trial.weight_bits == FLOAT_BITS else trial.granularity,
             decompose=trial.decompose,
-            augment="none" if warmup else trial.qat.augment,
             own=trial.own_model and trial.own_model[:2],
         )
 
@@ -98,26 +94,6 @@ def normalise(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 127.5 - 1
 
 
-def moved(x: Tensor, move: Tensor) -> Tensor:
-    """Images, each moved by up to one pixel in each direction; what comes in from outside is 0.
-
-    Training on distorted copies: Simard et al. 2003, section 2, whose simplest distortions are translations.
-
-    Args:
-        x: (..., I), I = c * side^2 pixels, channel by channel and row by row, c = 1 or 3.
-        move: (...), 0 to `MOVES` - 1; pixels come from row + move // 3 - 1 and column + move % 3 - 1.
-    """
-    side = image_side(x.shape[-1])
-    assert side is not None
-    images = x.unflatten(-1, (-1, side, side))  # (..., c, side, side)
-    for dim, edge, step in ((-2, (0, 0, 1, 1), move // 3), (-1, (1, 1), move % 3)):
-        # Chosen among three, not gathered: a compiled gather took twice as long as all the rest of a small step.
-        padded, step = F.pad(images, edge), step[..., None, None, None]
-        before, after = padded.narrow(dim, 0, side), padded.narrow(dim, 2, side)
-        images = torch.where(step == 0, before, torch.where(step == 1, images, after))
-    return images.flatten(-3)
-
-
 def update(optimizer: str, momentum: float, params: Stack, grads: Stack, state: dict[str, Stack], lr: Tensor) -> None:
     """One step of SGD (with heavy-ball momentum) or Adam (Kingma and Ba 2015, algorithm 1), in place."""
     if optimizer == "adam":
@@ -138,7 +114,7 @@ def make_step(shape: Shape, template: nn.Module) -> Callable[..., None]:
     """A function that trains K stacked replicas on one batch each, in place.
 
     Args:
-        shape: for its optimiser, and whether images are moved.
+        shape: for its optimiser.
         template: one replica of that shape, for its structure only.
     """
 
@@ -153,15 +129,10 @@ def make_step(shape: Shape, template: nn.Module) -> Callable[..., None]:
         loss_sum: Tensor,  # (K,)
         inputs: Tensor,  # (N, I)
         labels: Tensor,  # (N,)
-        batch: Tensor,  # (K, B), numbers of samples; where images are moved plus N times the number of the move
+        batch: Tensor,  # (K, B)
         lr: Tensor,  # ()
     ) -> None:
-        if shape.augment == "shift":
-            batch, move = batch % len(inputs), batch // len(inputs)
-            x = normalise(moved(inputs[batch], move))
-        else:
-            x = normalise(inputs[batch])
-        y = labels[batch]
+        x, y = normalise(inputs[batch]), labels[batch]
         grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, x, y)
         update(shape.optimizer, shape.momentum, params, grads, state, lr)
         for name, b in buffers.items():

@@ -649,6 +649,7 @@ def test_shift_needs_images() -> None:
     line = "shift needs square images of one or three colours; mine:data has 20 numbers a sample (or none)"
     assert told(own, "train.qat.augment=shift") == [f"train.qat.augment: {line}"]
     assert told(own, "parameters={augment: {value: shift}}") == [f"parameters.augment: {line}"]
+    assert told(own, "train.warmup.augment=shift") == [f"train.warmup.augment: {line}"]
     assert [image_side(n) for n in (784, 3072, 64, 12, 1, 20, 6)] == [28, 32, 8, 2, 1, None, None]
 
 
