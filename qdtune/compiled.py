@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from qdtune import decompose, models, quantize, step
+from qdtune import decompose, models, quantize, quantizer, step
 from qdtune.machine import cache_dir
 from qdtune.step import Shape
 
@@ -92,7 +92,9 @@ def _machine() -> str:
 
 def _key(shape: Shape, structure: tree.TreeSpec, tensors: list[Tensor]) -> str:
     """A hash of all that decides the machine code: shapes, threads, the machine, the sources that make it."""
-    sources = [inspect.getsource(module) for module in (step, models, decompose, quantize, sys.modules[__name__])]
+    sources = [
+        inspect.getsource(module) for module in (step, models, decompose, quantize, quantizer, sys.modules[__name__])
+    ]
     shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
     described = [shape, str(structure), shapes, torch.get_num_threads(), _machine(), sources]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:24]

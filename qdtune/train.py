@@ -23,7 +23,7 @@ from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.machine import has_compiler
 from qdtune.packed import pack
-from qdtune.quantize import calibrate, ledger, quantize
+from qdtune.quantize import calibrate_alike, ledger, quantize
 from qdtune.schema import Phase
 from qdtune.step import Shape, normalise
 from qdtune.warmups import fault, parts, signed
@@ -106,7 +106,7 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
     floats = _cohort(replicas, trial, data, "warmup", compile).accuracy(data.val_x, data.val_y)
     for replica in replicas:
         quantize(replica, trial.weight_bits, trial.act_bits, trial.scale, trial.levels, granularity=trial.granularity)
-        calibrate(replica, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
+    calibrate_alike(replicas, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
     cohort = _cohort(replicas, trial, data, "qat", compile)
     report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0, "history": log.entries}
     untested: list[float | None] = [None] * len(replicas)

@@ -37,6 +37,7 @@ RULES: dict[str, set[str]] = {
     "data": {"ray"},
     "plugins": {"torch", "ray", "optuna", "pyarrow"},
     "decompose": {"ray", "pydantic", "qdtune.quantize"},
+    "quantizer": {"ray", "pydantic", "optuna", "pyarrow"},
     "quantize": {"ray", "pydantic"},
     "models": {"ray", "pydantic", "qdtune.quantize"},
     "packed": {"ray", "optuna", "pyarrow", "pydantic"},

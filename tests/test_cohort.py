@@ -192,6 +192,15 @@ def test_one_step_is_autograd_and_torch_optim(batch_norm, data):
         torch.testing.assert_close((cohort.params | cohort.buffers)[name][0], tensor, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", ["absmean", "lsq"])
+def test_a_step_trains_the_modules_as_they_are(scale, data):
+    axes = {"scale": scale, "granularity": "channel", "levels": "full", "decompose": "hidden"}
+    trial = a_trial(weight_bits=3, act_bits=3, batch_size=384, **axes)  # one batch is the whole training set
+    (model,) = quantised(trial, (2,), data)
+    loss = F.cross_entropy(model.train()(normalise(data.train_x)), data.train_y)
+    assert a_cohort(trial, data, (2,)).train(0)[0] == pytest.approx(loss.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["sgd", "heavy ball", "adam"])
 def test_optimisers_are_torchs(name):
     torch.manual_seed(0)

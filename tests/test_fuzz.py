@@ -32,6 +32,9 @@ parameters:
   act_bits:    {values: [null, 4]}
   scale:       {values: [minmax, absmean, lsq]}
   factor_init: {value: orthogonal}
+  granularity: {value: channel}
+  levels:      {value: full}
+  decompose:   {value: hidden}
   hidden:      {values: [8, [16, 8]]}
   warmup_lr:   {value: 1e-1}
   qat_lr:      {min: 1e-3, max: 0.1, distribution: log_uniform}

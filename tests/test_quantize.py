@@ -13,16 +13,8 @@ from qdtune import models
 from qdtune.decompose import FactoredLinear, decompose
 from qdtune.ledger import mlp_ledger
 from qdtune.names import DECOMPOSED, GRANULARITIES, LEVELS, SCALES
-from qdtune.quantize import (
-    Quantizer,
-    QuantLinear,
-    calibrate,
-    codes,
-    fake_quantize,
-    ledger,
-    quantize,
-    scale_mix,
-)
+from qdtune.quantize import QuantLinear, calibrate, calibrate_alike, ledger, quantize
+from qdtune.quantizer import Quantizer, codes, fake_quantize, scale_mix
 
 ALL_BITS = [*range(1, 17)]
 
@@ -321,6 +313,21 @@ def test_calibration_reaches_every_layer_through_quantised_inputs():
     torch.testing.assert_close(first.running, (x.max() - x.min()) / 6)
     inner = torch.relu(model[0](x)).detach()
     torch.testing.assert_close(last.running, (inner.max() - inner.min()) / 7)  # 0 to 7: never negative
+
+
+def test_replicas_of_one_program_have_one_sign():
+    models, x = [], sample(200, 6).abs()
+    for sign in (1, -1, 1):
+        model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+        with torch.no_grad():
+            model[0].weight.abs_().mul_(sign)  # what comes out is negative in the second alone
+        models.append(quantize(model, 32, 2, "lsq"))
+    calibrate_alike(models, x)
+    levels = [[m.levels for m in model.modules() if isinstance(m, Quantizer)] for model in models]
+    assert levels == [["unsigned", "symmetric", "unsigned"]] * 3
+    inner = models[0][0](x)
+    expected = 2 * inner.abs().mean() / math.sqrt(1)  # of the signed grid: Q = 1
+    torch.testing.assert_close(models[0][1].input_quantizer.step.detach(), expected.detach())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 8])
