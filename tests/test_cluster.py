@@ -146,6 +146,9 @@ def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_ru
     said, _ = following.communicate(timeout=300)
     assert following.returncode == 0, said
     assert f"{kept} done before" in said
+    assert not re.search(r"raylet|state-dump", said), "what Ray prints of a node that was killed"
+    bring = f"to bring it here: qdtune fetch tiny --address http://127.0.0.1:{cluster.port} --out runs"
+    assert said.splitlines()[-1] == bring
     code, said = cluster("fetch", "tiny", "--out", "fetched")
     whole = "16 trials, 32 rows, 992 epochs: all whole\nqdtune report fetched/tiny\n"
     assert (code, said.endswith(whole)) == (0, True)
@@ -154,6 +157,7 @@ def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_ru
         ("qdtune-tiny-1", "STOPPED"),
         ("qdtune-tiny-2", "SUCCEEDED"),
     ]
+    assert f"{kept} of 16 done" in listed
 
     assert cluster("launch", "tiny.yaml", "--allow-plugin", "mine", "--no-dashboard", HOME=str(cluster.place))[0] == 0
     assert rows_of(cluster.place / "fetched" / "tiny") == rows_of(cluster.place / "runs" / "tiny")

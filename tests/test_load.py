@@ -10,7 +10,7 @@ import fake
 import pytest
 from test_kills import rows_of
 
-from qdtune import store as store_module
+from qdtune import parts
 from qdtune.plan import plan
 from qdtune.spec import load
 from qdtune.store import Store
@@ -54,11 +54,11 @@ def test_five_hundred_configurations_end_in_few_files_and_one_table(tmp_path, mo
     """The same table whatever is packed, and whatever was there before."""
     path, chance = sweep(tmp_path, 500), random.Random(0)
     spec = load(path)
-    monkeypatch.setattr(store_module, "PACK", 100_000)
+    monkeypatch.setattr(parts, "PACK", 100_000)
     feed, loose = fake.launch(tmp_path / "loose", spec)
     assert (len(feed.results), loose.num_rows) == (500, 500)
     assert files(tmp_path / "loose") == (500, 500)
-    monkeypatch.setattr(store_module, "PACK", 100)
+    monkeypatch.setattr(parts, "PACK", 100)
     trials = plan(spec).trials
     store = Store(tmp_path / "packed")
     with store.lock():
