@@ -107,6 +107,20 @@ def test_what_changes_the_warmup_trains_another(data, changes):
     assert warmups.trained == 2
 
 
+def test_shifted_training_starts_from_the_same_warmup_and_is_judged_on_images_as_they_are(data):
+    warmups = Kept()
+    plain, shifted = (
+        last(a_trial(qat=Qat(epochs=2, lr=0.03, augment=augment)), data, warmups) for augment in ("none", "shift")
+    )
+    assert warmups.trained == 1
+    assert [row["augment"] for row in shifted["rows"]] == ["shift"] * 3
+    still = last(a_trial(qat=Qat(epochs=2, lr=1e-12, augment="shift")), data, warmups)  # nothing is learned
+    assert [row["val_accuracy"] for row in still["rows"]] == [
+        row["val_accuracy"] for row in last(a_trial(qat=Qat(epochs=2, lr=1e-12)), data, warmups)["rows"]
+    ]
+    assert [row["train_loss"] for row in shifted["rows"]] != [row["train_loss"] for row in plain["rows"]]
+
+
 def test_svd_shares_the_undivided_warmup_between_depths(data):
     warmups = Kept()
     for depth in (1, 2, 3):
