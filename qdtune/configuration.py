@@ -121,9 +121,10 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The configuration in a few words: `d2 w1 relu`."""
+        """The configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu ternary`."""
         inputs = "" if self.act_bits is None else f" a{self.act_bits}"
-        return f"d{self.depth} w{self.weight_bits}{inputs} {self.activation}"
+        others = "".join(f" {self.values[axis]}" for axis, always in SINCE.items() if self.values[axis] != always)
+        return f"d{self.depth} w{self.weight_bits}{inputs} {self.activation}{others}"
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -824,6 +824,11 @@ def test_trial_id_does_not_see_how_a_number_was_written() -> None:
     assert plan(small("train.qat.lr=1")).trials[0].trial_id == plan(small("train.qat.lr=1.0")).trials[0].trial_id
 
 
+def test_label_says_what_is_not_as_it_always_was() -> None:
+    assert TRIAL.label == f"d{TRIAL.depth} w4 relu"
+    assert replace(TRIAL, levels="full", act_bits=2, decompose="hidden").label.endswith("w4 a2 relu full hidden")
+
+
 def test_config_holds_the_axes_in_order() -> None:
     assert tuple(TRIAL.config) == AXES
     assert TRIAL.config["hidden"] == "64-32"
