@@ -38,6 +38,7 @@ parameters:
   hidden:      {values: [8, [16, 8]]}
   warmup_lr:   {value: 1e-1}
   qat_lr:      {min: 1e-3, max: 0.1, distribution: log_uniform}
+  augment:     {values: [none, shift]}
 exclude:
   - {depth: 1, activation: relu}
   - {weight_bits: 32, act_bits: null, scale: lsq}
