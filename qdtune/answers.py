@@ -60,14 +60,14 @@ class Best:
             text += f", {_percent(row['test_accuracy'])} on the test set"
         if self.p_best is not None:
             text += f"; the best in {_percent(self.p_best, 0)} of the draws over seeds"
-        return f"{text}. {self._rivals()}"
+        return f"{text}. {self._rivals(n)}"
 
-    def _rivals(self) -> str:
+    def _rivals(self, seeds: str) -> str:
         if not self.rivals:
             return "It is told apart from all others."
         named = "; ".join(self.label(rival) for rival in self.rivals[:NAMED])
         more = f"; and {len(self.rivals) - NAMED} more" if len(self.rivals) > NAMED else ""
-        return f"Not told apart from it: {named}{more}."
+        return f"A t test over {seeds} does not tell it apart from {named}{more}."
 
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words: `depth 2, 4 bits, relu (9,563 bytes)`."""
@@ -115,24 +115,18 @@ class BestDepth:
     def sentence(self) -> str:
         """The answer, to be read aloud."""
         where = f"Within {self.budget:,} bytes" if self.weight_bits is None else at_bits(self.weight_bits)
-        verdict = "is best" if self.decided else "looks best"
         if len(self.probabilities) == 1:
-            return f"{where} there is depth {self.depth} alone, with {_percent(self.accuracy)}."
-        text = f"{where} depth {self.depth} {verdict} with {_percent(self.accuracy)}"
+            return f"{where} depth {self.depth} alone has finished, with {_percent(self.accuracy)}."
         if self.probability is None:
-            return f"{text}, of one seed: not decided."
+            return f"{where} depth {self.depth} has {_percent(self.accuracy)}, the highest: one seed decides nothing."
         others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
-        rest = ", ".join(f"depth {d} {_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1]))
-        text += f", and is so in {_percent(self.probability, 0)} of the draws over seeds"
-        text += f" ({rest})" if rest else ""
-        return f"{text}." if self.decided else f"{text}: not decided{self._doubt()}."
-
-    def _doubt(self) -> str:
-        if (self.probability or 0) < SURE:
-            return ""
-        return (
-            ", for no two seeds are shared" if self.p is None else f", for a t test of the seeds has p = {self.p:.2g}"
-        )
+        rest = [f"depth {d} in {_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
+        draws = ", ".join([f"best in {_percent(self.probability, 0)} of the draws over seeds", *rest])
+        test = "no two seeds are shared" if self.p is None else f"p = {self.p:.3g} in a t test over seeds"
+        verdict = f"is best, with {_percent(self.accuracy)}"
+        if not self.decided:
+            verdict = f"has the highest mean, {_percent(self.accuracy)}: not decided"
+        return f"{where} depth {self.depth} {verdict} ({draws}; {test})."
 
 
 @dataclass(frozen=True)

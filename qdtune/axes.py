@@ -18,6 +18,7 @@ LEAST = 0.0005  # error below which an axis does not reach
 _MANTISSAS: tuple[tuple[float, ...], ...] = (
     (1, 2, 5),
     (1, 1.5, 2, 3, 4, 5, 7),
+    (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
     tuple(k / 10 for k in range(10, 100)),
 )
 _BYTES = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, '.4~g') + ' KiB'"
@@ -67,8 +68,9 @@ def accuracy_axis(of: str, accuracies: Sequence[float]) -> alt.Y:
     low, high = max(LEAST, min(errors) / 1.2), min(1.0, max(errors) * 1.1)
     for mantissas in _MANTISSAS:
         ticks = sorted(m / 10**k for k in range(5) for m in mantissas if low <= m / 10**k <= high)
-        if len(ticks) >= 6:
+        if len(ticks) >= 5:
             break
+    ticks = ticks[:: 1 + len(ticks) // 12]
     scale = alt.Scale(type="log", domain=[high, low], nice=False)
     axis = alt.Axis(values=ticks, labelExpr="format(100 * (1 - datum.value), '.4~g')", labelOverlap=True)
     return alt.Y("error:Q", title=f"{of} accuracy (%, error on a log scale)", scale=scale, axis=axis)

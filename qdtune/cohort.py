@@ -105,6 +105,7 @@ class Cohort:
     @cached_property
     def step(self) -> Call:
         """The step on the tensors of this cohort, as fast as the device allows; made when it is first needed."""
+        self.template.train()  # an earlier cohort of this shape has left it as it evaluates, which tracing would keep
         moments = self.shape.optimiser_state(self.params)
         state = (self.params, self.buffers, moments, self.losses)
         data = (self.data.train_x, self.data.train_y)

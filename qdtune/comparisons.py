@@ -57,6 +57,8 @@ class Comparison:
             mean difference there.
         flags: what has to be said beside the verdict.
         reason: why it is refused, or undecided for another reason than its interval; else empty.
+        confounders: where it is refused for want of pairs, the other axes in which the nearest pair differs.
+        stopped: whether it is refused because a side was stopped early.
     """
 
     axis: str
@@ -85,6 +87,8 @@ class Comparison:
     granularity: str | None = None
     levels: str | None = None
     decompose: str | None = None
+    confounders: tuple[str, ...] = ()
+    stopped: bool = False
 
     @property
     def names(self) -> tuple[str, str]:
@@ -101,6 +105,14 @@ class Comparison:
         for axis, words in _SAID.items():
             said += [words.format(getattr(self, axis))] if getattr(self, axis) not in (None, SINCE[axis]) else []
         return f"{' and '.join(at)} ({', '.join(filter(None, said))})"
+
+    @property
+    def hint(self) -> str:
+        """How many seeds would decide it: `about 9 seeds would decide it`; empty where that is not known."""
+        if not self.seeds_needed:
+            return ""
+        many = f"more than {MANY}" if self.seeds_needed > MANY else f"about {self.seeds_needed}"
+        return f"{many} seeds would decide it"
 
     @property
     def sentence(self) -> str:
@@ -120,7 +132,7 @@ class Comparison:
                 text = f"{one} {self.verdict}: {effect} points against {other}, {interval} ({over})."
             else:
                 text = f"{one} against {other} is not decidable with these {over}: {effect} points, {interval}"
-                text += f"; {_how_many(self.seeds_needed)}." if self.seeds_needed else "."
+                text += f"; {self.hint} if the effect is what it looks like." if self.hint else "."
         note = f" Note: {'; '.join(self.flags)}." if self.flags else ""
         return f"{self.setting} {text}{note}"
 
@@ -215,7 +227,8 @@ def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, flo
         apart, one, other = baselines.confounder(group, match)
         differ = ", ".join(f"{name} ({_shown(one, name)} here, {_shown(other, name)} there)" for name in apart)
         verb = "differs" if len(apart) == 1 else "differ"
-        return replace(asked, reason=f"no pair differs in {asked.axis} alone, {differ} {verb} too"), {}
+        reason = f"no pair differs in {asked.axis} alone, {differ} {verb} too"
+        return replace(asked, reason=reason, confounders=apart), {}
     found: dict[str | None, Pairs] = {}
     for pair in pairs:
         found.setdefault(obstacle(*pair), []).append(pair)
@@ -255,7 +268,7 @@ def _stopped(asked: Comparison, pairs: Pairs, history: pa.Table) -> Comparison:
         asked = replace(asked, curve_epoch=epoch, curve_effect=gap)
         shown = f"{asked.names[0]} stood {points(gap)[0]} points from {asked.names[1]}"
         reason += f" (at QAT epoch {epoch}, the last that both have, {shown})"
-    return replace(asked, n_pairs=len(pairs), reason=f"{reason}; `early_terminate: {{type: none}}` decides it")
+    return replace(asked, n_pairs=len(pairs), reason=reason, stopped=True)
 
 
 def _pruned(those: Iterable[Side]) -> bool:
@@ -267,13 +280,13 @@ def _flags(asked: Comparison, pairs: Pairs) -> Iterator[str]:
     capped = sorted((a, b) for a, b in ranks if a is not None and b is not None and a < b)
     if capped:
         a, b = capped[0]
-        yield f"the last layer of {asked.names[0]} has rank {a} where that of {asked.names[1]} has {b}"
+        yield f"a last layer of rank {a} against {b}"
     if asked.scale == "minmax" and asked.weight_bits == 2:
         yield "minmax at two bits rounds about 95 % of the first layer to zero, so this is about that rule"
     apart = [(one.size - other.size) / min(one.size, other.size) for one, other in pairs if one.size and other.size]
     if apart and abs(widest := max(apart, key=abs)) >= SIZES_EQUAL:
         size = "larger" if widest > 0 else "smaller"
-        yield f"{asked.names[0]} is {abs(widest):.1%} {size} than {asked.names[1]}".replace("%", " %")
+        yield f"{abs(widest):.1%} {size}".replace("%", " %")
 
 
 def _left_out(found: dict[str | None, Pairs], total: int) -> Iterator[str]:
@@ -319,8 +332,3 @@ def _equal(effect: float, n: int, p: float | None) -> str:
         return f"no difference in any of these {n} seeds"
     alike = f"{points(effect)[0]} points in each of {n} seeds alike"
     return f"{alike}, which leaves nothing but the signs to judge by (p = {p:.2g})"
-
-
-def _how_many(seeds: int) -> str:
-    many = f"more than {MANY}" if seeds > MANY else f"about {seeds}"
-    return f"{many} seeds would decide it if the effect is what it looks like"

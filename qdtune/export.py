@@ -34,7 +34,9 @@ from qdtune.tables import HISTORY, aggregate, table_front
 from qdtune.warmups import fault, parts, signed
 
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR [--format packed|onnx] [--seed N]"
+FEW = 5  # trials that a message names
 SUFFIXES = {"packed": ".safetensors", "onnx": ".onnx"}
+CARDS = {"packed": ".json", "onnx": ".onnx.json"}  # so that both formats can lie side by side
 READ = {
     "packed": "reader.py beside this file, with NumPy: load(file).logits(x), x uint8 (batch, inputs)",
     "onnx": f"any ONNX runtime of opset {graph.OPSET}; {graph.INPUT}",
@@ -80,14 +82,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--front", action="store_true", help="every configuration on the Pareto front")
-    which.add_argument("--trial", metavar="ID", help="the configuration of this trial")
+    which.add_argument("--trial", metavar="ID", help="the configuration of this trial: its id, or how that begins")
     parser.add_argument("--out", metavar="DIR", help="where the files go: a folder on this machine")
     parser.add_argument("--format", choices=SUFFIXES, default="packed", help="packed (default) or onnx")
     parser.add_argument("--seed", metavar="N", type=int, help="this seed and not the one of best validation accuracy")
     arguments = parser.read(argv)
     if arguments.run is None:
         parser.error("no run folder given")
-    if not arguments.front and arguments.trial is None:
+    if not (arguments.front or arguments.trial):
         parser.error("say which models: --front or --trial ID")
     if not arguments.out:
         parser.error("no --out given")
@@ -146,12 +148,17 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in (*AXES, "dataset"))
 
 
-def _known(trial_id: str, ours: Mapping[str, Result], run: str) -> str:
-    if trial_id not in ours:
-        near = difflib.get_close_matches(trial_id[:64], ours, n=3)
+def _known(given: str, ours: Mapping[str, Result], run: str) -> str:
+    """The trial whose id this is, or begins with."""
+    found = [given] if given in ours else sorted(trial_id for trial_id in ours if trial_id.startswith(given))
+    if len(found) > 1:
+        more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
+        raise mistake(f"--trial must name one trial of {run}, got {shown(given)}: {', '.join(found[:FEW])}{more}")
+    if not found:
+        near = difflib.get_close_matches(given[:64], ours, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise mistake(f"{run} holds no trial {shown(trial_id)} of its sweep{hint}")
-    return trial_id
+        raise mistake(f"{run} holds no trial {shown(given)} of its sweep{hint}")
+    return found[0]
 
 
 def _best(entry: Mapping[str, Any], rows: Sequence[dict[str, Any]], seed: int | None) -> dict[str, Any]:
@@ -219,7 +226,7 @@ def _files(chosen: Sequence[Chosen], kind: str) -> dict[str, bytes]:
     for one in chosen:
         file = f"{one.name}{SUFFIXES[kind]}"
         files[file] = one.blob if kind == "packed" else graph.to_onnx(one.model, one.name)
-        files[f"{one.name}.json"] = _card(one, kind, file, len(files[file]))
+        files[one.name + CARDS[kind]] = _card(one, kind, file, len(files[file]))
     return files
 
 
@@ -274,8 +281,11 @@ def _print(arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mappi
         table.add_row(one.name, one.label, *sizes, str(one.row["seed"]), *accuracies)
     out = console()
     out.print(table)
-    read = "; reader.py reads them" if arguments.format == "packed" else ""
-    out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL.json{read}")
+    read, card = "; reader.py reads them" if arguments.format == "packed" else "", CARDS[arguments.format]
+    out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL{card}{read}")
+    if poor := [one.name for one in chosen if one.row["error"]]:  # of a row that ended `ok`: its note
+        what = f"{counted(len(poor), 'model')} started from a warm-up that ended at chance and may know nothing"
+        out.print(f"warning: {what}: {', '.join(poor)}", style="yellow")
 
 
 if __name__ == "__main__":

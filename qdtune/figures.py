@@ -7,6 +7,7 @@ these once. Shapes, dashes or text repeat what colours say, for print in grey.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from qdtune.axes import (
     styled,
     with_error,
 )
+from qdtune.names import AXES
 from qdtune.progress import AXES_SHOWN
 from qdtune.published import CAVEAT, Published, published
 from qdtune.sheet import MOST_FAINT, Recorded, Row, Sheet, sheet
@@ -69,6 +71,24 @@ def _figures(drawn: Sheet, reference: bool, still: bool) -> list[Figure]:
     return [*made, _curves(drawn)] if drawn.epochs else made
 
 
+def apart(drawn: Sheet) -> list[Row]:
+    """The rows of which no mark hides another's on paper: of those that look alike within a pixel, the first.
+
+    Thousands of marks take seconds to draw, and most of them lie on others of their colour and shape.
+    """
+    axes = {"weight_bits", "activation", *_marks(drawn)}.intersection(drawn.varying)
+
+    def look(row: Row) -> tuple[Any, ...]:
+        places = [row["size"], *(None if row[split] is None else error(row[split]) for split in ("val", "test"))]
+        near = (None if place is None else round(math.log(place), 2) for place in places)
+        return (row["state"] == "ok", *near, *(row[axis] for axis in AXES if axis in axes))
+
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in drawn.rows:
+        found.setdefault(look(row), row)
+    return list(found.values())
+
+
 def whole(chart: Any, drawn: Sheet) -> Any:
     """The chart with its data in it, fit to be saved or shown in a notebook."""
     chart = chart.copy(deep=False)
@@ -85,14 +105,20 @@ def front_figure(run: Recorded) -> Any:
 def overlay(sheets: Sequence[Sheet]) -> Any:
     """The fronts of several runs on one data set in one chart."""
     right = max(_right(s.drawable) for s in sheets)
-    rows = [row | {"run": s.run.name} for s in sheets for row in _steps(s.front, right)]
+    names = [s.run.name for s in sheets]  # runs of one name are told apart by where they are
+    names = [s.run.where if names.count(name) > 1 else name for s, name in zip(sheets, names, strict=True)]
+    rows = [row | {"run": name} for s, name in zip(sheets, names, strict=True) for row in _steps(s.front, right)]
     size, accuracy = size_axis([row["size"] for row in rows]), accuracy_axis("validation", [r["val"] for r in rows])
-    base = alt.Chart(alt.Data(values=rows), width=WIDTH, height=HEIGHT)
-    base = base.encode(x=size, color=alt.Color("run:N", scale=alt.Scale(range=list(OKABE_ITO))))
-    dash = alt.StrokeDash("run:N", scale=alt.Scale(range=list(DASHES)))
-    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=accuracy, strokeDash=dash)
-    band = base.mark_area(interpolate="step-after", opacity=0.12, clip=True)
-    return styled(alt.layer(band.encode(y=lower(accuracy), y2="error_high:Q"), line))
+    base = alt.Chart(alt.Data(values=rows), width=WIDTH, height=HEIGHT).encode(x=size)
+    colour, dash = alt.Scale(domain=names, range=list(OKABE_ITO)), alt.Scale(domain=names, range=list(DASHES))
+    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(
+        y=accuracy,
+        stroke=alt.Stroke("run:N", scale=colour, legend=alt.Legend(orient="bottom", columns=1)),
+        strokeDash=alt.StrokeDash("run:N", scale=dash),
+    )
+    band = base.mark_area(interpolate="step-after", opacity=0.2, color="#888888", clip=True)
+    band = band.encode(y=lower(accuracy), y2="error_high:Q", detail="run:N")
+    return styled(alt.layer(band, line))
 
 
 # --- accuracy against bytes
@@ -111,7 +137,8 @@ def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Fi
     layers = [*_front_layers(_steps(drawn.front, right, split), size, accuracy), *_published(others, size, accuracy)]
     seeds = max((row["n"] for row in drawn.front), default=0)
     band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
-    text = f"Step line: the most accurate configuration up to a size{band}. Hollow: stopped early, as it was then."
+    hollow = "Hollow: not trained to its end (stopped early, say), as it was then."
+    text = f"Step line: the most accurate configuration up to a size{band}. {hollow}"
     if others:
         text = f"Step line: the front, chosen by validation accuracy{band}. {CAVEAT}"
     if still or not drawn.epochs:
@@ -154,6 +181,7 @@ def _points(drawn: Sheet, size: Any, accuracy: Any, split: str) -> Any:
     tips += [alt.Tooltip("n:Q", title="seeds")]
     tips += [
         alt.Tooltip("p_front:N", title="p front"),
+        alt.Tooltip("trial:N"),
         alt.Tooltip("state:N"),
         alt.Tooltip("by:N", title="beaten by"),
     ]
@@ -241,7 +269,9 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure:
         points = _points(drawn, size, accuracy, "val").transform_filter(f"datum.{axis} === {json.dumps(value)}")
         chart = alt.layer(*_front_layers(steps, size, accuracy, faint=True), points)
         charts.append(chart.properties(width=SMALL, height=150, title=f"{TITLES[axis]}: {value}"))
-    caption = "The grey line is the front of all configurations, the same in each panel. Hollow: stopped early."
+    caption = (
+        "The grey line is the front of all configurations, the same in each panel. Hollow: not trained to its end."
+    )
     return Figure(name, f"By {TITLES[axis]}", caption, styled(alt.concat(*charts, columns=3)))
 
 

@@ -1,7 +1,7 @@
 """A packed model as an ONNX graph: its codes with DequantizeLinear, quantised inputs with QuantizeLinear.
 
 Opset 21, the first whose codes may have 4 and 16 bits (ONNX, operators QuantizeLinear and DequantizeLinear). Weights
-of 1 to 4 bits are int4, of up to 8 int8, of up to 16 int16, which is more than they take when packed.
+of 1 to 4 bits are int4, two to a byte, of up to 8 int8, of up to 16 int16: ONNX has no types between these.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from qdtune.rules import mistake, shown
 
 OPSET, IR = 21, 10
 INPUT = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
+RAW = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
 NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tanh", "identity": "Identity"}
 
 
@@ -81,11 +82,11 @@ class _Graph:
         return name
 
     def constant(self, values: np.ndarray[Any, Any], kind: str = "FLOAT", name: str | None = None) -> str:
-        """Adds a constant of a type of ONNX's; its name."""
+        """Adds a constant of a type of ONNX's; its name. As bytes: in a list a negative number would take ten."""
         name = name or f"c{len(self.tensors)}"
+        data = _nibbles(values) if kind == "INT4" else values.astype(RAW[kind]).tobytes()
         helper = library().helper
-        kind = getattr(helper.TensorProto, kind)
-        self.tensors.append(helper.make_tensor(name, kind, values.shape, values.flatten().tolist()))
+        self.tensors.append(helper.make_tensor(name, getattr(helper.TensorProto, kind), values.shape, data, raw=True))
         return name
 
     def number(self, value: float) -> str:
@@ -93,6 +94,12 @@ class _Graph:
 
     def tensor(self, name: str) -> str:
         return self.constant(self.model.stored[name], name=name)
+
+
+def _nibbles(values: np.ndarray[Any, Any]) -> bytes:
+    """Whole numbers of 4 bits, two to a byte, the first in its lower half."""
+    low, high = np.pad(values.flatten() & 15, (0, values.size % 2)).reshape(-1, 2).T
+    return (low | high << 4).astype(np.uint8).tobytes()
 
 
 def _operation(graph: _Graph, op: dict[str, Any], x: str) -> str:

@@ -109,6 +109,7 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
 
     from qdtune import session
     from qdtune.data import DataError
+    from qdtune.storage import StorageError
     from qdtune.store import FAULTS
 
     codes: dict[type[Exception], int] = {DataError: 2, cluster.NoClusterError: 2, **FAULTS}
@@ -118,6 +119,9 @@ def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_d
         if code > 128:
             leave(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
         return code
+    except StorageError as error:
+        what = "mend that and run the same command again, what was finished is kept"
+        return told(StorageError(f"{error}: {what}"), codes)
     except tuple(codes) as error:
         return told(error, codes)
 
@@ -191,9 +195,8 @@ def _facts(
         yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
     if spec.run_cap and count < spec.run_cap and not searching:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
-    if planned.twins:
-        why = "what changes nothing, such as an activation with depth 1 or levels at one bit, is best excluded"
-        yield "  note", f"{planned.twins:,} repeat another one ({why})"
+    if planned.warning:
+        yield "  warning", planned.warning
     folder, ids = there
     done = 0
     if ids and not searching:  # the hashes cost too much where there is nothing to compare them with

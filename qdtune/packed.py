@@ -20,7 +20,12 @@ model's `size_bytes`. All numbers are little-endian. The JSON maps the name of e
      "bias": NAME, "act_bits": a, "input_step": NAME, "input_levels": "symmetric" or "unsigned"}
                                                        x <- q(x) W^T + bias
     {"op": "affine", "scale": NAME, "shift": NAME}     x <- x * scale + shift for each feature: a batch normalisation
-    {"op": one of ACTIVATIONS}                         x <- that of x
+    {"op": "identity"}                                 x <- x
+    {"op": "relu"}                                     x <- max(x, 0)
+    {"op": "leaky_relu"}                               x <- x where x > 0, 0.01 x elsewhere
+    {"op": "gelu"}                                     x <- x (1 + erf(x / sqrt(2))) / 2: exact, not by tanh
+    {"op": "tanh"}                                     x <- tanh(x)
+    {"op": "hardtanh"}                                 x <- min(max(x, -1), 1)
 
 With b = 1..16, W is stored as O * I codes of b bits, row by row, in one stream of bits. Code k takes the bits from
 k*b to k*b + b - 1, its lowest bit first; bit n of the stream is bit n mod 8 of byte n div 8, where bit 0 is worth 1.

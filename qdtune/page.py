@@ -17,7 +17,7 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
-from qdtune.figures import NAME, Figure, figures, overlay
+from qdtune.figures import NAME, Figure, apart, figures, overlay
 from qdtune.machine import cache_dir
 from qdtune.progress import front_cells
 from qdtune.published import published
@@ -31,6 +31,7 @@ from qdtune.tables import TRIALS, DamagedError, parse
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 PIXELS = 2.0  # of a PNG per pixel of a figure
+MARK = '<meta name="generator" content="qdtune">'  # by which a page of ours is known
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
 NOTES = {
     "Accuracy": "of the validation split unless test is written: mean of n seeds ± half of its 95 % interval "
@@ -53,7 +54,8 @@ dl.notes dt { font-weight: bold; color: inherit; margin-top: .5em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: #555; padding: .3em 0 } th, td { padding: .2em .7em; text-align: right }
 th { border-bottom: 1px solid #888; white-space: nowrap } tr + tr td { border-top: 1px solid #eee }
-td { white-space: nowrap } td:last-child { white-space: normal } table.text td:last-child { text-align: left }
+td { white-space: nowrap } td:last-child { white-space: normal }
+table.text :is(th, td):last-child { text-align: left; min-width: 15em }
 figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-size: 14px }
 .chart, .chart.vega-embed { display: block; overflow-x: auto; min-height: 120px }
 .warning { color: #8a4b00 } footer { color: #555; font-size: 13px }
@@ -63,13 +65,21 @@ figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-s
   .chart svg, .chart canvas { max-width: 100%; height: auto !important }
 }
 """
+# A page that has loaded itself again is as long as it was before anything is drawn, so that it does not jump.
+EARLY = """
+const place = "qdtune " + location.pathname, kept = JSON.parse(sessionStorage.getItem(place) || "{}");
+sessionStorage.removeItem(place);
+if (kept.whole) document.body.style.minHeight = kept.whole + "px";
+"""
 SCRIPT = """
 const room = document.querySelector("main").clientWidth - 32, narrow = room < 600;
-const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 170)) :
+const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 200)) :
   key === "columns" && narrow ? Math.max(1, Math.floor(room / 260)) : value;
 const rows = ({names, rows, epoch}) =>
   rows.map(row => ({epoch, ...Object.fromEntries(names.map((name, i) => [name, row[i]]))}));
 const text = element => element.textContent;
+const every = +document.body.dataset.reload, charts = [...document.querySelectorAll(".chart")];
+(kept.heights || []).forEach((height, i) => { if (charts[i]) charts[i].style.minHeight = height + "px" });
 const drawn = [...document.querySelectorAll("script.chart-spec")].map(element => {
   const spec = JSON.parse(text(element), sized), of = element.dataset.of;
   const data = of ? rows(JSON.parse(text(document.getElementById(of)))) : [];
@@ -78,25 +88,28 @@ const drawn = [...document.querySelectorAll("script.chart-spec")].map(element =>
   const options = {actions: false, mode: "vega-lite", renderer: data.length > 2000 ? "canvas" : "svg"};
   return vegaEmbed(element.previousElementSibling, spec, options);
 });
-const every = +document.body.dataset.reload, place = "qdtune " + location.pathname;
+const made = text(document.querySelector(".facts"));
+if (kept.made) scrollTo(0, kept.y);
+Promise.allSettled(drawn).then(() => { document.body.style.minHeight = "" });
 if (every) {
-  history.scrollRestoration = "manual";
-  Promise.allSettled(drawn).then(() => scrollTo(0, +sessionStorage.getItem(place) || 0));
-  setInterval(() => {
-    if (document.querySelector(".chart:hover")) return;
-    sessionStorage.setItem(place, scrollY);
+  const wait = kept.made === made ? Math.min(2 * kept.wait, 30) : every;
+  const again = () => {
+    if (document.querySelector(".chart:hover")) return setTimeout(again, 1000);
+    const heights = charts.map(chart => chart.clientHeight);
+    const whole = document.body.clientHeight;
+    sessionStorage.setItem(place, JSON.stringify({made, wait, heights, whole, y: scrollY}));
     location.reload();
-  }, 1000 * every);
+  };
+  Promise.allSettled(drawn).then(() => setTimeout(again, 1000 * wait));
 }
 """
 
 
-def page(sheets: Sequence[Sheet], budget: int | None = None, reference: bool = False, reload_s: int = 0) -> bytes:
+def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) -> bytes:
     """The page of one or more runs, as UTF-8.
 
     Args:
         sheets: the runs, in the order in which they are shown.
-        budget: bytes, above which the front and the answers do not look.
         reference: whether published networks are drawn where there are any.
         reload_s: seconds after which the page loads itself again, for a sweep that is running; 0: never.
     """
@@ -105,19 +118,21 @@ def page(sheets: Sequence[Sheet], budget: int | None = None, reference: bool = F
     parts = [] if single else [f"<h1>{_text(title)}</h1>", *_overlays(sheets)]
     for k, drawn in enumerate(sheets):
         parts += [f'<script type="application/json" id="run-{k}">{_json(_columns(drawn))}</script>']
-        parts += _run(drawn, f"run-{k}", budget, reference, reload_s > 0)
+        parts += _run(drawn, f"run-{k}", reference, reload_s > 0)
     notes = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in NOTES.items())
     body = "\n".join(parts)
     html = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{MARK}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{_text(title)} - qdtune</title>
 <style>{STYLE}</style>
 </head>
 <body data-reload="{reload_s}">
+<script>{EARLY}</script>
 <main>
 {body}
 <section><h2>How to read it</h2><dl class="notes">{notes}</dl></section>
@@ -133,10 +148,10 @@ def page(sheets: Sequence[Sheet], budget: int | None = None, reference: bool = F
 
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:
     """The figures as (file name, bytes): an SVG and a PNG of each."""
+    marks = [{key: value for key, value in row.items() if key != "curve"} for row in apart(drawn)]
+    curves = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
     for figure in figures(drawn, reference, still=True):
-        rows = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
-        if figure.name != "curves":
-            rows = [{key: value for key, value in row.items() if key != "curve"} for row in drawn.rows]
+        rows = curves if figure.name == "curves" else marks
         spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
         svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=VEGA_LITE)
         yield f"{figure.name}.svg", svg.encode()
@@ -165,7 +180,7 @@ def vega() -> str:
 # --- the parts of a page
 
 
-def _run(drawn: Sheet, data: str, budget: int | None, reference: bool, live: bool) -> Iterator[str]:
+def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
     """One run: what it was, its front, what it answers, its figures, and what made it."""
     run = drawn.run
     assert isinstance(run, Run)
@@ -177,9 +192,13 @@ def _run(drawn: Sheet, data: str, budget: int | None, reference: bool, live: boo
     yield "".join(f'<p class="warning">{_text(line)}</p>' for line in trouble(run))
     yield "</header>"
     yield "<section><h2>The front</h2>"
-    yield _table(Table(front_title(run, budget), *front_cells(run.front(budget), varying(run))))
+    front = run.front()
+    heads, rows = front_cells(front, varying(run))
+    trials = front["trial_id"].to_pylist()
+    rows = [[*cells, trial_id] for cells, trial_id in zip(rows, trials, strict=True)]
+    yield _table(Table(front_title(run), [*heads, "trial"], rows))
     yield "</section>"
-    for question in questions(run.answers(budget)):
+    for question in questions(run):
         yield f"<section><h2>{_text(question.title)}</h2>"
         yield (
             f"<ul>{''.join(f'<li>{_text(s)}</li>' for s in question.conclusions)}</ul>"

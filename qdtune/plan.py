@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from qdtune.configuration import OwnData, OwnModel, Trial
-from qdtune.names import AXES, decisive, text_of
+from qdtune.names import AXES, IDLE, PLANNED, decisive, text_of
 from qdtune.rules import mistake
 from qdtune.schema import Axis, Data, Model, Phase
 from qdtune.spec import Spec, loads
@@ -55,6 +55,28 @@ class Plan:
     def twins(self) -> int:
         """How many configurations repeat another one of the plan under another name: see `names.decisive`."""
         return len(self.trials) - len({tuple(decisive(trial.config).values()) for trial in self.trials})
+
+    @cached_property
+    def twin_rules(self) -> list[str]:
+        """Entries of `exclude` that drop the twins and nothing else, as in a sweep file; none where it is tangled."""
+        found: list[dict[str, Any]] = []
+        for where, axis in IDLE:
+            rules = [where | {axis: value} for value in self.spec.axes[axis].choices or ()]
+            tangled = any(axis in rule and rule not in rules for rule in self.spec.exclude)
+            if not tangled and any(_excluded(trial.values, where) for trial in self.trials):
+                found += [rule for rule in rules if rule not in self.spec.exclude][1:]  # the first is kept
+        return [f"{{{_rule_text(rule)}}}" for rule in found]
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of the twins, and how to be rid of them; None where there are none."""
+        if not self.twins:
+            return None
+        of = "" if self.spec.method in PLANNED else " of a random sample"
+        which = f"{self.twins:,} configuration{'' if self.twins == 1 else 's'}{of}"
+        why = "an activation at depth 1, or a scale where nothing is quantised, changes nothing"
+        rules = f"add to exclude: {', '.join(self.twin_rules)}" if self.twin_rules else "exclude them"
+        return f"{which} would repeat another one, for {why} ({rules})"
 
 
 def plan(spec: Spec) -> Plan:

@@ -1,7 +1,7 @@
 """Reads a packed model of qdtune with NumPy alone: copy this file to wherever the model goes.
 
-load("0a1b2c3d4e5f.safetensors").logits(x)  # uint8 pixels (B, I), or floats normalised already -> float32 (B, O)
-Its `tensors` are name -> array, the weights as float32 (O, I); the layout is specified in qdtune's packed.py.
+load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, see WANTED -> float32 (B, O)
+load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); layout: qdtune's packed.py
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import numpy as np
 
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
+WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
 # Bits and levels -> the lowest code, the highest, and whether there is none between them; version 1 has no levels.
 GRIDS: dict[Any, tuple[int, int, bool]] = {(b, "unsigned"): (0, 2**b - 1, False) for b in range(1, 17)}
 for _levels in (None, "symmetric", "ternary", "full"):
@@ -21,8 +22,7 @@ for _levels in (None, "symmetric", "ternary", "full"):
     GRIDS[1, _levels] = (-1, 1, True)
 ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardtanh": lambda x: np.clip(x, -1, 1)}
 ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
-_ERF = np.vectorize(math.erf, otypes=[float])
-ACTIVATIONS |= {"gelu": lambda x: (0.5 * x * (1 + _ERF(x / math.sqrt(2)))).astype(np.float32)}
+ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
 
 
 class ReaderError(ValueError):
@@ -36,19 +36,19 @@ class Model(NamedTuple):
     stored: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
 
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        """The logits, float32 (B, O), of x (B, I): uint8 pixels, or floats as the first layer wants them."""
-        model, width, t = self.program["model"], self.program["inputs"], self.tensors
+    def logits(self, x: Any) -> np.ndarray:
+        """The logits, float32 (B, O), of an array or lists (B, I): WANTED; whole numbers 0 to 255 are pixels, too."""
+        model, width, t, x = self.program["model"], self.program["inputs"], self.tensors, np.asarray(x)
         _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
-        fits = x.shape[1:] == (width,) and (x.dtype == np.uint8 or x.dtype.kind == "f")
-        _must(fits, f"x must be uint8 or floats of shape (B, {width}), got {x.dtype} of shape {x.shape}")
-        x = x.astype(np.float32) / np.float32(127.5) - 1 if x.dtype == np.uint8 else x.astype(np.float32)
+        low, high = (0, 255) if x.dtype.kind in "iu" else (-1.001, 1.001)
+        fits = x.shape[1:] == (width,) and x.dtype.kind in "iuf" and bool(((low <= x) & (x <= high)).all())
+        _must(fits, f"x must be {WANTED}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
+        x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
         for op in self.program["ops"]:
             if op["op"] == "linear":
                 if op["act_bits"] is not None:
                     step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
-                    code = np.where(x >= 0, np.float32(1), -1) if binary else np.clip(np.round(x / step), low, high)
-                    x = step * code
+                    x = np.where(x >= 0, step, -step) if binary else step * np.clip(np.round(x / step), low, high)
                 x = x @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]])
             else:
                 x = x * t[op["scale"]] + t[op["shift"]] if op["op"] == "affine" else ACTIVATIONS[op["op"]](x)

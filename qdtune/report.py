@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from qdtune.cli import Parser, guarded, told
-from qdtune.page import images, page
+from qdtune.page import MARK, images, page
 from qdtune.progress import console, front_table
 from qdtune.published import published
 from qdtune.rules import mistake, one_line
@@ -56,12 +57,27 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise mistake(f"{len(arguments.runs)} runs have no page in common: say where it shall be, as --out FILE.html")
     if arguments.watch and (len(arguments.runs) > 1 or arguments.out):
         raise mistake(f"--watch draws RUN/{PAGE} of one run: leave out --out and the other runs")
-    if arguments.out and not Path(arguments.out).parent.is_dir():
+    if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
         raise mistake(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
-    if arguments.out and Path(arguments.out).is_dir():
+    if arguments.out and os.path.isdir(arguments.out):
         raise mistake(f"--out must be a file, got a folder: {one_line(arguments.out)}")
+    if arguments.out and not arguments.out.endswith(".html"):
+        raise mistake(f"--out must be a page, FILE.html, got {one_line(arguments.out)}")
+    if arguments.out and not _ours(Path(arguments.out)):
+        raise mistake(f"--out must be a new file, or a report: {one_line(arguments.out)} holds something else")
     arguments.budget = read_bytes(arguments.budget)
     return arguments
+
+
+def _ours(file: Path) -> bool:
+    """Whether a page may be written there: nothing is, or a page of ours."""
+    try:
+        with file.open("rb") as page:
+            return MARK.encode() in page.read(1000)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise mistake(f"--out cannot be read: {one_line(str(error))}") from None
 
 
 def read_bytes(text: str | None) -> int | None:
@@ -84,10 +100,10 @@ def _report(arguments: argparse.Namespace) -> int:
             return _for_launch(arguments.runs[0])
         if arguments.watch:
             return _watch(arguments)
-        runs = [read(run) for run in arguments.runs]
+        runs = [_within(read(run), arguments.budget) for run in arguments.runs]
         out = console()
         for run in runs:
-            _print(run, arguments.budget, out)
+            _print(run, out)
         sheets = [sheet(run) for run in runs]
         if arguments.reference:
             for name in sorted({run.spec.data.names[0] for run in runs}):
@@ -100,14 +116,25 @@ def _report(arguments: argparse.Namespace) -> int:
         return told(error, CODES)
 
 
+def _within(run: Run, budget: int | None) -> Run:
+    small = run.within(budget)
+    if not small.finished:
+        least = min(run.front()["size_bytes"].to_pylist())
+        raise RunError(
+            f"{run.where} holds nothing within {budget:,} bytes: the smallest that has finished has {least:,}"
+        )
+    return small
+
+
 def _written(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
     """Writes the page, and of a single run its figures; a line each for where they are."""
-    drawn = page(sheets, arguments.budget, arguments.reference)
+    folder = Store(sheets[0].run.where).folder
+    live = not arguments.out and folder.in_use()  # its launch draws the page, too: it is to go on loading itself
+    drawn = page(sheets, arguments.reference, int(LEAST_S) if live else 0)
     if arguments.out:
         target = Path(arguments.out)
         LocalFolder(target.parent).write(target.name, drawn)
         return [f"report: {target}"]
-    folder = Store(sheets[0].run.where).folder
     folder.write(PAGE, drawn)
     names = []
     for name, data in images(sheets[0], arguments.reference):
@@ -124,11 +151,15 @@ def _watch(arguments: argparse.Namespace) -> int:
     run = arguments.runs[0]
     out = console()
     _found(run)
+    said = None
 
     def draw(live: bool) -> bool:
+        nonlocal said
         found = _drawn(run, live, arguments.budget, arguments.reference)
-        if found is not None:
-            out.print(f"{state(found)}: {Store(run).folder.name(PAGE)}")
+        line = "nothing has finished yet" if found is None else f"{state(found)}: {Store(run).folder.name(PAGE)}"
+        if line != said:
+            out.print(line)
+        said = line
         return found is not None and not found.left
 
     try:
@@ -163,32 +194,29 @@ def _found(run: str) -> None:
 def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:
     """Writes the page of a run, which loads itself again while the sweep is `live`; None if nothing has finished."""
     try:
-        found = read(run)
+        found = _within(read(run), budget)
     except RunError:  # nothing has finished yet
         return None
     reload_s = int(LEAST_S) if live and found.left else 0
-    Store(run).folder.write(PAGE, page([sheet(found)], budget, reference, reload_s))
+    Store(run).folder.write(PAGE, page([sheet(found)], reference, reload_s))
     return found
 
 
 # --- the terminal
 
 
-def _print(run: Run, budget: int | None, out: Console) -> None:
+def _print(run: Run, out: Console) -> None:
     """The front, what went wrong, the two questions with their answers."""
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
-    front = run.front(budget)
-    if front.num_rows:
-        out.print(front_table(front, varying(run), front_title(run, budget), WIDTH))
-        if max(front["n_seeds"].to_pylist()) > 1:
-            out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
-    else:
-        out.print(f"{front_title(run, budget)}: nothing has finished")
+    front = run.front()
+    out.print(front_table(front, varying(run), front_title(run), WIDTH))
+    if max(front["n_seeds"].to_pylist()) > 1:
+        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
     for line in trouble(run):
         out.print(line, style="yellow")
-    for question in questions(run.answers(budget)):
+    for question in questions(run):
         _print_question(question, out)
     out.print()
 

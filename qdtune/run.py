@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,6 +40,7 @@ class Run:
         pareto: one row per configuration, as `tables.PARETO`, computed from `trials`.
         damaged: a line for each file that cannot be believed and was left out.
         planned: configurations that the sweep is to train; for a search its `run_cap`.
+        budget: bytes, above which there is nothing here; None: no limit. See `within`.
     """
 
     name: str
@@ -48,6 +51,14 @@ class Run:
     pareto: pa.Table
     damaged: tuple[str, ...]
     planned: int
+    budget: int | None = None
+
+    def __str__(self) -> str:
+        done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
+        return f"{self.name}: {done}: {', '.join(f'{n:,} {state}' for state, n in sorted(self.states.items()))}"
+
+    def __repr__(self) -> str:
+        return f"<qdtune.run.Run {self} in {self.where}>"
 
     @property
     def states(self) -> dict[str, int]:
@@ -64,24 +75,47 @@ class Run:
         """Configurations that have not come to their end: 0 where the sweep is done."""
         pruning = self.spec.early_terminate.type != "none"  # else what was stopped is trained on
         final = sum(n for state, n in self.states.items() if state in FINAL and (pruning or state != "pruned"))
-        return max(0, self.planned - final)
+        return max(0, self.planned - final) + self._to_replicate
+
+    @property
+    def _to_replicate(self) -> int:
+        """Configurations on the front, or close behind it, that `replicate` has yet to give more seeds."""
+        wanted = self.spec.replicate
+        ranked = self.pareto.filter(pc.is_valid(self.pareto["pareto_rank"])).sort_by("size_bytes")
+        if wanted is None or not ranked.num_rows:
+            return 0
+        sizes, accuracies, seeds = (ranked[name].to_numpy() for name in ("size_bytes", "val_accuracy", "n_seeds"))
+        best = np.maximum.accumulate(accuracies)[np.searchsorted(sizes, sizes, side="right") - 1]
+        return int(((best - accuracies <= wanted.within) & (seeds < wanted.front)).sum())
+
+    def within(self, budget: int | None) -> Run:
+        """The same run without what is larger than `budget` bytes, if that is given.
+
+        The front within a budget is the front up to there, for nothing larger has a say in it.
+
+        Raises:
+            ValueError: the budget is no whole number of bytes from 1 on.
+        """
+        if budget is None:
+            return self
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+            raise ValueError(f"budget must be a whole number of bytes from 1 on, got {budget!r}")
+        pareto, trials = (t.filter(pc.less_equal(t["size_bytes"], budget)) for t in (self.pareto, self.trials))
+        history = self.history.filter(pc.is_in(self.history["trial_id"], trials["trial_id"].combine_chunks()))
+        planned = self.planned - (self.pareto.num_rows - pareto.num_rows)
+        return replace(self, trials=trials, history=history, pareto=pareto, planned=max(0, planned), budget=budget)
 
     def front(self, budget: int | None = None) -> pa.Table:
-        """The rows of `pareto` that are on the front, by ascending size.
-
-        Args:
-            budget: bytes, above which nothing is wanted.
-        """
-        front = table_front(self.pareto)
-        return front if budget is None else front.filter(pc.less_equal(front["size_bytes"], budget))
+        """The rows of `pareto` that are on the front, by ascending size; those of at most `budget` bytes."""
+        return table_front(self.within(budget).pareto)
 
     def answers(self, budget: int | None = None) -> Answers:
-        """What the sweep decides, and what it does not.
+        """What the sweep decides, and what it does not, from configurations of at most `budget` bytes."""
+        return self.within(budget)._answers
 
-        Args:
-            budget: bytes, for the question what is best.
-        """
-        return answer(self.trials, self.history, self.pareto, budget)
+    @cached_property
+    def _answers(self) -> Answers:
+        return answer(self.trials, self.history, self.pareto, self.budget)
 
     def plot(self) -> Any:
         """The front as a chart (Altair)."""
@@ -93,6 +127,8 @@ class Run:
 def read(run: str | os.PathLike[str]) -> Run:
     """See `qdtune.load`."""
     where = one_line(os.fspath(run))
+    if os.path.isfile(run):
+        raise RunError(f"{where} must be a run folder, such as runs/NAME, got a file")
     try:
         store = Store(run)
         spec = _spec(store, where)
@@ -105,14 +141,14 @@ def read(run: str | os.PathLike[str]) -> Run:
     except (LocationError, NewerSchemaError, StorageError) as error:
         raise RunError(one_line(str(error))) from None
     if not trials.num_rows:
-        why = f"all its tables are damaged, such as {damaged[0]}" if damaged else "run its sweep first"
-        raise RunError(one_line(f"{where} holds no results: {why}"))
+        why = f" that can be read: {damaged[0]}" if damaged else " yet: its sweep has to run"
+        raise RunError(one_line(f"{where} holds no results{why}"))
     ids = pa.array(list(members(spec, trials)), pa.string())
     trials, history = (table.filter(pc.is_in(table["trial_id"], ids)) for table in (trials, history))
     found = Run(spec.name, where, spec, trials, history, aggregate(trials, True), tuple(damaged), planned)
     if not found.finished:
         there = ", ".join(f"{n} {state}" for state, n in sorted(found.states.items()))
-        raise RunError(f"{where} holds no finished configuration yet ({there or 'none'} of {planned}): run its sweep")
+        raise RunError(f"{where} holds no finished configuration yet ({there or 'none'} of {planned})")
     return found
 
 

@@ -157,6 +157,8 @@ def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str]
         shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
         what = f"{counted(shapes, 'shape')} of network, {'one' if shapes == 1 else 'each'} some 30 s, once"
         out.print(f"nothing is compiled yet: long trainings compile their steps first ({what} for all sweeps)")
+    if feed.left and planned.warning:
+        out.print(f"warning: {planned.warning}", style="yellow")
     for note in notes:
         out.print(f"WARNING: {note}", style="bold white on red")
 

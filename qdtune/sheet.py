@@ -45,9 +45,9 @@ class Sheet:
         run: it.
         rows: one per configuration: `id` from 0, `name`, the axes that vary, `size` in bytes, `val` and `test`
             (fractions; of what was stopped early the accuracy it had then, None where there is none) with `_low` and
-            `_high`, `accuracy` and `test_text` as printed, `n` seeds, `state`, `front`, `p_front`, `by` and `by_id`
-            (what beat it, or the rule that stopped it), `curve` (fractions at `epochs`), `last` (epoch),
-            `drawn` (whether its curve is in the figure of all curves).
+            `_high`, `accuracy` and `test_text` as printed, `trial` (its trial_id), `n` seeds, `state`, `front`,
+            `p_front`, `by` and `by_id` (what beat it, or the rule that stopped it), `curve` (fractions at `epochs`),
+            `last` (epoch), `drawn` (whether its curve is in the figure of all curves).
         epochs: at which the curves are known, from 1, the warm-up's first.
         warmup: epochs of the warm-up.
         varying: axes of more than one value, in the order of `AXES`.
@@ -95,6 +95,7 @@ def sheet(run: Recorded) -> Sheet:
         drawn |= {
             "accuracy": percent(val, row["val_accuracy_low"], row["val_accuracy_high"]),
             "test_text": percent(*(row[f"test_accuracy{part}"] for part in ("", "_low", "_high"))),
+            "trial": row["trial_id"],
             "n": n,
             "state": row["state"],
             "front": bool(row["is_pareto"]),

@@ -57,10 +57,7 @@ def storage_errors(path: object) -> Iterator[None]:
         raise
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())
-        raise StorageError(
-            f"{path} must be readable and writable, got {reason[:300]}: mend that and run the same "
-            "command again, what was finished is kept"
-        ) from error
+        raise StorageError(f"{path} must be readable and writable, got {reason[:300]}") from error
 
 
 def check_location(where: str | os.PathLike[str]) -> None:
@@ -255,6 +252,11 @@ class Folder:
             self.store.delete_file(path)
         return now
 
+    def in_use(self) -> bool:
+        """Whether a launch holds the folder now, as far as that can be told without holding it."""
+        found = self.store.get_file_info(f"{self.path}/.lock")
+        return bool(found.is_file and (datetime.now(timezone.utc) - found.mtime).total_seconds() < STALE_S)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder for one launch: an object that is renewed as long as its writer lives.
@@ -358,6 +360,16 @@ class LocalFolder(Folder):
 
     def probe(self) -> None:
         pass  # judged by the preflight without writing anything
+
+    def in_use(self) -> bool:
+        try:
+            with (self.root / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock, or no folder that could be locked
+            return False
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

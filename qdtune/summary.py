@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from qdtune.answers import Answers
 from qdtune.comparisons import VERDICTS, Comparison
 from qdtune.names import AXES
 from qdtune.progress import counted
@@ -18,6 +18,8 @@ from qdtune.run import Run
 DEPTH = "Which depth and bit width win at a given number of bytes?"
 EFFECT = "effect (points)"
 ACTIVATION = "Does an activation between the factors help?"
+LIVE = pa.array(["ok", "pruned"])  # states in which an error is a remark on the warm-up
+FEW_REFUSED = 2  # comparisons without a pair that are told one by one; more are one sentence
 
 
 class Table(NamedTuple):
@@ -44,10 +46,8 @@ def varying(run: Run) -> set[str]:
 
 
 def state(run: Run) -> str:
-    """How far the sweep is: `finished, 9 ok, 26 pruned`, or `12 of 35 done, ...`."""
-    counts = ", ".join(f"{n:,} {name}" for name, n in sorted(run.states.items()))
-    done = "finished" if not run.left else f"{run.planned - run.left:,} of {run.planned:,} done"
-    return f"{done}: {counts}"
+    """How far the sweep is: `finished: 9 ok, 26 pruned`, or `12 of 35 done: ...`."""
+    return str(run).removeprefix(f"{run.name}: ")
 
 
 def facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -59,6 +59,8 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
     phases = run.spec.train
     yield "epochs", f"{phases.warmup.epochs} of float warm-up, {phases.qat.epochs} of QAT"
     yield "stopped early by", run.spec.early_terminate.type
+    if run.budget is not None:
+        yield "shown", f"what has at most {run.budget:,} bytes"
     newest = pc.max(run.trials["finished_at"]).as_py()
     if newest is not None:
         yield "newest result", f"{newest:%Y-%m-%d %H:%M} UTC"
@@ -66,22 +68,58 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "left out", f"{counted(len(run.damaged), 'damaged file')}: see `qdtune verify`"
 
 
-def front_title(run: Run, budget: int | None = None) -> str:
+def front_title(run: Run) -> str:
     """The line above the front."""
-    within = "" if budget is None else f", within {budget:,} bytes"
+    within = "" if run.budget is None else f", within {run.budget:,} bytes"
     return f"Pareto front of {counted(run.pareto.num_rows, 'configuration')} on {run.spec.data.names[0]}{within}"
 
 
-def questions(answers: Answers) -> list[Question]:
+def questions(run: Run) -> list[Question]:
     """The two questions of a sweep, the conclusions first; one that was not asked is left out."""
+    answers = run.answers()
     said = answers.sentences
     best = [sentence for name in ("best", "by_bits", "by_size") for sentence in said[name] if sentence]
     asked = []
     for title, conclusions, name in ((DEPTH, best, "depth"), (ACTIVATION, [], "activation")):
         found: tuple[Comparison, ...] = getattr(answers, name)
-        if conclusions or found:
-            asked.append(Question(title, conclusions, _verdicts(found), list(said[name]), compared(name, found)))
+        if not (conclusions or found):
+            continue
+        alone, told = _folded(name, found)
+        sentences = [sentence for one, sentence in zip(found, said[name], strict=True) if one in told]
+        conclusions = [*_provisional(run), *conclusions, *alone, *_stopped(found)]
+        asked.append(Question(title, conclusions, _verdicts(found), sentences, compared(name, told)))
     return asked
+
+
+def _provisional(run: Run) -> Iterator[str]:
+    if run.left:
+        yield (
+            f"Provisional: {run.planned - run.left:,} of {run.planned:,} configurations are done, and verdicts are "
+            "corrected for as many comparisons as can be made by now. What looks decided may not be in the end."
+        )
+
+
+def _stopped(found: Sequence[Comparison]) -> Iterator[str]:
+    if count := sum(one.stopped for one in found):
+        yield (
+            f"{counted(count, 'comparison')} {'is' if count == 1 else 'are'} refused because a side was stopped "
+            "early: with `early_terminate: {type: none}` both are trained to their end, and it can be asked."
+        )
+
+
+def _folded(axis: str, found: Sequence[Comparison]) -> tuple[list[str], Sequence[Comparison]]:
+    """One sentence for the comparisons that have no pair, if there are several; and the others.
+
+    A search that draws a learning rate for each configuration leaves none of them a pair.
+    """
+    alone = [one for one in found if one.confounders]
+    if len(alone) <= FEW_REFUSED:
+        return [], found
+    counts = Counter(name for one in alone for name in one.confounders)
+    differ = ", ".join(f"{name} in {'all' if n == len(alone) else n}" for name, n in counts.most_common())
+    sentence = f"No answer in {len(alone)} comparisons: in none of them do two configurations differ in {axis} alone"
+    end = f"the nearest differ in other axes too ({differ}). A grid over {axis} with these held fixed has such pairs."
+    return [f"{sentence}; {end}"], [one for one in found if not one.confounders]
 
 
 def _verdicts(found: Sequence[Comparison]) -> str:
@@ -113,7 +151,7 @@ def compared(axis: str, found: Sequence[Comparison]) -> Table | None:
     heads = [*(names[field] for field in shared), axis, "against", EFFECT, "n", "verdict"]
     rows = []
     for one in found:
-        verdict = "; ".join([one.verdict, *filter(None, [one.reason]), *one.flags])
+        verdict = "; ".join([one.verdict, *filter(None, [one.reason, one.hint]), *one.flags])
         sides = [str(one.value), str(one.baseline)]
         rows.append([*(_text(getattr(one, f)) for f in shared), *sides, _effect(one), str(one.n_seeds), verdict])
     return Table(_verdicts(found), heads, rows)
@@ -139,4 +177,7 @@ def trouble(run: Run) -> list[str]:
         errors = rows["error"].drop_null()
         why = f", such as: {one_line(errors[0].as_py())}" if len(errors) else ""
         lines.append(f"{counted(run.states[name], 'configuration')} ended as {name}: see the column `error`{why}")
+    chance = run.trials.filter(pc.and_(pc.is_in(run.trials["state"], LIVE), pc.is_valid(run.trials["error"])))
+    if dead := len(set(zip(*(chance[axis].to_pylist() for axis in AXES), strict=True))):
+        lines.append(f"{counted(dead, 'configuration')} started from a warm-up that ended at chance: see `error`")
     return lines

@@ -13,10 +13,14 @@ import pytest
 from qdtune.answers import answer
 from qdtune.comparisons import compare_activations, compare_depths, points
 from qdtune.paired import ALPHA
+from qdtune.run import Run
+from qdtune.spec import load
+from qdtune.summary import questions
 from qdtune.tables import HISTORY, TRIALS, aggregate, completed
 
 DATA = Path(__file__).parent / "data"
 NOTHING = HISTORY.empty_table()
+SPEC = load(Path(__file__).parents[1] / "sweeps" / "grid.yaml").resolve("mnist")
 COMMON = {
     "activation": "identity",
     "act_bits": None,
@@ -215,6 +219,43 @@ def test_activations_are_compared_with_identity_at_the_same_depth_and_bits():
     assert compare_activations(table(configuration(2, 2, [0.9], activation="relu")), NOTHING) == ()
 
 
+def test_comparisons_without_a_pair_are_told_as_one_where_there_are_several():
+    apart = [configuration(1, b, 0.8 + noise(b), qat_lr=0.1) for b in (1, 2, 3)]
+    apart += [
+        configuration(2, b, 0.9 + noise(b), qat_lr=0.2, scale="lsq" if b == 3 else "absmean") for b in (1, 2, 3)
+    ]
+    pair = [configuration(1, 4, 0.8 + noise(0)), configuration(2, 4, 0.9 + noise(1))]
+
+    def asked(*rows, left=0):
+        pareto = aggregate(table(*rows))
+        (depth, *_) = questions(Run("some", "some", SPEC, table(*rows), NOTHING, pareto, (), pareto.num_rows + left))
+        return depth
+
+    depth = asked(*apart, *pair)
+    assert depth.verdicts == "4 comparisons: 1 helps, 3 refused"
+    assert [row[0] for row in depth.table.rows] == ["4"]
+    (sentence,) = depth.sentences
+    assert sentence.startswith("At 4 bits")
+    folded = depth.conclusions[-1]
+    assert folded.startswith(
+        "No answer in 3 comparisons: in none of them do two configurations differ in depth alone"
+    )
+    assert "(qat_lr in all, scale in 1)" in folded
+    assert asked(*apart).table is None
+    assert asked(*apart, *pair, left=2).conclusions == [
+        "Provisional: 8 of 10 configurations are done, and verdicts are corrected for as many comparisons as can be "
+        "made by now. What looks decided may not be in the end.",
+        *depth.conclusions,
+    ]
+    ended = [row | {"state": "pruned"} for row in pair[1]]
+    assert (
+        asked(pair[0], ended).conclusions[-1].startswith("1 comparison is refused because a side was stopped early")
+    )
+    few = asked(*(rows for rows in apart if rows[0]["weight_bits"] != 3), *pair)
+    assert (len(few.sentences), len(few.table.rows)) == (3, 3)
+    assert not few.conclusions[-1].startswith("No answer")
+
+
 def test_float_weights_have_no_scale_rule():
     rows = [configuration(1, 32, 0.8 + noise(0), scale="minmax"), configuration(2, 32, 0.9 + noise(1))]
     found = one(table(*rows))
@@ -290,8 +331,8 @@ def test_sizes_further_apart_than_a_twentieth_are_refused_and_a_hundredth_is_sai
 
     assert (sized(1051).verdict, sized(1051).reason) == ("refused", "it would compare sizes further apart than 5 %")
     assert sized(950).verdict == "refused"
-    assert (sized(1050).verdict, sized(1050).flags) == ("helps", ("depth 2 is 5.0 % larger than depth 1",))
-    assert sized(990).flags == ("depth 2 is 1.0 % smaller than depth 1",)
+    assert (sized(1050).verdict, sized(1050).flags) == ("helps", ("5.0 % larger",))
+    assert sized(990).flags == ("1.0 % smaller",)
     assert (sized(1009).flags, sized(1009).size_bytes, sized(1009).baseline_bytes) == ((), 1009, 1000)
 
 
@@ -313,12 +354,11 @@ def test_what_was_stopped_early_is_only_compared_where_its_curve_ends():
     assert found.curve_effect == pytest.approx(-0.2)
     assert found.sentence == (
         "At 2 bits (absmean, orthogonal) no answer for depth 2 against depth 1: depth 2 was stopped early, for being "
-        "behind (at QAT epoch 2, the last that both have, depth 2 stood -20.0 points from depth 1); "
-        "`early_terminate: {type: none}` decides it."
+        "behind (at QAT epoch 2, the last that both have, depth 2 stood -20.0 points from depth 1)."
     )
     lost = one(table(base, deep))
     assert (lost.curve_epoch, lost.verdict) == (None, "refused")
-    assert "stopped early, for being behind; `early_terminate" in lost.sentence
+    assert "stopped early, for being behind." in lost.sentence
 
 
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted():
@@ -360,7 +400,7 @@ def test_what_decides_the_answer_is_asked_apart(axis, values, words):
 def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     base = configuration(1, 4, 0.8 + noise(0))
     deep = configuration(2, 4, 0.9 + noise(1), inner_dims=[[23], [7]])
-    assert one(table(base, deep)).flags == ("the last layer of depth 2 has rank 7 where that of depth 1 has 10",)
+    assert one(table(base, deep)).flags == ("a last layer of rank 7 against 10",)
     wide = configuration(2, 4, 0.9 + noise(1), inner_dims=[[23], [10]])
     assert one(table(base, wide)).flags == ()
     wider = [configuration(d, 4, 0.8 + noise(d), inner_dims=[[23], [w]]) for d, w in ((2, 12), (3, 11))]
@@ -368,7 +408,7 @@ def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     own = [[row | {"model": "nets:net"} for row in rows] for rows in (base, deep)]
     assert one(table(*own)).flags == ()  # what its last layer was is not known
     deeper = configuration(3, 4, 0.9 + noise(1), inner_dims=[[20, 20], [6, 6]], model="nets:net")
-    assert "depth 3 has rank 6 where that of depth 2 has 7" in one(table(own[1], deeper)).sentence
+    assert "a last layer of rank 6 against 7" in one(table(own[1], deeper)).sentence
 
 
 def test_points_show_two_digits_where_one_would_show_a_zero():
@@ -395,7 +435,9 @@ def test_the_best_within_a_budget_is_named_with_what_it_is_not_told_apart_from()
         "Within 210 bytes the best is depth 2, 2 bits, identity (200 bytes): 91.3 % on the validation split (95 % "
         "interval 87.5 to 95.1, 3 seeds), 91.3 % on the test set; the best in "
     )
-    assert best.sentence.endswith("Not told apart from it: depth 3, 2 bits, identity (210 bytes).")
+    assert best.sentence.endswith(
+        "A t test over 3 seeds does not tell it apart from depth 3, 2 bits, identity (210 bytes)."
+    )
     anything = answer(trials, NOTHING, aggregate(trials)).best
     assert (anything.row["size_bytes"], anything.rivals, anything.p_best) == (800, (), 1)
     assert anything.sentence.endswith("It is told apart from all others.")
@@ -407,7 +449,7 @@ def test_the_best_of_one_seed_is_sure_of_nothing():
     found = answer(trials, NOTHING, aggregate(trials))
     assert (found.best.p_best, len(found.best.rivals)) == (None, 1)
     assert "(1 seed)" in found.best.sentence
-    assert found.by_bits[0].sentence == "At 2 bits depth 1 looks best with 90.0 %, of one seed: not decided."
+    assert found.by_bits[0].sentence == "At 2 bits depth 1 has 90.0 %, the highest: one seed decides nothing."
 
 
 def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_front():
@@ -423,8 +465,10 @@ def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_fro
     assert [(b.budget, b.depth) for b in found.by_size] == [(101, 1), (102, 2), (400, 2), (800, 3)]
     assert all(sum(b.probabilities.values()) == pytest.approx(1) for b in found.by_bits)
     assert found.by_bits[1].probability == 1
-    assert found.by_bits[1].sentence.startswith("At 4 bits depth 2 is best with 89.9 %")
-    assert found.by_bits[2].sentence == "At 8 bits there is depth 3 alone, with 98.0 %."
+    assert found.by_bits[1].sentence.startswith(
+        "At 4 bits depth 2 is best, with 89.9 % (best in 100 % of the draws over seeds; p = "
+    )
+    assert found.by_bits[2].sentence == "At 8 bits depth 3 alone has finished, with 98.0 %."
     assert found.by_size[3].decided
 
 
@@ -456,8 +500,9 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
     trials = table(configuration(1, 2, [0.8, 0.8, 0.8]), configuration(2, 2, [0.801, 0.85, 0.9]))
     (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
     assert (found.probability, found.decided) == (1, False)
-    assert found.sentence.endswith(
-        "100 % of the draws over seeds: not decided, for a t test of the seeds has p = 0.22."
+    assert found.sentence == (
+        "At 2 bits depth 2 has the highest mean, 85.0 %: not decided (best in 100 % of the draws over seeds; "
+        "p = 0.22 in a t test over seeds)."
     )
 
 

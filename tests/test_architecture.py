@@ -52,6 +52,7 @@ RULES: dict[str, set[str]] = {
     "pairs": {"torch", "ray", "optuna"},
     "comparisons": {"torch", "ray", "optuna"},
     "answers": {"torch", "ray", "optuna"},
+    "parts": {"torch", "ray", "optuna"},
     "store": {"torch", "ray"},
     "results": {"torch", "ray", "optuna"},
     "progress": {"torch", "ray", "optuna"},

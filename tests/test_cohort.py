@@ -160,6 +160,17 @@ def test_one_compilation_serves_bits_scales_rates_and_seeds(data, builds):
     assert len(builds) == 1 + len(others) + 3
 
 
+def test_a_step_is_made_for_training_whatever_its_shape_did_before(data, builds, monkeypatch):
+    """Machine code traced while a batch normalisation evaluates would be kept, and train later sweeps wrongly."""
+    trial, modes = a_trial(batch_norm=True), []
+    a_cohort(trial, data, (0, 1)).accuracy(data.val_x, data.val_y)
+    build = compiled._build
+    again = a_cohort(trial, data, (0, 1, 2), compile=True)
+    monkeypatch.setattr(compiled, "_build", lambda *given: modes.append(again.template.training) or build(*given))
+    again.prepare()
+    assert modes == [True]
+
+
 def test_a_step_that_only_evaluates_is_not_compiled(data, builds):
     a_cohort(a_trial(), data, (0, 1), compile=True).accuracy(data.val_x, data.val_y)
     assert builds == []

@@ -1,6 +1,10 @@
 """A tiny real sweep, trained without Ray, exported front to end; and what cannot be exported, told in one line."""
 
+import errno
 import json
+import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +17,7 @@ from test_cohort import CPU
 from test_store import row as stored_row
 from test_train import Kept
 
-from qdtune import __main__, export, graph, reader
+from qdtune import __main__, export, graph, reader, storage
 from qdtune.cohort import Tensors
 from qdtune.data import load
 from qdtune.names import GRANULARITIES, LEVELS, SCALES
@@ -101,16 +105,17 @@ def test_front_is_exported_and_gives_the_tested_accuracy_to_the_last_sample(swep
     x, y = data.test_x.numpy(), data.test_y.numpy()
     front = table_front(store.write_pareto()).to_pylist()
     assert len(front) >= 2
-    for kind, suffix in (("packed", ".safetensors"), ("onnx", ".onnx")):
-        out = tmp_path / kind
+    names, out = {"reader.py"}, tmp_path / "out"  # both formats lie side by side
+    for kind, suffix, end in (("packed", ".safetensors", ".json"), ("onnx", ".onnx", ".onnx.json")):
         code, printed, err = told(capsys, store.root, "--front", "--out", out, "--format", kind)
         assert (code, err) == (0, "")
         assert max(map(len, printed.splitlines()[:-1])) <= 80
-        names = {f"{e['trial_id']}{end}" for e in front for end in (suffix, ".json")}
-        assert {p.name for p in out.iterdir()} == names | ({"reader.py"} if kind == "packed" else set())
+        names |= {f"{e['trial_id']}{last}" for e in front for last in (suffix, end)}
+        assert {p.name for p in out.iterdir()} == names
         for entry in front:
             best = rows_of(store, entry)[0]
-            card = json.loads((out / f"{entry['trial_id']}.json").read_text())
+            card = json.loads((out / f"{entry['trial_id']}{end}").read_text())
+            assert card["format"] == kind
             assert card["seed"] == best["seed"]
             assert card["accuracy"] == {"validation": best["val_accuracy"], "test": best["test_accuracy"]}
             assert card["accuracy_of_the_configuration"]["seeds"] == entry["n_seeds"]
@@ -193,7 +198,8 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     a, b, *_ = sorted(e["trial_id"] for e in store.write_pareto().to_pylist() if e["n_seeds"] == 2)
     file = run / "weights" / f"{a}.safetensors"
     assert refused(capsys, out, run, "--trial", "x" * 99).startswith(f"{run} holds no trial 'xxx")
-    assert f"did you mean {a}" in refused(capsys, out, run, "--trial", a[:-1])
+    assert f"did you mean {a}" in refused(capsys, out, run, "--trial", a[1:])
+    assert refused(capsys, out, run, "--trial", "").startswith("say which models: ")
     assert refused(capsys, out, run, "--trial", a, "--seed", "9").startswith("--seed must be one of ")
     assert refused(capsys, out, tmp_path, "--front").endswith("is no run folder: it holds no sweep.yaml")
     assert "invalid choice: 'tflite'" in refused(capsys, out, run, "--front", "--format", "tflite")
@@ -214,6 +220,22 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     assert refused(capsys, out, run, "--trial", a).startswith(f"no weights are kept of trial {a}")
 
 
+def test_trial_is_found_by_how_its_id_begins(swept, tmp_path, capsys):
+    store = swept[0]
+    for trial_id in (ids := sorted(store.ids())):
+        short = next(s for k in range(1, 13) if sum(t.startswith(s := trial_id[:k]) for t in ids) == 1)
+        assert told(capsys, store.root, "--trial", short, "--out", tmp_path / trial_id)[0] == 0
+        cards = [json.loads(path.read_text()) for path in (tmp_path / trial_id).glob("*.json")]
+        rows = [row for row in store.trials().to_pylist() if row["trial_id"] == trial_id]
+        assert [card["configuration"]["weight_bits"] for card in cards] == [rows[0]["weight_bits"]]
+    ours = dict.fromkeys(["ab1", "ab", "ac2", *(f"d{n}" for n in range(7, 0, -1))])
+    assert [export._known(given, ours, "run") for given in ("ab", "ab1", "ac")] == ["ab", "ab1", "ac2"]
+    with pytest.raises(ValueError, match=r"--trial must name one trial of run, got 'a': ab, ab1, ac2$"):
+        export._known("a", ours, "run")
+    with pytest.raises(ValueError, match=r"got 'd': d1, d2, d3, d4, d5 and 2 more$"):
+        export._known("d", ours, "run")
+
+
 def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
     store, out = Store(run), tmp_path / "out"
     for trial_id in store.ids():
@@ -223,6 +245,35 @@ def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
     assert not any((run / "weights").iterdir())  # gone with the result they belonged to
     assert " was stopped early: " in refused(capsys, out, run, "--trial", sorted(store.ids())[0])
     assert refused(capsys, out, run, "--front").startswith(f"{run} has no front yet")
+
+
+def test_a_model_whose_warmup_ended_at_chance_is_exported_with_a_warning(run, tmp_path, capsys):
+    store = Store(run)
+    front = table_front(store.write_pareto()).to_pylist()
+    dead, *_ = (entry["trial_id"] for entry in front if entry["n_seeds"] == 2)
+    weights = run / "weights" / f"{dead}.safetensors"
+    kept, rows = weights.read_bytes(), store.trials([dead]).to_pylist()
+    (run / "trials" / f"{dead}.parquet").unlink()
+    store.write(dead, [row | {"error": "the warm-up ended at chance (9.8%)"} for row in rows], [], {})
+    weights.write_bytes(kept)
+    code, printed, err = told(capsys, run, "--front", "--out", tmp_path / "out")
+    what = f"1 model started from a warm-up that ended at chance and may know nothing: {dead}"
+    assert (code, err, printed.splitlines()[-1]) == (0, "", f"warning: {what}")
+    other = next(entry["trial_id"] for entry in front if entry["trial_id"] != dead)
+    assert "warning" not in told(capsys, run, "--trial", other, "--out", tmp_path / "other")[1]
+
+
+@pytest.mark.parametrize("command", [["export", "--front"], ["report"]], ids=lambda words: words[0])
+def test_an_out_that_cannot_be_written_is_one_line_of_why(swept, tmp_path, capsys, monkeypatch, command):
+    def read_only(path, mode):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(storage, "open", read_only, raising=False)
+    name, *options = command
+    out = tmp_path / "out.html"
+    assert __main__.main([name, str(swept[0].root), *options, "--out", str(out)]) == 4
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"error: {out}\S* must be readable and writable, got Read-only file system\n", err), err
 
 
 def test_a_missing_onnx_is_told_and_how_to_get_it(swept, tmp_path, capsys, monkeypatch):
@@ -239,8 +290,8 @@ def test_command_is_one_of_qdtunes(capsys):
 # --- ONNX
 
 
-def random_model(bits, act_bits, activation, norm, depth, *quantised):
-    """A packed mlp 9-7-5 of random codes, read; `quantised`: scale, levels and granularity."""
+def random_model(bits, act_bits, activation, norm=True, depth=2, quantised=(), widths=(9, 7, 5)):
+    """A packed mlp of random codes, 9-7-5 unless told, read; `quantised`: scale, levels and granularity."""
     import torch
     from torch import nn
 
@@ -248,16 +299,17 @@ def random_model(bits, act_bits, activation, norm, depth, *quantised):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(bits)
+        i, h, o = widths
         model = nn.Sequential(
-            nn.Linear(9, 7, bias=not norm), *([nn.BatchNorm1d(7)] if norm else []), nn.ReLU(), nn.Linear(7, 5)
+            nn.Linear(i, h, bias=not norm), *([nn.BatchNorm1d(h)] if norm else []), nn.ReLU(), nn.Linear(h, o)
         )
         decompose.decompose(model, depth, activation)
         quantize.quantize(model, bits, act_bits, *quantised)
-        quantize.calibrate(model, torch.rand(64, 9) * 2 - 1)
+        quantize.calibrate(model, torch.rand(64, i) * 2 - 1)
         if norm:
             model[1].running_mean.uniform_(-1, 1)
             model[1].running_var.uniform_(0.5, 2)
-        return reader.load(export.of_seed(packed.pack({0: model}, "t", 9, 5), 0))
+        return reader.load(export.of_seed(packed.pack({0: model}, "t", i, o), 0))
 
 
 @pytest.mark.parametrize("bits", [*range(1, 17), 32])
@@ -266,7 +318,7 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
     activation = list(reader.ACTIVATIONS)[bits % 6]
     levels = LEVELS[bits % 3]
     quantised = (SCALES[bits // 3 % 3], levels, GRANULARITIES[bits // 2 % 2])
-    model = random_model(bits, act_bits, activation, bits % 2 == 0, 1 + bits % 4, *quantised)
+    model = random_model(bits, act_bits, activation, bits % 2 == 0, 1 + bits % 4, quantised)
     blob = graph.to_onnx(model, "t")
     x = np.random.default_rng(bits).integers(0, 256, (500, 9), np.uint8)
     for rows in (x, x[:1]):  # the batch is free
@@ -279,6 +331,16 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
             onnx.TensorProto.INT4 if bits <= 4 else onnx.TensorProto.INT8 if bits <= 8 else onnx.TensorProto.INT16
         )
         assert kinds["0.factors.0.weight"] == wanted
+
+
+@pytest.mark.parametrize(("bits", "container"), [(1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (16, 16), (32, 32)])
+def test_onnx_is_as_long_as_its_codes_and_little_more(bits, container):
+    model = random_model(bits, 8, "leaky_relu", widths=(199, 23, 7))
+    linear = [op for op in model.program["ops"] if op["op"] == "linear"]
+    weights = sum(-(-math.prod(op["shape"]) * container // 8) for op in linear)
+    others = sum(tensor.nbytes for name, tensor in model.stored.items() if not name.endswith("weight"))
+    over = len(graph.to_onnx(model, "t")) - weights - others
+    assert 0 < over < 2560  # names and nodes; as lists of numbers even the codes of 4 bits take more
 
 
 @pytest.mark.parametrize("levels", ["symmetric", "unsigned"])

@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from qdtune import __main__, __version__, launch, machine
+from qdtune import __main__, __version__, launch, machine, session
 from qdtune.cluster import RayAt
+from qdtune.plan import plan
+from qdtune.progress import console
+from qdtune.spec import load
 
 GOOD = """\
 version: 1
@@ -142,6 +146,27 @@ def test_dry_run_sums_up_what_is_long(folder: Path, capsys: pytest.CaptureFixtur
     code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", many, "--set", "exclude=[]")
     assert code == 0
     assert "12, from 366 to 1,053 bytes" in out
+
+
+def test_launch_and_dry_run_warn_of_what_would_be_trained_twice(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned = "3 configurations would repeat another one, for an activation at depth 1"
+    advice = "(add to exclude: {depth: 1, activation: relu})"
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", "exclude=[]")
+    said = " ".join(out.split())
+    assert (code, warned in said, advice in said) == (0, True, True)
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run")
+    assert (code, "warning" in out) == (0, False)
+    for exclude, lines in (("[]", 1), ("[{depth: 1, activation: relu}]", 0)):
+        found = load(folder / "a.yaml", [f"exclude={exclude}"]).resolve("digits")
+        feed = SimpleNamespace(searching=False, total=12, left=12)
+        data = SimpleNamespace(name="digits", train_x=[], val_x=[])
+        session._announce(found, data, plan(found), feed, [], console())  # type: ignore[arg-type]
+        out = capsys.readouterr().out
+        assert [line.startswith(f"warning: {warned}") for line in out.splitlines() if "warning" in line] == [
+            True
+        ] * lines
 
 
 def test_dry_run_says_what_a_search_may_do_and_what_is_stopped(

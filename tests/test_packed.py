@@ -1,6 +1,7 @@
 """The packed form: as long as was promised, with the numbers that were tested; and files that are something else."""
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -123,8 +124,10 @@ def test_inputs_are_rounded_half_to_even_and_one_bit_has_no_zero():
 
     def quantised(bits, levels):
         op = {"op": "linear", "weight": "one", "bias": None, "act_bits": bits, "input_step": "one"}
-        program = {"model": "mlp", "inputs": 1, "outputs": 1, "ops": [op | {"input_levels": levels}]}
-        return reader.Model(program, {}, {"one": one}).logits(x)[:, 0].tolist()
+        wide = {"op": "affine", "scale": "wide", "shift": "none"}  # floats are from -1 to 1
+        program = {"model": "mlp", "inputs": 1, "outputs": 1, "ops": [wide, op | {"input_levels": levels}]}
+        model = reader.Model(program, {}, {"one": one, "wide": 128 * one, "none": 0 * one})
+        return model.logits(x / 128)[:, 0].tolist()
 
     assert quantised(3, "symmetric") == [0, 2, 2, 0, -2, 3, -3, 0, 0]
     assert quantised(1, "symmetric") == [1, 1, 1, -1, -1, 1, -1, 1, 1]
@@ -186,9 +189,47 @@ def test_a_file_of_version_1_is_read_as_it_was(blob):
     assert np.array_equal(models[0].logits(x), models[1].logits(x))
 
 
-@pytest.mark.parametrize("x", [np.zeros(16), np.zeros((2, 15)), np.zeros((1, 16), np.int64)], ids=repr)
+PIXELS = np.arange(48, dtype=np.uint8).reshape(3, 16) * 5
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        PIXELS.tolist(),
+        PIXELS.astype(np.int64),
+        normalise(torch.from_numpy(PIXELS)),
+        (PIXELS / 127.5 - 1).tolist(),
+        PIXELS / 255 * 2.0 - 1,
+        list(PIXELS),
+    ],
+    ids=["whole", "int64", "tensor", "floats", "float64", "rows"],
+)
+def test_pixels_are_read_in_many_forms(blob, x):
+    model = reader.load(blob)
+    assert model.logits(x) == pytest.approx(model.logits(PIXELS), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros(16),
+        np.zeros((2, 15)),
+        np.full((1, 16), 256),
+        np.full((1, 16), -1),
+        PIXELS.astype(np.float32),
+        np.full((1, 16), -1.01),
+        np.full((2, 16), np.nan),
+        np.zeros((1, 16), bool),
+        [["x"] * 16],
+        [],
+        7,
+        None,
+    ],
+    ids=lambda x: f"{np.asarray(x).dtype}{np.shape(x)}",
+)
 def test_inputs_that_do_not_fit_are_refused(blob, x):
-    with pytest.raises(ReaderError, match=r"x must be uint8 or floats of shape \(B, 16\)"):
+    got = re.escape(f"{np.asarray(x).dtype} of shape {np.shape(x)}")
+    with pytest.raises(ReaderError, match=rf"x must be uint8 pixels or floats -1 to 1.* \(B, 16\), got {got}$"):
         reader.load(blob).logits(x)
 
 

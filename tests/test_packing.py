@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from test_store import Killed, epoch, row
 
-from qdtune import store as store_module
+from qdtune import parts
 from qdtune.store import Store
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(store_module, "PACK", 5)
+    monkeypatch.setattr(parts, "PACK", 5)
     return Store(tmp_path / "run")
 
 
@@ -39,7 +40,7 @@ def test_packing_keeps_every_row_and_its_provenance(store, monkeypatch):
     names = [f"{n:03x}" for n in range(23)]
     random.Random(0).shuffle(names)
     with monkeypatch.context() as patched:
-        patched.setattr(store_module, "PACK", 1000)
+        patched.setattr(parts, "PACK", 1000)
         for n, name in enumerate(names):
             save(store, name, metadata=str(n % 2), val_accuracy=n / 23)
     before = rows_of(store)
@@ -53,7 +54,7 @@ def test_packing_keeps_every_row_and_its_provenance(store, monkeypatch):
     assert Store(store.root).ids() == store.ids() == set(names)
     provenance = set()
     for file in files(store):
-        table = store._table("trials", file, (store.root / "trials" / file).read_bytes(), whole=True)
+        table = pq.read_table(store.root / "trials" / file, partitioning=None)
         provenance.add((table.schema.metadata[b"torch"], *{int(i, 16) for i in table["trial_id"].to_pylist()}))
     whole = {key: set() for key in (b"0", b"1")}
     for key, *ids in provenance:
@@ -123,7 +124,7 @@ def test_a_kill_at_any_step_of_packing_leaves_every_row_once(store, monkeypatch)
     for step in range(200):
         shutil.rmtree(store.root, ignore_errors=True)
         with monkeypatch.context() as patched:
-            patched.setattr(store_module, "PACK", 1000)
+            patched.setattr(parts, "PACK", 1000)
             for n in range(6):
                 save(store, f"{n}")
         before, calls = rows_of(store), iter(range(1000))
@@ -143,7 +144,7 @@ def test_a_kill_at_any_step_of_packing_leaves_every_row_once(store, monkeypatch)
         with monkeypatch.context() as patched:
             for name in ("fsync", "replace", "link"):
                 patched.setattr(os, name, deadly(getattr(os, name)))
-            patched.setattr(store_module, "_exchange", deadly(store_module._exchange))
+            patched.setattr(parts, "_exchange", deadly(parts._exchange))
             patched.setattr(shutil, "rmtree", deadly(shutil.rmtree))
             try:
                 Store(store.root).pack()
@@ -209,13 +210,13 @@ def test_a_file_system_that_cannot_pack_keeps_its_files(store, monkeypatch, lack
 
     attempts: list[str] = []
     if lacks == "exchange":
-        monkeypatch.setattr(store_module, "_exchange", lambda a, b: attempts.append(lacks))
+        monkeypatch.setattr(parts, "_exchange", lambda a, b: attempts.append(lacks))
     elif lacks == "link":
         (store.root / "trials").mkdir(parents=True)
         (store.root / "trials" / "note.txt").write_text("links into the packed folder")
         monkeypatch.setattr(os, "link", refuse)
     else:
-        monkeypatch.setattr(store_module, "sync", refuse)
+        monkeypatch.setattr(parts, "sync", refuse)
     for n in range(12):
         save(store, f"{n:x}")
     assert len(attempts) >= 2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from qdtune.configuration import Trial
 from qdtune.names import BUDGETS, LEVELS, ORDERS
@@ -322,7 +323,8 @@ def test_twins_are_networks_under_two_names() -> None:
     assert planned(parameters=values(depth=[1, 2], activation=["identity", "relu"])).twins == 1
     assert planned(parameters=values(weight_bits=[4, 32], scale=["lsq", "minmax", "absmean"])).twins == 2
     assert planned(parameters=values(weight_bits=[32], scale=["lsq", "minmax"], act_bits=[4])).twins == 0
-    assert planned(parameters=values(depth=[1, 2], decompose=["all", "hidden"])).twins == 1
+    split = planned(parameters=values(depth=[1, 2], decompose=["all", "hidden"]))
+    assert (split.twins, split.twin_rules) == (1, ["{depth: 1, decompose: hidden}"])
     assert planned(parameters=values(weight_bits=[4, 32], granularity=["tensor", "channel"])).twins == 1
     # One bit has one kind of levels, three bits have no ternary ones; float weights have none.
     assert planned(parameters=values(weight_bits=[1, 2, 3, 32], levels=list(LEVELS))).twins == 2 + 0 + 1 + 2
@@ -338,6 +340,34 @@ def test_sizes_follow_levels_granularity_and_decompose() -> None:
     assert size(depth=2, weight_bits=2, levels="full") == plain
     assert size(depth=2, weight_bits=2, granularity="channel") - plain == 4 * (17 + 24 + 7 + 10 - 4)
     assert size(depth=2, weight_bits=2, decompose="hidden") - plain == 60 - (42 + 18) - 4  # 24 x 10, one step less
+
+
+@settings(max_examples=60, deadline=None)
+@given(axes, st.integers(0, 10_000))
+def test_rules_against_twins_drop_them_and_nothing_else(axes: dict[str, list[Any]], seed: int) -> None:
+    generator = random.Random(seed)
+    idle = [{"depth": 1, "activation": name} for name in axes.get("activation", ()) if 1 in axes.get("depth", ())]
+    exclude = generator.sample(idle, max(0, len(idle) - 1)) if generator.random() < 0.5 else []
+    found = planned(parameters=values(**axes), exclude=exclude)
+    assert bool(found.twins) == bool(found.twin_rules) == bool(found.warning)
+    text = f"exclude: [{', '.join(found.twin_rules)}]"
+    after = planned(parameters=values(**axes), exclude=[*exclude, *YAML(typ="safe").load(text)["exclude"]])
+    assert (after.twins, after.warning) == (0, None)
+    assert len(after.trials) == len(found.trials) - found.twins
+
+
+def test_warning_names_the_rules_or_says_that_they_are_the_users_own() -> None:
+    three = values(depth=[1, 2], weight_bits=[1, 4], activation=["relu", "tanh", "gelu"])
+    assert planned(parameters=three).warning == (
+        "4 configurations would repeat another one, for an activation at depth 1, or a scale where nothing is "
+        "quantised, changes nothing (add to exclude: {depth: 1, activation: tanh}, {depth: 1, activation: gelu})"
+    )
+    partly = [{"depth": 1, "activation": "relu", "weight_bits": 4}]  # with ours beside it no tanh and gelu were left
+    assert (planned(parameters=three, exclude=partly).warning or "").endswith("changes nothing (exclude them)")
+    searched = planned(parameters=three, method="random", run_cap=12).warning or ""
+    assert searched.startswith("4 configurations would")
+    searched = planned(parameters=three, method="tpe", run_cap=12).warning or ""
+    assert searched.startswith("4 configurations of a random sample would")
 
 
 @pytest.mark.parametrize("bits", range(1, 4))

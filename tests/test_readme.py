@@ -74,6 +74,6 @@ def test_analysis_snippets_give_the_printed_front(tmp_path, monkeypatch, capsys)
     out = capsys.readouterr().out
     small = [size for size in front["size_bytes"].to_pylist() if size <= 8192]
     assert [int(m) for m in re.findall(r"^\d+ +(\d{4}) ", out, re.MULTILINE)] == small
-    assert "35 of 35 finished; 105 rows, 0 epochs" in out
+    assert "finished: 35 ok; 105 rows, 0 epochs" in out
     assert out.count("At 2 bits (absmean, orthogonal) depth 2") == 1
     assert "best\n  Within 8,192 bytes the best is depth" in out

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -13,13 +15,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import fake
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import qdtune
 from qdtune import page as pages
-from qdtune.axes import size_ticks
-from qdtune.figures import figures, whole
+from qdtune.axes import error, size_ticks
+from qdtune.figures import apart, figures, whole
 from qdtune.page import page
 from qdtune.progress import console
 from qdtune.published import PUBLISHED
@@ -27,6 +30,7 @@ from qdtune.report import main, read_bytes
 from qdtune.sheet import sheet
 from qdtune.spec import load
 from qdtune.store import Store
+from qdtune.summary import trouble
 from qdtune.tables import TRIALS, completed
 from qdtune.watch import PAGE, drawing, follow
 
@@ -110,13 +114,14 @@ def test_report_prints_what_it_draws(run, capsys):
     assert len(front) > 3
     for line in front:
         cells = re.split(r"  +", line.strip())
-        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
+        row = "".join(f"<td>{re.escape(cell)}</td>" for cell in cells)
+        assert re.search(f"<tr>{row}<td>[0-9a-f]{{12}}</td></tr>", html)
     assert "made with torch 2.15.0" in html.lower()
 
 
 def test_page_holds_every_configuration_and_asks_nobody(drawn, html):
     found = Tags(html)
-    data = json.loads(found.scripts[0])
+    data = json.loads(found.scripts[1])
     rows = [dict(zip(data["names"], row, strict=True)) for row in data["rows"]]
     table = {row["trial_id"]: row for row in drawn.run.pareto.to_pylist()}
     assert sorted(row["size"] for row in rows) == sorted(row["size_bytes"] for row in table.values())
@@ -144,9 +149,9 @@ def test_page_of_hostile_words_holds_them_as_words(tmp_path):
     html = page([drawn]).decode()
     found = Tags(html)
     figures_there = len(figures(drawn))
-    assert len(found.scripts) == figures_there + 3  # the data, Vega, and ours
+    assert len(found.scripts) == figures_there + 4  # the data, Vega, and two of ours
     assert {tag for tag, _ in found.tags}.isdisjoint({"img", "b"})
-    assert json.loads(found.scripts[0])["rows"][0][json.loads(found.scripts[0])["names"].index("name")] == evil
+    assert json.loads(found.scripts[1])["rows"][0][json.loads(found.scripts[1])["names"].index("name")] == evil
     assert "\x1b" not in html
     assert html.count("&lt;img src=x") == 2 + html.count("Made with &lt;b&gt;")
 
@@ -155,6 +160,32 @@ def test_ten_thousand_configurations_fit_into_six_megabytes(drawn):
     many = dataclasses.replace(drawn, rows=[row | {"id": k} for k, row in enumerate(drawn.rows * 286)])
     assert len(many.rows) > 10_000
     assert len(pages._json(pages._columns(many))) + len(pages.vega()) < 6_000_000
+
+
+def test_marks_that_are_left_out_on_paper_lie_within_a_pixel_of_one_that_looks_alike(pruned):
+    rng = random.Random(0)
+    several = [row for row in pruned.rows for _ in range(20)]
+    rng.shuffle(several)
+    rows = [
+        row | {"id": k, "size": row["size"] + rng.randrange(60), "val": row["val"] and row["val"] - rng.random() / 50}
+        for k, row in enumerate(several)
+    ]
+    many = dataclasses.replace(pruned, rows=rows)
+    kept = apart(many)
+    assert len(kept) < 0.9 * len(rows)
+    assert [row["id"] for row in kept] == sorted({row["id"] for row in kept})
+
+    def near(a, b, key):
+        return a == b if None in (a, b) else abs(math.log(key(a) / key(b))) <= 0.0101
+
+    for row in rows:
+        assert any(
+            (row["state"] == "ok") == (one["state"] == "ok")
+            and all(row[axis] == one[axis] for axis in many.varying)
+            and near(row["size"], one["size"], float)
+            and near(row["val"], one["val"], error)
+            for one in kept
+        )
 
 
 def test_sheet_tells_what_was_stopped_and_by_what(pruned):
@@ -229,6 +260,8 @@ def test_several_runs_share_a_page(run, pruned, tmp_path, capsys):
         (["RUN", "--budget", "0"], "--budget must be bytes or KiB"),
         (["RUN", "--out", "nowhere/a.html"], "--out must be a file in a folder that is there, got nowhere/a.html"),
         (["RUN", "--out", "."], "--out must be a file, got a folder: ."),
+        (["RUN", "--out", "a.pdf"], "--out must be a page, FILE.html, got a.pdf"),
+        (["RUN", "--budget", "10"], "holds nothing within 10 bytes: the smallest that has finished has 2,505"),
         (["RUN", "--budgte", "3"], "unknown option '--budgte'; did you mean '--budget'?"),
         (["nowhere"], "error: nowhere is no run folder: it holds no sweep.yaml"),
         (["nowhere", "--watch"], "error: nowhere is no run folder: it holds no sweep.yaml"),
@@ -242,6 +275,28 @@ def test_report_says_what_is_wrong_in_one_line(run, arguments, message, tmp_path
     assert message in err
     assert err.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_report_replaces_its_own_pages_alone(run, tmp_path, capsys):
+    theirs, ours = tmp_path / "theirs.html", tmp_path / "ours.html"
+    theirs.write_text("<!doctype html><title>mine</title>")
+    for _ in range(2):
+        assert main([str(run.root), "--out", str(ours)]) == 0
+    capsys.readouterr()
+    assert main([str(run.root), "--out", str(theirs)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out must be a new file, or a report: {theirs} holds something else\n"
+    )
+    assert theirs.read_text() == "<!doctype html><title>mine</title>"
+
+
+def test_what_has_started_at_chance_is_told(pruned, capsys):
+    rows = pruned.run.trials.to_pylist()
+    first = next(row for row in rows if row["state"] == "ok")
+    first["error"] = "the warm-up ended at chance (9.8%)"
+    trials = pa.Table.from_pylist(rows, schema=TRIALS)
+    said = trouble(dataclasses.replace(pruned.run, trials=trials))
+    assert said == [*trouble(pruned.run), "1 configuration started from a warm-up that ended at chance: see `error`"]
 
 
 @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("4KiB", 4096), ("1.5 kib", 1536), ("1MiB", 1 << 20)])
@@ -282,6 +337,12 @@ def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path):
     html = page([sheet(qdtune.load(root))], reload_s=3).decode()
     assert 'data-reload="3"' in html
     assert "running, 34 of 35 done" in html
+    assert html.count("Provisional: 34 of 35") == 2
+    with Store(root).lock():
+        assert main([str(root)]) == 0  # by hand, while a launch has the folder
+    assert 'data-reload="3"' in (root / PAGE).read_text()
+    assert main([str(root)]) == 0
+    assert 'data-reload="0"' in (root / PAGE).read_text()
 
 
 def test_child_of_a_launch_ends_when_that_is_gone(run):

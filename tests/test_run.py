@@ -1,10 +1,12 @@
 """`qdtune.load`: what of a run folder counts, while its sweep runs and after, and what is told where none does."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -54,6 +56,8 @@ def test_a_run_of_every_version_is_read_as_its_rows_say(folder):
     assert run.front().num_rows == sum(run.pareto["is_pareto"].to_pylist())
     assert run.front(budget=10).num_rows == 0
     assert run.answers(budget=10).best.row is None
+    assert str(run) == "tiny: finished: 4 ok"
+    assert len(repr(run)) < 200
 
 
 def test_the_pareto_table_of_this_version_is_the_one_that_the_launch_wrote():
@@ -154,11 +158,11 @@ def of_other_axes(root):
         (lambda root: (root / "sweep.yaml").unlink(), "is no run folder: it holds no sweep.yaml"),
         (lambda root: (root / "sweep.yaml").write_text("name: [\n"), "sweep.yaml:2:1: "),
         (lambda root: shutil.copy(GRID, root / "sweep.yaml"), "must be as a launch writes it, with one data set"),
-        (emptied, "holds no results: run its sweep first"),
-        (spoilt, "holds no results: all its tables are damaged, such as "),
+        (emptied, "holds no results yet: its sweep has to run"),
+        (spoilt, "holds no results that can be read: "),
         (from_the_future, "abc.parquet must have schema version 5 or lower, got 99: upgrade qdtune"),
-        (failed, r"holds no finished configuration yet \(3 failed of 35\): run its sweep"),
-        (of_other_axes, r"holds no finished configuration yet \(none of 7\): run its sweep"),
+        (failed, r"holds no finished configuration yet \(3 failed of 35\)$"),
+        (of_other_axes, r"holds no finished configuration yet \(none of 7\)$"),
     ],
     ids=["no sweep", "spoilt sweep", "a user's sweep", "empty", "damaged", "newer", "failed", "other axes"],
 )
@@ -184,3 +188,39 @@ def test_a_place_that_is_no_run_folder_is_refused_in_one_line(where, message, tm
     with pytest.raises(RunError, match=message) as caught:
         qdtune.load(where)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sweep_is_not_finished_before_its_front_has_the_seeds_it_asked_for(recording):
+    run = qdtune.load(recording.root)
+    for within in (0.0, 0.02):
+        wanted = {"replicate": {"front": 5, "within": within}}
+        asked = dataclasses.replace(run, spec=sweep_files.Spec.model_validate(run.spec.to_dict() | wanted))
+        rows = [row for row in run.pareto.to_pylist() if row["pareto_rank"] is not None]
+        best = [max(o["val_accuracy"] for o in rows if o["size_bytes"] <= row["size_bytes"]) for row in rows]
+        close = [row for row, top in zip(rows, best, strict=True) if top - row["val_accuracy"] <= within]
+        assert asked.left == run.left + len(close)
+        assert len(close) > sum(row["is_pareto"] for row in rows) * (within > 0)
+        given = pa.Table.from_pylist([row | {"n_seeds": 5} for row in run.pareto.to_pylist()], schema=PARETO)
+        assert dataclasses.replace(asked, pareto=given).left == run.left
+
+
+def test_a_run_within_a_budget_is_the_one_that_never_had_anything_larger(recording):
+    run = qdtune.load(recording.root)
+    sizes = sorted(run.pareto["size_bytes"].to_pylist())
+    for budget in (sizes[0] - 1, sizes[0], sizes[len(sizes) // 2], sizes[-1]):
+        small = run.within(budget)
+        rows = run.trials.filter(pc.less_equal(run.trials["size_bytes"], budget))
+        assert small.trials.equals(rows)
+        assert small.pareto.drop_columns("p_front").equals(aggregate(rows).drop_columns("p_front"))
+        assert set(small.history["trial_id"].to_pylist()) == ids(small)
+        assert (small.left, small.finished, small.budget) == (0, small.pareto.num_rows, budget)
+        assert small.front().equals(run.front(budget))
+        said = small.answers()
+        assert said == run.answers(budget)
+        assert all(b.budget <= budget for b in said.by_size)
+        bits = {row["weight_bits"] for row in small.pareto.to_pylist()}
+        assert {c.weight_bits for c in said.depth + said.activation} | {b.weight_bits for b in said.by_bits} == bits
+    assert run.within(None) is run
+    for wrong in ("4KiB", 0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="budget must be a whole number of bytes from 1 on, got "):
+            run.front(wrong)

@@ -167,6 +167,18 @@ def test_a_place_that_cannot_be_is_told_without_its_secrets(bucket, url, told, c
     assert sorted(os.listdir(tmp_path)) == ["a.yaml"]
 
 
+def test_a_launch_whose_storage_fails_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise StorageError("runs/a/x must be readable and writable, got No space left on device")
+
+    monkeypatch.setattr("qdtune.session.run", fails)
+    (tmp_path / "a.yaml").write_text((SWEEP % ("[1]", 32, 1)).replace("tiny", "a"))
+    assert launch.main([str(tmp_path / "a.yaml"), "--runs-dir", str(tmp_path)]) == 4
+    advice = "mend that and run the same command again, what was finished is kept"
+    what = "runs/a/x must be readable and writable, got No space left on device"
+    assert capsys.readouterr().err == f"error: {what}: {advice}\n"
+
+
 def test_a_server_that_is_gone_is_a_storage_error(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(LocationError, match=r"s3://x/run must be readable and writable, got .*: see its bucket"):
