@@ -16,7 +16,7 @@ from qdtune.rules import mistake, shown
 
 OPSET, IR = 21, 10
 INPUT = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
-RAW = {"FLOAT": "<f4", "INT8": "i1", "INT16": "<i2"}  # of a constant's bytes
+RAW = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
 NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tanh", "identity": "Identity"}
 
 

@@ -65,6 +65,16 @@ AXES = (
     "qat_lr",
     "augment",
 )
+# Where an axis decides nothing: a single factor has nothing in between and splits no layer, floats have no step size
+# and no levels, and one bit has two levels, whatever they are called.
+IDLE: list[tuple[dict[str, Any], str]] = [
+    ({"depth": 1}, "activation"),
+    ({"depth": 1}, "decompose"),
+    ({"weight_bits": FLOAT_BITS, "act_bits": None}, "scale"),
+    ({"weight_bits": FLOAT_BITS}, "granularity"),
+    ({"weight_bits": FLOAT_BITS}, "levels"),
+    ({"weight_bits": 1}, "levels"),
+]
 # What earlier versions did, which knew no such axes: where one has this value, nothing is said of it.
 SINCE = {"granularity": "tensor", "levels": "symmetric", "decompose": "all", "augment": "none"}
 
@@ -97,23 +107,15 @@ def image_side(inputs: int) -> int | None:
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The axes of one configuration, None for those that change nothing: equal ones are the same network.
-
-    With one factor per layer nothing stands between any, and no layer is split; where nothing is quantised no step
-    size is chosen, and where no weight is, none has levels. One bit has two levels, whatever they are called.
+    """The axes of one configuration, None for those that change nothing (`IDLE`): equal ones are the same network.
 
     Args:
         config: a value per axis, by name; other keys are kept.
     """
-    bits, idle = config["weight_bits"], []
-    if config["depth"] == 1:
-        idle += ["activation", "decompose"]
-    if bits == FLOAT_BITS:
-        idle += ["granularity", "levels"] + ["scale"] * (config["act_bits"] is None)
-    if bits == 1:
-        idle += ["levels"]
+    idle = [axis for where, axis in IDLE if all(config[name] == value for name, value in where.items())]
     told = {**config, **dict.fromkeys(idle)}
-    return told | {"levels": "symmetric"} if told["levels"] == "ternary" and bits != 2 else told
+    ternary = told["levels"] == "ternary" and config["weight_bits"] != 2
+    return told | {"levels": "symmetric"} if ternary else told
 
 
 def text_of(value: object) -> str:

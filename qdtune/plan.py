@@ -11,22 +11,13 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from qdtune.configuration import OwnData, OwnModel, Trial
-from qdtune.names import AXES, FLOAT_BITS, PLANNED, decisive, text_of
+from qdtune.names import AXES, IDLE, PLANNED, decisive, text_of
 from qdtune.rules import mistake
 from qdtune.schema import Axis, Data, Model, Phase
 from qdtune.spec import Spec, loads
 
 SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
 DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
-# Where an axis decides nothing: a single factor has nothing in between, and floats have no step size.
-IDLE: list[tuple[dict[str, Any], str]] = [
-    ({"depth": 1}, "activation"),
-    ({"depth": 1}, "decompose"),
-    ({"weight_bits": FLOAT_BITS, "act_bits": None}, "scale"),
-    ({"weight_bits": FLOAT_BITS}, "granularity"),
-    ({"weight_bits": FLOAT_BITS}, "levels"),
-    ({"weight_bits": 1}, "levels"),
-]
 
 Point = tuple[Any, ...]  # a value per axis, in the order of AXES
 

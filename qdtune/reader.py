@@ -1,6 +1,7 @@
-"""Reads a packed model (specified in qdtune's packed.py) with NumPy alone: copy this file to wherever that goes.
+"""Reads a packed model of qdtune with NumPy alone: copy this file to wherever the model goes.
 
 load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, see WANTED -> float32 (B, O)
+load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); layout: qdtune's packed.py
 """
 
 import hashlib
@@ -21,7 +22,7 @@ for _levels in (None, "symmetric", "ternary", "full"):
     GRIDS[1, _levels] = (-1, 1, True)
 ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardtanh": lambda x: np.clip(x, -1, 1)}
 ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
-ACTIVATIONS["gelu"] = lambda x: (x / 2 * (1 + np.vectorize(math.erf, otypes=["f8"])(x / math.sqrt(2)))).astype("f4")
+ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
 
 
 class ReaderError(ValueError):
@@ -47,8 +48,7 @@ class Model(NamedTuple):
             if op["op"] == "linear":
                 if op["act_bits"] is not None:
                     step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
-                    code = np.where(x >= 0, np.float32(1), -1) if binary else np.clip(np.round(x / step), low, high)
-                    x = step * code
+                    x = np.where(x >= 0, step, -step) if binary else step * np.clip(np.round(x / step), low, high)
                 x = x @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]])
             else:
                 x = x * t[op["scale"]] + t[op["shift"]] if op["op"] == "affine" else ACTIVATIONS[op["op"]](x)

@@ -290,7 +290,7 @@ def test_command_is_one_of_qdtunes(capsys):
 # --- ONNX
 
 
-def random_model(bits, act_bits, activation, norm=True, depth=2, *quantised, widths=(9, 7, 5)):
+def random_model(bits, act_bits, activation, norm=True, depth=2, quantised=(), widths=(9, 7, 5)):
     """A packed mlp of random codes, 9-7-5 unless told, read; `quantised`: scale, levels and granularity."""
     import torch
     from torch import nn
@@ -318,7 +318,7 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
     activation = list(reader.ACTIVATIONS)[bits % 6]
     levels = LEVELS[bits % 3]
     quantised = (SCALES[bits // 3 % 3], levels, GRANULARITIES[bits // 2 % 2])
-    model = random_model(bits, act_bits, activation, bits % 2 == 0, 1 + bits % 4, *quantised)
+    model = random_model(bits, act_bits, activation, bits % 2 == 0, 1 + bits % 4, quantised)
     blob = graph.to_onnx(model, "t")
     x = np.random.default_rng(bits).integers(0, 256, (500, 9), np.uint8)
     for rows in (x, x[:1]):  # the batch is free

@@ -124,10 +124,10 @@ def test_inputs_are_rounded_half_to_even_and_one_bit_has_no_zero():
 
     def quantised(bits, levels):
         op = {"op": "linear", "weight": "one", "bias": None, "act_bits": bits, "input_step": "one"}
-        ops = [{"op": "affine", "scale": "large", "shift": "none"}, op | {"input_levels": levels}]
-        program = {"model": "mlp", "inputs": 1, "outputs": 1, "ops": ops}
-        tensors = {"one": one, "large": 128 * one, "none": 0 * one}  # inputs reach from -1 to 1
-        return reader.Model(program, {}, tensors).logits(x / 128)[:, 0].tolist()
+        wide = {"op": "affine", "scale": "wide", "shift": "none"}  # floats are from -1 to 1
+        program = {"model": "mlp", "inputs": 1, "outputs": 1, "ops": [wide, op | {"input_levels": levels}]}
+        model = reader.Model(program, {}, {"one": one, "wide": 128 * one, "none": 0 * one})
+        return model.logits(x / 128)[:, 0].tolist()
 
     assert quantised(3, "symmetric") == [0, 2, 2, 0, -2, 3, -3, 0, 0]
     assert quantised(1, "symmetric") == [1, 1, 1, -1, -1, 1, -1, 1, 1]

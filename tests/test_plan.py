@@ -323,7 +323,8 @@ def test_twins_are_networks_under_two_names() -> None:
     assert planned(parameters=values(depth=[1, 2], activation=["identity", "relu"])).twins == 1
     assert planned(parameters=values(weight_bits=[4, 32], scale=["lsq", "minmax", "absmean"])).twins == 2
     assert planned(parameters=values(weight_bits=[32], scale=["lsq", "minmax"], act_bits=[4])).twins == 0
-    assert planned(parameters=values(depth=[1, 2], decompose=["all", "hidden"])).twins == 1
+    split = planned(parameters=values(depth=[1, 2], decompose=["all", "hidden"]))
+    assert (split.twins, split.twin_rules) == (1, ["{depth: 1, decompose: hidden}"])
     assert planned(parameters=values(weight_bits=[4, 32], granularity=["tensor", "channel"])).twins == 1
     # One bit has one kind of levels, three bits have no ternary ones; float weights have none.
     assert planned(parameters=values(weight_bits=[1, 2, 3, 32], levels=list(LEVELS))).twins == 2 + 0 + 1 + 2
