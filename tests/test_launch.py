@@ -151,7 +151,7 @@ def test_dry_run_sums_up_what_is_long(folder: Path, capsys: pytest.CaptureFixtur
 def test_launch_and_dry_run_warn_of_what_would_be_trained_twice(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warned = "3 configurations would repeat another one, for an activation at depth 1"
+    warned = "3 configurations would repeat another one, for some of their axes"
     advice = "(add to exclude: {depth: 1, activation: relu})"
     code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", "exclude=[]")
     said = " ".join(out.split())
