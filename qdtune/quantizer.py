@@ -30,8 +30,8 @@ class Grid(NamedTuple):
     `symmetric` and `ternary` levels are -Q..Q with Q = 2^(b-1) - 1, which leaves one pattern of b bits over. `full`
     ones are all 2^b: -Q - 1..Q, the signed grid of Esser et al. 2020 (section 2). One bit is -1 and 1. `unsigned`
     ones, for what is never negative, are 0..2^b - 1. (A grid of halves, ±1/2, ±3/2, ..., which has 2^b values and no
-    zero, was at 2 bits no better than `full` at depths 1 and 4, 0.6 points better at depth 2, and 3 points worse without
-    batch normalisation: measured, MNIST, 784-24-10, 3 seeds.)
+    zero, was at 2 bits no better than `full` at depths 1 and 4, 0.6 points better at depth 2, and 3 points worse
+    without batch normalisation: measured, MNIST, 784-24-10, 3 seeds.)
     """
 
     low: Tensor
