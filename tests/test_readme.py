@@ -18,8 +18,8 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_sweep_files_are_planned_and_every_key_is_explained(path, capsys):
-    assert main([str(path), "--dry-run"]) == 0
+def test_sweep_files_are_planned_and_every_key_is_explained(path, tmp_path, capsys):
+    assert main([str(path), "--dry-run", "--runs-dir", str(tmp_path)]) == 0
     assert path.stem in capsys.readouterr().out
     assert load(path).name == path.stem
     keys = [line for line in path.read_text().splitlines() if re.match(r"\s*(- )?\{?\w+:", line)]
