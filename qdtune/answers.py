@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qdtune.comparisons import Comparison, at_bits, bits, compare_activations, compare_depths
 from qdtune.names import AXES
 from qdtune.paired import ALPHA, holm, paired, win_shares
+from qdtune.pairs import sides
 from qdtune.tables import by_seed
 
 NAMED = 3  # rivals of the best that are named
@@ -166,9 +167,10 @@ def answer(trials: pa.Table, history: pa.Table, pareto: pa.Table, budget: int | 
         budget: bytes; None: no limit.
     """
     rows, accuracies = _finished(trials, pareto)
+    everything = sides(trials)
     return Answers(
-        compare_depths(trials, history),
-        compare_activations(trials, history),
+        compare_depths(everything, history),
+        compare_activations(everything, history),
         _best(rows, accuracies, budget),
         *_best_depths(rows, accuracies),
     )

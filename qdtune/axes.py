@@ -64,8 +64,7 @@ def size_ticks(low: float, high: float) -> list[float]:
 
 def accuracy_axis(of: str, accuracies: Sequence[float]) -> alt.Y:
     """An axis of the field `error`, logarithmic and upside down, labelled as accuracy: so 95 and 96 % lie apart."""
-    errors = [error(accuracy) for accuracy in accuracies]
-    low, high = max(LEAST, min(errors) / 1.2), min(1.0, max(errors) * 1.1)
+    low, high = max(LEAST, error(max(accuracies)) / 1.2), min(1.0, error(min(accuracies)) * 1.1)
     for mantissas in _MANTISSAS:
         ticks = sorted(m / 10**k for k in range(5) for m in mantissas if low <= m / 10**k <= high)
         if len(ticks) >= 5:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from qdtune.ledger import FLOAT_BITS
 from qdtune.names import SINCE, text_of
 from qdtune.paired import MANY, half_width, holm, paired, seeds_needed
-from qdtune.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle, sides
+from qdtune.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle
 
 VERDICTS = ("helps", "hurts", "undecided", "refused")
 
@@ -153,25 +153,25 @@ def points(*fractions: float) -> list[str]:
     return [f"{100 * x:+.{digits}f}" for x in fractions]
 
 
-def compare_depths(trials: pa.Table, history: pa.Table) -> tuple[Comparison, ...]:
+def compare_depths(everything: list[Side], history: pa.Table) -> tuple[Comparison, ...]:
     """At each number of bits, scale rule and init: each depth against the smallest one at these bits.
 
     Chains with identity between their factors are asked, where there are none those of each activation.
 
     Args:
-        trials: one row per seed, as `tables.TRIALS`; a column that is absent is null.
+        everything: the configurations, see `pairs.sides`.
         history: one row per seed and epoch, as `tables.HISTORY`.
     """
-    return _judged(_drafted(draft, history) for draft in _depths(sides(trials)))
+    return _judged(_drafted(draft, history) for draft in _depths(everything))
 
 
-def compare_activations(trials: pa.Table, history: pa.Table) -> tuple[Comparison, ...]:
+def compare_activations(everything: list[Side], history: pa.Table) -> tuple[Comparison, ...]:
     """At each number of bits, depth from 2 on, scale rule and init: each activation against identity.
 
     Args:
-        trials, history: as for `compare_depths`.
+        everything, history: as for `compare_depths`.
     """
-    return _judged(_drafted(draft, history) for draft in _activations(sides(trials)))
+    return _judged(_drafted(draft, history) for draft in _activations(everything))
 
 
 # --- What is asked.

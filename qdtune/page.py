@@ -17,7 +17,7 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
-from qdtune.figures import NAME, Figure, apart, figures, overlay
+from qdtune.figures import MANY, NAME, Figure, apart, figures, overlay
 from qdtune.machine import cache_dir
 from qdtune.progress import front_cells
 from qdtune.published import published
@@ -153,6 +153,7 @@ def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]
     for figure in figures(drawn, reference, still=True):
         rows = curves if figure.name == "curves" else marks
         spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
+        spec["config"]["aria"] = len(drawn.rows) <= MANY  # a label for each mark would be most of the file
         svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=VEGA_LITE)
         yield f"{figure.name}.svg", svg.encode()
         yield f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=PIXELS)

@@ -227,10 +227,14 @@ def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | N
     return _trial(spec, tuple(widths if axis == "hidden" else config[axis] for axis in AXES), seeds)
 
 
-def holds(spec: Spec, trial: Trial) -> bool:
-    """Whether the sweep could run this configuration: every value can occur, nothing excludes it."""
-    values = trial.values
-    return all(axis.holds(values[name]) for name, axis in spec.axes.items()) and _feasible(spec, trial)
+def held(spec: Spec, trials: Iterable[Trial]) -> list[Trial]:
+    """Those that the sweep could run: every value can occur, nothing excludes it."""
+    axes = spec.axes
+    return [
+        trial
+        for trial in trials
+        if all(axes[name].holds(value) for name, value in trial.values.items()) and _feasible(spec, trial)
+    ]
 
 
 def candidates(spec: Spec) -> Iterator[Trial]:

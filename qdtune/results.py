@@ -1,4 +1,4 @@
-"""What a run folder holds, as trials of a sweep: states, accuracies and curves."""
+"""What a run folder held, as trials of a sweep: states, accuracies and curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from qdtune.configuration import Trial
 from qdtune.names import AXES
-from qdtune.plan import holds, make_trial
+from qdtune.plan import held, make_trial
 from qdtune.spec import Spec
 from qdtune.tables import STATES, TRIALS, completed
 
@@ -110,14 +110,14 @@ def members(spec: Spec, trials: pa.Table) -> dict[str, Trial]:
     lists = [(name, "list") for name in ("seed", *AXES)]
     groups = trials.select(["trial_id", "seed", *AXES]).group_by("trial_id", use_threads=False).aggregate(lists)
     columns = [groups[f"{name}_list"].to_pylist() for name in ("seed", *AXES)]
-    found = {}
+    found = []
     for trial_id, seeds, *values in zip(groups["trial_id"].to_pylist(), *columns, strict=True):
         config = {axis: value[0] for axis, value in zip(AXES, values, strict=True)}
         trial = make_trial(spec, config, spec.seeds if sorted(seeds) == sorted(spec.seeds) else tuple(sorted(seeds)))
         # Where the hash differs, it was trained by other rules: by an older version of qdtune, say.
-        if trial.trial_id == trial_id and holds(spec, trial):
-            found[trial_id] = trial
-    return found
+        if trial.trial_id == trial_id:
+            found.append(trial)
+    return {trial.trial_id: trial for trial in held(spec, found)}
 
 
 _LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
