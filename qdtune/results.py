@@ -1,4 +1,4 @@
-"""What a run folder held, as trials of a sweep: states, accuracies and curves."""
+"""What a run folder holds, as trials of a sweep: states, accuracies and curves."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from qdtune.configuration import Trial
 from qdtune.names import PRUNERS
-from qdtune.plan import candidates, holds
+from qdtune.plan import candidates, held
 from qdtune.results import Result
 from qdtune.samplers import OPENING, STARTUP, make_sampler
 from qdtune.spec import Spec
@@ -109,7 +109,7 @@ def test_proposals_are_trials_of_the_sweep(method):
     found = run(Study(sweep), 12)
     assert len({trial.trial_id for trial in found}) == 12
     for trial in found:
-        assert holds(sweep, trial)
+        assert held(sweep, [trial]) == [trial]
         assert trial.seeds == sweep.seeds
         assert type(trial.depth) is type(trial.weight_bits) is int
 
@@ -123,7 +123,8 @@ def test_what_breaks_a_rule_is_told_with_its_excess_and_not_returned(method):
     study = quiet(sweep)
     found = run(study, 6)
     assert len(found) == 6
-    assert all(holds(sweep, trial) and trial.ledger.size_bytes <= 3000 and trial.depth < 3 for trial in found)
+    assert held(sweep, found) == found
+    assert all(trial.ledger.size_bytes <= 3000 and trial.depth < 3 for trial in found)
     known = [t for t in study.search.trials if t.constraints]
     for trial in known:
         assert set(trial.constraints) == {"exclude depth: 1, activation: relu", "size_bytes <= 3000", "depth < 3"}
