@@ -1,7 +1,7 @@
 """K replicas of one configuration, stacked along a leading axis and trained at once: warm-up, QAT, evaluation.
 
 A replica sees its own initial weights and its own order of batches: it ends with the numbers it would have ended with
-alone. The whole step, the gather of its batch and the optimiser included, is one call: see `step` and `compiled`.
+alone. The whole step, optimiser included, is one call: see `step` and `compiled`.
 
 Alphabet: K replicas, B batch, I in, N samples.
 """

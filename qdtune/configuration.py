@@ -44,7 +44,7 @@ class Trial:
         activation: what stands between the factors of one layer.
         scale, factor_init: how step sizes and first weights are chosen.
         hidden: widths of the hidden layers before factorisation.
-        batch_norm: whether each hidden layer is normalised.
+        batch_norm: whether hidden layers are normalised; a word of `names.NORMS`: what else is.
         dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
             the factory's name.
         batch_size: samples per step.
@@ -62,7 +62,7 @@ class Trial:
     scale: str
     factor_init: str
     hidden: tuple[int, ...]
-    batch_norm: bool
+    batch_norm: bool | str
     dataset: str
     val_size: int
     batch_size: int

@@ -41,13 +41,20 @@ class FactoredLinear(nn.Module):
         depth: D, the number of factors, >= 1; one factor is the layer itself.
         bias: whether the last factor has one.
         activation: a name of `ACTIVATIONS`, applied after every factor but the last.
+        norm: whether a batch normalisation stands before each of these activations (inputs are then (B, I)).
 
     Raises:
         ValueError: depth below 1 or an unknown activation.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, depth: int, bias: bool = True, activation: str = "identity"
+        self,
+        in_features: int,
+        out_features: int,
+        depth: int,
+        bias: bool = True,
+        activation: str = "identity",
+        norm: bool = False,
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -59,6 +66,7 @@ class FactoredLinear(nn.Module):
         self.factors = nn.ModuleList(
             nn.Linear(dims[k], dims[k + 1], bias=bias and k == depth - 1) for k in range(depth)
         )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in dims[1:-1] if norm)
         self.activation = ACTIVATIONS[activation]()
 
     @property
@@ -67,8 +75,9 @@ class FactoredLinear(nn.Module):
         return [int(factor.out_features) for factor in list(self.factors)[:-1]]  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        for factor in self.factors[:-1]:
-            x = self.activation(factor(x))
+        for k, factor in enumerate(self.factors[:-1]):
+            x = factor(x)
+            x = self.activation(self.norms[k](x) if self.norms else x)
         return self.factors[-1](x)
 
 
@@ -79,6 +88,7 @@ def decompose(
     factor_init: str = "default",
     generator: torch.Generator | None = None,
     decomposed: str = "all",
+    norm: bool = False,
 ) -> nn.Module:
     """The model with every `nn.Linear`, at any level, split into `depth` factors; changed in place.
 
@@ -100,6 +110,8 @@ def decompose(
         generator: where the draws come from.
         decomposed: `all`, or `hidden`: the head, the last linear layer in the order of modules, stays one factor. The
             logits then have the same rank at every depth: split in two, a head 24 -> 10 has rank 7, in eight 4.
+        norm: whether there is a batch normalisation (Ioffe and Szegedy 2015, section 3.2) after every factor but the
+            last, before the activation. Factors of one bit between rectifiers train with it alone.
 
     Raises:
         ValueError: an unknown name, depth below 1, or `svd` of factors with an activation between them.
@@ -117,7 +129,7 @@ def decompose(
         last: nn.Linear = layer if isinstance(layer, nn.Linear) else layer.factors[-1]  # type: ignore[assignment]
         matrix = _matrix(layer) if factor_init == "svd" else None
         shape = (layer.in_features, layer.out_features, 1 if layer is head else depth)
-        factored = FactoredLinear(*shape, bias=last.bias is not None, activation=activation).to(last.weight)
+        factored = FactoredLinear(*shape, last.bias is not None, activation, norm).to(last.weight)
         weights: list[Tensor] = [factor.weight for factor in factored.factors]  # type: ignore[misc]
         if matrix is not None:
             _split_svd(weights, matrix)
@@ -164,8 +176,9 @@ def _matrix(layer: nn.Linear | FactoredLinear) -> Tensor:
     """The one matrix (O, I) that a layer amounts to."""
     if isinstance(layer, nn.Linear):
         return layer.weight
-    if len(layer.factors) > 1 and not isinstance(layer.activation, nn.Identity):
-        raise ValueError("svd needs layers that are one matrix: there is an activation between these factors")
+    if len(layer.factors) > 1 and (layer.norms or not isinstance(layer.activation, nn.Identity)):
+        what = "a normalisation" if layer.norms else "an activation"
+        raise ValueError(f"svd needs layers that are one matrix: there is {what} between these factors")
     first, *others = [factor.weight for factor in layer.factors]
     matrix: Tensor = first  # type: ignore[assignment]
     for weight in others:

@@ -128,6 +128,7 @@ class Parts(NamedTuple):
     Attributes:
         layers: each linear layer: I, O, whether it has a bias.
         norms: features that are batch-normalised.
+        factor_norms: whether those between the factors of a layer are, too.
         other: all other trainable numbers.
         other_bytes: of these and of the tables (buffers) that go with the model.
     """
@@ -136,6 +137,7 @@ class Parts(NamedTuple):
     norms: int = 0
     other: int = 0
     other_bytes: int = 0
+    factor_norms: bool = False
 
     def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
         """The widths of each layer's factors; with `hidden` the last layer stays one."""
@@ -158,6 +160,7 @@ class Parts(NamedTuple):
         """The bytes after `decompose` and `quantize`."""
         total = norm_ledger(self.norms) + other_ledger(self.other, self.other_bytes)
         for (_, o, bias), dims in zip(self.layers, self.dims(depth, decompose), strict=True):
+            total += norm_ledger(sum(dims[1:-1]) if self.factor_norms else 0)
             for k, (rows, columns) in enumerate(pairwise(dims)):
                 biases = o if k == len(dims) - 2 and bias else 0
                 steps = columns if granularity == "channel" else 1
@@ -165,11 +168,15 @@ class Parts(NamedTuple):
         return total
 
 
-def mlp_parts(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool = False) -> Parts:
-    """The parts of `models.mlp`. A layer that is followed by a normalisation has no bias: the shift does its work."""
+def mlp_parts(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool | str = False) -> Parts:
+    """The parts of `models.mlp`. A layer that is followed by a normalisation has no bias: the shift does its work.
+
+    Args:
+        batch_norm: true, false, or one of `names.NORMS`.
+    """
     pairs = list(pairwise((inputs, *hidden, classes)))
     layers = tuple((i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
-    return Parts(layers, norms=sum(hidden) if batch_norm else 0)
+    return Parts(layers, norms=sum(hidden) if batch_norm else 0, factor_norms=batch_norm == "factors")
 
 
 def mlp_ledger(
@@ -180,7 +187,7 @@ def mlp_ledger(
     depth: int,
     weight_bits: int,
     act_bits: int | None,
-    batch_norm: bool = False,
+    batch_norm: bool | str = False,
     **axes: str,
 ) -> Ledger:
     """The bytes of `models.mlp` after `decompose` and `quantize`; `axes` as of `Parts.ledger`."""

@@ -38,6 +38,8 @@ FACTOR_INITS = ("default", "orthogonal", "isometry", "svd")
 GRANULARITIES = ("tensor", "channel")
 LEVELS = ("symmetric", "ternary", "full")
 DECOMPOSED = ("all", "hidden")
+# Of `batch_norm`, beside true (a normalisation after each hidden layer) and false: between factors, too.
+NORMS = ("factors",)
 BUDGETS = (
     "size_bytes",
     "params",

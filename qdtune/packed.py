@@ -111,9 +111,10 @@ def _visit(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> Iterator
         yield _affine(dot, module, tensors)
     elif isinstance(module, FactoredLinear):
         for k, factor in enumerate(module.factors):
-            if k:
-                yield from _visit(f"{dot}activation", module.activation, tensors)
             yield from _visit(f"{dot}factors.{k}", factor, tensors)
+            if factor is not module.factors[-1]:
+                yield from (op for norm in module.norms[k : k + 1] for op in _visit(f"{dot}norms.{k}", norm, tensors))
+                yield from _visit(f"{dot}activation", module.activation, tensors)
     elif type(module) in _NAMES:
         yield {"op": _NAMES[type(module)]}
     else:

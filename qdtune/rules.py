@@ -191,8 +191,13 @@ def share(right: str, least: int, words: Sequence[str] = ()) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def flag(value: object) -> bool:
-    """True or false, and nothing that could be taken for it."""
-    if not isinstance(value, bool):
-        raise _is_not("a switch", value, "true or false")
-    return value
+def flag(words: Sequence[str] = ()) -> BeforeValidator:
+    """True or false, and nothing that could be taken for it; where `words` are given, or one of them."""
+    right = " or ".join(["true", "false", *words])
+
+    def check(value: object) -> bool | str:
+        if not isinstance(value, bool) and value not in words:
+            raise _is_not("a switch", value, right)
+        return value  # type: ignore[return-value]
+
+    return BeforeValidator(check)

@@ -23,6 +23,7 @@ from qdtune.names import (
     FACTOR_INITS,
     GRANULARITIES,
     LEVELS,
+    NORMS,
     ORDERS,
     PRUNERS,
     SCALES,
@@ -96,7 +97,8 @@ Rate = Annotated[float, number("a finite number above 0", lambda x: x > 0)]
 Seconds = Annotated[float, number("seconds, above 0", lambda x: x > 0)]
 Momentum = Annotated[float, number("0 or more, below 1", lambda x: 0 <= x < 1)]
 Seed = Annotated[int, whole(0, 2**32 - 1)]
-Flag = Annotated[bool, BeforeValidator(flag)]
+Flag = Annotated[bool, flag()]
+Norm = Annotated[bool | str, flag(NORMS)]
 RunName = Annotated[
     str, matching("letters, digits, . _ - ; starts with a letter or digit; at most 64; no device name", _name)
 ]
@@ -278,14 +280,14 @@ class Data(Plugged):
 
 
 class Model(Plugged):
-    """The network before it is factorised: its hidden widths, and whether each is normalised.
+    """The network before it is factorised: its hidden widths, and what is normalised (see `names.NORMS`).
 
     Of a factory's, `built` says what it consists of, by hidden widths as they stand in tables.
     """
 
     name: Annotated[str, choice(("mlp",))] | None = None
     hidden: Widths = (24,)
-    batch_norm: Flag = False
+    batch_norm: Norm = False
     built: dict[str, Parts] | None = None
 
     _found: ClassVar = ("built",)

@@ -192,7 +192,7 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     if spec.data.info is not None:
         yield from _data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:
-        yield ("train", "batch_size"), "1 is not allowed with batch_norm: true (at least 2, to have a variance)"
+        yield ("train", "batch_size"), "1 is not allowed with batch_norm (at least 2, to have a variance)"
     for i, rule in enumerate(spec.exclude):
         if not rule:
             yield ("exclude", i), "names no axis (it would exclude everything)"

@@ -3,7 +3,7 @@
 The models know one replica; `vmap` adds the axis. Bits, step sizes, learning rate and batch enter as tensors, so that
 one compiled step serves every configuration of the same `Shape`.
 
-Alphabet: K replicas, B batch, I in, N samples.
+Alphabet: K replicas, B batch, I in.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Stack = dict[str, Tensor]  # name -> (K, ...)
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the graph of a training step, beside K, B and N; all else enters it as tensors."""
+    """What decides the graph of a training step, beside K and B; all else enters it as tensors."""
 
     inputs: int
     classes: int
     hidden: tuple[int, ...]
-    batch_norm: bool
+    batch_norm: bool | str
     depth: int
     activation: str
     float_weights: bool
@@ -71,12 +71,19 @@ class Shape:
         """One replica before its layers are split, with the first weights of a seed."""
         if self.own:
             return models.own(*self.own, self.inputs, self.hidden, self.classes, seed=seed)
-        return models.mlp(self.inputs, self.hidden, self.classes, batch_norm=self.batch_norm, seed=seed)
+        return models.mlp(self.inputs, self.hidden, self.classes, batch_norm=bool(self.batch_norm), seed=seed)
 
     def template(self) -> nn.Module:
         """One replica of this shape without numbers."""
         model = self.undivided(seed=0)
-        model = decompose(model, self.depth, self.activation, generator=torch.Generator(), decomposed=self.decompose)
+        model = decompose(
+            model,
+            self.depth,
+            self.activation,
+            generator=torch.Generator(),
+            decomposed=self.decompose,
+            norm=self.batch_norm == "factors",
+        )
         weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
         return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
 
@@ -127,13 +134,11 @@ def make_step(shape: Shape, template: nn.Module) -> Callable[..., None]:
         buffers: Stack,
         state: dict[str, Stack],
         loss_sum: Tensor,  # (K,)
-        inputs: Tensor,  # (N, I)
-        labels: Tensor,  # (N,)
-        batch: Tensor,  # (K, B)
+        x: Tensor,  # (K, B, I) uint8
+        y: Tensor,  # (K, B)
         lr: Tensor,  # ()
     ) -> None:
-        x, y = normalise(inputs[batch]), labels[batch]
-        grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, x, y)
+        grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, normalise(x), y)
         update(shape.optimizer, shape.momentum, params, grads, state, lr)
         for name, b in buffers.items():
             b.copy_(new_buffers[name])

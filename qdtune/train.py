@@ -150,12 +150,12 @@ def _warm_up(
     trial: Trial, data: Tensors, warmups: Warmups, log: Log, compile: str
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
     """The K float replicas from which QAT starts: taken from `warmups`, or trained and kept there."""
-    base = trial.warmup_base
+    base, norm = trial.warmup_base, trial.batch_norm == "factors"
     replicas: list[nn.Module] = []
     for seed in trial.seeds:
         model = Shape.of(trial, data.inputs, data.classes, "warmup").undivided(seed)
         between = (base.depth, base.activation, base.factor_init)
-        replicas.append(decompose(model, *between, generator("init", seed), base.decompose))
+        replicas.append(decompose(model, *between, generator("init", seed), base.decompose, norm))
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
         cohort = _cohort(replicas, base, data, "warmup", compile)
@@ -168,7 +168,8 @@ def _warm_up(
         for k, replica in enumerate(replicas):
             # An ended replica has no singular values; it only keeps its place in the stack.
             init = "default" if k in log.dead else "svd"
-            replicas[k] = decompose(replica, trial.depth, trial.activation, init, decomposed=trial.decompose)
+            between = (trial.depth, trial.activation, init)
+            replicas[k] = decompose(replica, *between, decomposed=trial.decompose, norm=norm)
     return replicas
 
 

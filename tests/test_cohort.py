@@ -46,8 +46,10 @@ def a_trial(**changes):
 
 
 def a_replica(trial, seed):
-    model = models.mlp(16, trial.hidden, 4, batch_norm=trial.batch_norm, seed=seed)
-    decompose(model, trial.depth, trial.activation, trial.factor_init, generator("init", seed), trial.decompose)
+    model = models.mlp(16, trial.hidden, 4, batch_norm=bool(trial.batch_norm), seed=seed)
+    norm = trial.batch_norm == "factors"
+    between = (trial.depth, trial.activation, trial.factor_init)
+    decompose(model, *between, generator("init", seed), trial.decompose, norm)
     return model
 
 
@@ -81,6 +83,7 @@ CASES = [
     a_trial(weight_bits=2, scale="lsq", granularity="channel", levels="full", decompose="hidden"),
     a_trial(act_bits=1, weight_bits=1, scale="lsq"),
     a_trial(batch_norm=True, hidden=(12, 8)),
+    a_trial(batch_norm="factors", weight_bits=1, scale="lsq"),
     a_trial(qat=Qat(epochs=2, lr=0.03, momentum=0.9, schedule="cosine")),
     a_trial(qat=Qat(epochs=2, lr=0.003, optimizer="adam", augment="shift")),
 ]

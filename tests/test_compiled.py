@@ -24,24 +24,27 @@ def folder(monkeypatch, tmp_path):
     return tmp_path / "qdtune" / "steps"
 
 
-def doubled(x, batch, rate):
-    x.mul_(2).add_(rate)
+DATA = (torch.tensor([[10.0], [20.0]]),)
+
+
+def doubled(x, rows, rate):
+    x.mul_(2).add_(rows.sum()).add_(rate)
 
 
 def tensors():
-    return torch.ones(3), torch.zeros(1, 1, dtype=torch.int64), torch.tensor(0.5)
+    return torch.ones(3), torch.tensor([[0]]), torch.tensor(0.5)
 
 
 def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     x, batch, rate = tensors()
-    compiled.compiled(SHAPE, doubled, (x,), (), batch, rate)(batch, rate)
-    assert x.tolist() == [2.5] * 3
+    compiled.compiled(SHAPE, doubled, (x,), DATA, batch, rate)(batch, rate)
+    assert x.tolist() == [12.5] * 3
     (library,) = folder.glob("*.so")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     monkeypatch.setattr(compiled, "_build", lambda *a: pytest.fail("compiled although it was there"))
-    call = compiled.compiled(SHAPE, doubled, (x,), (), batch, rate)
-    call(batch, torch.tensor(1.0))
-    assert x.tolist() == [6.0] * 3
+    call = compiled.compiled(SHAPE, doubled, (x,), DATA, batch, rate)
+    call(torch.tensor([[1]]), torch.tensor(1.0))
+    assert x.tolist() == [46.0] * 3
     assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [library.name]
 
 
@@ -75,7 +78,7 @@ def test_what_cannot_be_compiled_is_said_with_its_cure(folder, monkeypatch):
         compiled.CompileError,
         match=r"compiled: g\+\+: fatal error: no such thing \(run.compile: never does without\)",
     ):
-        compiled.compiled(SHAPE, doubled, (x,), (), batch, rate)
+        compiled.compiled(SHAPE, doubled, (x,), DATA, batch, rate)
     assert list(folder.glob("*.so")) == []
 
 

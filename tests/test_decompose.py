@@ -175,7 +175,21 @@ def test_svd_factors_multiply_to_the_best_matrix_of_their_rank(depth):
     assert max(norms) / min(norms) < 1.001  # the singular values are shared evenly
 
 
-def test_svd_of_factors_with_an_activation_between_is_refused():
-    layer = decompose(nn.Linear(30, 18), 2, "relu")
-    with pytest.raises(ValueError, match="svd needs layers that are one matrix"):
+@pytest.mark.parametrize(
+    ("between", "what"), [({"activation": "relu"}, "activation"), ({"norm": True}, "normalisation")]
+)
+def test_svd_of_factors_with_something_between_is_refused(between, what):
+    layer = decompose(nn.Linear(30, 18), 2, **between)
+    with pytest.raises(ValueError, match=f"svd needs layers that are one matrix: there is an? {what} between"):
         decompose(layer, 3, factor_init="svd")
+
+
+def test_a_normalisation_stands_before_each_activation_between_factors():
+    layer = decompose(nn.Linear(30, 18), 3, "relu", norm=True)
+    seen = []
+    layer.activation.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    layer(100 * torch.randn(64, 30) + 7)
+    assert len(seen) == 2
+    for x in seen:
+        torch.testing.assert_close(x.mean(0), torch.zeros(x.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(x.var(0, correction=0), torch.ones(x.shape[1]), atol=1e-2, rtol=0)

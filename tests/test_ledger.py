@@ -106,5 +106,8 @@ def test_size_bytes_counts_activation_scales_normalisation_and_floats():
     assert acts.size_bytes - plain.size_bytes == 4 * 4  # one more scale for each of four factors
     normed = mlp_ledger(784, [24], 10, depth=2, weight_bits=4, act_bits=None, batch_norm=True)
     assert normed.size_bytes - plain.size_bytes == 2 * 24 * 4 - 24 * 4  # scale and shift, less the bias
+    between = mlp_ledger(784, [24], 10, depth=3, weight_bits=4, act_bits=None, batch_norm="factors")
+    outside = mlp_ledger(784, [24], 10, depth=3, weight_bits=4, act_bits=None, batch_norm=True)
+    assert between.size_bytes - outside.size_bytes == 2 * (23 + 23 + 6 + 6) * 4  # two between three factors
     floats = mlp_ledger(784, [24], 10, depth=1, weight_bits=32, act_bits=None)
     assert floats.size_bytes == floats.fp32_bytes == 4 * (784 * 24 + 24 * 10 + 34)

@@ -39,7 +39,7 @@ def spread():
             "activation": activation,
             "scale": SCALES[(k + k // 3) % 3],
             "act_bits": (None, 1, 8, 4)[(k + k // 4) % 4],
-            "batch_norm": (k + k // 2) % 2 == 1,
+            "batch_norm": (False, True, "factors")[(k + k // 2) % 3],
             "levels": LEVELS[(k + k // 10) % 3],
             "granularity": GRANULARITIES[k // 2 % 2],
             "decompose": DECOMPOSED[k // 3 % 2],

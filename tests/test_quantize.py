@@ -348,13 +348,14 @@ def test_inputs_that_are_never_negative_waste_no_code(bits):
 # --- the ledger --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, True, "factors"])
 @pytest.mark.parametrize("depth", range(1, 7))
 def test_ledger_of_tensors_equals_the_one_by_arithmetic(depth, batch_norm):
     for bits, act_bits in product([*range(1, 9), 16, 32], [None, 4]):
         levels, granularity, which = LEVELS[bits % 3], GRANULARITIES[bits // 3 % 2], DECOMPOSED[bits // 2 % 2]
-        model = models.mlp(64, [24, 12], 10, batch_norm=batch_norm, seed=0)
-        quantize(decompose(model, depth, decomposed=which), bits, act_bits, "lsq", levels, granularity)
+        model = models.mlp(64, [24, 12], 10, batch_norm=bool(batch_norm), seed=0)
+        decompose(model, depth, decomposed=which, norm=batch_norm == "factors")
+        quantize(model, bits, act_bits, "lsq", levels, granularity)
         axes = {"levels": levels, "granularity": granularity, "decompose": which}
         bits_of = {"depth": depth, "weight_bits": bits, "act_bits": act_bits}
         assert ledger(model) == mlp_ledger(64, [24, 12], 10, **bits_of, batch_norm=batch_norm, **axes)

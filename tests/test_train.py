@@ -97,7 +97,7 @@ def test_a_shared_warmup_gives_the_numbers_of_an_own_one(data):
 @pytest.mark.parametrize(
     "changes",
     [{"depth": 3}, {"activation": "tanh"}, {"factor_init": "default"}, {"hidden": (9,)}, {"seeds": (5,)},
-     {"warmup": Warmup(epochs=2, lr=0.05)}, {"batch_norm": True}],
+     {"warmup": Warmup(epochs=2, lr=0.05)}, {"batch_norm": True}, {"batch_norm": "factors"}],
     ids=str,
 )  # fmt: skip
 def test_what_changes_the_warmup_trains_another(data, changes):
