@@ -20,13 +20,12 @@ import vl_convert
 from qdtune.figures import MANY, NAME, Figure, apart, figures, overlay
 from qdtune.machine import cache_dir
 from qdtune.progress import front_cells
-from qdtune.published import published
 from qdtune.rules import printable
 from qdtune.run import Run
 from qdtune.sheet import Sheet
 from qdtune.storage import LocalFolder, StorageError
 from qdtune.store import Store
-from qdtune.summary import Table, facts, front_title, questions, trouble, varying
+from qdtune.summary import BESIDE, Table, beside, facts, front_title, questions, trouble, varying
 from qdtune.tables import TRIALS, DamagedError, parse
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -210,7 +209,10 @@ def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
         yield "</section>"
     yield "<section><h2>Figures</h2>"
     yield from (_figure(figure, data) for figure in figures(drawn, reference))
-    if reference and not published(run.spec.data.names[0]):
+    if reference and (table := beside(run)):
+        yield _table(table)
+        yield f"<p>{_text(BESIDE)}</p>"
+    elif reference:
         yield f"<p>{_text(f'No published networks are known here for {run.spec.data.names[0]}.')}</p>"
     yield "</section>"
     made = ", ".join(f"{name} {text}" for name, text in provenance(run).items())

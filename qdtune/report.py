@@ -16,13 +16,13 @@ from rich.table import Table as RichTable
 from qdtune.cli import Parser, guarded, told
 from qdtune.page import MARK, images, page
 from qdtune.progress import console, front_table
-from qdtune.published import published
+from qdtune.published import CAVEAT
 from qdtune.rules import mistake, one_line
 from qdtune.run import Run, RunError, read
 from qdtune.sheet import Sheet, sheet
 from qdtune.storage import LocalFolder
 from qdtune.store import FAULTS, Store
-from qdtune.summary import EFFECT, Question, Table, front_title, questions, state, trouble, varying
+from qdtune.summary import BESIDE, EFFECT, Question, Table, beside, front_title, questions, state, trouble, varying
 from qdtune.watch import LEAST_S, PAGE, closed, follow
 
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
@@ -103,12 +103,8 @@ def _report(arguments: argparse.Namespace) -> int:
         runs = [_within(read(run), arguments.budget) for run in arguments.runs]
         out = console()
         for run in runs:
-            _print(run, out)
+            _print(run, out, arguments.reference)
         sheets = [sheet(run) for run in runs]
-        if arguments.reference:
-            for name in sorted({run.spec.data.names[0] for run in runs}):
-                if not published(name):
-                    out.print(f"--reference: no published networks are known here for {name}")
         for line in _written(sheets, arguments):
             out.print(line)
         return 0
@@ -205,8 +201,8 @@ def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = Fa
 # --- the terminal
 
 
-def _print(run: Run, out: Console) -> None:
-    """The front, what went wrong, the two questions with their answers."""
+def _print(run: Run, out: Console, reference: bool) -> None:
+    """The front, what went wrong, the two questions with their answers; with `reference`, published networks."""
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
@@ -219,6 +215,14 @@ def _print(run: Run, out: Console) -> None:
     for question in questions(run):
         _print_question(question, out)
     out.print()
+    if reference and (table := beside(run)):
+        out.print(table.title, style="bold")
+        out.print(_rich(table))
+        for line in (BESIDE, CAVEAT):
+            out.print(line, style="dim", width=WIDTH if out.is_terminal else None)
+        out.print()
+    elif reference:
+        out.print(f"--reference: no published networks are known here for {run.spec.data.names[0]}")
 
 
 def _print_question(question: Question, out: Console) -> None:

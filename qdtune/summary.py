@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from qdtune.comparisons import VERDICTS, Comparison
 from qdtune.names import AXES
+from qdtune.pareto import front
 from qdtune.progress import counted
+from qdtune.published import Published, published
 from qdtune.rules import one_line
 from qdtune.run import Run
 
@@ -19,6 +23,10 @@ DEPTH = "Which depth and bit width win at a given number of bytes?"
 EFFECT = "effect (points)"
 ACTIVATION = "Does an activation between the factors help?"
 LIVE = pa.array(["ok", "pruned"])  # states in which an error is a remark on the warm-up
+BESIDE = (
+    "Ours: with inputs of no more bits than theirs, and on the front of these, which validation draws; all bytes. "
+    "Theirs: the bytes of the weights alone."
+)
 FEW_REFUSED = 2  # comparisons without a pair that are told one by one; more are one sentence
 
 
@@ -72,6 +80,38 @@ def front_title(run: Run) -> str:
     """The line above the front."""
     within = "" if run.budget is None else f", within {run.budget:,} bytes"
     return f"Pareto front of {counted(run.pareto.num_rows, 'configuration')} on {run.spec.data.names[0]}{within}"
+
+
+def beside(run: Run) -> Table | None:
+    """Published networks, and for each the smallest of ours that is as accurate on the test set; None without any.
+
+    What they are chosen from is in `BESIDE`.
+    """
+    others = published(run.spec.data.names[0])
+    ours = run.pareto.filter(pc.is_valid(run.pareto["pareto_rank"])).to_pylist()
+    rows = []
+    for other in others:
+        bits = math.inf if other.act_bits is None else other.act_bits
+        mine = [row for row in ours if (math.inf if row["act_bits"] is None else row["act_bits"]) <= bits]
+        costs = np.array([[-row["val_accuracy"], row["size_bytes"]] for row in mine]).reshape(-1, 2)
+        best = [row for row, first in zip(mine, front(costs), strict=True) if first]
+        as_good = [row for row in best if (row["test_accuracy"] or 0) >= other.test_accuracy]
+        rows.append(
+            [other.system, f"{other.weight_bytes:,}", f"{other.test_accuracy:.2%}", *_matched(other, as_good)]
+        )
+    heads = ["published", "bytes", "test", "ours", "bytes", "test", "share"]
+    return Table("The smallest of ours that is at least as accurate", heads, rows) if rows else None
+
+
+def _matched(other: Published, as_good: list[dict[str, Any]]) -> list[str]:
+    if not as_good:
+        return ["none", "-", "-", "-"]
+    row = min(as_good, key=lambda row: row["size_bytes"])
+    inputs = "" if row["act_bits"] is None else f" a{row['act_bits']}"
+    depth = "" if row["depth"] == 1 else f" d{row['depth']}"
+    name = f"{row['hidden']}{depth} w{row['weight_bits']}{inputs}"
+    share = row["size_bytes"] / other.weight_bytes
+    return [name, f"{row['size_bytes']:,}", f"{row['test_accuracy']:.2%}", f"{share:.0%}"]
 
 
 def questions(run: Run) -> list[Question]:

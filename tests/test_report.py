@@ -14,6 +14,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake
 import pyarrow as pa
@@ -31,7 +32,7 @@ from qdtune.report import main, read_bytes
 from qdtune.sheet import sheet
 from qdtune.spec import load
 from qdtune.store import Store
-from qdtune.summary import trouble
+from qdtune.summary import beside, trouble
 from qdtune.tables import TRIALS, completed
 from qdtune.watch import PAGE, drawing, follow
 
@@ -226,6 +227,30 @@ def test_published_networks_are_drawn_by_test_accuracy(drawn):
     assert "best on the test set" in front.caption
     assert "test accuracy (%" in text
     assert "validation accuracy (%, error" not in text
+
+
+def test_published_networks_stand_beside_the_smallest_of_the_front_that_is_as_accurate():
+    """By act_bits, size, validation and test accuracy; the last two are no front, for validation chooses."""
+    ours = [
+        (1, 6_000, 0.93, 0.935),
+        (1, 7_000, 0.95, 0.950),
+        (2, 5_000, 0.94, 0.948),
+        (None, 100, 0.90, 0.99),
+        (1, 6_500, 0.92, 0.99),
+        (2, 4_000, None, 0.99),
+    ]
+    random.Random(0).shuffle(ours)
+    rows = [
+        {"act_bits": a, "size_bytes": s, "val_accuracy": v, "test_accuracy": t, "pareto_rank": v and 1}
+        | {"hidden": "64", "depth": 2, "weight_bits": 1}
+        for a, s, v, t in ours
+    ]
+    spec = SimpleNamespace(data=SimpleNamespace(names=("mnist",)))
+    table = beside(SimpleNamespace(spec=spec, pareto=pa.Table.from_pylist(rows)))
+    found = {row[0].removeprefix("Brevitas "): row[3:] for row in table.rows}
+    assert found["TFC 1W1A"] == ["64 d2 w1 a1", "6,000", "93.50%", "81%"]
+    assert found["TFC 1W2A"] == ["64 d2 w1 a2", "5,000", "94.80%", "68%"]
+    assert found["SFC 1W1A"] == ["none", "-", "-", "-"]
 
 
 def test_plot_of_a_run_is_a_chart_with_its_data(run):
