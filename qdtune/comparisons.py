@@ -222,7 +222,7 @@ def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, flo
     asked, group, baselines = draft
     idle = ("activation", "decompose") if asked.baseline == 1 else ()
     match = tuple(name for name in KEYS if name != asked.axis and name not in idle)
-    pairs = baselines.pairs(group, match)
+    pairs = (baselines.sized if asked.axis == "depth" else baselines.pairs)(group, match)
     if not pairs:
         apart, one, other = baselines.confounder(group, match)
         differ = ", ".join(f"{name} ({_shown(one, name)} here, {_shown(other, name)} there)" for name in apart)
@@ -281,6 +281,10 @@ def _flags(asked: Comparison, pairs: Pairs) -> Iterator[str]:
     if capped:
         a, b = capped[0]
         yield f"a last layer of rank {a} against {b}"
+    widths = [(str(a), str(b)) for a, b in ([s.key["hidden"] for s in pair] for pair in pairs) if a != b]
+    if widths:
+        one_width, other_width = min(widths)
+        yield f"hidden width {one_width} against {other_width}, for equal bytes"
     if asked.scale == "minmax" and asked.weight_bits == 2:
         yield "minmax at two bits rounds about 95 % of the first layer to zero, so this is about that rule"
     apart = [(one.size - other.size) / min(one.size, other.size) for one, other in pairs if one.size and other.size]

@@ -53,6 +53,11 @@ class Side:
         return tuple(self.key[name] for name in names)
 
     @property
+    def layers(self) -> int:
+        """How many hidden layers there are."""
+        return str(self.key["hidden"]).count("-") + 1
+
+    @property
     def head_rank(self) -> int | None:
         """The highest rank that the last layer can have; None where not known (of a model of the user's own)."""
         widths = list(self.inner_dims[-1]) if self.inner_dims else []
@@ -118,6 +123,28 @@ class Baselines:
         """Each of `others` with the baseline that has the same values of these keys."""
         index = self.by(names)
         return [(side, index[side.values(names)]) for side in others if side.values(names) in index]
+
+    def sized(self, others: Sequence[Side], names: tuple[str, ...]) -> list[tuple[Side, Side]]:
+        """As `pairs`, but at equal bytes: sizes too far apart, or no such baseline, and hidden widths may differ.
+
+        The side then has the baseline with as many hidden layers whose size is the nearest, if that is near enough:
+        what stands between the factors weighs at few bits, and depths are to be compared for the same bytes.
+        """
+        free, index = tuple(name for name in names if name != "hidden"), self.by(names)
+        others_of: dict[tuple[Any, ...], list[Side]] = {}
+        for one in self.sides:
+            others_of.setdefault((*one.values(free), one.layers), []).append(one)
+        found = []
+        for side in others:
+            best, size = index.get(side.values(names)), side.size
+            if size and (best is None or obstacle(side, best) == "size"):
+                alike = others_of.get((*side.values(free), side.layers), [])
+                choice = [(abs(one.size - size), one.size, one) for one in alike if one.size]
+                nearest = min(choice, key=lambda entry: entry[:2], default=None)
+                if nearest and obstacle(side, nearest[-1]) != "size":
+                    best = nearest[-1]
+            found += [(side, best)] if best else []
+        return found
 
     def confounder(self, others: Sequence[Side], names: tuple[str, ...]) -> tuple[tuple[str, ...], Side, Side]:
         """The fewest keys that stand between `others` and any baseline, and two sides that differ in these."""

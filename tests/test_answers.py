@@ -326,6 +326,25 @@ def test_training_that_failed_in_any_seed_is_not_compared(told, reason):
     assert found.reason.startswith(reason)
 
 
+def test_depths_of_other_widths_are_compared_where_their_sizes_are_equal():
+    """The same width where its size fits, else the nearest size of as many hidden layers, and that is said."""
+    rows = [configuration(2, 1, [0.9, 0.9], hidden="24", size_bytes=1200)]
+    rows += [
+        configuration(1, 1, [low, low + 0.001], hidden=hidden, size_bytes=size)
+        for hidden, size, low in [("24", 1000, 0.1), ("28", 1170, 0.8), ("30", 1260, 0.3), ("9-9", 1200, 0.2)]
+    ]
+    random.Random(1).shuffle(rows)
+    found = one(table(*rows))
+    assert (found.n_pairs, found.baseline_bytes) == (1, 1170)
+    assert found.effect == pytest.approx(0.0995)
+    assert found.flags == ("hidden width 24 against 28, for equal bytes", "2.6 % larger")
+    fits = one(table(*rows, configuration(2, 1, [0.7, 0.7], hidden="30", size_bytes=1250)))
+    assert fits.n_pairs == 2
+    assert fits.effect == pytest.approx((0.0995 + 0.3995) / 2)
+    alone = one(table(*[row for row in rows if row[0]["hidden"] in ("24", "9-9")]))
+    assert (alone.verdict, alone.reason) == ("refused", "it would compare sizes further apart than 5 %")
+
+
 def test_sizes_further_apart_than_a_twentieth_are_refused_and_a_hundredth_is_said():
     def sized(size):
         return one(table(configuration(1, 4, 0.8 + noise(0)), configuration(2, 4, 0.9 + noise(1), size_bytes=size)))
