@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from qdtune.answers import Answers, answer
 from qdtune.names import PLANNED
@@ -75,18 +76,50 @@ class Run:
         """Configurations that have not come to their end: 0 where the sweep is done."""
         pruning = self.spec.early_terminate.type != "none"  # else what was stopped is trained on
         final = sum(n for state, n in self.states.items() if state in FINAL and (pruning or state != "pruned"))
-        return max(0, self.planned - final) + self._to_replicate
+        return max(0, self.planned - final) + self._wrongly_stopped + self._to_replicate
+
+    @property
+    def _wrongly_stopped(self) -> int:
+        """Configurations that were stopped early and are to be trained again, for nothing finished holds them down.
+
+        As `Feed` has it, which trains them once all others have ended.
+        """
+        stopped = self.pareto.filter(pc.equal(self.pareto["state"], "pruned"))
+        rule = self.spec.early_terminate
+        if rule.type == "none" or not rule.keeps_front or not stopped.num_rows:
+            return 0
+        theirs = pc.is_in(self.history["trial_id"], stopped["trial_id"].combine_chunks())
+        curves = self.history.filter(pc.and_(theirs, pc.equal(self.history["phase"], "qat")))
+        means = curves.group_by(["trial_id", "epoch"], use_threads=False).aggregate(
+            [("val_accuracy", "mean"), ("val_accuracy", "count"), ("seed", "count")]
+        )
+        means = means.filter(pc.equal(means["val_accuracy_count"], means["seed_count"]))  # else one has diverged
+        highest = means.group_by("trial_id", use_threads=False).aggregate([("val_accuracy_mean", "max")])
+        sizes = stopped["size_bytes"].take(pc.index_in(highest["trial_id"], stopped["trial_id"].combine_chunks()))
+        ahead = highest["val_accuracy_mean_max"].to_numpy().round(12) > self._best_up_to(sizes.to_numpy()).round(12)
+        return int(ahead.sum())
 
     @property
     def _to_replicate(self) -> int:
         """Configurations on the front, or close behind it, that `replicate` has yet to give more seeds."""
         wanted = self.spec.replicate
-        ranked = self.pareto.filter(pc.is_valid(self.pareto["pareto_rank"])).sort_by("size_bytes")
-        if wanted is None or not ranked.num_rows:
+        if wanted is None:
             return 0
+        ranked = self._ranked
         sizes, accuracies, seeds = (ranked[name].to_numpy() for name in ("size_bytes", "val_accuracy", "n_seeds"))
-        best = np.maximum.accumulate(accuracies)[np.searchsorted(sizes, sizes, side="right") - 1]
-        return int(((best - accuracies <= wanted.within) & (seeds < wanted.front)).sum())
+        behind = self._best_up_to(sizes) - accuracies
+        return int(((behind <= wanted.within) & (seeds < wanted.front)).sum())
+
+    @property
+    def _ranked(self) -> pa.Table:
+        """What of `pareto` has come to its end with all its seeds."""
+        return self.pareto.filter(pc.is_valid(self.pareto["pareto_rank"]))
+
+    def _best_up_to(self, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The highest accuracy of what has come to its end and is not larger; minus infinity where nothing is."""
+        ranked = self._ranked.sort_by("size_bytes")
+        best = np.maximum.accumulate([-np.inf, *ranked["val_accuracy"].to_pylist()])
+        return best[np.searchsorted(ranked["size_bytes"].to_numpy(), sizes, side="right")]
 
     def within(self, budget: int | None) -> Run:
         """The same run without what is larger than `budget` bytes, if that is given.

@@ -102,6 +102,24 @@ def test_states_are_told_and_what_was_stopped_is_left_where_nothing_stops_any_mo
     assert qdtune.load(grid.root).left == 2
 
 
+def test_what_was_stopped_for_no_lasting_reason_is_left_to_do(recording, tmp_path):
+    """As the feed has it, which trains it again in the end."""
+    by_size = recording.write_pareto().sort_by("size_bytes").to_pylist()
+    smallest = [row["trial_id"] for row in by_size if row["size_bytes"] == by_size[0]["size_bytes"]]
+    beaten = [row["trial_id"] for row in by_size if not row["is_pareto"]][-1]
+    for spec, left in (({"type": "pareto"}, 1), ({"type": "median", "scope": "all"}, 0)):
+        store = Store(shutil.copytree(recording.root, tmp_path / spec["type"]))
+        store.create(sweep_files.load(GRID, [f"early_terminate={spec}"]).resolve("mnist").to_yaml())
+        rows, epochs = store.trials().to_pylist(), store.history().to_pylist()
+        for trial_id in (*smallest, beaten):
+            (store.root / "trials" / f"{trial_id}.parquet").unlink()
+            mine = [row | {"state": "pruned"} for row in rows if row["trial_id"] == trial_id]
+            store.write(trial_id, mine, [epoch for epoch in epochs if epoch["trial_id"] == trial_id], {})
+        run = qdtune.load(store.root)
+        assert run.states == {"ok": 35 - len(smallest) - 1, "pruned": len(smallest) + 1}
+        assert run.left == left * len(smallest)
+
+
 def test_reading_changes_nothing_in_the_folder(grid):
     def seen():
         return {path: path.stat().st_mtime_ns for path in grid.root.rglob("*")}
