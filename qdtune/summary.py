@@ -183,11 +183,8 @@ def compared(axis: str, found: Sequence[Comparison]) -> Table | None:
         "levels": "levels",
         "decompose": "split",
     }
-    shared = [
-        field
-        for field in names
-        if field == "weight_bits" or (field != axis and len({getattr(one, field) for one in found}) > 1)
-    ]
+    values = {field: {getattr(one, field) for one in found} - {None} for field in names}
+    shared = [name for name in names if name == "weight_bits" or (name != axis and len(values[name]) > 1)]
     heads = [*(names[field] for field in shared), axis, "against", EFFECT, "n", "verdict"]
     rows = []
     for one in found:

@@ -32,7 +32,7 @@ from qdtune.report import main, read_bytes
 from qdtune.sheet import sheet
 from qdtune.spec import load
 from qdtune.store import Store
-from qdtune.summary import beside, trouble
+from qdtune.summary import beside, questions, trouble
 from qdtune.tables import TRIALS, completed
 from qdtune.watch import PAGE, drawing, follow
 
@@ -119,6 +119,14 @@ def test_report_prints_what_it_draws(run, capsys):
         row = "".join(f"<td>{re.escape(cell)}</td>" for cell in cells)
         assert re.search(f"<tr>{row}<td>[0-9a-f]{{12}}</td></tr>", html)
     assert "made with torch 2.15.0" in html.lower()
+
+
+def test_comparisons_are_told_apart_by_what_differs_alone(run):
+    """At one bit no choice of levels changes anything: a column that says so of a single choice tells nothing."""
+    effect = ["against", "effect (points)", "n", "verdict"]
+    first, second = (question.table.heads for question in questions(qdtune.load(run.root)))
+    assert first == ["bits", "depth", *effect]
+    assert second == ["bits", "depth", "activation", *effect]
 
 
 def test_page_holds_every_configuration_and_asks_nobody(drawn, html):
