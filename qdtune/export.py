@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.run)
     try:
-        chosen = list(_chosen(arguments))
+        chosen, damaged = _chosen(arguments, store)
         folder, files = LocalFolder(Path(arguments.out)), _files(chosen, arguments.format)
         found = {name: folder.read(name) for name in files}
         for name, data in found.items():
@@ -114,17 +115,20 @@ def _export(arguments: argparse.Namespace) -> int:
             _check(folder, one, arguments.format)
     except tuple(FAULTS) as error:
         return told(error, FAULTS)
-    _print(arguments, chosen, files)
+    _print(arguments, chosen, files, damaged)
     return 0
 
 
-def _chosen(arguments: argparse.Namespace) -> Iterator[Chosen]:
-    """What was asked for, every file of it read and found whole."""
-    store, run = Store(arguments.run), one_line(arguments.run)
+def _chosen(arguments: argparse.Namespace, store: Store) -> tuple[list[Chosen], list[str]]:
+    """What was asked for, every file of it read and found whole; and a line for each file of rows that was not."""
+    run = one_line(arguments.run)
+    if os.path.isfile(arguments.run):
+        raise mistake(f"{run} must be a run folder, such as runs/NAME, got a file")
     sweep_yaml = store.sweep_yaml()
     if sweep_yaml is None:
         raise mistake(f"{run} is no run folder: it holds no sweep.yaml")
     spec, rows = loads(sweep_yaml, child(run, "sweep.yaml")), store.trials()
+    damaged = list(store.damaged)
     ours = {result.trial.trial_id: result for result in results(spec, rows, HISTORY.empty_table())}
     rows = rows.filter(pc.is_in(rows["trial_id"], pa.array(sorted(ours), pa.string())))
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -135,13 +139,17 @@ def _chosen(arguments: argparse.Namespace) -> Iterator[Chosen]:
     if arguments.trial is not None:
         member = _known(arguments.trial, ours, run)
         entries = [e for e in table.to_pylist() if any(r["trial_id"] == member for r in groups[_key(e)])]
+    elif not entries and damaged:
+        raise mistake(f"{run} has no front that can be read: {one_line(damaged[0])}")
     elif not entries:
         raise mistake(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
+    chosen = []
     for entry in entries:
         row = _best(entry, groups[_key(entry)], arguments.seed)
         blob, model = _packed(store, row, run)
         label = ours[entry["trial_id"]].trial.label
-        yield Chosen(entry, row, label, blob, model, store.metadata(row["trial_id"]))
+        chosen.append(Chosen(entry, row, label, blob, model, store.metadata(row["trial_id"])))
+    return chosen, damaged
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -269,7 +277,9 @@ def _check(folder: LocalFolder, one: Chosen, kind: str) -> None:
         raise StorageError(f"{path} must read back as it was written, got something else: see the disk")
 
 
-def _print(arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mapping[str, bytes]) -> None:
+def _print(
+    arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mapping[str, bytes], damaged: Sequence[str]
+) -> None:
     table, suffix = Table(box=None, pad_edge=False, header_style="bold"), SUFFIXES[arguments.format]
     for name in ("trial", "configuration"):
         table.add_column(name, no_wrap=True)
@@ -280,6 +290,8 @@ def _print(arguments: argparse.Namespace, chosen: Sequence[Chosen], files: Mappi
         accuracies = (percent(one.row["val_accuracy"]), percent(one.row["test_accuracy"]))
         table.add_row(one.name, one.label, *sizes, str(one.row["seed"]), *accuracies)
     out = console()
+    for line in damaged:
+        out.print(f"damaged, left out: {line}", style="yellow")
     out.print(table)
     read, card = "; reader.py reads them" if arguments.format == "packed" else "", CARDS[arguments.format]
     out.print(f"{counted(len(chosen), 'model')} in {arguments.out}: TRIAL{suffix}, with a card TRIAL{card}{read}")

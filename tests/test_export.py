@@ -247,6 +247,20 @@ def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
     assert refused(capsys, out, run, "--front").startswith(f"{run} has no front yet")
 
 
+def test_rows_that_cannot_be_read_are_told(run, tmp_path, capsys):
+    """Without them the front is another one."""
+    first, *others = sorted((run / "trials").iterdir())
+    first.write_bytes(b"no Parquet")
+    code, said, err = told(capsys, run, "--front", "--out", tmp_path / "some")
+    assert (code, err) == (0, "")
+    assert said.startswith(f"damaged, left out: {first}: unreadable")
+    for path in others:
+        path.write_bytes(b"no Parquet")
+    out = tmp_path / "out"
+    assert refused(capsys, out, run, "--front").startswith(f"{run} has no front that can be read: {first}: unread")
+    assert refused(capsys, out, first, "--front") == f"{first} must be a run folder, such as runs/NAME, got a file"
+
+
 def test_a_model_whose_warmup_ended_at_chance_is_exported_with_a_warning(run, tmp_path, capsys):
     store = Store(run)
     front = table_front(store.write_pareto()).to_pylist()
