@@ -35,6 +35,7 @@ from qdtune.sheet import MOST_FAINT, Recorded, Row, Sheet, sheet
 from qdtune.tables import STATES
 
 WIDTH, HEIGHT, SMALL = 620, 340, 175  # pixels; a page that is narrower shrinks the width
+BESIDE = 18  # characters of a name for which there is room beside a chart; a legend of longer ones stands below it
 MANY = 1000  # configurations above which marks are small
 NAME = "configurations"
 TITLES = AXES_SHOWN | {"weight_bits": "weight bits", "activation": "activation", "act_bits": "input bits"}
@@ -318,10 +319,13 @@ def _curves(drawn: Sheet) -> Figure:
     faint = base.transform_filter("!datum.front").mark_line(color="#d0d0d0", strokeWidth=1)
     names = [row["name"] for row in drawn.front]
     dashes = alt.Scale(domain=names, range=[DASHES[k % len(DASHES)] for k in range(len(names))])
+    beside = max(map(len, names), default=0) <= BESIDE
+    below = {} if beside else {"legend": alt.Legend(orient="bottom", columns=2)}
+    said: dict[str, Any] = {"title": "front, by size"} | below
     clear = base.transform_filter("datum.front").mark_line(strokeWidth=2)
     clear = clear.encode(
-        color=alt.Color("name:N", title="front, by size", scale=colours(names)),
-        strokeDash=alt.StrokeDash("name:N", title="front, by size", scale=dashes),
+        color=alt.Color("name:N", scale=colours(names), **said),
+        strokeDash=alt.StrokeDash("name:N", scale=dashes, **said),
         tooltip=[alt.Tooltip("name:N", title="configuration"), "epoch:Q", alt.Tooltip("curve:Q", format=".2%")],
     )
     chart = alt.layer(faint, _qat_rule(drawn), *([clear] if names else [])).properties(width=WIDTH, height=HEIGHT)

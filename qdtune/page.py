@@ -53,7 +53,7 @@ dl.notes dt { font-weight: bold; color: inherit; margin-top: .5em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: #555; padding: .3em 0 } th, td { padding: .2em .7em; text-align: right }
 th { border-bottom: 1px solid #888; white-space: nowrap } tr + tr td { border-top: 1px solid #eee }
-td { white-space: nowrap } td:last-child { white-space: normal }
+td { white-space: nowrap } table.text td:last-child { white-space: normal }
 table.text :is(th, td):last-child { text-align: left; min-width: 15em }
 figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-size: 14px }
 .chart, .chart.vega-embed { display: block; overflow-x: auto; min-height: 120px }

@@ -228,6 +228,13 @@ def test_figures_are_those_that_have_something_to_show(pruned):
     assert "pruned" in cells.values()
 
 
+def test_long_names_stand_below_their_curves_not_beyond_the_page(drawn):
+    for more, bottom in (("", False), (" qat_lr 0.008577", True)):
+        named = dataclasses.replace(drawn, rows=[row | {"name": row["name"] + more} for row in drawn.rows])
+        curves = next(figure for figure in figures(named) if figure.name == "curves")
+        assert ('"orient": "bottom"' in json.dumps(curves.chart.to_dict())) == bottom
+
+
 def test_published_networks_are_drawn_by_test_accuracy(drawn):
     front = figures(drawn, reference=True)[0]
     text = json.dumps(front.chart.to_dict())
