@@ -5,8 +5,8 @@ Everything is judged on the validation split; test accuracies are only reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qdtune.comparisons import Comparison, at_bits, bits, compare_activations, compare_depths
 from qdtune.names import AXES
-from qdtune.paired import ALPHA, holm, paired, win_shares
+from qdtune.paired import ALPHA, corrected, holm, paired, win_shares
 from qdtune.pairs import sides
 from qdtune.tables import by_seed
 
@@ -88,8 +88,8 @@ class BestDepth:
         accuracy: that mean, a fraction.
         probabilities: of each depth that occurs, 0..1: the share of bootstrap draws over seeds in which it has the
             best configuration; empty where the best one has less than two seeds.
-        p: the largest of a paired t test against the best configuration of each other depth; None where there is no
-            other, or no two seeds are shared.
+        p: the largest of a paired t test against the best configuration of each other depth, after Holm's correction
+            over all numbers of bits, or all budgets; None where there is no other, or no two seeds are shared.
     """
 
     weight_bits: int | None
@@ -123,7 +123,7 @@ class BestDepth:
         others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
         rest = [f"depth {d} in {_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
         draws = ", ".join([f"best in {_percent(self.probability, 0)} of the draws over seeds", *rest])
-        test = "no two seeds are shared" if self.p is None else f"p = {self.p:.3g} in a t test over seeds"
+        test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g} in a t test over seeds"
         verdict = f"is best, with {_percent(self.accuracy)}"
         if not self.decided:
             verdict = f"has the highest mean, {_percent(self.accuracy)}: not decided"
@@ -231,7 +231,16 @@ def _best_depths(
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
         known = probabilities if best["n_seeds"] > 1 or len(probabilities) == 1 else {}
         found.append(BestDepth(n, size, best["depth"], best["val_accuracy"], known, _largest(p)))
-    return tuple(b for b in found if b.budget is None), tuple(b for b in found if b.budget is not None)
+    return _corrected(b for b in found if b.budget is None), _corrected(b for b in found if b.budget is not None)
+
+
+def _corrected(family: Iterable[BestDepth]) -> tuple[BestDepth, ...]:
+    """The same with their p corrected: else one of many numbers of bits is decided by chance alone."""
+    family = tuple(family)
+    p = corrected(np.array([np.nan if one.p is None else one.p for one in family]))
+    return tuple(
+        replace(one, p=None if one.p is None else float(value)) for one, value in zip(family, p, strict=True)
+    )
 
 
 def _top(rows: list[dict[str, Any]]) -> int:

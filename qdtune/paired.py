@@ -78,6 +78,20 @@ def holm(p: ArrayLike, alpha: float = ALPHA) -> tuple[NDArray[np.bool_], NDArray
     return rejected, at
 
 
+def corrected(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each p of one family after Holm's correction: the least level of the family at which it falls; NaN as it is.
+
+    Args:
+        p: (m,), the p values; a NaN is no test and is not counted.
+    """
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values, kind="stable")  # NaN last
+    m = np.count_nonzero(np.isfinite(values))
+    found = np.full(len(values), np.nan)
+    found[order[:m]] = np.maximum.accumulate(values[order[:m]] * np.arange(m, 0, -1)).clip(max=1)
+    return found
+
+
 def half_width(std: float, n: int, alpha: float) -> float:
     """Half of Student's t interval of a mean of `n` >= 2, at the confidence 1 - alpha."""
     return float(stdtrit(n - 1, 1 - alpha / 2)) * std / math.sqrt(n)

@@ -486,7 +486,7 @@ def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_fro
     assert all(sum(b.probabilities.values()) == pytest.approx(1) for b in found.by_bits)
     assert found.by_bits[1].probability == 1
     assert found.by_bits[1].sentence.startswith(
-        "At 4 bits depth 2 is best, with 89.9 % (best in 100 % of the draws over seeds; p = "
+        "At 4 bits depth 2 is best, with 89.9 % (best in 100 % of the draws over seeds; corrected p = "
     )
     assert found.by_bits[2].sentence == "At 8 bits depth 3 alone has finished, with 98.0 %."
     assert found.by_size[3].decided
@@ -522,8 +522,21 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
     assert (found.probability, found.decided) == (1, False)
     assert found.sentence == (
         "At 2 bits depth 2 has the highest mean, 85.0 %: not decided (best in 100 % of the draws over seeds; "
-        "p = 0.22 in a t test over seeds)."
+        "corrected p = 0.22 in a t test over seeds)."
     )
+
+
+def test_a_best_depth_among_many_numbers_of_bits_is_not_decided_by_one_small_p():
+    """Depth 2 is ahead at 1 bit by what alone would be enough, and at four other numbers of bits by nothing."""
+    rows = [configuration(1, 1, [0.8] * 4), configuration(2, 1, [0.81, 0.82, 0.815, 0.83])]
+    alone = table(*rows)
+    for n in (2, 3, 4, 8):
+        rows += [configuration(1, n, 0.9 + noise(n, 4)), configuration(2, n, 0.9 + noise(9 + n, 4))]
+    among = table(*rows)
+    first, (second, *others) = (answer(t, NOTHING, aggregate(t)).by_bits for t in (alone, among))
+    assert (first[0].decided, second.decided) == (True, False)
+    assert second.p == pytest.approx(5 * first[0].p)
+    assert all(other.p > 0.05 for other in others)
 
 
 # --- what was recorded

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qdtune.paired import MANY, half_width, holm, paired, seeds_needed, win_shares
+from qdtune.paired import MANY, corrected, half_width, holm, paired, seeds_needed, win_shares
 from qdtune.pareto import resampled
 
 P = st.sampled_from([0.001, 0.004, 0.01, 0.0125, 0.02, 0.025, 0.04, 0.05, 0.3, 1.0, np.nan])
@@ -92,3 +92,13 @@ def test_win_shares_count_the_draws_that_each_row_wins_and_ties_go_to_the_first(
         assert shares.tolist() == pytest.approx([winners.count(i) / 1000 for i in group])
     assert (found[1].tolist(), found[2].tolist()) == ([1, 0], [1])
     assert win_shares(values, []) == []
+
+
+def test_corrected_p_fall_at_the_level_of_the_family_where_holm_says_so():
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        p = draw.uniform(0, 0.1, 7)
+        p[draw.integers(7)] = np.nan
+        fallen, _ = holm(p)
+        assert ((corrected(p) <= 0.05) == fallen).all()
+        assert (np.isnan(corrected(p)) == np.isnan(p)).all()
