@@ -121,6 +121,13 @@ def test_certificates_are_for_one_node_each_and_for_their_user_alone(tmp_path):
         assert re.findall(r"(?:IP|DNS):\S+?(?=,|\n)", said)[0] == named
 
 
+def test_certificates_of_the_readme_are_kept_out_of_git_of_the_image_and_of_other_nodes():
+    (where,) = re.findall(r"^docker/certs (\S+) ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert where.startswith("docker/secrets/")
+    assert "/docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "docker/secrets" in read("cluster.yaml")["rsync_exclude"]
+
+
 def shakes_hands(server, client):
     """Whether two sides agree, a server that asks for a certificate and a client, each with its folder or None."""
     contexts = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
