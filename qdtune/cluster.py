@@ -140,7 +140,9 @@ def knock(address: str) -> None:
     except (OSError, OverflowError, ValueError) as error:
         raise NoClusterError(f"no Ray cluster answers at {address}: {error} ({INSTEAD})") from None
     if answer[3:] != BEGIN and os.environ.get("RAY_USE_TLS") != "1":  # a TLS server hangs up
-        raise NoClusterError(f"what answers at {address} is no Ray cluster ({INSTEAD})")
+        raise NoClusterError(
+            f"what answers at {address} is no Ray cluster, or one that wants RAY_USE_TLS=1 ({INSTEAD})"
+        )
 
 
 @contextmanager

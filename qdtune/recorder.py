@@ -133,7 +133,7 @@ class Recorder(tune.Callback):
     ) -> None:
         ours = self._of(trial)
         self.metrics.trained(result)
-        self._see_move(ours, result)
+        self._see_move(ours, result, trial.num_failures)
         by = self.feed.study.pruned_by(ours.trial_id)
         weights = result.pop("weights", None)  # out of what Tune keeps of every trial until the sweep ends
         if "error" in result and "state" in result:
@@ -149,14 +149,15 @@ class Recorder(tune.Callback):
             self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
 
-    def _see_move(self, ours: Trial, result: dict[str, Any]) -> None:
-        """Says so where a trial that started again does so on another node than before."""
+    def _see_move(self, ours: Trial, result: dict[str, Any], losses: int) -> None:
+        """Says so where a trial that started again is on another node than before, or had not reported before."""
         if "node" not in result:
             return
         node = f"{result.get('node_ip')} ({result['node'][:6]})"  # of one machine there may be several
-        before = self.nodes.setdefault(ours.trial_id, node)
-        if before != node:
-            self.nodes[ours.trial_id] = node
+        before, self.nodes[ours.trial_id] = self.nodes.get(ours.trial_id), node
+        if before is None and (losses or self.lost[ours.trial_id]):
+            self.progress.out.print(f"{ours.label} ({ours.trial_id}) starts again on node {node}")
+        elif before not in (None, node):
             self.progress.out.print(f"{ours.label} ({ours.trial_id}) moved from node {before} to node {node}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -94,6 +94,7 @@ class QATTrial(tune.Trainable):
                 self._began = time.monotonic()
                 self._reports = self._start()
             self._watch()
+            self._show()
             report = next(self._reports)
         except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
             return self._ended(error)
@@ -180,10 +181,21 @@ class QATTrial(tune.Trainable):
         return torch.device("cuda")
 
     def __repr__(self) -> str:
-        """The configuration in a few words: what the Ray dashboard and its logs call this actor."""
+        """What the Ray dashboard calls this actor for as long as it lives: Ray asks once, when it is made."""
+        return f"QATTrial(first {self._words()})"
+
+    def _show(self) -> None:
+        """Names this process by the configuration that it trains now, until Ray takes the method's name again.
+
+        The page Cluster of the dashboard shows it, as `ps` does; an actor trains one after the other.
+        """
+        if ray.get_runtime_context().get_actor_id() is not None:  # not a driver, which is somebody else's
+            ray._raylet.setproctitle(f"ray::QATTrial({self._words()})")  # type: ignore[attr-defined]
+
+    def _words(self) -> str:
         c = self.config
         inputs = "" if c.get("act_bits") is None else f" a{c['act_bits']}"
-        return f"QATTrial(d{c.get('depth')} w{c.get('weight_bits')}{inputs} {c.get('activation')})"
+        return f"d{c.get('depth')} w{c.get('weight_bits')}{inputs} {c.get('activation')}"
 
 
 def over_time(limit: float) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -95,6 +96,98 @@ def test_pin_writes_digests_or_nothing(tmp_path, engine, said):
         lines = (tmp_path / ".env").read_text().splitlines()
         named = [re.fullmatch(rf"([A-Z]+)=\S+:\S+@{DIGEST}", line)[1] for line in lines]
         assert named == ["BASE", "PROMETHEUS", "GRAFANA"]
+
+
+def certs(*arguments, path=os.environ["PATH"]):
+    line = [DOCKER / "certs", *map(str, arguments)]
+    return subprocess.run(line, env={"PATH": path}, capture_output=True, text=True, check=False)
+
+
+def test_certificates_are_for_one_node_each_and_for_their_user_alone(tmp_path):
+    folder = tmp_path / "certs"
+    assert certs(folder, "127.0.0.1", "node-2", "127.0.0.1").returncode == 0
+    authority = (folder / "ca.key").read_bytes(), (folder / "ca.crt").read_bytes()
+    assert certs(folder, "fe80::1").stdout == f"{folder}/fe80::1\n"
+    assert authority == ((folder / "ca.key").read_bytes(), (folder / "ca.crt").read_bytes())
+    made = sorted(os.listdir(folder))
+    assert made == ["127.0.0.1", "ca.crt", "ca.key", "fe80::1", "node-2"]
+    assert {path.name for path in folder.glob("*/*")} == {"ca.crt", "node.crt", "node.key"}
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
+    assert modes == {(True, 0o700), (False, 0o600)}
+    names = {"127.0.0.1": "IP:127.0.0.1", "node-2": "DNS:node-2", "fe80::1": "IP:FE80:0:0:0:0:0:0:1"}
+    for node, named in names.items():
+        line = ["openssl", "x509", "-in", folder / node / "node.crt", "-noout", "-ext", "subjectAltName"]
+        said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.replace(" Address", "")
+        assert re.findall(r"(?:IP|DNS):\S+?(?=,|\n)", said)[0] == named
+
+
+def test_certificates_of_the_readme_are_kept_out_of_git_of_the_image_and_of_other_nodes():
+    (where,) = re.findall(r"^docker/certs (\S+) ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert where.startswith("docker/secrets/")
+    assert "/docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "docker/secrets" in read("cluster.yaml")["rsync_exclude"]
+
+
+def shakes_hands(server, client):
+    """Whether two sides agree, a server that asks for a certificate and a client, each with its folder or None."""
+    contexts = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    contexts[0].verify_mode = ssl.CERT_REQUIRED
+    for context, folder in zip(contexts, (server, client or server), strict=True):
+        context.load_verify_locations(folder / "ca.crt")
+    for context, folder in zip(contexts, (server, client), strict=True):
+        if folder:
+            context.load_cert_chain(folder / "node.crt", folder / "node.key")
+    here, there = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [contexts[0].wrap_bio(here, there, server_side=True)]
+    sides.append(contexts[1].wrap_bio(there, here, server_hostname="127.0.0.1"))
+    left = set(sides)
+    for side in sides[::-1] * 4:
+        try:
+            side.do_handshake()
+            left.discard(side)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            return False
+    return not left
+
+
+def test_certificates_let_in_nodes_of_the_same_cluster_alone(tmp_path):
+    assert certs(tmp_path / "ours", "127.0.0.1", "node-2").returncode == 0
+    assert certs(tmp_path / "theirs", "127.0.0.1").returncode == 0
+    ours = tmp_path / "ours"
+    assert shakes_hands(ours / "127.0.0.1", ours / "node-2")
+    assert not shakes_hands(ours / "127.0.0.1", None)
+    assert not shakes_hands(ours / "127.0.0.1", tmp_path / "theirs" / "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "a folder and nodes are needed: "),
+        (["new"], "a folder and nodes are needed: "),
+        (["new", "10.0.0.1", "../10.0.0.2"], "a node must be an address or a name, got '../10.0.0.2'"),
+        (["new", "-x"], "a node must be an address or a name, got '-x'"),
+        (["new", ""], "a node must be an address or a name, got ''"),
+        (["there", "10.0.0.2", "10.0.0.1"], "there/10.0.0.1 is there already: "),
+    ],
+)
+def test_certificates_are_made_for_all_nodes_or_for_none(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there" / "10.0.0.1").mkdir(parents=True)
+    done = certs(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"error: {said}")
+    assert os.listdir(tmp_path) == ["there"]
+    assert os.listdir(tmp_path / "there") == ["10.0.0.1"]
+
+
+def test_certificates_need_openssl_and_say_so(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sh").symlink_to(shutil.which("sh"))
+    done = certs(tmp_path / "new", "10.0.0.1", path=f"{tmp_path}/bin")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: openssl must be installed")
 
 
 def test_images_of_the_compose_file_must_be_pinned():
@@ -247,7 +340,13 @@ def test_prometheus_of_your_own_finds_rays_nodes_as_the_readme_says(tmp_path):
 
     (snippet,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     ((job,),) = YAML(typ="safe").load(snippet).values()
-    assert job["file_sd_configs"] == [{"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}]
+    # The file is a link into a folder that may not be there yet: Prometheus does not see it change, and looks again
+    # after five minutes by itself. A rate over one minute needs several samples of that minute.
+    (found,) = job["file_sd_configs"]
+    assert found == {"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"], "refresh_interval": "10s"}
+    (source,) = read("grafana/datasource.yaml")["datasources"]
+    assert job["scrape_interval"] == source["jsonData"]["timeInterval"] == "10s"
+    assert read("prometheus.yml")["global"]["scrape_interval"] == "10s"
     (tmp_path / "prometheus.yml").write_text(snippet)
     if promtool := shutil.which("promtool"):
         line = [promtool, "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]

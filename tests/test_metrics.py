@@ -151,15 +151,21 @@ def test_metrics_of_a_gpu_are_absent_without_one(told):
     assert (said["qdtune_gpu_share"], said["qdtune_gpu_memory_peak"]) == ({(): 0.125}, {(): 0.5})
 
 
+def recording(folder):
+    """A recorder of the sweep, without Ray."""
+    store = Store(folder / "told")
+    store.create(SPEC.to_yaml())
+    feed = Feed(SPEC, plan(SPEC).trials, Study(SPEC, folder / "study.journal"), [])
+    warmups = SimpleNamespace(release=SimpleNamespace(remote=lambda trial_id: None))
+    progress = SweepProgress(console(), feed.total, 0, set(), {"warmup": 1, "qat": 3})
+    return Recorder(feed, store, progress, warmups, {}, [])
+
+
 def test_recorder_tells_what_tune_tells_it(told, tmp_path, monkeypatch):
     made, said = told(SPEC)
     monkeypatch.setattr("qdtune.recorder.SweepMetrics", lambda *arguments: made)
-    store = Store(tmp_path / "told")
-    store.create(SPEC.to_yaml())
-    feed = Feed(SPEC, plan(SPEC).trials, Study(SPEC, tmp_path / "study.journal"), [])
-    warmups = SimpleNamespace(release=SimpleNamespace(remote=lambda trial_id: None))
-    progress = SweepProgress(console(), feed.total, 0, set(), {"warmup": 1, "qat": 3})
-    recorder = Recorder(feed, store, progress, warmups, {}, [])
+    recorder = recording(tmp_path)
+    feed, progress = recorder.feed, recorder.progress
     trial, pending = recorder.next(), recorder.next()
     assert list(feed.running) == [trial.trial_id, pending.trial_id]
     tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
@@ -182,6 +188,29 @@ def test_recorder_tells_what_tune_tells_it(told, tmp_path, monkeypatch):
     recorder.on_step_begin(1, [])
     assert said["qdtune_trials"] == standing
     feed.study.close()
+
+
+def test_trial_that_starts_again_is_named_with_its_node_whether_or_not_it_had_reported(
+    told, tmp_path, capsys, monkeypatch
+):
+    made, _ = told(SPEC)
+    monkeypatch.setattr("qdtune.recorder.SweepMetrics", lambda *arguments: made)
+    recorder = recording(tmp_path)
+    for first in (None, "a"):
+        trial = recorder.next()
+        tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
+        for losses, node in enumerate((first, "b", "b")):
+            tuned.num_failures = losses
+            recorder.on_trial_start(0, [], tuned)
+            report = {"phase": "qat", "epoch": 1, "history": [], "val_accuracy": [0.5, 0.5], "done": False}
+            if node:
+                recorder.on_trial_result(0, [], tuned, report | {"node": node * 28, "node_ip": f"10.0.0.{node}"})
+                recorder.on_trial_result(0, [], tuned, report | {"node": node * 28, "node_ip": f"10.0.0.{node}"})
+            recorder.on_trial_recover(0, [], tuned)
+        name, b = f"{trial.label} ({trial.trial_id})", "node 10.0.0.b (bbbbbb)"
+        how = f"moved from node 10.0.0.a (aaaaaa) to {b}" if first else f"starts again on {b}"
+        assert re.sub(r"\s+", " ", capsys.readouterr().out).strip() == f"{name} {how}"
+    recorder.feed.study.close()
 
 
 @pytest.mark.slow

@@ -348,7 +348,7 @@ def test_address_is_looked_at_before_anything_is_made(
         if not by_option:
             monkeypatch.setenv("RAY_ADDRESS", address)
         line = refused(folder, capsys, *(["--address", address] if by_option else []))
-    assert line.startswith(f"what answers at {address} is no Ray cluster (")
+    assert line.startswith(f"what answers at {address} is no Ray cluster, or one that wants RAY_USE_TLS=1 (")
     assert started == []
 
 
