@@ -250,12 +250,12 @@ def _feasible(spec: Spec, trial: Trial) -> bool:
 
 
 def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Trial:
-    axes = dict(zip(AXES, point, strict=True))
+    axes, norm = dict(zip(AXES, point, strict=True)), spec.model.batch_norm
     hidden, warmup_lr, qat_lr, augment = (axes.pop(name) for name in ("hidden", "warmup_lr", "qat_lr", "augment"))
     return Trial(
         **axes,
         hidden=hidden,
-        batch_norm=spec.model.batch_norm,
+        batch_norm=norm if axes["depth"] > 1 else bool(norm),  # one factor has nothing in between: the same network
         dataset=spec.data.names[0],
         val_size=spec.data.val_size,
         batch_size=spec.train.batch_size,

@@ -179,6 +179,15 @@ def test_excess_is_how_far_a_constraint_is_broken(
     assert math.isfinite(over)
 
 
+def test_one_factor_is_the_same_network_whether_or_not_factors_are_normalised() -> None:
+    ids: dict[object, list[str]] = {
+        norm: [t.trial_id for t in planned(parameters=values(depth=[1, 2]), model={"batch_norm": norm}).trials]
+        for norm in (True, "factors", False)
+    }
+    assert ids[True][0] == ids["factors"][0]
+    assert len({*ids[True], *ids["factors"], *ids[False]}) == 5
+
+
 def test_violations_name_every_rule_and_constraint() -> None:
     rules = [{"depth": 2, "activation": "relu"}, {"depth": 1}]
     some = spec(
