@@ -180,12 +180,13 @@ def test_excess_is_how_far_a_constraint_is_broken(
 
 
 def test_one_factor_is_the_same_network_whether_or_not_factors_are_normalised() -> None:
-    ids: dict[object, list[str]] = {
-        norm: [t.trial_id for t in planned(parameters=values(depth=[1, 2]), model={"batch_norm": norm}).trials]
+    ids = {
+        (trial.depth, norm): trial.trial_id
         for norm in (True, "factors", False)
+        for trial in planned(parameters=values(depth=[1, 2]), model={"batch_norm": norm}).trials
     }
-    assert ids[True][0] == ids["factors"][0]
-    assert len({*ids[True], *ids["factors"], *ids[False]}) == 5
+    assert ids[1, True] == ids[1, "factors"]
+    assert len(set(ids.values())) == len(ids) - 1 == 5
 
 
 def test_violations_name_every_rule_and_constraint() -> None:
