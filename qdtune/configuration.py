@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from qdtune.ledger import Ledger, Parts, mlp_parts
-from qdtune.names import AXES, DATASETS, SINCE, DatasetInfo, text_of
+from qdtune.names import AXES, DATASETS, SINCE, DatasetInfo, label, text_of
 from qdtune.schema import Phase
 
 QUANTISED = frozenset({"weight_bits", "act_bits", "scale", "granularity", "levels", "inputs", "qat"})
@@ -121,10 +121,8 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu ternary`."""
-        inputs = "" if self.act_bits is None else f" a{self.act_bits}"
-        others = "".join(f" {self.values[axis]}" for axis, always in SINCE.items() if self.values[axis] != always)
-        return f"d{self.depth} w{self.weight_bits}{inputs} {self.activation}{others}"
+        """The configuration in a few words, see `names.label`."""
+        return label(self.config)
 
     @property
     def columns(self) -> dict[str, Any]:

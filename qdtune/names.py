@@ -79,6 +79,7 @@ IDLE: list[tuple[dict[str, Any], str]] = [
 ]
 # What earlier versions did, which knew no such axes: where one has this value, nothing is said of it.
 SINCE = {"granularity": "tensor", "levels": "symmetric", "decompose": "all", "augment": "none"}
+HIDDEN = (24,)  # the notebook's widths, which a sweep file need not name
 
 
 class DatasetInfo(NamedTuple):
@@ -118,6 +119,18 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     told = {**config, **dict.fromkeys(idle)}
     ternary = told["levels"] == "ternary" and config["weight_bits"] != 2
     return told | {"levels": "symmetric"} if ternary else told
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """A configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu 64-32 ternary`.
+
+    Args:
+        config: a value per axis, by name, hidden widths as text.
+    """
+    inputs = "" if config["act_bits"] is None else f" a{config['act_bits']}"
+    usual = SINCE | {"hidden": text_of(HIDDEN)}
+    others = "".join(f" {config[axis]}" for axis in ("hidden", *SINCE) if config[axis] != usual[axis])
+    return f"d{config['depth']} w{config['weight_bits']}{inputs} {config['activation']}{others}"
 
 
 def text_of(value: object) -> str:

@@ -22,6 +22,7 @@ from qdtune.names import (
     DECOMPOSED,
     FACTOR_INITS,
     GRANULARITIES,
+    HIDDEN,
     LEVELS,
     NORMS,
     ORDERS,
@@ -286,7 +287,7 @@ class Model(Plugged):
     """
 
     name: Annotated[str, choice(("mlp",))] | None = None
-    hidden: Widths = (24,)
+    hidden: Widths = HIDDEN
     batch_norm: Norm = False
     built: dict[str, Parts] | None = None
 

@@ -20,6 +20,7 @@ from ray.tune import PlacementGroupFactory
 
 from qdtune import plugins
 from qdtune.data import Data
+from qdtune.names import label
 from qdtune.placement import MEMORY_SHARE, Placement
 from qdtune.plan import make_trial
 from qdtune.rules import printable
@@ -182,7 +183,7 @@ class QATTrial(tune.Trainable):
 
     def __repr__(self) -> str:
         """What the Ray dashboard calls this actor for as long as it lives: Ray asks once, when it is made."""
-        return f"QATTrial(first {self._words()})"
+        return f"QATTrial(first {label(self.config)})"
 
     def _show(self) -> None:
         """Names this process by the configuration that it trains now, until Ray takes the method's name again.
@@ -190,12 +191,7 @@ class QATTrial(tune.Trainable):
         The page Cluster of the dashboard shows it, as `ps` does; an actor trains one after the other.
         """
         if ray.get_runtime_context().get_actor_id() is not None:  # not a driver, which is somebody else's
-            ray._raylet.setproctitle(f"ray::QATTrial({self._words()})")  # type: ignore[attr-defined]
-
-    def _words(self) -> str:
-        c = self.config
-        inputs = "" if c.get("act_bits") is None else f" a{c['act_bits']}"
-        return f"d{c.get('depth')} w{c.get('weight_bits')}{inputs} {c.get('activation')}"
+            ray._raylet.setproctitle(f"ray::QATTrial({label(self.config)})")  # type: ignore[attr-defined]
 
 
 def over_time(limit: float) -> str:
