@@ -209,7 +209,7 @@ def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
         yield "</section>"
     yield "<section><h2>Figures</h2>"
     yield from (_figure(figure, data) for figure in figures(drawn, reference))
-    if reference and (table := beside(run)):
+    if reference and (table := beside(run.pareto, run.spec.data.names[0])):
         yield _table(table)
         yield f"<p>{_text(BESIDE)}</p>"
     elif reference:

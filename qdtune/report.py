@@ -215,7 +215,7 @@ def _print(run: Run, out: Console, reference: bool) -> None:
     for question in questions(run):
         _print_question(question, out)
     out.print()
-    if reference and (table := beside(run)):
+    if reference and (table := beside(run.pareto, run.spec.data.names[0])):
         out.print(table.title, style="bold")
         out.print(_rich(table))
         for line in (BESIDE, CAVEAT):

@@ -82,13 +82,15 @@ def front_title(run: Run) -> str:
     return f"Pareto front of {counted(run.pareto.num_rows, 'configuration')} on {run.spec.data.names[0]}{within}"
 
 
-def beside(run: Run) -> Table | None:
+def beside(pareto: pa.Table, dataset: str) -> Table | None:
     """Published networks, and for each the smallest of ours that is as accurate on the test set; None without any.
 
-    What they are chosen from is in `BESIDE`.
+    Args:
+        pareto: one row per configuration, as `tables.PARETO`; what is chosen from it is in `BESIDE`.
+        dataset: on which all are judged.
     """
-    others = published(run.spec.data.names[0])
-    ours = run.pareto.filter(pc.is_valid(run.pareto["pareto_rank"])).to_pylist()
+    others = published(dataset)
+    ours = pareto.filter(pc.is_valid(pareto["pareto_rank"])).to_pylist()
     rows = []
     for other in others:
         bits = math.inf if other.act_bits is None else other.act_bits

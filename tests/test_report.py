@@ -14,7 +14,6 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import fake
 import pyarrow as pa
@@ -260,8 +259,7 @@ def test_published_networks_stand_beside_the_smallest_of_the_front_that_is_as_ac
         | {"hidden": "64", "depth": 2, "weight_bits": 1}
         for a, s, v, t in ours
     ]
-    spec = SimpleNamespace(data=SimpleNamespace(names=("mnist",)))
-    table = beside(SimpleNamespace(spec=spec, pareto=pa.Table.from_pylist(rows)))
+    table = beside(pa.Table.from_pylist(rows), "mnist")
     found = {row[0].removeprefix("Brevitas "): row[3:] for row in table.rows}
     assert found["TFC 1W1A"] == ["64 d2 w1 a1", "6,000", "93.50%", "81%"]
     assert found["TFC 1W2A"] == ["64 d2 w1 a2", "5,000", "94.80%", "68%"]
