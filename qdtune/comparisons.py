@@ -156,7 +156,8 @@ def points(*fractions: float) -> list[str]:
 def compare_depths(everything: list[Side], history: pa.Table) -> tuple[Comparison, ...]:
     """At each number of bits, scale rule and init: each depth against the smallest one at these bits.
 
-    Chains with identity between their factors are asked, where there are none those of each activation.
+    Chains are asked by what is between their factors: of those with an activation one learns whether they are worth
+    their bytes, of those with identity whether depth alone is.
 
     Args:
         everything: the configurations, see `pairs.sides`.
@@ -185,10 +186,7 @@ def _depths(everything: list[Side]) -> Iterator[Draft]:
         least = min(side.key["depth"] for side in here)
         baselines = Baselines([side for side in here if side.key["depth"] == least])
         chains = [side for side in here if side.key["depth"] > least]
-        asked = (*ASKED_AT, "depth")
-        plain = {side.values(asked) for side in chains if side.key["activation"] == "identity"}
-        chains = [s for s in chains if s.key["activation"] == "identity" or s.values(asked) not in plain]
-        for group in _grouped(chains, (*asked, "activation")):
+        for group in _grouped(chains, (*ASKED_AT, "depth", "activation")):
             yield _asked("depth", least, group[0]), group, baselines
 
 

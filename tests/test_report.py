@@ -124,7 +124,7 @@ def test_comparisons_are_told_apart_by_what_differs_alone(run):
     """At one bit no choice of levels changes anything: a column that says so of a single choice tells nothing."""
     effect = ["against", "effect (points)", "n", "verdict"]
     first, second = (question.table.heads for question in questions(qdtune.load(run.root)))
-    assert first == ["bits", "depth", *effect]
+    assert first == ["bits", "between", "depth", *effect]
     assert second == ["bits", "depth", "activation", *effect]
 
 
