@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qdtune.comparisons import Comparison, at_bits, bits, compare_activations, compare_depths
 from qdtune.names import AXES
 from qdtune.paired import ALPHA, corrected, holm, paired, win_shares
-from qdtune.pairs import sides
+from qdtune.pairs import SIZES_APART, sides
 from qdtune.tables import by_seed
 
 NAMED = 3  # rivals of the best that are named
@@ -86,6 +86,9 @@ class BestDepth:
         weight_bits, budget: where it is the best, whatever the other axes.
         depth: that of the highest mean validation accuracy.
         accuracy: that mean, a fraction.
+        size_bytes: of that configuration.
+        larger: whether it is more than 5 % larger than the best configuration of each other depth, which alone may
+            be why it is ahead.
         probabilities: of each depth that occurs, 0..1: the share of bootstrap draws over seeds in which it has the
             best configuration; empty where the best one has less than two seeds.
         p: the largest of a paired t test against the best configuration of each other depth, after Holm's correction
@@ -98,6 +101,8 @@ class BestDepth:
     accuracy: float
     probabilities: dict[int, float]
     p: float | None
+    size_bytes: int
+    larger: bool
 
     @property
     def probability(self) -> float | None:
@@ -124,10 +129,10 @@ class BestDepth:
         rest = [f"depth {d} in {_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
         draws = ", ".join([f"best in {_percent(self.probability, 0)} of the draws over seeds", *rest])
         test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g} in a t test over seeds"
-        verdict = f"is best, with {_percent(self.accuracy)}"
-        if not self.decided:
-            verdict = f"has the highest mean, {_percent(self.accuracy)}: not decided"
-        return f"{where} depth {self.depth} {verdict} ({draws}; {test})."
+        mean = _percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
+        verdict = f"is best, with {mean}" if self.decided else f"has the highest mean, {mean}: not decided"
+        why = " It is larger than the best of any other depth." if self.larger else ""
+        return f"{where} depth {self.depth} {verdict} ({draws}; {test}).{why}"
 
 
 @dataclass(frozen=True)
@@ -228,9 +233,14 @@ def _best_depths(
         ranking = sorted(group, key=lambda i: -rows[i]["val_accuracy"])
         firsts = {rows[i]["depth"]: i for i in reversed(ranking)}
         p = paired(accuracies[firsts.pop(best["depth"])] - accuracies[list(firsts.values())]).p
+        larger = bool(firsts) and best["size_bytes"] > (1 + SIZES_APART) * max(sizes[list(firsts.values())])
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
         known = probabilities if best["n_seeds"] > 1 or len(probabilities) == 1 else {}
-        found.append(BestDepth(n, size, best["depth"], best["val_accuracy"], known, _largest(p)))
+        found.append(
+            BestDepth(
+                n, size, best["depth"], best["val_accuracy"], known, _largest(p), best["size_bytes"], bool(larger)
+            )
+        )
     return _corrected(b for b in found if b.budget is None), _corrected(b for b in found if b.budget is not None)
 
 

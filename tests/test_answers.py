@@ -486,10 +486,22 @@ def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_fro
     assert all(sum(b.probabilities.values()) == pytest.approx(1) for b in found.by_bits)
     assert found.by_bits[1].probability == 1
     assert found.by_bits[1].sentence.startswith(
-        "At 4 bits depth 2 is best, with 89.9 % (best in 100 % of the draws over seeds; corrected p = "
+        "At 4 bits depth 2 is best, with 89.9 % at 400 bytes (best in 100 % of the draws over seeds; corrected p = "
     )
     assert found.by_bits[2].sentence == "At 8 bits depth 3 alone has finished, with 98.0 %."
     assert found.by_size[3].decided
+
+
+@pytest.mark.parametrize(("size", "larger"), [(1050, False), (1051, True)])
+def test_a_best_depth_that_is_larger_than_all_others_is_told(size, larger):
+    trials = table(
+        configuration(1, 1, [0.9, 0.91], size_bytes=size),
+        configuration(2, 1, [0.8, 0.81], size_bytes=1000),
+        configuration(3, 1, [0.7, 0.71], size_bytes=900),
+    )
+    (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
+    assert found.larger is larger
+    assert found.sentence.endswith(" It is larger than the best of any other depth.") == larger
 
 
 def test_the_best_depth_is_held_against_the_best_of_each_other_depth():
@@ -521,7 +533,7 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
     (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
     assert (found.probability, found.decided) == (1, False)
     assert found.sentence == (
-        "At 2 bits depth 2 has the highest mean, 85.0 %: not decided (best in 100 % of the draws over seeds; "
+        "At 2 bits depth 2 has the highest mean, 85.0 % at 1,000 bytes: not decided (best in 100 % of the draws over seeds; "
         "corrected p = 0.22 in a t test over seeds)."
     )
 
