@@ -533,8 +533,8 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
     (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
     assert (found.probability, found.decided) == (1, False)
     assert found.sentence == (
-        "At 2 bits depth 2 has the highest mean, 85.0 % at 1,000 bytes: not decided (best in 100 % of the draws over seeds; "
-        "corrected p = 0.22 in a t test over seeds)."
+        "At 2 bits depth 2 has the highest mean, 85.0 % at 1,000 bytes: not decided (best in 100 % of the draws over "
+        "seeds; corrected p = 0.22 in a t test over seeds)."
     )
 
 
