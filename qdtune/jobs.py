@@ -112,6 +112,10 @@ class Jobs:
         except RuntimeError as error:  # how Ray's client tells an HTTP status
             if "Version check" in str(error):
                 raise JobError(f"no Ray job server answers at {self.address}: it knows no version") from None
+            if "No available agent" in str(error):
+                what = "takes no job, for the agent of its head does not run: most often its port was taken"
+                how = "start Ray there again with --dashboard-agent-listen-port and a free one"
+                raise JobError(f"the job server at {self.address} {what} ({how})") from None
             raise JobError(f"the job server at {self.address} refused: {_first_line(error)}") from None
 
     def all(self) -> list[Job]:

@@ -178,6 +178,7 @@ def _facts(
 ) -> Iterator[tuple[str, str]]:
     """What a dry run says, as (name, text)."""
     from qdtune.preflight import room
+    from qdtune.progress import counted
 
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
@@ -191,6 +192,8 @@ def _facts(
         yield "configurations", f"{count:,} ({kinds})"
     for rule, n in planned.excluded[:FEW]:
         yield "  excluded", f"{n:,} by {rule}"
+    if more := planned.excluded[FEW:]:
+        yield "  excluded", f"{sum(n for _, n in more):,} by {counted(len(more), 'more rule')}"
     if planned.infeasible:
         yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
     if spec.run_cap and count < spec.run_cap and not searching:
@@ -228,7 +231,10 @@ def _facts(
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
-    yield "at once", f"{placed.concurrent:,} trials{shared}, so {placed.waves(count - done):,} waves ({here})"
+    yield (
+        "at once",
+        f"{placed.concurrent:,} trials{shared}, so {counted(placed.waves(count - done), 'wave')} ({here})",
+    )
     yield "disk", f"about {room(spec, planned) / 1e6:,.1f} MB in {one_line(folder)}"
     for note in placed.notes:
         yield "note", note

@@ -122,15 +122,15 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label(config: Mapping[str, Any]) -> str:
-    """A configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu 64-32 ternary`.
+    """A configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu h64-32 ternary`.
 
     Args:
         config: a value per axis, by name, hidden widths as text.
     """
     inputs = "" if config["act_bits"] is None else f" a{config['act_bits']}"
-    usual = SINCE | {"hidden": text_of(HIDDEN)}
-    others = "".join(f" {config[axis]}" for axis in ("hidden", *SINCE) if config[axis] != usual[axis])
-    return f"d{config['depth']} w{config['weight_bits']}{inputs} {config['activation']}{others}"
+    others = "".join(f" {config[axis]}" for axis in SINCE if config[axis] != SINCE[axis])
+    widths = "" if config["hidden"] == text_of(HIDDEN) else f" h{config['hidden']}"
+    return f"d{config['depth']} w{config['weight_bits']}{inputs} {config['activation']}{widths}{others}"
 
 
 def text_of(value: object) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from qdtune.cohort import Tensors
+from qdtune.machine import is_compiled
 from qdtune.placement import Need
-from qdtune.train import Nowhere, is_compiled, run
+from qdtune.train import Nowhere, run
 
 if TYPE_CHECKING:
     from qdtune.configuration import Trial
@@ -27,7 +28,8 @@ def measure(trial: Trial, data: Data, compile: str) -> Need:
         compile: as of `train.run`.
     """
     tensors = Tensors.of(data, torch.device("cuda"))
-    compile = "always" if is_compiled(compile, trial.qat, trial.batch_size, tensors) else "never"
+    compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x))
+    compile = "always" if compiled else "never"
     warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
     reports = run(replace(trial, warmup=warmup, qat=qat), tensors, Nowhere(), compile)
     next(reports)

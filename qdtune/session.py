@@ -21,7 +21,7 @@ from qdtune import data as data_sets
 from qdtune import plugins
 from qdtune.cluster import RayAt, connect
 from qdtune.feed import Feed
-from qdtune.machine import cache_dir, handling, has_compiler
+from qdtune.machine import cache_dir, handling, has_compiler, is_compiled
 from qdtune.placement import placement
 from qdtune.plan import Plan, check_comparable, plan
 from qdtune.progress import console, counted, front_table
@@ -143,6 +143,11 @@ def _loaded(spec: Spec, data_dir: Path, out: Any) -> tuple[Spec, data_sets.Data,
     return spec, data, notes
 
 
+def _compiles(spec: Spec, samples: int) -> bool:
+    phases = (spec.train.warmup, spec.train.qat)
+    return any(is_compiled(spec.run.compile, phase.epochs, spec.train.batch_size, samples) for phase in phases)
+
+
 def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str], out: Any) -> None:
     """Says what is going to be trained, and what is not as it should be."""
     count = (spec.run_cap or 0) if feed.searching else len(planned.trials)
@@ -153,7 +158,7 @@ def _announce(spec: Spec, data: Any, planned: Plan, feed: Feed, notes: list[str]
     if feed.left and not has_compiler():
         what = "no C++ compiler (g++, or what CXX names) and openssl here"
         out.print(f"{what}: training runs uncompiled, slowly", style="yellow")
-    elif feed.left and spec.run.compile != "never" and not any(cache_dir().glob("steps/*.so")):
+    elif feed.left and _compiles(spec, len(data.train_x)) and not any(cache_dir().glob("steps/*.so")):
         shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
         what = f"{counted(shapes, 'shape')} of network, {'one' if shapes == 1 else 'each'} some 30 s, once"
         out.print(f"nothing is compiled yet: long trainings compile their steps first ({what} for all sweeps)")

@@ -21,19 +21,14 @@ from torch import nn
 from qdtune.cohort import Cohort, Tensors, generator
 from qdtune.configuration import Trial
 from qdtune.decompose import FactoredLinear, decompose
-from qdtune.machine import has_compiler
+from qdtune.machine import is_compiled
 from qdtune.packed import pack
 from qdtune.quantize import calibrate_alike, ledger, quantize
-from qdtune.schema import Phase
 from qdtune.step import Shape, normalise
 from qdtune.warmups import fault, parts, signed
 
 CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
 CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
-# From this many steps on a phase is compiled: that costs 15 s once, for all trials of its shape, and saves each of
-# them 3 to 4 ms a step (one core, depth 2): from the fifth on it has paid. The trial decides, not the cache: one
-# that runs again shall give the same numbers.
-COMPILE_FROM = 800
 
 
 class Warmups(Protocol):
@@ -98,7 +93,7 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
         trial: the configuration.
         data: on the device that shall do the work.
         warmups: where float warm-ups are kept.
-        compile: `always`, `never`, or `auto`: the phases of `COMPILE_FROM` steps and more, if there is a compiler.
+        compile: `always`, `never`, or `auto`: see `machine.is_compiled`.
     """
     started = datetime.now(timezone.utc)
     log = Log(trial.seeds)
@@ -125,15 +120,9 @@ def run(trial: Trial, data: Tensors, warmups: Warmups, compile: str = "auto") ->
     yield report | {"rows": rows, "weights": weights, "done": True}
 
 
-def is_compiled(compile: str, phase: Phase, batch_size: int, data: Tensors) -> bool:
-    """Whether the steps of a phase are compiled: `always`, `never`, or `auto`, where it repays."""
-    steps = phase.epochs * (len(data.train_x) // batch_size)
-    return compile == "always" or (compile == "auto" and steps >= COMPILE_FROM and has_compiler())
-
-
 def _cohort(replicas: list[nn.Module], trial: Trial, data: Tensors, name: str, compile: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
-    compiled = is_compiled(compile, phase, trial.batch_size, data)
+    compiled = is_compiled(compile, phase.epochs, trial.batch_size, len(data.train_x))
     shape = Shape.of(trial, data.inputs, data.classes, name)
     return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 

@@ -194,6 +194,15 @@ def test_dry_run_prints_user_text_as_it_is(folder: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_excluded_points_of_rules_that_are_not_named_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Path(__file__).parents[1] / "sweeps" / "depth.yaml"
+    code, out, _ = run(capsys, str(sweep), "--dry-run")
+    assert code == 0
+    excluded = [int(line.split()[1]) for line in out.splitlines() if line.startswith("  excluded")]
+    assert f"{sum(excluded)} excluded" in out
+    assert "by 5 more rules" in out
+
+
 def test_largest_grid_is_described_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     big = (
         f"parameters={{depth: {{values: {list(range(1, 51))}}}, weight_bits: {{values: {list(range(1, 11))}}},"

@@ -825,10 +825,9 @@ def test_trial_id_does_not_see_how_a_number_was_written() -> None:
 
 
 def test_label_says_what_is_not_as_it_always_was() -> None:
-    assert TRIAL.label == f"d{TRIAL.depth} w4 relu 64-32"
-    assert replace(TRIAL, levels="full", act_bits=2, decompose="hidden").label.endswith(
-        "w4 a2 relu 64-32 full hidden"
-    )
+    assert TRIAL.label == f"d{TRIAL.depth} w4 relu h64-32"
+    other = replace(TRIAL, levels="full", act_bits=2, decompose="hidden", hidden=(24,))
+    assert other.label.endswith("w4 a2 relu full hidden")
 
 
 def test_config_holds_the_axes_in_order() -> None:

@@ -353,6 +353,10 @@ ASKED = [["jobs"], ["submit", "tiny.yaml"], ["stop", "x"], ["fetch", "x"]]
         ),
         (requests.ConnectionError("reset"), "no Ray job server answers at http://head:8265: reset"),
         (KeyError("ray_version"), "no Ray job server answers at http://head:8265: 'ray_version'"),
+        (
+            RuntimeError("Request failed with status code 500: No available agent to submit job, please try again."),
+            "the job server at http://head:8265 takes no job, for the agent of its head does not run",
+        ),
         (RuntimeError("Version check returned 404."), "no Ray job server answers at http://head:8265: it knows no"),
         (
             RuntimeError("Request failed with status code 500: Traceback\n  File x\nValueError: taken.\n"),

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 from test_cohort import CPU, a_trial
 
-from qdtune import models, train
+from qdtune import machine, models, train
 from qdtune.cohort import Tensors
 from qdtune.data import load
 from qdtune.schema import Qat, Warmup
@@ -248,7 +248,7 @@ def test_long_phases_are_compiled_and_the_user_can_overrule(data, monkeypatch, c
             return [1.0] * len(self.generators)
 
     monkeypatch.setattr(train, "Cohort", Noted)
-    monkeypatch.setattr(train, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(machine, "has_compiler", lambda: compiler)
     trial = a_trial(qat=Qat(epochs=epochs, lr=0.1), batch_size=len(data.train_x) // 8)
     for _ in run(trial, data, Kept(), compile):
         pass

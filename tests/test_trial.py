@@ -341,7 +341,7 @@ def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
 
     trial = QATTrial.__new__(QATTrial)
     trial.config = plan(loads(SWEEP, "byhand.yaml")).trials[-1].config
-    assert repr(trial) == "QATTrial(first d2 w4 identity 6-5)"
+    assert repr(trial) == "QATTrial(first d2 w4 identity h6-5)"
 
 
 def test_a_worker_is_named_by_the_configuration_that_it_trains_now(ray_here, tmp_path):
