@@ -23,6 +23,7 @@ from rich.table import Table
 
 from qdtune import graph, reader
 from qdtune.cli import Parser, guarded, told
+from qdtune.configuration import Trial
 from qdtune.names import AXES
 from qdtune.progress import console, counted, percent
 from qdtune.results import Result, results
@@ -50,7 +51,7 @@ class Chosen:
     Attributes:
         entry: its row of the Pareto table.
         row: of that seed, of the table `trials`.
-        label: the configuration in a few words.
+        trial: the configuration, as it was trained.
         blob: the packed model of that seed, one replica.
         model: the same, read.
         metadata: of the file of the row.
@@ -58,7 +59,7 @@ class Chosen:
 
     entry: dict[str, Any]
     row: dict[str, Any]
-    label: str
+    trial: Trial
     blob: bytes
     model: reader.Model
     metadata: Mapping[str, str]
@@ -147,8 +148,8 @@ def _chosen(arguments: argparse.Namespace, store: Store) -> tuple[list[Chosen], 
     for entry in entries:
         row = _best(entry, groups[_key(entry)], arguments.seed)
         blob, model = _packed(store, row, run)
-        label = ours[entry["trial_id"]].trial.label
-        chosen.append(Chosen(entry, row, label, blob, model, store.metadata(row["trial_id"])))
+        trial = ours[entry["trial_id"]].trial
+        chosen.append(Chosen(entry, row, trial, blob, model, store.metadata(row["trial_id"])))
     return chosen, damaged
 
 
@@ -247,10 +248,14 @@ def _card(one: Chosen, kind: str, file: str, file_bytes: int) -> bytes:
         for split, name in splits.items()
     }
     kept = ("qdtune.version.", "qdtune.git_commit")
+    trial = one.trial
+    training = {"batch_size": trial.batch_size, "warmup": trial.warmup.model_dump(), "qat": trial.qat.model_dump()}
     card = {
         "trial_id": entry["trial_id"],
         "configuration": {axis: entry[axis] for axis in AXES},
         "model": entry["model"],
+        "batch_norm": trial.batch_norm,
+        "training": training,
         "dataset": entry["dataset"],
         "seed": row["seed"],
         "trained_by": row["trial_id"],
@@ -288,7 +293,7 @@ def _print(
     for one in chosen:
         sizes = (f"{one.row['size_bytes']:,}", f"{len(files[one.name + suffix]):,}")
         accuracies = (percent(one.row["val_accuracy"]), percent(one.row["test_accuracy"]))
-        table.add_row(one.name, one.label, *sizes, str(one.row["seed"]), *accuracies)
+        table.add_row(one.name, one.trial.label, *sizes, str(one.row["seed"]), *accuracies)
     out = console()
     for line in damaged:
         out.print(f"damaged, left out: {line}", style="yellow")

@@ -117,6 +117,7 @@ def test_front_is_exported_and_gives_the_tested_accuracy_to_the_last_sample(swep
             card = json.loads((out / f"{entry['trial_id']}{end}").read_text())
             assert card["format"] == kind
             assert card["seed"] == best["seed"]
+            assert (card["batch_norm"], card["training"]["qat"]["epochs"]) == (False, 1)
             assert card["accuracy"] == {"validation": best["val_accuracy"], "test": best["test_accuracy"]}
             assert card["accuracy_of_the_configuration"]["seeds"] == entry["n_seeds"]
             assert card["accuracy_of_the_configuration"]["test"]["mean"] == entry["test_accuracy"]
