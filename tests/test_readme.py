@@ -1,6 +1,8 @@
 """What the README and the sweep files promise: commands, files and snippets that work as they stand."""
 
 import re
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from qdtune.tables import table_front
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+REFERENCE = ROOT / "tests" / "benchmarks" / "reference.py"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 
 
@@ -24,6 +27,14 @@ def test_sweep_files_are_planned_and_every_key_is_explained(path, tmp_path, caps
     assert load(path).name == path.stem
     keys = [line for line in path.read_text().splitlines() if re.match(r"\s*(- )?\{?\w+:", line)]
     assert [line for line in keys if "#" not in line] == []
+
+
+def test_tables_of_the_reference_fronts_are_those_of_their_files():
+    found = subprocess.run([sys.executable, REFERENCE], capture_output=True, text=True, check=True).stdout
+    tables = found.strip().split("\n\n")
+    assert len(tables) == 6
+    for table in tables:
+        assert table in README
 
 
 def test_grid_is_the_size_the_readme_says():

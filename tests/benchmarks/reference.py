@@ -56,13 +56,14 @@ def _effect(one: Comparison) -> str:
 
 
 def _front(pareto: pa.Table) -> str:
-    heads = ["bytes", "hidden", "depth", "between", "bits", "validation (%)", "test (%)"]
+    heads = ["bytes", "hidden", "depth", "between", "bits", "inputs", "validation (%)", "test (%)"]
     rows = []
     for row in table_front(pareto).to_pylist():
         between = row["activation"] if row["depth"] > 1 else "-"
         network = [str(row[name]) for name in ("hidden", "depth")]
         accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
-        rows.append([f"{row['size_bytes']:,}", *network, between, str(row["weight_bits"]), *accuracies])
+        inputs = "float" if row["act_bits"] is None else f"{row['act_bits']} bits"
+        rows.append([f"{row['size_bytes']:,}", *network, between, str(row["weight_bits"]), inputs, *accuracies])
     return _markdown(heads, rows)
 
 
