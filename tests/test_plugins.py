@@ -236,7 +236,8 @@ def test_other_bytes_are_those_of_all_that_is_not_split(tmp_path):
     width = 8
     attention = 3 * width * width + 3 * width + width * width + width
     assert own_model(tmp_path, "encoder").parts.other_bytes == 4 * (4 * width + attention + 4 * width) + 24
-    assert own_model(tmp_path, "conv").parts[1:] == (4, 40, 160)
+    conv = own_model(tmp_path, "conv").parts
+    assert (conv.norms, conv.other, conv.other_bytes, conv.factor_norms) == (4, 40, 160, False)
 
 
 def test_trial_ids_tell_factories_and_sources_apart_and_never_change():
