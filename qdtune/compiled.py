@@ -39,7 +39,7 @@ def gathered(data: tuple[Tensor, ...], batch: Tensor) -> Iterator[Tensor]:
     """The rows of each tensor that a batch (K, B) asks for, (K, B, ...).
 
     Whole rows are copied, and before the compiled step: it would look up each pixel by itself, and again in every
-    loop that reads it (quantised inputs have four: a step took 3 times as long).
+    loop that reads it (quantised inputs have several: a step took twice as long).
     """
     rows = batch.flatten()
     return (tensor.index_select(0, rows).view(*batch.shape, *tensor.shape[1:]) for tensor in data)
