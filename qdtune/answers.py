@@ -88,7 +88,7 @@ class BestDepth:
         accuracy: that mean, a fraction.
         size_bytes: of that configuration.
         larger: whether it is more than 5 % larger than the best configuration of each other depth, which alone may
-            be why it is ahead.
+            be why it is ahead; within a budget sizes are the question, and it is False.
         probabilities: of each depth that occurs, 0..1: the share of bootstrap draws over seeds in which it has the
             best configuration; empty where the best one has less than two seeds.
         p: the largest of a paired t test against the best configuration of each other depth, after Holm's correction
@@ -233,7 +233,11 @@ def _best_depths(
         ranking = sorted(group, key=lambda i: -rows[i]["val_accuracy"])
         firsts = {rows[i]["depth"]: i for i in reversed(ranking)}
         p = paired(accuracies[firsts.pop(best["depth"])] - accuracies[list(firsts.values())]).p
-        larger = bool(firsts) and best["size_bytes"] > (1 + SIZES_APART) * max(sizes[list(firsts.values())])
+        larger = (
+            size is None
+            and bool(firsts)
+            and best["size_bytes"] > (1 + SIZES_APART) * max(sizes[list(firsts.values())])
+        )
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
         known = probabilities if best["n_seeds"] > 1 or len(probabilities) == 1 else {}
         found.append(

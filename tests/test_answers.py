@@ -499,7 +499,9 @@ def test_a_best_depth_that_is_larger_than_all_others_is_told(size, larger):
         configuration(2, 1, [0.8, 0.81], size_bytes=1000),
         configuration(3, 1, [0.7, 0.71], size_bytes=900),
     )
-    (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
+    answers = answer(trials, NOTHING, aggregate(trials))
+    (found,) = answers.by_bits
+    assert not any(best.larger for best in answers.by_size)
     assert found.larger is larger
     assert found.sentence.endswith(" It is larger than the best of any other depth.") == larger
 
