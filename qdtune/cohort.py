@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from qdtune.augment import distorted
 from qdtune.compiled import Call, captured, compiled, eager
-from qdtune.names import image_side
 from qdtune.step import Shape, Stack, make_step, normalise
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from qdtune.schema import Phase
 
 EVAL_ROWS = 2048  # samples per forward pass of an evaluation
-MOVES = 9  # of an image: none, and one pixel to each side and corner
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,9 @@ class Cohort:
         used = self.steps * self.batch_size
         order = torch.stack([torch.randperm(len(self.data.train_x), generator=g)[:used] for g in self.generators])
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
-        if self.phase.augment == "shift":
+        if self.phase.augment != "none":
             draw = generator(f"{self.purpose} moves", epoch)  # of the epoch alone: the same for every replica
-            move = torch.randint(MOVES, (len(self.inputs),), generator=draw).to(self.device)
-            self.inputs.copy_(moved(self.data.train_x, move))
+            self.inputs.copy_(distorted(self.data.train_x, self.phase.augment, draw))
         self.losses.zero_()
         self.template.train()
         for batch, rate in zip(batches.unbind(), self.rates(epoch).unbind(), strict=True):
@@ -168,26 +165,6 @@ class Cohort:
         for k, replica in enumerate(replicas):
             for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
                 tensor.copy_((self.params | self.buffers)[name][k])
-
-
-def moved(x: Tensor, move: Tensor) -> Tensor:
-    """Images, each moved by up to one pixel in each direction; what comes in from outside is 0.
-
-    Training on distorted copies: Simard et al. 2003, section 2, whose simplest distortions are translations.
-
-    Args:
-        x: (N, I), I = c * side^2 pixels, channel by channel and row by row, c = 1 or 3.
-        move: (N,), 0 to `MOVES` - 1; pixels come from row + move // 3 - 1 and column + move % 3 - 1.
-    """
-    side = image_side(x.shape[1])
-    assert side is not None
-    images = x.unflatten(1, (-1, side, side))
-    result = torch.empty_like(images)
-    for number in range(MOVES):
-        (down, right), mine = divmod(number, 3), move == number
-        padded = F.pad(images[mine], (1, 1, 1, 1))
-        result[mine] = padded[..., down : down + side, right : right + side]
-    return result.flatten(1)
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:

@@ -309,7 +309,7 @@ class Model(Plugged):
 class Phase(Frozen):
     """One part of a training: `epochs` at learning rate `lr`.
 
-    With `augment: shift` each image is moved by up to one pixel, every epoch anew.
+    With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`) or bent (`elastic`).
     """
 
     epochs: Annotated[int, whole(0, 100_000)]

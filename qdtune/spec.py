@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from qdtune.names import AXES, DATASETS, METHODS, PLANNED, PRUNERS, DatasetInfo, image_side, text_of
+from qdtune.names import AUGMENTS, AXES, DATASETS, METHODS, PLANNED, PRUNERS, DatasetInfo, image_side, text_of
 from qdtune.rules import (
     KeyPath,
     Place,
@@ -202,12 +202,15 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
-    shifting: list[KeyPath] = [("train", "warmup", "augment")] if spec.train.warmup.augment == "shift" else []
-    if spec.axes["augment"].holds("shift"):
-        shifting.append(("parameters", "augment") if spec.parameters.augment else ("train", "qat", "augment"))
     if not image_side(info.inputs):
-        what = f"shift needs square images of one or three colours; {name} has {info.inputs} numbers a sample"
-        yield from ((path, f"{what} (or none)") for path in shifting)
+        places: dict[KeyPath, tuple[object, ...]] = {("train", "warmup", "augment"): (spec.train.warmup.augment,)}
+        at = ("parameters", "augment") if spec.parameters.augment else ("train", "qat", "augment")
+        places[at] = tuple(kind for kind in AUGMENTS if spec.axes["augment"].holds(kind))
+        for path, kinds in places.items():
+            for kind in kinds:
+                if kind != "none":
+                    needs = f"{kind} needs square images of one or three colours"
+                    yield path, f"{needs}; {name} has {info.inputs} numbers a sample (or none)"
     train = info.train
     left = train - spec.data.val_size
     if left < 1:

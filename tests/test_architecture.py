@@ -43,6 +43,7 @@ RULES: dict[str, set[str]] = {
     "packed": {"ray", "optuna", "pyarrow", "pydantic"},
     "step": {"ray", "pydantic", "optuna", "pyarrow"},
     "compiled": {"ray", "pydantic", "optuna", "pyarrow"},
+    "augment": {"ray", "pydantic", "optuna", "pyarrow"},
     "cohort": {"ray", "pydantic", "optuna", "pyarrow"},
     "train": {"ray", "optuna", "pyarrow"},
     "foreign": {"ray", "optuna", "pyarrow"},

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from qdtune import compiled, models
-from qdtune.cohort import MOVES, Cohort, Tensors, generator, moved
+from qdtune.augment import MOVES, moved
+from qdtune.cohort import Cohort, Tensors, generator
 from qdtune.configuration import Trial
 from qdtune.data import load
 from qdtune.decompose import ACTIVATIONS, decompose
@@ -260,21 +261,6 @@ def test_epochs_are_permutations_of_their_own(data):
     assert not torch.equal(epochs[0][0], epochs[1][0])
 
 
-@pytest.mark.parametrize(("colours", "side"), [(1, 4), (3, 5), (1, 1)])
-def test_moved_images_are_their_pixels_one_place_further(colours, side):
-    draw = torch.Generator().manual_seed(side)
-    images = torch.randint(1, 256, (2 * MOVES, colours, side, side), generator=draw, dtype=torch.uint8)
-    move = torch.randperm(2 * MOVES, generator=draw) % MOVES
-    found = moved(images.flatten(1), move).view_as(images)
-    for n, image in enumerate(images):
-        down, right = (step - 1 for step in divmod(move[n].item(), 3))
-        for row in range(side):
-            for column in range(side):
-                r, c = row + down, column + right
-                expected = image[:, r, c].tolist() if 0 <= r < side and 0 <= c < side else [0] * colours
-                assert found[n, :, row, column].tolist() == expected
-
-
 def test_shifting_shows_every_image_in_another_place_each_epoch(data):
     cohort = a_cohort(a_trial(qat=SHIFTING), data, (0, 1))
     cohort.step = lambda batch, lr: None
@@ -289,6 +275,17 @@ def test_shifting_shows_every_image_in_another_place_each_epoch(data):
         assert hits.any(0).all()
         assert (hits.sum(1) > len(whole) / (2 * MOVES)).all()  # none of the nine is rare
     assert not torch.equal(*seen)
+
+
+def test_elastic_shows_every_replica_other_images_each_epoch(data):
+    cohort = a_cohort(a_trial(qat=Qat(epochs=2, lr=0.03, augment="elastic")), data, (0, 1))
+    cohort.step = lambda batch, lr: None
+    whole = data.train_x.clone()
+    for epoch in range(2):
+        before = cohort.inputs.clone()
+        cohort.train(epoch)
+        assert (cohort.inputs != before).any(1).float().mean() > 0.9
+    assert torch.equal(data.train_x, whole)  # is shared with others
 
 
 def test_accuracy_is_counted_sample_by_sample(data):

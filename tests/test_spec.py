@@ -644,12 +644,16 @@ def test_augment_comes_from_the_training_unless_it_is_an_axis() -> None:
     assert shifting.result_settings() == small().result_settings()
 
 
-def test_shift_needs_images() -> None:
+def test_distortions_need_images() -> None:
     own = "data={factory: 'mine:data', shape: [600, 20, 4], val_size: 100}"
     line = "shift needs square images of one or three colours; mine:data has 20 numbers a sample (or none)"
     assert told(own, "train.qat.augment=shift") == [f"train.qat.augment: {line}"]
     assert told(own, "parameters={augment: {value: shift}}") == [f"parameters.augment: {line}"]
     assert told(own, "train.warmup.augment=shift") == [f"train.warmup.augment: {line}"]
+    assert told(own, "parameters={augment: {values: [none, elastic, shift]}}") == [
+        f"parameters.augment: {line}",
+        f"parameters.augment: {line.replace('shift', 'elastic')}",
+    ]
     assert [image_side(n) for n in (784, 3072, 64, 12, 1, 20, 6)] == [28, 32, 8, 2, 1, None, None]
 
 
