@@ -73,8 +73,13 @@ class Best:
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words: `depth 2, 4 bits, relu (9,563 bytes)`."""
         words = {"depth": f"depth {row['depth']}", "weight_bits": bits(row["weight_bits"])}
-        words |= {} if row["depth"] == 1 else {"activation": row["activation"]}
-        words |= {name: f"{name} {row[name]}" for name in self.varying if name not in ("activation", *words)}
+        if row["depth"] > 1:
+            words["activation"] = row["activation"]
+        for name in self.varying:
+            if name == "act_bits":
+                words[name] = "float inputs" if row[name] is None else f"inputs of {bits(row[name])}"
+            elif name not in words and not (row["depth"] == 1 and name in ("activation", "decompose")):
+                words[name] = f"{name} {row[name]}"
         return f"{', '.join(words.values())} ({row['size_bytes']:,} bytes)"
 
 

@@ -135,7 +135,8 @@ def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Fi
     )
     right = max(_right(rows), *(one.size_bytes * MARGIN for one in others), 0)
     points = _points(drawn, size, accuracy, split)
-    layers = [*_front_layers(_steps(drawn.front, right, split), size, accuracy), *_published(others, size, accuracy)]
+    layers = _front_layers(_steps(drawn.front, right, split), size, accuracy)
+    named = _published(others, size, accuracy)
     seeds = max((row["n"] for row in drawn.front), default=0)
     band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
     hollow = "Hollow: not trained to its end (stopped early, say), as it was then."
@@ -143,11 +144,11 @@ def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Fi
     if others:
         text = f"Step line: the front, chosen by validation accuracy{band}. {CAVEAT}"
     if still or not drawn.epochs:
-        chart: Any = alt.layer(*layers, points).properties(width=WIDTH, height=HEIGHT)
+        chart: Any = alt.layer(*layers, points, *named).properties(width=WIDTH, height=HEIGHT)
     else:
         first = (drawn.front or rows)[-1]
         chart = alt.layer(
-            *layers, _ring(split, size, accuracy), points.add_params(_hover(first)).properties(name="points")
+            *layers, _ring(split, size, accuracy), points.add_params(_hover(first)).properties(name="points"), *named
         )
         chart = alt.vconcat(chart.properties(width=WIDTH, height=HEIGHT), _hovered(drawn), spacing=24)
         text += " Point at one: its learning curve is below, and dashed that of what beat it."

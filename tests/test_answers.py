@@ -464,6 +464,17 @@ def test_the_best_within_a_budget_is_named_with_what_it_is_not_told_apart_from()
     assert answer(trials, NOTHING, aggregate(trials), 99).best.row is None
 
 
+def test_the_best_is_named_by_what_varies_and_has_a_meaning_there():
+    whole = configuration(1, 2, [0.9, 0.91], size_bytes=300, act_bits=2, decompose="all", hidden="16")
+    split = configuration(3, 1, [0.9, 0.92], size_bytes=200, act_bits=None, decompose="hidden", hidden="24")
+    trials = table(whole, split)
+    best = answer(trials, NOTHING, aggregate(trials)).best
+    assert [best.label(row) for row in (best.row, *best.rivals)] == [
+        "depth 3, 1 bit, identity, float inputs, decompose hidden, hidden 24 (200 bytes)",
+        "depth 1, 2 bits, inputs of 2 bits, hidden 16 (300 bytes)",
+    ]
+
+
 def test_the_best_of_one_seed_is_sure_of_nothing():
     trials = table(configuration(1, 2, [0.9]), configuration(2, 2, [0.8]))
     found = answer(trials, NOTHING, aggregate(trials))

@@ -1,38 +1,77 @@
-"""The README's tables of the reference sweeps, from what is kept of these under sweeps/reference.
+"""The README's tables and figures of the reference sweeps, from what is kept of these under sweeps/reference.
 
-Of the fronts `pareto.parquet`, of the study's questions the rows of `trials/`, for these are asked seed by seed.
+Of the fronts `pareto.parquet`, of the study's questions the rows of `trials/`, for these are asked seed by seed. A
+front is that of several sweeps together, which differ in how long they train.
 
-`python tests/benchmarks/reference.py` prints them; tests/test_readme.py holds the README to them.
+`python tests/benchmarks/reference.py` prints the tables, and tests/test_readme.py holds the README to them; with
+`--draw` it draws the figures, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qdtune.answers import answer
 from qdtune.comparisons import Comparison
+from qdtune.page import images
+from qdtune.pareto import rank
+from qdtune.run import Run
+from qdtune.sheet import sheet
+from qdtune.spec import load
 from qdtune.summary import beside
-from qdtune.tables import HISTORY, TRIALS, aggregate, completed, table_front
+from qdtune.tables import HISTORY, PARETO, TRIALS, aggregate, completed, table_front
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
-FRONTS = {"front_mnist": "mnist", "front_fashion": "fashion_mnist"}
+SWEEPS = FOLDER.parent
+FRONTS = {
+    "mnist": ("front_mnist", "small_mnist"),
+    "fashion_mnist": ("front_fashion",),
+}
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
 
 
 def tables() -> Iterator[str]:
     """Each table, in Markdown."""
-    for name, dataset in FRONTS.items():
-        pareto = pq.read_table(FOLDER / f"{name}.parquet")
+    for dataset, sweeps in FRONTS.items():
+        pareto = together(sweeps)
         yield _front(pareto)
         found = beside(pareto, dataset)
         assert found is not None
         yield _markdown(found.heads, found.rows)
     for name, dataset in DEPTHS.items():
         yield _depths(completed(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
+
+
+def together(sweeps: Sequence[str]) -> pa.Table:
+    """The configurations of several sweeps as one Pareto table, as `tables.PARETO`."""
+    table = pa.concat_tables(
+        completed(pq.read_table(FOLDER / f"{name}.parquet"), PARETO).select(PARETO.names) for name in sweeps
+    )
+    costs = np.column_stack([-table["val_accuracy"].to_numpy(), table["size_bytes"].to_numpy()])
+    costs[pc.invert(pc.equal(table["state"], "ok")).to_numpy()] = np.nan
+    ranks = rank(costs)
+    columns = {"pareto_rank": pa.array(ranks, pa.int32(), mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
+    columns["p_front"] = pa.nulls(len(table), pa.float64())  # was that of a front of its own sweep
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def draw() -> None:
+    """Draws each front over its points, with published networks beside it."""
+    for dataset, sweeps in FRONTS.items():
+        spec = load(SWEEPS / f"{sweeps[0]}.yaml").resolve(dataset)
+        run = Run(sweeps[0], "", spec, TRIALS.empty_table(), HISTORY.empty_table(), together(sweeps), (), 0)
+        name, svg = next(images(sheet(run), reference=True))
+        assert name == "front.svg"
+        (FOLDER / f"{sweeps[0]}.svg").write_bytes(svg)
 
 
 def _depths(trials: pa.Table, dataset: str) -> str:
@@ -56,14 +95,17 @@ def _effect(one: Comparison) -> str:
 
 
 def _front(pareto: pa.Table) -> str:
-    heads = ["bytes", "hidden", "depth", "between", "bits", "inputs", "validation (%)", "test (%)"]
+    heads = ["bytes", "hidden", "depth", "between", "bits", "inputs", "images", "epochs", "validation %", "test %"]
     rows = []
     for row in table_front(pareto).to_pylist():
         between = row["activation"] if row["depth"] > 1 else "-"
         network = [str(row[name]) for name in ("hidden", "depth")]
         accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
         inputs = "float" if row["act_bits"] is None else f"{row['act_bits']} bits"
-        rows.append([f"{row['size_bytes']:,}", *network, between, str(row["weight_bits"]), inputs, *accuracies])
+        seen = "as they are" if row["augment"] == "none" else row["augment"]
+        trained = [seen, str(row["epochs"])]
+        bits = str(row["weight_bits"])
+        rows.append([f"{row['size_bytes']:,}", *network, between, bits, inputs, *trained, *accuracies])
     return _markdown(heads, rows)
 
 
@@ -78,4 +120,6 @@ def _markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--draw"]:
+        draw()
     print("\n\n".join(tables()))
