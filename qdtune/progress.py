@@ -121,6 +121,7 @@ class SweepProgress:
         self.running: dict[str, str] = {}  # what each running trial does
         self.trained: Counter[str] = Counter()  # epochs of each
         self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT)  # when the latest trials ended, epochs by then
+        self.first: dict[str, tuple[str, float, int]] = {}  # of each: its phase, since when, epochs by then
         self.end = 0.0  # when all may be done, 0 where nobody knows
         self.line_at, self.changed = time.monotonic(), False
         self.bar = Progress(
@@ -155,6 +156,8 @@ class SweepProgress:
         self.running[trial_id] = f"{name} {phase} {epoch}/{self.epochs[phase]}{accuracy}"
         phases = list(self.epochs)
         self.trained[trial_id] = sum(self.epochs[before] for before in phases[: phases.index(phase)]) + epoch
+        if trial_id not in self.first or self.first[trial_id][0] != phase:
+            self.first[trial_id] = phase, time.monotonic(), self.trained[trial_id]
         self._guess()
         self.tick()
 
@@ -173,6 +176,7 @@ class SweepProgress:
         """Notes that a trial does not run any more."""
         self.running.pop(trial_id, None)
         self.trained.pop(trial_id, None)
+        self.first.pop(trial_id, None)
         self.changed = True
 
     def _trained(self) -> tuple[int, int]:
@@ -181,12 +185,19 @@ class SweepProgress:
         return each * self.done + self.trained.total(), each * self.total
 
     def _guess(self) -> None:
-        """Guesses the end from the latest trials: the first also train the warm-ups, and many are soon stopped."""
+        """Guesses the end from the latest trials: the first also train the warm-ups, and many are soon stopped.
+
+        But not before a running trial would end at its own pace: a large one goes on when the others are through.
+        """
         now, (trained, total) = time.monotonic(), self._trained()
         self.marks = self.marks or deque([(now, trained)], maxlen=RECENT)
         since, before = self.marks[0]
         if trained - before >= sum(self.epochs.values()):  # as much as one trial
             self.end = now + (total - trained) * (now - since) / (trained - before)
+        each = sum(self.epochs.values())
+        for trial_id, (_, since, before) in self.first.items():
+            if self.end and (done := self.trained[trial_id]) > before:
+                self.end = max(self.end, now + (each - done) * (now - since) / (done - before))
 
     def summary(self) -> str:
         """One line: `12/35 done, 2 running, 1 diverged, 197/525 epochs, about 3 min left`."""

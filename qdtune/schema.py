@@ -383,7 +383,8 @@ class EarlyTerminate(Frozen):
         own = PRUNERS[self.type]
         for key in type(self).model_fields:
             if key != "type" and key not in own and getattr(self, key) is not None:
-                raise ValueError(f"{key} is no key of type {self.type} ({', '.join(own) or 'it has none'})")
+                own_keys = ", ".join(own) or "it has none: name a type, such as pareto"
+                raise ValueError(f"{key} is no key of type {self.type} ({own_keys})")
             if key in own and getattr(self, key) is None:
                 raise ValueError(f"{key} must have a value (default: {own[key]})")
         return self

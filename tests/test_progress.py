@@ -83,6 +83,21 @@ def test_time_left_is_unknown_before_one_trials_worth_and_after_the_last(clock: 
     assert seconds_left(shown) is None
 
 
+def test_time_left_is_that_of_a_large_trial_when_the_others_are_through(clock: Clock) -> None:
+    shown = begun(4, "large", "a", "b", "c")
+    for epoch in range(1, 4):  # ten times as long as each of the others
+        clock.now += 600
+        trained(shown, "large", epoch)
+        name = "abc"[epoch - 1]
+        for n in range(1, 7):
+            clock.now += 10
+            trained(shown, name, n)
+        shown.finish(name, "ok", FRONT, epoch, 4)
+    clock.now += 600
+    trained(shown, "large", 4)
+    assert seconds_left(shown) == 2 * 660  # its own two epochs, at its own pace
+
+
 def test_epochs_are_those_of_all_trials_whatever_happens_to_them() -> None:
     draw = random.Random(0)
     shown, total, waiting = begun(40), 40, [str(n) for n in range(40)]

@@ -212,7 +212,11 @@ MATRIX = [
         f"early_terminate.type: unknown 'paretto'; did you mean 'pareto'? ({TYPES})",
     ),
     (38, "early_terminate.type=[pareto]", f"early_terminate.type: a list is not a name ({TYPES})"),
-    (38, "early_terminate.margin=0.1", "early_terminate: margin is no key of type none (it has none)"),
+    (
+        38,
+        "early_terminate.margin=0.1",
+        "early_terminate: margin is no key of type none (it has none: name a type, such as pareto)",
+    ),
     (
         38,
         "early_terminate={type: pareto, scope: all}",

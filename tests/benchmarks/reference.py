@@ -9,7 +9,7 @@ front is that of several sweeps together, which differ in how long they train.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from qdtune.tables import HISTORY, PARETO, TRIALS, aggregate, completed, table_f
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent
 FRONTS = {
-    "mnist": ("front_mnist", "small_mnist"),
+    "mnist": ("front_mnist", "small_mnist", "large_mnist"),
     "fashion_mnist": ("front_fashion",),
 }
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
@@ -120,6 +120,8 @@ def _markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--draw"]:
+    parser = argparse.ArgumentParser(description="Prints the tables of the reference sweeps.")
+    parser.add_argument("--draw", action="store_true", help="draw the figures, too")
+    if parser.parse_args().draw:
         draw()
     print("\n\n".join(tables()))
