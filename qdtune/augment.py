@@ -24,11 +24,11 @@ def distorted(x: Tensor, augment: str, draw: torch.Generator) -> Tensor:
         augment: `shift` or `elastic`.
         draw: of numbers on the CPU, so that every device sees the same images.
     """
-    side = _side(x)
     if augment == "shift":
         return moved(x, torch.randint(MOVES, (len(x),), generator=draw).to(x.device))
-    noise = (torch.rand(len(rows), 2, side, side, generator=draw).to(x.device) for rows in x.split(ROWS))
-    return torch.cat([warped(rows, 2 * n - 1) for rows, n in zip(x.split(ROWS), noise, strict=True)])
+    side = _side(x)
+    noise = (2 * torch.rand(len(rows), 2, side, side, generator=draw) - 1 for rows in x.split(ROWS))
+    return torch.cat([warped(rows, n.to(x.device)) for rows, n in zip(x.split(ROWS), noise, strict=True)])
 
 
 def moved(x: Tensor, move: Tensor) -> Tensor:

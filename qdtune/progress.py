@@ -190,11 +190,11 @@ class SweepProgress:
         But not before a running trial would end at its own pace: a large one goes on when the others are through.
         """
         now, (trained, total) = time.monotonic(), self._trained()
+        each = sum(self.epochs.values())
         self.marks = self.marks or deque([(now, trained)], maxlen=RECENT)
         since, before = self.marks[0]
-        if trained - before >= sum(self.epochs.values()):  # as much as one trial
+        if trained - before >= each:  # as much as one trial
             self.end = now + (total - trained) * (now - since) / (trained - before)
-        each = sum(self.epochs.values())
         for trial_id, (_, since, before) in self.first.items():
             if self.end and (done := self.trained[trial_id]) > before:
                 self.end = max(self.end, now + (each - done) * (now - since) / (done - before))

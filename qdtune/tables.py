@@ -158,19 +158,29 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     result |= {name: groups[f"{name}_first"] for name in _SHARED}
     result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
     result |= _spread(groups, "val_accuracy") | _spread(groups, "test_accuracy")
-    costs = np.column_stack([-_floats(result["val_accuracy"]), _floats(result["size_bytes"])])
-    costs[worst.to_numpy() > 0] = np.nan
-    ranks = rank(costs)
-    result |= {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
-    p_front = np.full(len(ranks), np.nan)
-    if bootstrap and len(ranks):
+    result |= ranking(pa.table(result))
+    ranked = pc.is_valid(result["pareto_rank"]).to_numpy(zero_copy_only=False)
+    p_front = np.full(len(ranked), np.nan)
+    if bootstrap and len(ranked):
         order = np.argsort(groups["row_min"].to_numpy())  # rows of one lie together, but Arrow shuffles the groups
         owner = np.repeat(order, groups["row_count"].to_numpy()[order])
         accuracies = by_seed(owner, rows["seed"], columns["val_accuracy"])
-        p_front = front_probability(np.where(ranks[:, None] > 0, -accuracies, np.nan), costs[:, 1])
+        p_front = front_probability(np.where(ranked[:, None], -accuracies, np.nan), _floats(result["size_bytes"]))
     result |= {"p_front": pa.array(p_front, from_pandas=True)}
     table = pa.table(result).select(PARETO.names).cast(PARETO)
     return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
+
+
+def ranking(configurations: pa.Table) -> dict[str, pa.Array]:
+    """The columns `pareto_rank` and `is_pareto` of configurations: those that are `ok`, by accuracy up and size down.
+
+    Args:
+        configurations: columns of `PARETO`, at least `val_accuracy`, `size_bytes` and `state`.
+    """
+    costs = np.column_stack([-_floats(configurations["val_accuracy"]), _floats(configurations["size_bytes"])])
+    costs[pc.not_equal(configurations["state"], "ok").to_numpy(zero_copy_only=False)] = np.nan
+    ranks = rank(costs)
+    return {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
 
 
 def by_seed(owner: NDArray[np.int64], seeds: pa.ChunkedArray, values: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -61,11 +61,11 @@ def test_without_noise_nothing_is_warped():
 
 
 def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
-    """A ramp tells where each pixel came from: 1.4 pixels away (rms), by the arithmetic of smoothed noise."""
+    """A ramp tells where each pixel came from, by the arithmetic of noise smoothed as in the paper."""
     ramp = (8 * torch.arange(28)).to(torch.uint8).expand(500, 28, 28).flatten(1)
     seen = distorted(ramp, "elastic", torch.Generator().manual_seed(0)).view(500, 28, 28).float()
     move = (seen / 8 - torch.arange(28))[:, 9:19, 9:19]  # far from the edges, where noise is missing
-    expected = ALPHA / math.sqrt(3) / (2 * SIGMA * math.sqrt(math.pi))
+    expected = 34 / math.sqrt(3) / (2 * 4 * math.sqrt(math.pi))  # 1.38 pixels, in the root mean square
     assert move.square().mean().sqrt().item() == pytest.approx(expected, rel=0.05)
     assert (move[:, 1:] - move[:, :-1]).square().mean().sqrt().item() < expected / 4
 

@@ -277,7 +277,7 @@ def test_shifting_shows_every_image_in_another_place_each_epoch(data):
     assert not torch.equal(*seen)
 
 
-def test_elastic_shows_every_replica_other_images_each_epoch(data):
+def test_elastic_shows_other_images_each_epoch(data):
     cohort = a_cohort(a_trial(qat=Qat(epochs=2, lr=0.03, augment="elastic")), data, (0, 1))
     cohort.step = lambda batch, lr: None
     whole = data.train_x.clone()

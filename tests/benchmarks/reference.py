@@ -13,20 +13,17 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qdtune.answers import answer
 from qdtune.comparisons import Comparison
 from qdtune.page import images
-from qdtune.pareto import rank
 from qdtune.run import Run
 from qdtune.sheet import sheet
 from qdtune.spec import load
 from qdtune.summary import beside
-from qdtune.tables import HISTORY, PARETO, TRIALS, aggregate, completed, table_front
+from qdtune.tables import HISTORY, PARETO, TRIALS, aggregate, completed, ranking, table_front
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent
@@ -54,13 +51,10 @@ def together(sweeps: Sequence[str]) -> pa.Table:
     table = pa.concat_tables(
         completed(pq.read_table(FOLDER / f"{name}.parquet"), PARETO).select(PARETO.names) for name in sweeps
     )
-    costs = np.column_stack([-table["val_accuracy"].to_numpy(), table["size_bytes"].to_numpy()])
-    costs[pc.invert(pc.equal(table["state"], "ok")).to_numpy()] = np.nan
-    ranks = rank(costs)
-    columns = {"pareto_rank": pa.array(ranks, pa.int32(), mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
+    columns = ranking(table)
     columns["p_front"] = pa.nulls(len(table), pa.float64())  # was that of a front of its own sweep
     for name, column in columns.items():
-        table = table.set_column(table.column_names.index(name), name, column)
+        table = table.set_column(table.column_names.index(name), name, column.cast(PARETO.field(name).type))
     return table
 
 
