@@ -1,0 +1,142 @@
+"""What the golden tests look at: everything by way of commands and files, so that no move of a file changes them."""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+IDS, NUMBERS, WORDS, RUN = HERE / "ids.txt", HERE / "numbers.json", HERE / "words", HERE / "runs" / "eager"
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+CLOCK = {"started_at", "finished_at", "seconds", "device"}  # columns that another run fills otherwise
+
+
+def ids() -> list[str]:
+    """`SWEEP DATASET TRIAL_ID WARMUP_ID` of every configuration of every sweep file, on each of its data sets."""
+    try:
+        from qdtune.spec.plan import plan
+        from qdtune.spec.sweep_file import load
+    except ImportError:  # the flat package
+        from qdtune.plan import plan
+        from qdtune.spec import load
+
+    lines = []
+    for path in SWEEPS:
+        spec = load(path)
+        for dataset in spec.data.names:
+            planned = plan(spec.resolve(dataset))
+            found = getattr(planned, "trials", None) or planned.configurations
+            lines += [f"{path.stem} {dataset} {one.trial_id} {one.warmup_id}" for one in found]
+    return lines
+
+
+def qdtune(*argv: object, cwd: Path = ROOT) -> str:
+    """What a command prints, stdout and stderr."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "QDTUNE_DATA": "/nowhere", "COLUMNS": "80"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "qdtune", *map(str, argv)]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    return f"{done.stdout}exit code {done.returncode}\n"
+
+
+def sweep(name: str, runs: Path) -> Path:
+    """The run folder of a golden sweep, trained now."""
+    told = qdtune("launch", HERE / f"{name}.yaml", "--runs-dir", runs, "--no-dashboard")
+    assert told.endswith("exit code 0\n"), told
+    return runs / name
+
+
+def numbers(run: Path) -> dict[str, list[list[object]]]:
+    """Every cell of the tables of a run but those of the clock, floats to the last bit, by table; heads first."""
+    found = {}
+    for kind in ("trials", "history", "pareto"):
+        table = pq.read_table(run / kind if kind != "pareto" else run / "pareto.parquet")
+        order = [name for name in ("trial_id", "seed", "phase", "epoch") if name in table.column_names]
+        kept = [name for name in table.column_names if name not in CLOCK]
+        rows = table.sort_by([(name, "ascending") for name in order]).select(kept).to_pylist()
+        found[kind] = [kept, *([_cell(row[name]) for name in kept] for row in rows)]
+    return found
+
+
+def _cell(value: object) -> object:
+    return value.hex() if isinstance(value, float) else value
+
+
+def packed(run: Path) -> dict[str, str]:
+    """The sha256 of what each trial's weights hold, by trial."""
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(run.glob("weights/*"))}
+
+
+def machine() -> str:
+    """What the last bits of a number depend on."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:8]
+    return f"torch {torch.__version__}, {model} {digest}"
+
+
+def record_runs() -> None:
+    """Trains the golden run folder anew."""
+    shutil.rmtree(RUN, ignore_errors=True)
+    sweep("eager", RUN.parent)
+    for name in ("warmup", "study.journal", "report.html"):
+        path = RUN / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def numbers_here() -> dict[str, object]:
+    """What `numbers.json` holds: the numbers of both sweeps on this machine."""
+    found: dict[str, object] = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as runs:
+        for name in ("eager", "compiled"):
+            run = sweep(name, Path(runs))
+            found[name] = numbers(run) | {"packed": packed(run)}
+    return found
+
+
+def words() -> dict[str, str]:
+    """What commands print, by a name for each: dry runs of all sweep files, then what they say of the golden run."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (*SWEEPS, HERE / "eager.yaml", HERE / "compiled.yaml"):
+            told = qdtune("launch", path, "--dry-run", "--runs-dir", "/nowhere/runs", "--data-dir", "/nowhere")
+            found[f"dry-run-{path.stem}"] = _here_left_out(told)
+        run = shutil.copytree(RUN, Path(folder) / "runs" / "eager")
+        cwd = Path(folder)
+        for name, argv in {
+            "dry-run-again": ["launch", HERE / "eager.yaml", "--dry-run"],
+            "verify": ["verify", "runs/eager"],
+            "report": ["report", "runs/eager"],
+            "report-budget": ["report", "runs/eager", "--budget", "700"],
+            "export": ["export", "runs/eager", "--front", "--out", "out"],
+            "export-onnx": ["export", "runs/eager", "--front", "--out", "out", "--format", "onnx"],
+            "help": ["--help"],
+        }.items():
+            found[name] = _here_left_out(qdtune(*argv, cwd=cwd))
+        made = sorted(
+            path for path in (cwd / "out").iterdir() if "onnx" not in path.name and path.name != "reader.py"
+        )
+        found["exported"] = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}\n" for p in made)
+        (run / "trials" / sorted(os.listdir(run / "trials"))[0]).write_bytes(b"spoilt")
+        found["verify-damaged"] = _here_left_out(qdtune("verify", "runs/eager", cwd=cwd))
+        found["report-damaged"] = _here_left_out(qdtune("report", "runs/eager", cwd=cwd))
+    return found
+
+
+def _here_left_out(told: str) -> str:
+    """Without what depends on the machine: its CPUs and GPUs, and how many trials run on them."""
+    told = re.sub(r"^(one trial|at once|note) .*\n(  .*\n)*", "", told, flags=re.MULTILINE)
+    return re.sub(r"[^\s']*/tests/golden/", "", told)
