@@ -1,6 +1,7 @@
 """What the golden tests look at: everything by way of commands and files, so that no move of a file changes them."""
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -74,8 +75,14 @@ def _cell(value: object) -> object:
 
 
 def packed(run: Path) -> dict[str, str]:
-    """The sha256 of what each trial's weights hold, by trial."""
-    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(run.glob("weights/*"))}
+    """The sha256 of what each trial's weights hold, by trial; safetensors lays its header out in any order."""
+    found = {}
+    for path in sorted(run.glob("weights/*")):
+        blob = path.read_bytes()
+        end = 8 + int.from_bytes(blob[:8], "little")
+        header = json.dumps(json.loads(blob[8:end]), sort_keys=True).encode()
+        found[path.stem] = hashlib.sha256(header + blob[end:]).hexdigest()
+    return found
 
 
 def machine() -> str:
