@@ -1,10 +1,14 @@
-"""What every test shares: one thread per process, and the folder with the real data sets."""
+"""What every test shares: one thread per process, how they are spread over processes, the real data sets.
+
+The ordinary suite runs in several processes (pytest-xdist); anything narrower, and slow tests, in one.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # Before anything imports torch: two threads on a busy machine make a step tens of times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -16,6 +20,48 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 settings.register_profile("same", derandomize=True)  # the same examples in every run
 settings.load_profile("same")
+
+
+# Tests that start Ray, by module or name: each of these lists runs in turn, in one process and before all others, so
+# that no more than two Rays run at a time; a third process has the other tests meanwhile.
+IN_TURN = (
+    ("test_trial", "test_faults", "test_trainings_give_the_recorded_numbers"),
+    ("test_sweep", "test_security", "test_the_example_of_the_readme_runs_where_it_lies"),
+)
+PROCESSES = 3
+
+
+def place(nodeid: str) -> tuple[int, str]:
+    """Which tests a test runs together with: those of its list, else of its file."""
+    file, *_, name = nodeid.partition("[")[0].split("::")
+    number = next((n for n, names in enumerate(IN_TURN) if {Path(file).stem, name} & set(names)), len(IN_TURN))
+    return number, "" if number < len(IN_TURN) else file
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Several processes for the whole ordinary suite; none but pytest's own for single files, for -k and -m slow.
+
+    Slow tests measure times and memory, and a few tests are done before other processes have imported torch.
+    """
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS or config.args in (["tests"], ["tests/"])
+    ordinary = config.option.markexpr == "not slow" and not config.option.keyword
+    return PROCESSES if whole and ordinary and (os.cpu_count() or 1) > 1 else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """By hand: xdist 3.8 marks groups in a field of its own that pytest 9.2 no longer reads."""
+
+    class InTurn(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(place(nodeid))
+
+    config.option.loadscopereorder = False  # which would begin with what has the most tests
+    return InTurn(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: place(item.nodeid)[0])
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,7 @@ def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
     assert a != c
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("changes", [{"act_bits": 8}, {"weight_bits": 1, "scale": "lsq", "batch_norm": True}])
 def test_compiled_step_equals_the_eager_one(changes, data):
     # Compiled for real, or taken from this machine's cache.

@@ -19,6 +19,7 @@ from qdtune.schema import Resources
 from qdtune.spec import loads
 from qdtune.tables import final_ids
 
+pytestmark = pytest.mark.timeout(300)  # beside other tests, on a machine that may be slow
 SWEEP = b"""
 version: 1
 name: byhand
