@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-    from qdtune.run import Run
+    from qdtune.report.drawn_run import DrawnRun
 
 __version__ = "0.1.0"
 
 
-def load(run: str | os.PathLike[str]) -> Run:
+def load(run: str | os.PathLike[str]) -> DrawnRun:
     """What a run folder holds: its rows, curves and Pareto table, and the answers they give; nothing is written.
 
     Args:
@@ -21,6 +21,7 @@ def load(run: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: it is no run folder, or holds nothing that can be read, or nothing that has finished.
     """
-    from qdtune.run import read  # pyarrow and all: `import qdtune` stays light
+    from qdtune.analysis.run import load_run  # pyarrow and all: `import qdtune` stays light
+    from qdtune.report.drawn_run import DrawnRun
 
-    return read(run)
+    return load_run(run, DrawnRun)

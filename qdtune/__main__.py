@@ -6,59 +6,61 @@ import sys
 from collections.abc import Callable
 
 from qdtune import __version__
-from qdtune.rules import unknown
+from qdtune.messages import describe_unknown
 
 
 def _launch(argv: list[str]) -> int:
-    from qdtune.launch import main as launch  # imported when asked for: each command loads only what it needs
+    from qdtune.commands.launch import (
+        main as launch,  # imported when asked for: each command loads only what it needs
+    )
 
     return launch(argv)
 
 
 def _report(argv: list[str]) -> int:
-    from qdtune.report import main as report
+    from qdtune.commands.report import main as report
 
     return report(argv)
 
 
 def _replay(argv: list[str]) -> int:
-    from qdtune.replay import main as replay
+    from qdtune.commands.replay import main as replay
 
     return replay(argv)
 
 
 def _verify(argv: list[str]) -> int:
-    from qdtune.verify import main as verify
+    from qdtune.commands.verify import main as verify
 
     return verify(argv)
 
 
 def _export(argv: list[str]) -> int:
-    from qdtune.export import main as export
+    from qdtune.commands.export import main as export
 
     return export(argv)
 
 
 def _submit(argv: list[str]) -> int:
-    from qdtune.submit import submit
+    from qdtune.commands.submit import submit
 
     return submit(argv)
 
 
 def _jobs(argv: list[str]) -> int:
-    from qdtune.submit import jobs
+    from qdtune.commands.jobs import jobs
 
     return jobs(argv)
 
 
 def _stop(argv: list[str]) -> int:
-    from qdtune.submit import stop
+    from qdtune.commands.stop import stop
 
     return stop(argv)
 
 
 def _fetch(argv: list[str]) -> int:
-    from qdtune.fetch import main as fetch
+    from qdtune.commands.fetch import main as fetch
 
     return fetch(argv)
 
@@ -89,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     if name == "--version":
         print(__version__)
         return 0
-    wrong = unknown("command ", name, list(COMMANDS)) if name else f"no command given ({', '.join(COMMANDS)})"
+    wrong = (
+        describe_unknown("command ", name, list(COMMANDS)) if name else f"no command given ({', '.join(COMMANDS)})"
+    )
     print(f"error: {wrong}", file=sys.stderr)
     return 2
 

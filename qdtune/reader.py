@@ -4,6 +4,8 @@ load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, 
 load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); layout: qdtune's packed.py
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -17,9 +19,13 @@ DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{
 WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
 # Bits and levels -> the lowest code, the highest, and whether there is none between them; version 1 has no levels.
 GRIDS: dict[Any, tuple[int, int, bool]] = {(b, "unsigned"): (0, 2**b - 1, False) for b in range(1, 17)}
+
+
 for _levels in (None, "symmetric", "ternary", "full"):
     GRIDS |= {(b, _levels): (-(2 ** (b - 1)) + (_levels != "full"), 2 ** (b - 1) - 1, False) for b in range(2, 17)}
     GRIDS[1, _levels] = (-1, 1, True)
+
+
 ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardtanh": lambda x: np.clip(x, -1, 1)}
 ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
 ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)

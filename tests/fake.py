@@ -1,4 +1,4 @@
-"""A sweep whose trials take no time and need no Ray: planner, feed, study and store as `session.run` joins them.
+"""A sweep whose trials take no time and need no Ray: plan, queue, study and store joined as in `session`.
 
 As a command it is one launch: `python fake.py FOLDER SWEEP_FILE`, a line per result once that is stored.
 """
@@ -8,12 +8,12 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from qdtune.feed import Feed
-from qdtune.plan import plan
-from qdtune.results import result_of, results
-from qdtune.spec import load
-from qdtune.store import Store
-from qdtune.study import Study
+from qdtune.search.queue import Queue
+from qdtune.search.study import Study
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import load
+from qdtune.store.results import result_of, results
+from qdtune.store.store import Store
 
 
 def outcome(trial, epochs, report):
@@ -36,23 +36,23 @@ def outcome(trial, epochs, report):
 
 
 def launch(folder, spec, told=lambda line: None):
-    """One launch: what is missing, until nothing is; the feed, and the table."""
+    """One launch: what is missing, until nothing is; the queue, and the table."""
     store = Store(folder)
     with store.lock():
         store.create(spec.to_yaml())
         store.pack()
         earlier = results(spec, store.trials(), store.history())
         assert store.damaged == []
-        feed = Feed(spec, plan(spec).trials, Study(spec, Path(folder) / "study.journal"), earlier)
-        while (trial := feed.next()) is not None:
-            rows, history = outcome(trial, spec.train.qat.epochs, feed.study.report)
+        queue = Queue(spec, plan(spec).trials, Study(spec, Path(folder) / "study.journal"), earlier)
+        while (trial := queue.next()) is not None:
+            rows, history = outcome(trial, spec.train.qat.epochs, queue.study.report)
             store.write(trial.trial_id, rows, history, {})
-            feed.ended(result_of(trial, rows, history))
+            queue.ended(result_of(trial, rows, history))
             told(trial.trial_id)
-        feed.study.close()
-        table = store.write_pareto(list(feed.results))
+        queue.study.close()
+        table = store.write_pareto(list(queue.results))
         store.pack()
-    return feed, table
+    return queue, table
 
 
 if __name__ == "__main__":

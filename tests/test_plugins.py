@@ -12,23 +12,26 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_cohort import CPU, a_trial, generator
-from test_train import Kept, numbers
 
-from qdtune import __main__, data, models, plugins
-from qdtune.cohort import Tensors
-from qdtune.configuration import OwnData, OwnModel
-from qdtune.decompose import FactoredLinear, decompose
-from qdtune.foreign import described
-from qdtune.names import DatasetInfo
-from qdtune.plan import check_comparable, plan
+from qdtune import __main__, plugins
+from qdtune.commands.replay import main as replay
+from qdtune.datasets import load
+from qdtune.datasets.known import DatasetInfo
+from qdtune.messages import SpecError
+from qdtune.model import networks
+from qdtune.model.factored import FactoredLinear, decompose
+from qdtune.model.quantize import count_sizes, quantize
 from qdtune.plugins import Grant, PluginError
-from qdtune.quantize import ledger, quantize
-from qdtune.replay import main as replay
-from qdtune.rules import SpecError
-from qdtune.schema import Qat, Warmup
-from qdtune.spec import Spec, loads
-from qdtune.train import run
+from qdtune.spec.configuration import OwnData, OwnModel
+from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.plan import check_comparable, plan
+from qdtune.spec.sweep_file import Spec, loads
+from qdtune.sweep.prepare import with_own_data
+from qdtune.training.cohort import Tensors
+from qdtune.training.own_model import described
+from qdtune.training.train import train_configuration
+from tests.training.test_cohort import CPU, a_trial, generator
+from tests.training.test_train import Kept, numbers
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PY, YAML = (README.split("<!-- own -->")[1].split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
@@ -138,11 +141,11 @@ def own_model(folder: Path, net: str) -> OwnModel:
 
 @pytest.fixture(scope="module")
 def tensors(tmp_path_factory):
-    return Tensors.of(data.load(["synthetic"], tmp_path_factory.mktemp("data"), 128)[0], CPU)
+    return Tensors.of(load.load(["synthetic"], tmp_path_factory.mktemp("data"), 128)[0], CPU)
 
 
 def last(trial, tensors, compile="never"):
-    *_, report = run(trial, tensors, Kept(), compile)
+    *_, report = train_configuration(trial, tensors, Kept(), compile)
     return report
 
 
@@ -158,7 +161,7 @@ def test_our_own_mlp_as_a_factory_gives_the_numbers_of_the_built_in_one(tmp_path
     trial = a_trial(hidden=(8,), activation="identity", **changes)
     spec = described(spec_of(factory))
     own = replace(trial, own_model=plan(spec).trials[0].own_model)
-    assert own.ledger == trial.ledger
+    assert own.sizes == trial.sizes
     (rows, history), (expected, curves) = numbers(last(own, tensors)), numbers(last(trial, tensors))
     assert history == curves
     assert {row.pop("model") for row in rows} == {factory}
@@ -205,7 +208,7 @@ def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
     sha256 = hashlib.sha256(MODELS.encode()).hexdigest()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    place = lambda seed: models.own("planted:attention", sha256, 16, (8,), 4, seed=seed).place  # noqa: E731
+    place = lambda seed: networks.own("planted:attention", sha256, 16, (8,), 4, seed=seed).place  # noqa: E731
     first, other = place(1), place(2)
     assert torch.equal(torch.get_rng_state(), before)
     torch.randn(3)
@@ -220,16 +223,16 @@ def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
 def test_ledger_by_arithmetic_is_the_one_of_the_tensors(tmp_path, net, linears):
     own = own_model(tmp_path, net)
     for trial in plan(described(spec_of(f"planted:{net}"))).trials:
-        model = models.own(*own[:2], *INFO[1:2], (8,), INFO.classes, seed=0)
+        model = networks.own(*own[:2], *INFO[1:2], (8,), INFO.classes, seed=0)
         whole = sum(p.numel() for p in model.parameters())
         decompose(model, trial.depth, generator=generator("init", 0))
         assert sum(isinstance(m, FactoredLinear) for m in model.modules()) == linears
         inner = [m.inner_dims for m in model.modules() if isinstance(m, FactoredLinear)]
-        assert ledger(quantize(model, trial.weight_bits, trial.act_bits)) == trial.ledger
+        assert count_sizes(quantize(model, trial.weight_bits, trial.act_bits)) == trial.sizes
         assert trial.columns["inner_dims"] == inner
         if (trial.depth, trial.weight_bits, trial.act_bits) == (1, 32, None):
-            assert trial.ledger.params == whole
-            assert trial.ledger.size_bytes == 4 * whole + (0 if net == "conv" else 24)  # the saved table
+            assert trial.sizes.params == whole
+            assert trial.sizes.size_bytes == 4 * whole + (0 if net == "conv" else 24)  # the saved table
 
 
 def test_other_bytes_are_those_of_all_that_is_not_split(tmp_path):
@@ -270,7 +273,7 @@ def test_a_changed_source_is_refused_where_results_are_kept(tmp_path):
 
 def test_canonical_text_holds_what_is_known(tmp_path):
     planted(tmp_path, MODELS + "\n" + PY)
-    spec, _ = plugins.read(spec_of("planted:conv", "planted:digits"), tmp_path)
+    spec, _ = with_own_data(spec_of("planted:conv", "planted:digits"), tmp_path)
     spec = described(spec)
     again = loads(spec.to_yaml().encode(), "again.yaml")
     assert again == spec
@@ -379,7 +382,7 @@ BAD_DATA = [
 def test_data_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
     planted(tmp_path, text)
     with pytest.raises(SpecError, match=message) as caught:
-        plugins.read(spec_of(data="planted:f"), tmp_path)
+        with_own_data(spec_of(data="planted:f"), tmp_path)
     assert str(caught.value).startswith("error: data.factory: ")
     assert "\n" not in str(caught.value)
 
@@ -394,20 +397,20 @@ def test_data_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
 def test_data_too_small_for_the_spec_is_told_as_for_a_known_set(tmp_path, rows, line):
     planted(tmp_path, f"{DATA}x[:{rows}], y[:{rows}], x, y")
     with pytest.raises(SpecError) as caught:
-        plugins.read(spec_of(data="planted:f"), tmp_path)
+        with_own_data(spec_of(data="planted:f"), tmp_path)
     assert str(caught.value) == f"error: {line}"
 
 
 def test_data_come_as_a_known_set_does_whatever_their_types(tmp_path):
     planted(tmp_path, f"import torch\n{DATA}torch.arange(1200).to(torch.uint8).view(6, 200).T, y.astype('u1'), x, y")
-    spec, found = plugins.read(spec_of(data="planted:f"), tmp_path)
+    spec, found = with_own_data(spec_of(data="planted:f"), tmp_path)
     assert (found.name, found.inputs, found.classes) == ("planted:f", 6, 3)
     assert spec.data.info == DatasetInfo(200, 6, 3)
     assert (len(found.train_x), len(found.val_x), len(found.test_x)) == (72, 128, 200)
     assert all(a.flags.c_contiguous for a in (found.train_x, found.val_x, found.test_x))
     assert {a.dtype.name for a in (found.train_y, found.val_y, found.test_y)} == {"int64"}
     (trial,) = [t for t in plan(spec).trials if (t.depth, t.weight_bits, t.act_bits) == (1, 32, None)]
-    assert trial.ledger.params == 6 * 24 + 24 + 24 * 3 + 3
+    assert trial.sizes.params == 6 * 24 + 24 + 24 * 3 + 3
     assert (trial.columns["dataset"], trial.columns["model"]) == ("planted:f", "mlp")
 
 
@@ -416,11 +419,11 @@ def test_data_that_changed_under_the_same_source_get_another_id(tmp_path):
     specs = []
     for number in "12":
         (tmp_path / "n").write_text(number)
-        specs.append(plugins.read(spec_of(data="planted:f"), tmp_path)[0])
+        specs.append(with_own_data(spec_of(data="planted:f"), tmp_path)[0])
     a, b = (plan(spec).trials[0].trial_id for spec in specs)
     assert a != b
     with pytest.raises(SpecError, match="planted:f gives other data than when `content` was written"):
-        plugins.read(specs[0], tmp_path)
+        with_own_data(specs[0], tmp_path)
 
 
 # --- the door
@@ -468,22 +471,22 @@ def test_nothing_is_imported_that_was_not_granted(tmp_path):
     planted(tmp_path, "def f(): pass")
     (tmp_path / "other.py").write_text("")
     with pytest.raises(PluginError, match="other was not allowed by --allow-plugin"):
-        plugins.function("other:f")
+        plugins.load_function("other:f")
     assert "other" not in sys.modules
-    assert plugins.function("planted:f").__name__ == "f"
+    assert plugins.load_function("planted:f").__name__ == "f"
     plugins.allow(Grant(("sys",), ()))
     with pytest.raises(PluginError, match="sys has no source file"):
-        plugins.function("sys:exit")
+        plugins.load_function("sys:exit")
 
 
 def test_a_worker_is_granted_what_its_driver_was_and_checks_the_source(tmp_path):
     grant = planted(tmp_path, "def f(): pass")
     assert plugins.granted() == grant
     sha256 = hashlib.sha256(b"def f(): pass").hexdigest()
-    assert plugins.function("planted:f", sha256).__name__ == "f"
+    assert plugins.load_function("planted:f", sha256).__name__ == "f"
     assert plugins.sources() == [("planted", str(tmp_path / "planted.py"), sha256)]
     with pytest.raises(PluginError, match=f"planted.py has changed: its sha256 was {'0' * 64}, it is {sha256}"):
-        plugins.function("planted:f", "0" * 64)
+        plugins.load_function("planted:f", "0" * 64)
 
 
 def test_a_module_of_the_users_takes_no_others_place(tmp_path):
@@ -491,7 +494,7 @@ def test_a_module_of_the_users_takes_no_others_place(tmp_path):
     planted(tmp_path, "from colorsys import hls_to_rgb as f")
     assert sys.path[-1] == str(tmp_path)
     sys.modules.pop("colorsys", None)
-    assert plugins.function("planted:f")(0, 0, 0) == (0, 0, 0)
+    assert plugins.load_function("planted:f")(0, 0, 0) == (0, 0, 0)
 
 
 def test_a_dry_run_shows_the_source_and_makes_nothing(tmp_path, monkeypatch, capsys):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from qdtune.launch import main
-from qdtune.plan import plan
-from qdtune.spec import load
-from qdtune.store import Store
-from qdtune.tables import table_front
+from qdtune.commands.launch import main
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import load
+from qdtune.store.pareto_table import table_front
+from qdtune.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -30,13 +30,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from qdtune import cluster
-from qdtune.configuration import Trial
-from qdtune.plan import plan
-from qdtune.progress import _Console, console
-from qdtune.rules import Problem, SpecError, mistake
-from qdtune.spec import Spec, loads
-from qdtune.store import Store
+from qdtune.messages import Problem, SpecError, user_error
+from qdtune.spec.configuration import Configuration
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import Spec, loads
+from qdtune.store.store import Store
+from qdtune.sweep import cluster
+from qdtune.terminal import _Console, console
 
 SWEEP = """\
 version: 1
@@ -312,7 +312,7 @@ COMMANDS = [
 ]
 
 
-def finished(trial: Trial) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+def finished(trial: Configuration) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Rows and history as of a trial that came to its end."""
     now = datetime.now(timezone.utc)
     common = trial.columns | {"state": "ok", "epochs": 41, "finished_at": now, "val_accuracy": 0.5}
@@ -422,13 +422,13 @@ def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixtur
 
 
 def test_mistake_with_control_characters_is_one_printable_line() -> None:
-    for text in (str(mistake(EVIL, EVIL)), str(Problem(None, (EVIL,), EVIL))):
+    for text in (str(user_error(EVIL, EVIL)), str(Problem(None, (EVIL,), EVIL))):
         assert text.isprintable()
         assert "[bold]x[/bold]" in text
 
 
 def test_error_of_a_trial_is_stored_printable() -> None:
-    from qdtune.trial import QATTrial
+    from qdtune.sweep.trainable import QATTrial
 
     ended = QATTrial._ended(object.__new__(QATTrial), RuntimeError(EVIL))
     assert ended["error"].startswith("RuntimeError: ]0;owned")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import common
 
-from qdtune.data import load
+from qdtune.datasets.load import load
 
 WORKER = b"ray::QATTrial"
 LONG = "train={warmup: {epochs: 0}, qat: {epochs: 50, lr: 0.01}}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from qdtune.ledger import factor_dims
+from qdtune.spec.sizes import factor_dims
 
 
 class RoundSTE(torch.autograd.Function):

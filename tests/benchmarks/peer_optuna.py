@@ -18,7 +18,7 @@ import peers
 import torch
 import torch.nn.functional as F
 
-from qdtune.data import load
+from qdtune.datasets.load import load
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import notebook
 import torch
 from torch import nn
 
-from qdtune.decompose import ORTHOGONAL_GAIN
+from qdtune.model.factored import ORTHOGONAL_GAIN
 
 WARMUP, QAT, SEEDS = 5, 10, 3  # epochs, epochs, seeds of each configuration in grid.yaml
 TRAIN = 55_000  # samples; the other 5,000 of the training set judge

@@ -16,14 +16,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qdtune.answers import answer
-from qdtune.comparisons import Comparison
-from qdtune.page import images
-from qdtune.run import Run
-from qdtune.sheet import sheet
-from qdtune.spec import load
-from qdtune.summary import beside
-from qdtune.tables import HISTORY, PARETO, TRIALS, aggregate, completed, ranking, table_front
+from qdtune.analysis.answers import answer
+from qdtune.analysis.comparisons import Comparison
+from qdtune.analysis.run import Run
+from qdtune.report.page import images
+from qdtune.report.plot_data import sheet
+from qdtune.report.words import beside
+from qdtune.spec.sweep_file import load
+from qdtune.store.columns import HISTORY, PARETO, TRIALS
+from qdtune.store.pareto_table import aggregate, ranking, table_front
+from qdtune.store.parquet import completed
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent
@@ -47,7 +49,7 @@ def tables() -> Iterator[str]:
 
 
 def together(sweeps: Sequence[str]) -> pa.Table:
-    """The configurations of several sweeps as one Pareto table, as `tables.PARETO`."""
+    """The configurations of several sweeps as one Pareto table, as `columns.PARETO`."""
     table = pa.concat_tables(
         completed(pq.read_table(FOLDER / f"{name}.parquet"), PARETO).select(PARETO.names) for name in sweeps
     )

@@ -21,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qdtune import models
-from qdtune.cohort import Cohort, Tensors, generator
-from qdtune.data import load
-from qdtune.decompose import decompose
-from qdtune.ledger import FLOAT_BITS, factor_dims
-from qdtune.quantize import quantize
-from qdtune.schema import Qat
-from qdtune.step import Shape
+from qdtune.datasets.load import load
+from qdtune.model import networks
+from qdtune.model.factored import decompose
+from qdtune.model.quantize import quantize
+from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.groups import Qat
+from qdtune.spec.sizes import factor_dims
+from qdtune.training.cohort import Cohort, Tensors, generator
+from qdtune.training.step import Shape
 
 BATCH = 64
 BITS = 4
@@ -74,7 +75,7 @@ def cohort(data: Tensors, depth: int, phase: str, replicas: int) -> Cohort:
     """K replicas of qdtune, compiled."""
     modules: list[nn.Module] = []
     for seed in range(replicas):
-        model = models.mlp(WIDTHS[0], WIDTHS[1:-1], WIDTHS[-1], seed=seed)
+        model = networks.mlp(WIDTHS[0], WIDTHS[1:-1], WIDTHS[-1], seed=seed)
         decompose(model, depth, "identity", "orthogonal", generator("init", seed))
         modules.append(quantize(model, BITS if phase == "qat" else FLOAT_BITS))
     floats = phase == "warmup"

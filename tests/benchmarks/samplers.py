@@ -3,7 +3,7 @@
     python tests/benchmarks/samplers.py RUN [--seeds 5]
 
 RUN is the folder of a finished, unpruned grid with many more configurations than that; training is looked up in it.
-Each method is the one a sweep would use, through the same study and feed, two trials at a time.
+Each method is the one a sweep would use, through the same study and queue, two trials at a time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from qdtune.feed import Feed
-from qdtune.names import DATASETS
+from qdtune.commands.replay import recording
+from qdtune.datasets.known import DATASETS
 from qdtune.pareto import hypervolume
-from qdtune.replay import recording
-from qdtune.results import Result
-from qdtune.spec import Spec
-from qdtune.study import Study
+from qdtune.search.queue import Queue
+from qdtune.search.study import Study
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.results import Result
 
 METHODS = ("random", "qmc", "tpe", "nsga2", "nsga3")  # gp, too, with --methods: it took more than 10 minutes
 AFTER = (25, 50, 100)
@@ -34,15 +34,15 @@ AT_ONCE = 2
 def found(spec: Spec, recorded: dict[str, Result], seed: int) -> list[Result]:
     """The results in the order in which a sweep of this method would have got them."""
     planned = random.Random(seed).sample([result.trial for result in recorded.values()], len(recorded))
-    feed = Feed(spec, planned[: spec.run_cap], Study(spec, seed=seed), [])
+    queue = Queue(spec, planned[: spec.run_cap], Study(spec, seed=seed), [])
     order: list[Result] = []
     while True:
-        while len(feed.running) < AT_ONCE and feed.next():
+        while len(queue.running) < AT_ONCE and queue.next():
             pass
-        if not feed.running:
+        if not queue.running:
             return order
-        trial_id = next(iter(feed.running))  # all take equally long: the first to start is the first to end
-        feed.ended(recorded[trial_id])
+        trial_id = next(iter(queue.running))  # all take equally long: the first to start is the first to end
+        queue.ended(recorded[trial_id])
         order.append(recorded[trial_id])
 
 
@@ -54,11 +54,11 @@ def main() -> None:
     arguments = parser.parse_args()
     spec, results = recording(arguments.run)
     recorded = {result.trial.trial_id: result for result in results}
-    largest = max(result.trial.ledger.size_bytes for result in results)
+    largest = max(result.trial.sizes.size_bytes for result in results)
     corner = (-1 / DATASETS[spec.data.dataset[0]].classes, 1 + math.log2(largest))
 
     def volume(some: list[Result]) -> float:
-        costs = [(-r.accuracy, math.log2(r.trial.ledger.size_bytes)) for r in some if r.accuracy is not None]
+        costs = [(-r.accuracy, math.log2(r.trial.sizes.size_bytes)) for r in some if r.accuracy is not None]
         return hypervolume(costs, corner)
 
     whole = volume(results)

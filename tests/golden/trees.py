@@ -28,6 +28,7 @@ def ids() -> list[str]:
         from qdtune.spec.sweep_file import load
     except ImportError:  # the flat package
         from qdtune.plan import plan
+
         from qdtune.spec import load
 
     lines = []

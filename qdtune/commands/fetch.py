@@ -1,0 +1,95 @@
+"""`qdtune fetch`: the results of a sweep, from the head of a cluster to this machine.
+
+They come as the log of a job that prints them, through the one port that there is. What comes is not trusted: names
+and sizes are judged as it is unpacked, and every table as `qdtune verify` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdtune.commands.job_parser import RUNNING, parser_of, read_arguments, run_job_command
+from qdtune.commands.parser import run_command
+from qdtune.messages import format_count, one_line, user_error
+from qdtune.remote.protocol import SWEEP, entrypoint, failed, found_job, server_at
+from qdtune.spec.sweep_file import loads
+from qdtune.store.folder import check_location, storage_errors
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Brings a run folder from a cluster and verifies it; returns the exit code, 3 where something is damaged."""
+    parser = parser_of("fetch", "ID|NAME [--out DIR] [--runs-dir DIR]", "Brings the results of a sweep here.")
+    parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folder is put (default: runs)")
+    parser.add_argument("--runs-dir", help="where it is on the head, if its job is no longer known there")
+    return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _fetch))
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    _check_place(arguments.out)
+    with server_at(arguments.address) as server:
+        job = found_job(server, arguments.job)
+        if job and job.runs:
+            print(f"error: {job.id} still runs: wait for its end, or stop it first", file=sys.stderr)
+            return RUNNING
+        name = job.name if job else arguments.job
+        if not NAME.fullmatch(name):
+            raise user_error(f"there is no job {one_line(name)} at {server.address} (qdtune jobs lists them)")
+        target = arguments.out / name
+        if target.is_file() or (target.exists() and any(target.iterdir()) and not (target / SWEEP).is_file()):
+            raise user_error(
+                f"{one_line(str(target))} must be a run folder or not be there, got something else (choose --out)"
+            )
+        where = arguments.runs_dir or (job.runs_dir if job else "")
+        check_location(where)
+        packing = f"qdtune-fetch-{secrets.token_hex(8)}"
+        server.start(packing, entrypoint("pack", name, *([f"--runs-dir={where}"] if where else [])))
+        server.wait(packing)
+        (status, code, message), log = server.state(packing), server.log(packing)
+        server.forget(packing)
+    return _put(log, target) if status == "SUCCEEDED" else failed(log, code, message)
+
+
+def _check_place(out: Path) -> None:
+    """Raises where no folder can be made, or written to: the results would have come for nothing."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    given, found = one_line(str(out)), one_line(str(there))
+    if not there.is_dir():
+        raise user_error(f"--out must be a folder, or one that can be made, got {given}: {found} is none")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise user_error(f"--out must be a place to write to, got {given}: {found} is not")
+
+
+def _put(log: str, target: Path) -> int:
+    """Unpacks an archive, judges it, puts it in its place and verifies it; what was there is set aside."""
+    from qdtune.commands.verify import check
+    from qdtune.remote.archive import ArchiveError, unpack_lines
+    from qdtune.store.store import Store
+
+    os.umask(0o077)  # as a launch: for the user alone
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            fetched = unpack_lines(log.splitlines(), Path(folder) / "run")
+            spec = loads((Path(folder) / "run" / SWEEP).read_bytes(), SWEEP)
+            if spec.name != target.name:
+                raise ArchiveError(f"the archive must be of {target.name}, got one of {spec.name}")
+            if aside := Store(target).set_aside():
+                print(f"what was in {target} is now in {aside}")
+            os.rename(Path(folder) / "run", target)
+    print(f"{format_count(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
+    store = Store(target)
+    with store.lock():
+        code = check(store, str(target))
+    print(f"qdtune report {shlex.quote(str(target))}")
+    return code

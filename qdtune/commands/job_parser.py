@@ -1,0 +1,51 @@
+"""What the commands that ask a job server have in common: arguments, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+
+from qdtune.commands.parser import Parser, print_error
+from qdtune.remote.protocol import ADDRESSES
+
+LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver or its head is gone; the run folder is in use; Ctrl-C
+MISTAKEN = (2, RUNNING)  # those with which a sweep has not begun
+
+
+def parser_of(command: str, usage: str, description: str) -> Parser:
+    """The parser of a command that asks a job server, for the options of its own to be added."""
+    usage = " ".join(filter(None, ["qdtune", command, usage, "--address http://HOST:8265"]))
+    parser = Parser(command, usage, description)
+    what = f"of the job server of a Ray cluster: http://HOST:8265 (default: ${ADDRESSES[0]})"
+    parser.add_argument("--address", help=what)
+    return parser
+
+
+def read_arguments(parser: Parser, argv: Sequence[str] | None, wanted: str | None = None) -> argparse.Namespace:
+    """The arguments, judged: an address, and the one that is `wanted`."""
+    arguments = parser.read(argv)
+    if wanted and not getattr(arguments, wanted):
+        parser.error(f"no {wanted} given")
+    arguments.address = arguments.address or next(filter(None, map(_http, ADDRESSES)), None)
+    if not arguments.address:
+        parser.error(f"no --address given, and none in {ADDRESSES[0]}")
+    return arguments
+
+
+def _http(variable: str) -> str:
+    """The address of a job server in an environment variable, "" where there is none: HOST:6379 is not one."""
+    address = os.environ.get(variable, "")
+    return address if address.startswith(("http://", "https://")) else ""
+
+
+def run_job_command(arguments: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
+    """The exit code of a command; what is wrong with a run folder or an archive is told in one line."""
+    from qdtune.remote.archive import ArchiveError
+    from qdtune.store.store import FAULTS
+
+    codes: dict[type[Exception], int] = {ArchiveError: 4, **FAULTS}
+    try:
+        return command(arguments)
+    except tuple(codes) as error:
+        return print_error(error, codes)

@@ -1,0 +1,58 @@
+"""`qdtune jobs`: the sweeps that were sent to a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from qdtune.commands.job_parser import parser_of, read_arguments, run_job_command
+from qdtune.commands.parser import run_command
+from qdtune.messages import one_line
+from qdtune.remote.protocol import last_line, server_at
+
+if TYPE_CHECKING:
+    from qdtune.remote.job_server import Job, Jobs
+
+
+LEFT = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
+
+
+def jobs(argv: Sequence[str] | None = None) -> int:
+    """Lists the sweeps that were submitted to a cluster; returns the exit code."""
+    return run_command(
+        lambda: run_job_command(read_arguments(parser_of("jobs", "", "Lists submitted sweeps."), argv), _list)
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    with server_at(arguments.address) as server:
+        known = server.all()
+        how = {job.id: _how_it_ended(server, job) for job in known}
+    rows = [("job", "status", "started (UTC)", "how it ended")]
+    for job in known:
+        began = (
+            datetime.fromtimestamp(job.started, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") if job.started else "-"
+        )
+        rows.append((job.id, job.status, began, how[job.id]))
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for row in rows if known else []:
+        cells = [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
+        line = one_line("  ".join(cells)).rstrip()
+        print(line if len(line) <= room else f"{line[: room - 1]}…")
+    if not known:
+        print(f"no sweep was submitted to {arguments.address}")
+    return 0
+
+
+def _how_it_ended(server: Jobs, job: Job) -> str:
+    """A few words; of one that was stopped, how far it says that it came."""
+    if job.status == "STOPPED":
+        left = LEFT.findall(server.log(job.id))
+        return f"{int(left[-1][1]) - int(left[-1][0])} of {left[-1][1]} done" if left else ""
+    return "" if job.code is None else f"exit code {job.code}" + (f": {last_line(job.message)}" if job.code else "")

@@ -1,0 +1,91 @@
+"""What the commands have in common: how arguments are read, and how a mistake ends."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import NoReturn
+
+from qdtune.messages import Place, SpecError, describe_unknown, one_line, user_error
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our way to say what is wrong.
+
+    Args:
+        command: its name.
+        usage: the line that a mistake is answered with.
+        description: the sentence that `--help` begins with.
+    """
+
+    def __init__(self, command: str, usage: str, description: str) -> None:
+        super().__init__(prog=f"qdtune {command}", description=description, allow_abbrev=False)
+        self.line = usage
+
+    def error(self, message: str) -> NoReturn:
+        raise user_error(f"{one_line(message)} (usage: {self.line})")
+
+    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments, those of the process if `argv` is None.
+
+        Raises:
+            SpecError: an option that is not known, or an argument too many.
+        """
+        arguments, others = self.parse_known_args(sys.argv[1:] if argv is None else argv)
+        options = [option for action in self._actions for option in action.option_strings]
+        for other in others:
+            if other.startswith("-"):
+                raise user_error(describe_unknown("option ", other.partition("=")[0], options))
+        if others:
+            self.error(f"one argument too many: {others[0]!r}")
+        return arguments
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """The exit code of a command; a mistake of the user is told in one line each and gives 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # under LANG=C they could not print what a file may hold
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that went away shows here and not at exit
+        return code
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before or after a sweep, which has its own way to stop
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_error(error: Exception, codes: Mapping[type[Exception], int]) -> int:
+    """Says an error in one line; the exit code that `codes` gives its kind."""
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
+    return next(code for kind, code in codes.items() if isinstance(error, kind))
+
+
+def exit_now(code: int) -> NoReturn:
+    """Ends the process at once with this exit code; what was printed is printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError):
+                stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def blame(source: str) -> Iterator[None]:
+    """Mistakes of no known place are those of `source`: a file, or an option."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError([replace(p, place=p.place or Place(source)) for p in error.problems]) from None

@@ -1,0 +1,253 @@
+"""`qdtune report RUN ...`: prints what a sweep has found and draws it, as a page and as figures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qdtune.analysis.run import Run, RunError, load_run
+from qdtune.commands.parser import Parser, print_error, run_command
+from qdtune.messages import one_line, user_error
+from qdtune.report.follow import LEAST_S, closed, follow
+from qdtune.report.page import MARK, images, page
+from qdtune.report.plot_data import Sheet, sheet
+from qdtune.report.published import CAVEAT
+from qdtune.report.words import (
+    BESIDE,
+    EFFECT,
+    Question,
+    Table,
+    beside,
+    front_title,
+    questions,
+    state,
+    trouble,
+    varying,
+)
+from qdtune.store.folder import LocalFolder
+from qdtune.store.front import front_table
+from qdtune.store.store import FAULTS, PAGE, Store
+from qdtune.terminal import console, text_table
+
+USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
+WIDTH = 80
+MOST = 12  # conclusions that are printed
+FEW = 8  # comparisons that are told in sentences; more are a table
+UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
+CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reports one run folder, or several on one page; returns the exit code: 0, or what is wrong, as of `launch`.
+
+    Args:
+        argv: the arguments after `report`; those of the process if None.
+    """
+    return run_command(lambda: _report(_arguments(argv)))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("report", USAGE, "Prints and draws what a sweep has found.")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders: paths or URLs")
+    parser.add_argument("--out", metavar="FILE", help=f"write the page there, and only it (default: RUN/{PAGE})")
+    parser.add_argument("--budget", metavar="BYTES", help="look at nothing larger, such as 4096 or 4KiB")
+    parser.add_argument("--reference", action="store_true", help="draw published networks beside the run")
+    parser.add_argument("--watch", action="store_true", help="draw the page again until the sweep is finished")
+    parser.add_argument("--for-launch", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.read(argv)
+    if not arguments.runs:
+        parser.error("no run folder given")
+    if len(arguments.runs) > 1 and not arguments.out:
+        raise user_error(
+            f"{len(arguments.runs)} runs have no page in common: say where it shall be, as --out FILE.html"
+        )
+    if arguments.watch and (len(arguments.runs) > 1 or arguments.out):
+        raise user_error(f"--watch draws RUN/{PAGE} of one run: leave out --out and the other runs")
+    if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
+        raise user_error(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
+    if arguments.out and os.path.isdir(arguments.out):
+        raise user_error(f"--out must be a file, got a folder: {one_line(arguments.out)}")
+    if arguments.out and not arguments.out.endswith(".html"):
+        raise user_error(f"--out must be a page, FILE.html, got {one_line(arguments.out)}")
+    if arguments.out and not _ours(Path(arguments.out)):
+        raise user_error(f"--out must be a new file, or a report: {one_line(arguments.out)} holds something else")
+    arguments.budget = read_bytes(arguments.budget)
+    return arguments
+
+
+def _ours(file: Path) -> bool:
+    """Whether a page may be written there: nothing is, or a page of ours."""
+    try:
+        with file.open("rb") as page:
+            return MARK.encode() in page.read(1000)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise user_error(f"--out cannot be read: {one_line(str(error))}") from None
+
+
+def read_bytes(text: str | None) -> int | None:
+    """A size as users write it in bytes: `4096`, `4KiB`, `1.5 MiB`; None as it is.
+
+    Raises:
+        SpecError: it is no size, or 0.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in UNITS or not float(found[1]):
+        raise user_error(f"--budget must be bytes or KiB, such as 4096 or 4KiB, got {one_line(text)!r}")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.for_launch:
+            return _for_launch(arguments.runs[0])
+        if arguments.watch:
+            return _watch(arguments)
+        runs = [_within(load_run(run), arguments.budget) for run in arguments.runs]
+        out = console()
+        for run in runs:
+            _print(run, out, arguments.reference)
+        sheets = [sheet(run) for run in runs]
+        for line in _written(sheets, arguments):
+            out.print(line)
+        return 0
+    except tuple(CODES) as error:
+        return print_error(error, CODES)
+
+
+def _within(run: Run, budget: int | None) -> Run:
+    small = run.within(budget)
+    if not small.finished:
+        least = min(run.front()["size_bytes"].to_pylist())
+        raise RunError(
+            f"{run.where} holds nothing within {budget:,} bytes: the smallest that has finished has {least:,}"
+        )
+    return small
+
+
+def _written(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
+    """Writes the page, and of a single run its figures; a line each for where they are."""
+    folder = Store(sheets[0].run.where).folder
+    live = not arguments.out and folder.in_use()  # its launch draws the page, too: it is to go on loading itself
+    drawn = page(sheets, arguments.reference, int(LEAST_S) if live else 0)
+    if arguments.out:
+        target = Path(arguments.out)
+        LocalFolder(target.parent).write(target.name, drawn)
+        return [f"report: {target}"]
+    folder.write(PAGE, drawn)
+    names = []
+    for name, data in images(sheets[0], arguments.reference):
+        folder.write(name, data)
+        names.append(name.rpartition(".")[0])
+    lines = [f"report: {folder.name(PAGE)}"]
+    return [*lines, f"figures: {', '.join(dict.fromkeys(names))} (.svg, .png) beside it"] if names else lines
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    run = arguments.runs[0]
+    out = console()
+    _found(run)
+    said = None
+
+    def draw(live: bool) -> bool:
+        nonlocal said
+        found = _drawn(run, live, arguments.budget, arguments.reference)
+        line = "nothing has finished yet" if found is None else f"{state(found)}: {Store(run).folder.name(PAGE)}"
+        if line != said:
+            out.print(line)
+        said = line
+        return found is not None and not found.left
+
+    try:
+        follow(run, draw, _slept)
+    except KeyboardInterrupt:
+        _drawn(run, False, arguments.budget, arguments.reference)
+    return 0
+
+
+def _slept(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _for_launch(run: str) -> int:
+    """Follows a sweep for its launch: until that ends, whatever is left, without a word."""
+
+    def draw(live: bool) -> bool:
+        _drawn(run, live)
+        return False
+
+    follow(run, draw, closed)
+    return 0
+
+
+def _found(run: str) -> None:
+    """Raises where this is no run folder; one in which nothing has finished is."""
+    if Store(run).sweep_yaml() is None:
+        raise RunError(f"{one_line(run)} is no run folder: it holds no sweep.yaml")
+
+
+def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:
+    """Writes the page of a run, which loads itself again while the sweep is `live`; None if nothing has finished."""
+    try:
+        found = _within(load_run(run), budget)
+    except RunError:  # nothing has finished yet
+        return None
+    reload_s = int(LEAST_S) if live and found.left else 0
+    Store(run).folder.write(PAGE, page([sheet(found)], reference, reload_s))
+    return found
+
+
+def _print(run: Run, out: Any, reference: bool) -> None:
+    """The front, what went wrong, the two questions with their answers; with `reference`, published networks."""
+    out.print(f"{run.name}: {state(run)}", style="bold")
+    for line in run.damaged:
+        out.print(f"damaged, left out: {line}", style="yellow")
+    front = run.front()
+    out.print(front_table(front, varying(run), front_title(run), WIDTH))
+    if max(front["n_seeds"].to_pylist()) > 1:
+        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+    for line in trouble(run):
+        out.print(line, style="yellow")
+    for question in questions(run):
+        _print_question(question, out)
+    out.print()
+    if reference and (table := beside(run.pareto, run.spec.data.names[0])):
+        out.print(table.title, style="bold")
+        out.print(_printed(table))
+        for line in (BESIDE, CAVEAT):
+            out.print(line, style="dim", width=WIDTH if out.is_terminal else None)
+        out.print()
+    elif reference:
+        out.print(f"--reference: no published networks are known here for {run.spec.data.names[0]}")
+
+
+def _print_question(question: Question, out: Any) -> None:
+    """The conclusions; the comparisons in sentences if they are few, else those that have a number in a table."""
+    out.print()
+    out.print(question.title, style="bold")
+    many = len(question.sentences) > FEW
+    lines = [*question.conclusions[:MOST], *([] if many else question.sentences)]
+    if more := len(question.conclusions) - MOST if len(question.conclusions) > MOST else 0:
+        lines.append(f"... and {more} more on the page")
+    for line in lines:
+        out.print(line, width=WIDTH if out.is_terminal else None)
+    if many and question.table is not None:
+        effect = question.table.heads.index(EFFECT)
+        rows = [row for row in question.table.rows if row[effect] != "-"]
+        rest = "" if len(rows) == len(question.table.rows) else "; why, and the others, on the page"
+        out.print(f"{question.verdicts}{rest}")
+        if rows:
+            out.print(_printed(question.table._replace(rows=rows)))
+
+
+def _printed(table: Table) -> Any:
+    return text_table(table.heads, table.rows, folded=table.heads[-1:])

@@ -1,0 +1,36 @@
+"""`qdtune stop`: one of the sweeps on a cluster, stopped in order."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from qdtune.commands.job_parser import MISTAKEN, parser_of, read_arguments, run_job_command
+from qdtune.commands.parser import run_command
+from qdtune.messages import one_line, user_error
+from qdtune.remote.protocol import found_job, server_at
+
+
+def stop(argv: Sequence[str] | None = None) -> int:
+    """Stops a submitted sweep in order, so that it can go on later; returns the exit code."""
+    parser = parser_of("stop", "ID", "Stops a submitted sweep in order.")
+    parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
+    return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _stop))
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    with server_at(arguments.address) as server:
+        job = found_job(server, arguments.job)
+        if job is None:
+            raise user_error(
+                f"there is no job {one_line(arguments.job)} at {server.address} (qdtune jobs lists them)"
+            )
+        if job.runs:
+            print(f"stopping {job.id} in order", flush=True)
+            server.stop(job.id)
+            server.wait(job.id)  # Ray kills what takes too long
+            status, code, _ = server.state(job.id)
+            job = job._replace(status=status, code=code)
+        again = "" if job.status == "SUCCEEDED" or job.code in MISTAKEN else "; the same submit goes on from here"
+        print(f"{job.id} has ended: {job.status}{again}")
+    return 0

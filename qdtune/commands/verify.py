@@ -1,0 +1,116 @@
+"""`qdtune verify RUN`: looks at every file of a run folder; what is damaged is set aside, and runs again.
+
+Nothing is deleted: a damaged file is renamed to `NAME.damaged`, and `pareto.parquet` is written anew from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from qdtune.commands.parser import Parser, print_error, run_command
+from qdtune.messages import format_count, one_line, user_error
+from qdtune.model.signed_file import find_fault
+from qdtune.spec.sweep_file import loads
+from qdtune.store.columns import PARETO
+from qdtune.store.folder import child
+from qdtune.store.pareto_table import aggregate
+from qdtune.store.parquet import DamagedError, parse
+from qdtune.store.results import Result, results
+from qdtune.store.store import FAULTS, Store
+
+USAGE = "qdtune verify RUN"
+WHOLE, DAMAGED = 0, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks a run folder; the exit code: 0 if all is whole, 3 if something was damaged, else as of `launch`.
+
+    Args:
+        argv: the arguments after `verify`; those of the process if None.
+    """
+    return run_command(lambda: _verify(_arguments(argv)))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("verify", USAGE, "Checks every file of a run folder, and sets aside what is damaged.")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
+    arguments = parser.read(argv)
+    if arguments.run is None:
+        parser.error("no run folder given")
+    return arguments
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    try:
+        store = Store(arguments.run)
+        if store.sweep_yaml() is None:  # before the lock, which would make the folder
+            raise user_error(f"{one_line(arguments.run)} is no run folder: it holds no sweep.yaml")
+        with store.lock():
+            return check(store, arguments.run)
+    except tuple(FAULTS) as error:
+        return print_error(error, FAULTS)
+
+
+def check(store: Store, run: str) -> int:
+    """Sets aside what is damaged and says so; 0 if all is whole, else 3. To be called under the lock.
+
+    Args:
+        store: of a run folder.
+        run: what it is called.
+
+    Raises:
+        SpecError: its sweep.yaml is none.
+        NewerSchemaError, StorageError: as of `Store.trials`.
+    """
+    damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
+    damaged += [f"{line}: set aside, is trained again" for line in _damaged(store, "warmup")]
+    damaged += [f"{line}: set aside, the result stands but cannot be exported" for line in _damaged(store, "weights")]
+    spec = loads(store.sweep_yaml() or b"", child(run, "sweep.yaml"))
+    rows, history = store.trials(), store.history()
+    ours = results(spec, rows, history)
+    anew = [f"{line}: written anew" for line in _wrong_table(store, ours)]
+    for line in [*damaged, *anew, *_remarks(ours, len(store.ids()))]:
+        print(one_line(line))
+    counts = (
+        format_count(len(store.ids()), "trial"),
+        format_count(len(rows), "row"),
+        format_count(len(history), "epoch"),
+    )
+    print(one_line(f"{run}: {', '.join(counts)}: {format_count(len(damaged), 'fault') if damaged else 'all whole'}"))
+    return DAMAGED if damaged else WHOLE
+
+
+def _damaged(store: Store, within: str) -> Iterator[str]:
+    """Sets damaged safetensors files aside; a line for each."""
+    for file in store.folder.files(within):
+        name = f"{within}/{file}"
+        if not file.endswith(".safetensors") or file[0] == ".":
+            continue
+        if why := find_fault(store.folder.read(name) or b"", older=within == "warmup"):
+            store.folder.rename(name, f"{name}.damaged")
+            yield f"{store.folder.name(name)}: {why}"
+
+
+def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
+    """Writes `pareto.parquet` where it is not what the rows say; none is there before the first launch has ended."""
+    data, name = store.folder.read("pareto.parquet"), store.folder.name("pareto.parquet")
+    if data is None:
+        return
+    ids = [result.trial.trial_id for result in ours]
+    try:
+        right = parse(data, name, PARETO).equals(aggregate(store.trials(ids), bootstrap=True))
+        why = "it is older than the rows"
+    except DamagedError as error:
+        right, why = False, str(error)
+    if not right:
+        store.write_pareto(ids)
+        yield f"{name}: {why}"
+
+
+def _remarks(ours: Sequence[Result], there: int) -> Iterator[str]:
+    if other := there - len(ours):
+        yield f"{format_count(other, 'trial')} of other axes, or of another version of qdtune: kept, and not counted"
+    for result in ours:
+        if result.state in ("ok", "pruned") and not result.curve:
+            yield f"{result.trial.trial_id} ({result.trial.label}) has lost its learning curve; its result stands"

@@ -1,0 +1,141 @@
+"""A packed model as an ONNX graph: its codes with DequantizeLinear, quantised inputs with QuantizeLinear.
+
+Opset 21, the first whose codes may have 4 and 16 bits (ONNX, operators QuantizeLinear and DequantizeLinear). Weights
+of 1 to 4 bits are int4, two to a byte, of up to 8 int8, of up to 16 int16: ONNX has no types between these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qdtune.messages import format_value, user_error
+from qdtune.reader import GRIDS, Model, codes
+from qdtune.spec.choices import FLOAT_BITS
+
+OPSET, IR = 21, 10
+INPUT = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
+RAW = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
+NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tanh", "identity": "Identity"}
+
+
+def to_onnx(model: Model, name: str) -> bytes:
+    """The ONNX file of a packed model: `pixels`, uint8 (B, I), in; `logits`, float32 (B, O), out; B is free.
+
+    Args:
+        model: as `reader.load` gives it, an mlp.
+        name: of the graph.
+
+    Raises:
+        SpecError: the model is a user's own, or the package onnx is not there.
+    """
+    kind = model.program["model"]
+    if kind != "mlp":
+        raise user_error(f"only the model mlp can be had as ONNX, got {format_value(kind)}: export it as packed")
+    helper = library().helper
+    graph = _Graph(model)
+    x = graph.add("Cast", ["pixels"], to=helper.TensorProto.FLOAT)
+    x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
+    for op in model.program["ops"]:
+        x = _operation(graph, op, x)
+    graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
+    ends = [
+        helper.make_tensor_value_info(end, kind, ["batch", model.program[width]])
+        for end, kind, width in (
+            ("pixels", helper.TensorProto.UINT8, "inputs"),
+            ("logits", helper.TensorProto.FLOAT, "outputs"),
+        )
+    ]
+    made = helper.make_graph(graph.nodes, name, ends[:1], ends[1:], graph.tensors, doc_string=INPUT)
+    opset = [helper.make_opsetid("", OPSET)]
+    whole = helper.make_model(made, producer_name="qdtune", opset_imports=opset, ir_version=IR, doc_string=INPUT)
+    return checked(whole.SerializeToString())
+
+
+def checked(blob: bytes) -> bytes:
+    """The bytes of an ONNX file, once ONNX's own checker has passed them."""
+    onnx = library()
+    onnx.checker.check_model(onnx.load_from_string(blob), full_check=True)
+    return blob
+
+
+def library() -> Any:
+    """The package onnx, which nothing else needs; SpecError where it is not there."""
+    try:
+        import onnx
+    except ImportError:
+        raise user_error("--format onnx needs the package onnx: pip install 'qdtune[onnx]'") from None
+    return onnx
+
+
+class _Graph:
+    """Nodes and constants, as they are added."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.nodes, self.tensors = model, list[Any](), list[Any]()
+
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """Adds a node; the name of what comes out of it."""
+        name = f"x{len(self.nodes)}"
+        self.nodes.append(library().helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def constant(self, values: np.ndarray[Any, Any], kind: str = "FLOAT", name: str | None = None) -> str:
+        """Adds a constant of a type of ONNX's; its name. As bytes: in a list a negative number would take ten."""
+        name = name or f"c{len(self.tensors)}"
+        data = _nibbles(values) if kind == "INT4" else values.astype(RAW[kind]).tobytes()
+        helper = library().helper
+        self.tensors.append(helper.make_tensor(name, getattr(helper.TensorProto, kind), values.shape, data, raw=True))
+        return name
+
+    def number(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
+
+    def tensor(self, name: str) -> str:
+        return self.constant(self.model.stored[name], name=name)
+
+
+def _nibbles(values: np.ndarray[Any, Any]) -> bytes:
+    """Whole numbers of 4 bits, two to a byte, the first in its lower half."""
+    low, high = np.pad(values.flatten() & 15, (0, values.size % 2)).reshape(-1, 2).T
+    return (low | high << 4).astype(np.uint8).tobytes()
+
+
+def _operation(graph: _Graph, op: dict[str, Any], x: str) -> str:
+    """Adds one operation of a packed model, which takes x; the name of what it gives."""
+    if op["op"] == "linear":
+        if op["act_bits"] is not None:
+            step = float(graph.model.stored[op["input_step"]])
+            x = _quantised(graph, x, step, *GRIDS[op["act_bits"], op.get("input_levels")])
+        bias = [] if op["bias"] is None else [graph.tensor(op["bias"])]
+        return graph.add("Gemm", [x, _weight(graph, op), *bias], transB=1)
+    if op["op"] == "affine":
+        return graph.add("Add", [graph.add("Mul", [x, graph.tensor(op["scale"])]), graph.tensor(op["shift"])])
+    if op["op"] == "hardtanh":
+        return graph.add("Clip", [x, graph.number(-1.0), graph.number(1.0)])
+    return graph.add(NODES[op["op"]], [x], **({"alpha": 0.01} if op["op"] == "leaky_relu" else {}))
+
+
+def _weight(graph: _Graph, op: dict[str, Any]) -> str:
+    """Adds the weights (O, I) of a layer."""
+    if op["bits"] == FLOAT_BITS:
+        return graph.tensor(op["weight"])
+    model, narrow = graph.model, next(n for n in (4, 8, 16) if op["bits"] <= n)
+    inputs = [graph.constant(codes(model.stored, op), f"INT{narrow}", op["weight"])]
+    if not model.stored[op["step"]].ndim:
+        return graph.add("DequantizeLinear", [*inputs, graph.tensor(op["step"])])
+    steps = graph.constant(model.stored[op["step"]].ravel(), name=op["step"])
+    return graph.add("DequantizeLinear", [*inputs, steps], axis=0)  # a step for each output channel
+
+
+def _quantised(graph: _Graph, x: str, step: float, low: int, high: int, binary: bool) -> str:
+    """Adds the quantisation of a layer's input; QuantizeLinear rounds halves to even, as the reader does."""
+    up = graph.number(step)
+    if binary:  # two levels and no zero between them, and QuantizeLinear has no such grid
+        return graph.add("Where", [graph.add("GreaterOrEqual", [x, graph.number(0.0)]), up, graph.number(-step)])
+    # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
+    x = graph.add("Min", [graph.add("Max", [x, graph.number(low * step)]), graph.number(high * step)])
+    kind = f"{'INT' if low else 'UINT'}{8 if high - low < 256 else 16}"
+    zero = graph.constant(np.array(0), kind)
+    return graph.add("DequantizeLinear", [graph.add("QuantizeLinear", [x, up, zero]), up, zero])

@@ -1,0 +1,280 @@
+"""The jobs of a cluster, through the job server of its head: HTTP on the port of Ray's dashboard, and nothing else.
+
+`cluster.prepare` has to be called before this file is imported, for it imports Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import requests
+from ray import job_submission
+from ray.exceptions import AuthenticationError
+
+from qdtune.sweep.cluster import KNOCK_S, token_place
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+STOP_S = 60  # for a sweep to end in order; then Ray kills it
+# Ray's own default, SIGTERM and three seconds, is too short for what a sweep still has to write.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+POLL_S = 0.5
+BEAT_S = 5.0  # of silence in which a followed job's head is asked whether it is still there
+LOST_S = 120.0  # how long it may be gone
+PREFIX = "qdtune."  # of our keys in a job's metadata
+WHAT_ADDRESS = "http://HOST:8265, where the dashboard of the cluster's head listens"
+
+
+for told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{told}").setLevel(logging.ERROR)
+
+
+class JobError(ValueError):
+    """The job server cannot be asked, or has no such job."""
+
+
+class LostError(JobError):
+    """The head went away while a job was followed, and has not come back."""
+
+
+class Job(NamedTuple):
+    """One submitted sweep as the job server knows it.
+
+    Attributes:
+        id: its submission id.
+        name: of the sweep.
+        runs_dir: where its run folder is made, "" for the head's own place.
+        sweep: a hash of the sweep file and of all that was sent with it.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        started: seconds since 1970, 0 where it has not.
+        code: exit code, None while it runs and where it was stopped.
+        message: what Ray says of it.
+    """
+
+    id: str
+    name: str
+    runs_dir: str
+    sweep: str
+    status: str
+    started: float
+    code: int | None
+    message: str
+
+    @property
+    def runs(self) -> bool:
+        return self.status not in ENDED
+
+
+class Jobs:
+    """The job server at an address.
+
+    Raises:
+        JobError: nothing of the kind answers there, or it wants another token.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = checked(address)
+        self._knock()
+        for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(variable, None)  # Ray's client would go there instead
+        with self._asking():
+            self.client = job_submission.JobSubmissionClient(self.address)
+
+    def _knock(self) -> None:
+        url = urlsplit(self.address)
+        try:
+            port = url.port or (443 if url.scheme == "https" else 80)
+            socket.create_connection((url.hostname or "", port), timeout=KNOCK_S).close()
+        except OSError as error:
+            raise JobError(f"no Ray job server answers at {self.address}: {error}") from None
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Whatever can go wrong with a request, as a JobError of one line."""
+        try:
+            yield
+        except AuthenticationError as error:
+            refused = error.message.startswith("Authentication failed")  # 403, else 401
+            what = "refused the token in" if refused else "wants a token, and there is none in"
+            how = "the cluster's own is needed there, or in a file that RAY_AUTH_TOKEN_PATH names"
+            raise JobError(f"the job server at {self.address} {what} {token_place()}: {how}") from None
+        except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, TypeError, ValueError) as error:
+            raise JobError(f"no Ray job server answers at {self.address}: {_first_line(error)}") from None
+        except RuntimeError as error:  # how Ray's client tells an HTTP status
+            if "Version check" in str(error):
+                raise JobError(f"no Ray job server answers at {self.address}: it knows no version") from None
+            if "No available agent" in str(error):
+                what = "takes no job, for the agent of its head does not run: most often its port was taken"
+                how = "start Ray there again with --dashboard-agent-listen-port and a free one"
+                raise JobError(f"the job server at {self.address} {what} ({how})") from None
+            raise JobError(f"the job server at {self.address} refused: {_first_line(error)}") from None
+
+    def all(self) -> list[Job]:
+        """The sweeps that were submitted, in this order."""
+        with self._asking():
+            found = self.client.list_jobs()
+        ours = [_job(details) for details in found if f"{PREFIX}name" in (details.metadata or {})]
+        return sorted(ours, key=lambda job: (job.started, job.id))
+
+    def get(self, job: str) -> Job:
+        """One submitted sweep, by its id.
+
+        Raises:
+            JobError: there is none.
+        """
+        for known in self.all():
+            if known.id == job:
+                return known
+        raise JobError(f"there is no job {job} at {self.address} (qdtune jobs lists them)")
+
+    def start(
+        self, job: str, entrypoint: str, folder: Path | None = None, metadata: dict[str, str] | None = None
+    ) -> None:
+        """Starts a job under an id that no other has had.
+
+        Args:
+            job: the id.
+            entrypoint: a line for the shell of the head.
+            folder: what is sent along, all of it, and is the current folder of the job and of its workers.
+            metadata: what `all` gives back, without its prefix.
+        """
+        environment: dict[str, Any] = {"env_vars": STOPPING}
+        if folder is not None:
+            environment["working_dir"] = str(folder)
+        known = {f"{PREFIX}{key}": value for key, value in (metadata or {}).items()}
+        with self._asking():
+            self.client.submit_job(
+                entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=known or None
+            )
+
+    def state(self, job: str) -> tuple[str, int | None, str]:
+        """Status, exit code and message of any job, whoever started it."""
+        with self._asking():
+            found = self.client.get_job_info(job)
+        return _text(found.status), found.driver_exit_code, found.message or ""
+
+    def wait(self, job: str, until: Callable[[], bool] = lambda: False, seconds: float = float("inf")) -> bool:
+        """Returns when a job has ended, True, or something else is so, or some time is over: False."""
+        deadline = time.monotonic() + seconds
+        while (ended := self.state(job)[0] in ENDED) is False and not until() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return ended
+
+    def log(self, job: str) -> str:
+        """All that a job has printed so far."""
+        with self._asking():
+            text: str = self.client.get_job_logs(job)
+        return text
+
+    def follow(self, job: str, show: Callable[[str], None], say: Callable[[str], None]) -> None:
+        """Gives all that a job has printed, and prints, to `show`, until it ends.
+
+        Args:
+            job: its id.
+            show: takes the text as it comes.
+            say: takes a line where the connection is lost, and one where it is back.
+
+        Raises:
+            LostError: the head was gone for `LOST_S`.
+        """
+        seen, lost_at = 0, math.inf
+
+        async def tail() -> None:
+            nonlocal seen, lost_at
+            skip = seen  # a connection that broke begins anew
+            texts = aiter(self.client.tail_job_logs(job))
+            while (text := await self._next(texts)) is not None:
+                if lost_at < math.inf:
+                    say("the connection is back")
+                lost_at = math.inf
+                new, skip = text[skip:], max(0, skip - len(text))
+                seen += len(new)
+                show(new)
+
+        while True:
+            try:
+                with self._asking():
+                    asyncio.run(tail())
+                if self.state(job)[0] in ENDED:
+                    return
+            except JobError:  # a laptop that slept, say
+                if lost_at == math.inf:
+                    lost_at = time.monotonic()
+                    say(f"the connection to {self.address} is lost: trying again for {LOST_S / 60:g} min")
+                if time.monotonic() - lost_at > LOST_S:
+                    raise LostError(f"the head at {self.address} is gone and has not come back with {job}") from None
+            time.sleep(POLL_S)
+
+    async def _next(self, texts: AsyncIterator[str]) -> str | None:
+        """The next text, None at the end; where none comes, the head is asked, for a connection can die unnoticed."""
+
+        async def next_one() -> str | None:
+            return await anext(texts, None)
+
+        task = asyncio.create_task(next_one())
+        while not (await asyncio.wait([task], timeout=BEAT_S))[0]:
+            health = await asyncio.to_thread(requests.get, f"{self.address}/api/gcs_healthz", timeout=KNOCK_S)
+            health.raise_for_status()
+        return task.result()
+
+    def stop(self, job: str) -> None:
+        """Asks a job to end in order."""
+        with self._asking():
+            self.client.stop_job(job)
+
+    def forget(self, job: str) -> None:
+        """Takes a job that has ended from the server's list."""
+        with self._asking():
+            self.client.delete_job(job)
+
+
+def checked(address: str) -> str:
+    """The address of a job server, without what may follow its port.
+
+    Raises:
+        JobError: it is none, or holds a password.
+    """
+    url = urlsplit(address)
+    if url.username or url.password or "@" in url.netloc:
+        raise JobError("--address must hold no password: a token comes from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+    if url.scheme not in ("http", "https") or not url.hostname or url.path not in ("", "/") or url.query:
+        raise JobError(f"--address must be {WHAT_ADDRESS}, got {address}")
+    try:
+        url.port  # noqa: B018 - which may raise
+    except ValueError as error:
+        raise JobError(f"--address must be {WHAT_ADDRESS}, got {address}: {error}") from None
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _job(details: Any) -> Job:
+    known = {key: details.metadata.get(f"{PREFIX}{key}", "") for key in ("name", "runs_dir", "sweep")}
+    return Job(
+        id=details.submission_id,
+        **known,
+        status=_text(details.status),
+        started=(details.start_time or 0) / 1000,
+        code=details.driver_exit_code,
+        message=details.message or "",
+    )
+
+
+def _text(status: Any) -> str:
+    return str(getattr(status, "value", status))
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the traceback that Ray sends along."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), None)
+    return (last or (lines or [type(error).__name__])[0])[:300]

@@ -1,0 +1,183 @@
+"""What is drawn of a run: a row per configuration, with its accuracies as they are printed and its learning curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qdtune.messages import format_percent
+from qdtune.spec.axes import AXIS_NAMES, Axis, axis_of
+from qdtune.spec.sweep_file import Spec
+
+MOST_EPOCHS = 24  # of a curve that are kept: 10,000 curves have to fit into one page
+MOST_FAINT = 300  # curves drawn behind those of the front: more would be a black area
+Row = dict[str, Any]
+
+
+class Recorded(Protocol):
+    """A `Run`, as far as it is drawn."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def trials(self) -> pa.Table: ...
+    @property
+    def history(self) -> pa.Table: ...
+    @property
+    def pareto(self) -> pa.Table: ...
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A run, ready to be drawn.
+
+    Attributes:
+        run: it.
+        rows: one per configuration: `id` from 0, `name`, the axes that vary, `size` in bytes, `val` and `test`
+            (fractions; of what was stopped early the accuracy it had then, None where there is none) with `_low` and
+            `_high`, `accuracy` and `test_text` as printed, `trial` (its trial_id), `n` seeds, `state`, `front`,
+            `p_front`, `by` and `by_id` (what beat it, or the rule that stopped it), `curve` (fractions at `epochs`),
+            `last` (epoch), `drawn` (whether its curve is in the figure of all curves).
+        epochs: at which the curves are known, from 1, the warm-up's first.
+        warmup: epochs of the warm-up.
+        varying: axes of more than one value, in the order of `AXIS_NAMES`.
+    """
+
+    run: Recorded
+    rows: list[Row]
+    epochs: list[int]
+    warmup: int
+    varying: tuple[str, ...]
+
+    @property
+    def drawable(self) -> list[Row]:
+        """The rows that have an accuracy."""
+        return [row for row in self.rows if row["val"] is not None]
+
+    @property
+    def front(self) -> list[Row]:
+        """The rows on the front, by ascending size."""
+        return sorted((row for row in self.rows if row["front"]), key=lambda row: (row["size"], row["id"]))
+
+    def values(self, axis: str) -> list[Any]:
+        """The values of an axis that occur, ascending, None first."""
+        return sorted({row[axis] for row in self.rows}, key=lambda value: (value is not None, value))
+
+
+def sheet(run: Recorded) -> Sheet:
+    """The sheet of a run, its rows in the order of `run.pareto`."""
+    table = run.pareto.to_pylist()
+    varying = tuple(axis for axis in AXIS_NAMES if len({row[axis] for row in table}) > 1)
+    names = [label(row, varying or ("depth", "weight_bits", "activation")) for row in table]
+    own = _owners(run, table)
+    epochs, curves = _curves(run, own, len(table))
+    stopped = _stopped(run, own)
+    rows = []
+    for i, row in enumerate(table):
+        by = own.get(row["pruned_by"] or "")
+        val, n = (row["val_accuracy"], row["n_seeds"]) if row["n_seeds"] else stopped.get(i, (None, 0))
+        known = [k for k, value in enumerate(curves[i]) if value is not None]
+        drawn = {axis: row[axis] for axis in varying}
+        drawn |= {"id": i, "name": names[i], "size": row["size_bytes"], "val": _short(val)}
+        drawn |= {"low": _short(row["val_accuracy_low"]), "high": _short(row["val_accuracy_high"])}
+        drawn |= {"test": _short(row["test_accuracy"])}
+        drawn |= {"test_low": _short(row["test_accuracy_low"]), "test_high": _short(row["test_accuracy_high"])}
+        drawn |= {
+            "accuracy": format_percent(val, row["val_accuracy_low"], row["val_accuracy_high"]),
+            "test_text": format_percent(*(row[f"test_accuracy{part}"] for part in ("", "_low", "_high"))),
+            "trial": row["trial_id"],
+            "n": n,
+            "state": row["state"],
+            "front": bool(row["is_pareto"]),
+            "p_front": "-" if row["p_front"] is None else f"{row['p_front']:.2f}",
+            "by": names[by] if by is not None else row["pruned_by"] or "-",
+            "by_id": by,
+            "curve": curves[i][: known[-1] + 1] if known else [],
+            "last": epochs[known[-1]] if known else None,
+        }
+        rows.append(drawn)
+    others = [row["id"] for row in rows if not row["front"] and row["curve"]]
+    step = max(1, -(-len(others) // MOST_FAINT))
+    faint = set(others[::step])
+    for row in rows:
+        row["drawn"] = row["front"] or row["id"] in faint
+    return Sheet(run, rows, epochs, run.spec.train.warmup.epochs, varying)
+
+
+def label(row: Row, varying: tuple[str, ...]) -> str:
+    """A configuration in a few words, such as `d2 w1 relu`, of the axes that vary."""
+    parts = []
+    for axis in varying:
+        value = "float" if row[axis] is None else row[axis]
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        parts.append(_tagged(axis_of(axis), text))
+    return " ".join(parts)
+
+
+def _tagged(axis: Axis, text: str) -> str:
+    # The first axes are known by their letters, those that came later by their names.
+    return axis.tag.format(text) if axis.tag and not (axis.is_new or axis.home) else f"{axis.name} {text}"
+
+
+def _short(value: float | None) -> float | None:
+    """At four digits, which is finer than a figure can show."""
+    return None if value is None or not np.isfinite(value) else round(value, 4)
+
+
+def _owners(run: Recorded, table: list[Row]) -> dict[str, int]:
+    """trial_id -> the index of its configuration; more seeds of one are trials of their own."""
+    keys = ("dataset", *AXIS_NAMES)
+    places = {tuple(row[key] for key in keys): i for i, row in enumerate(table)}
+    firsts = run.trials.group_by("trial_id", use_threads=False).aggregate([(key, "first") for key in keys])
+    columns = [firsts[f"{key}_first"].to_pylist() for key in keys]
+    ids = firsts["trial_id"].to_pylist()
+    return {
+        trial_id: places[key] for trial_id, key in zip(ids, zip(*columns, strict=True), strict=True) if key in places
+    }
+
+
+def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]:
+    """index -> mean validation accuracy at which a configuration was stopped early, and of how many seeds."""
+    rows = run.trials.filter(pc.equal(run.trials["state"], "pruned"))
+    rows = rows.group_by("trial_id", use_threads=False).aggregate(
+        [("val_accuracy", "mean"), ("val_accuracy", "count")]
+    )
+    columns = [rows[name].to_pylist() for name in ("trial_id", "val_accuracy_mean", "val_accuracy_count")]
+    return {
+        own[trial_id]: (round(mean, 12), n)
+        for trial_id, mean, n in zip(*columns, strict=True)
+        if trial_id in own and mean is not None and np.isfinite(mean)
+    }
+
+
+def _curves(run: Recorded, own: dict[str, int], count: int) -> tuple[list[int], list[list[float | None]]]:
+    """Epochs, at most `MOST_EPOCHS`, and for each configuration its mean accuracy over seeds at each, or None."""
+    history = run.history
+    index = pc.index_in(history["trial_id"], pa.array(list(own), pa.string()))
+    place = pa.array(list(own.values()), pa.int64()).take(index)
+    shift = pc.if_else(pc.equal(history["phase"], "warmup"), 0, run.spec.train.warmup.epochs)
+    flat = pa.table(
+        {"place": place, "epoch": pc.add(history["epoch"].cast(pa.int64()), shift), "val": history["val_accuracy"]}
+    )
+    means = flat.group_by(["place", "epoch"], use_threads=False).aggregate([("val", "mean")])
+    every = sorted(set(means["epoch"].to_pylist()))
+    chosen: Any = (
+        np.unique(np.linspace(0, len(every) - 1, min(len(every), MOST_EPOCHS)).round().astype(int)) if every else []
+    )
+    epochs = [every[k] for k in chosen]
+    column = {epoch: k for k, epoch in enumerate(epochs)}
+    curves: list[list[float | None]] = [[None] * len(epochs) for _ in range(count)]
+    for place_of, epoch, val in zip(
+        *(means[name].to_pylist() for name in ("place", "epoch", "val_mean")), strict=True
+    ):
+        if place_of is not None and epoch in column:
+            curves[place_of][column[epoch]] = _short(val)
+    return epochs, curves

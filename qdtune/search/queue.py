@@ -1,0 +1,176 @@
+"""Which trial is next: what is planned or proposed, then what was stopped for no lasting reason, then more seeds, and
+in the end, one by one, what ran out of memory.
+
+The same for a sweep on a cluster and for one that is replayed from its curves: it starts nothing itself.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from qdtune.search.study import Key, Study, further_seeds
+from qdtune.spec.choices import PLANNED
+from qdtune.spec.configuration import Configuration
+from qdtune.spec.plan import ordered
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.columns import FINAL
+from qdtune.store.results import Result, mean
+
+
+class Queue:
+    """The trials of one launch, one after the other.
+
+    Args:
+        spec: resolved.
+        planned: in the order in which to start them; ignored where the method searches.
+        study: new, and empty; it is asked and told here alone.
+        results: earlier ones.
+
+    Attributes:
+        results: by trial_id, the latest of each.
+        running: by trial_id, what has been started and has not ended.
+        alone: whether trials are now started one at a time, each with a machine to itself.
+    """
+
+    def __init__(self, spec: Spec, planned: Sequence[Configuration], study: Study, results: Iterable[Result]) -> None:
+        self.spec, self.planned, self.study = spec, planned, study
+        self.results = {result.trial.trial_id: result for result in results}
+        done = {trial_id for trial_id, result in self.results.items() if self._is_done(result)}
+        study.restore(result for trial_id, result in self.results.items() if trial_id in done)
+        self.searching = spec.method not in PLANNED
+        first = [result.trial for result in self.results.values()] if self.searching else planned
+        self.waiting = deque(trial for trial in first if trial.trial_id not in done)
+        self.twice = 0  # QAT epochs of what was stopped and then trained again
+        self.judged = True  # whether what is started now may be stopped
+        self.running: dict[str, Configuration] = {}
+        self.dry = False  # whether the search had nothing more to propose, and nothing has ended since
+        self.alone = False
+        self.tried_alone: set[str] = set()
+        self.again: set[str] = set()  # what was started after the search or the plan was through
+
+    def _is_done(self, result: Result) -> bool:
+        """Whether a result of an earlier launch needs no further attempt."""
+        if result.state == "pruned":
+            return self.spec.early_terminate.type != "none"
+        return result.state in FINAL
+
+    def next(self) -> Configuration | None:
+        """The trial to start now, noted as running; None if there is none until another one has ended."""
+        if not self.more() or (self.alone and self.running):
+            return None
+        trial = self.waiting.popleft()
+        self.running[trial.trial_id] = trial
+        if not self.judged:
+            self.again.add(trial.trial_id)
+        if self.alone:
+            self.tried_alone.add(trial.trial_id)
+        # Another trial of a configuration that is finished gives it more seeds: stopped, it would only take it away.
+        self.study.start(trial, self.judged and trial.seeds == self.spec.seeds)
+        return trial
+
+    def more(self) -> bool:
+        """Whether there is a trial to start now."""
+        if not self.waiting and self._unasked():
+            proposed = self.study.propose()
+            self.waiting = deque([proposed] if proposed else [])
+            self.dry = proposed is None
+        if not self.waiting and not self.running:
+            self.judged = False
+            self.waiting = deque(self._wrongly_stopped() or self._replicates())
+            self.alone = not self.waiting
+            self.waiting = self.waiting or deque(self._out_of_memory())
+        return bool(self.waiting)
+
+    @property
+    def left(self) -> int:
+        """How many trials have not ended, as far as is known."""
+        return len(self.waiting) + len(self.running) + self._unasked()
+
+    @property
+    def total(self) -> int:
+        """How many trials there are, those of earlier launches included, as far as is known."""
+        ours = {*self.results, *self.running, *(trial.trial_id for trial in self.waiting)}
+        return len(ours) + self._unasked()
+
+    def _unasked(self) -> int:
+        """How many configurations the search may still propose."""
+        if not self.searching or not self.judged or self.dry:
+            return 0
+        known = {*self.study.seeds, *(trial.key for trial in self.waiting)}
+        return max(0, (self.spec.run_cap or 0) - len(known))
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing is left; to be asked after `next` has returned None."""
+        return not (self.waiting or self.running)
+
+    def ended(self, result: Result) -> None:
+        """Notes how a running trial ended."""
+        trial_id = result.trial.trial_id
+        del self.running[trial_id]
+        if (before := self.results.get(trial_id)) and before.state == "pruned":
+            self.twice += len(before.curve)
+        self.results[trial_id] = result
+        self.dry = self.dry and self.spec.duplicates == "resample"  # else it may be repeated with new seeds now
+        self.study.finish(trial_id, result.state, result.accuracy, result.curve)
+
+    def _wrongly_stopped(self) -> list[Configuration]:
+        """What was stopped although nothing that was finished, and is no larger, is as good as it already was.
+
+        The trial that was ahead of it may have diverged or fallen back since. Only where the rule compares with
+        trials of no larger size: any other one promises nothing.
+        """
+        if not self.spec.early_terminate.keeps_front:
+            return []
+        best = _best_up_to(self._finished())
+        stopped = [r for r in self.results.values() if r.state == "pruned"]
+        return self._not_yet(r.trial for r in stopped if r.best > best(r.trial.sizes.size_bytes))
+
+    def _replicates(self) -> list[Configuration]:
+        """More seeds of what is on the front, or close behind it, and has fewer than wanted."""
+        wanted = self.spec.replicate
+        if wanted is None:
+            return []
+        more = []
+        finished = self._finished()
+        best = _best_up_to(finished)
+        for size, accuracy, group in finished:
+            behind = best(size) - accuracy
+            seeds = [seed for r in group for seed in r.trial.seeds]
+            if behind <= wanted.within and len(seeds) < wanted.front:
+                new = further_seeds(seeds, wanted.front - len(seeds))
+                # As many at a time as the sweep trains together: a cohort of another size is compiled anew.
+                chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
+                more += [replace(group[0].trial, seeds=chunk) for chunk in chunks]
+        return self._not_yet(more)
+
+    def _out_of_memory(self) -> list[Configuration]:
+        """What ran out of memory beside others: it may fit where it is alone."""
+        out = [r.trial for r in self.results.values() if r.state == "oom"]
+        return ordered([trial for trial in out if trial.trial_id not in self.tried_alone], self.spec.run.order)
+
+    def _finished(self) -> list[tuple[int, float, list[Result]]]:
+        """Size, accuracy and results of each configuration that is ranked: all its seeds ended `ok`."""
+        groups: dict[Key, list[Result]] = {}
+        for result in self.results.values():
+            if result.state in FINAL:
+                groups.setdefault(result.trial.key, []).append(result)
+        means = [(mean([r.accuracy for r in group for _ in r.trial.seeds]), group) for group in groups.values()]
+        return [(group[0].trial.sizes.size_bytes, a, group) for a, group in means if not math.isnan(a)]
+
+    def _not_yet(self, trials: Iterable[Configuration]) -> list[Configuration]:
+        """Those that this launch has not tried to train to their end yet, in the order of the sweep."""
+        return ordered([t for t in trials if t.trial_id not in self.again], self.spec.run.order)
+
+
+def _best_up_to(finished: list[tuple[int, float, list[Result]]]) -> Callable[[int], float]:
+    """The highest accuracy among what is finished and not larger than a size; minus infinity where nothing is."""
+    sizes, bests = [], [-math.inf]
+    for size, accuracy, _ in sorted(finished, key=lambda entry: entry[0]):
+        sizes.append(size)
+        bests.append(max(bests[-1], accuracy))
+    return lambda size: bests[bisect_right(sizes, size)]

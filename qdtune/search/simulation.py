@@ -1,0 +1,127 @@
+"""How a pruner would have done in a sweep that was finished unpruned.
+
+Its recorded curves are run again in simulated time: trials arrive in many orders, several at once, each epoch as long
+as it was, give or take some noise. Every pruner is the one that a sweep would use, on the same studies, with the same
+queue; only the training is a recording.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from qdtune.pareto import front, hypervolume
+from qdtune.search.queue import Queue
+from qdtune.search.study import Study
+from qdtune.spec.configuration import Configuration
+from qdtune.spec.plan import ordered, warmups_first
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.results import Result
+
+NOISE = 0.15  # standard deviation of log(time of an epoch) from one simulated sweep to another
+
+
+@dataclass
+class Score:
+    """What a pruner did in n simulated sweeps.
+
+    Attributes:
+        saved: share of all QAT epochs that were not trained, per sweep.
+        lost: front members that were not trained to their end, per sweep.
+        kept: hypervolume of what was finished, as a share of the whole, per sweep.
+    """
+
+    saved: list[float] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+
+    def __iadd__(self, other: Score) -> Score:
+        self.saved += other.saved
+        self.lost += other.lost
+        self.kept += other.kept
+        return self
+
+
+def simulate(
+    spec: Spec, recorded: Mapping[str, Result], order: Sequence[Configuration], at_once: int, noise: random.Random
+) -> tuple[int, set[str]]:
+    """One simulated sweep: how many QAT epochs it trained, and the ids of what it trained to its end.
+
+    Args:
+        spec: with the pruner to judge; `order` is run as a grid is.
+        recorded: results with whole curves, by trial_id.
+        order: of the recorded trials.
+        at_once: how many run at the same time.
+        noise: for the speed of each trial.
+    """
+    queue = Queue(spec, order, Study(spec), [])
+    places = {trial.trial_id: place for place, trial in enumerate(order)}
+    pace = [math.exp(noise.gauss(0, NOISE)) for _ in order]
+    ends: list[tuple[float, int, int]] = []  # when an epoch ends, which one it is, and the place of its trial
+    now, epochs = 0.0, 0
+
+    def begin(trial_id: str, epoch: int) -> None:
+        place = places[trial_id]
+        heapq.heappush(ends, (now + recorded[trial_id].seconds[epoch] * pace[place], epoch, place))
+
+    while True:
+        while len(queue.running) < at_once and (trial := queue.next()):
+            if recorded[trial.trial_id].curve:
+                begin(trial.trial_id, 1)
+            else:  # it diverged in its warm-up
+                queue.ended(recorded[trial.trial_id])
+        if not ends:
+            break
+        now, epoch, place = heapq.heappop(ends)
+        epochs += 1
+        trial_id = order[place].trial_id
+        result = recorded[trial_id]
+        if epoch == len(result.curve):
+            queue.ended(result)
+        elif by := queue.study.report(trial_id, epoch, result.curve[epoch]):
+            seen = {e: result.curve[e] for e in range(1, epoch + 1)}
+            queue.ended(replace(result, state="pruned", accuracy=None, curve=seen, pruned_by=by))
+        else:
+            begin(trial_id, epoch + 1)
+    return epochs, {trial_id for trial_id, result in queue.results.items() if result.state != "pruned"}
+
+
+def score(
+    spec: Spec, results: Sequence[Result], at_once: int, seeds: Iterable[int], order: str = "shuffled"
+) -> Score:
+    """What the pruner of the spec does in one simulated sweep per seed, which shuffles the arrivals.
+
+    Args:
+        spec: as it was run, but for its `early_terminate`.
+        results: of the finished sweep, whole curves.
+        at_once: trials at the same time.
+        seeds: one each for a simulated sweep.
+        order: one of `ORDERS`, applied to the shuffled trials.
+    """
+    spec = spec.model_copy(update={"method": "grid", "replicate": None})
+    recorded = {result.trial.trial_id: result for result in results}
+    costs = {
+        i: (-r.accuracy, math.log2(r.trial.sizes.size_bytes)) for i, r in recorded.items() if r.accuracy is not None
+    }
+    ids = list(costs)
+    members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
+    # Nothing is gained at chance level, or beyond twice the largest size.
+    assert spec.data.info is not None
+    corner = (-1 / spec.data.info.classes, 1 + max(size for _, size in costs.values()))
+    whole = hypervolume(list(costs.values()), corner)
+    epochs = sum(len(result.curve) for result in results)
+    found = Score()
+    for seed in seeds:
+        noise = random.Random(seed)
+        trials = noise.sample([result.trial for result in results], len(results))
+        trained, finished = simulate(
+            spec, recorded, trials if order == "shuffled" else warmups_first(ordered(trials, order)), at_once, noise
+        )
+        found.saved.append(1 - trained / epochs)
+        found.lost.append(len(members - finished))
+        kept = [costs[i] for i in ids if i in finished]
+        found.kept.append(hypervolume(kept, corner) / whole if whole and kept else float(not whole))
+    return found

@@ -1,0 +1,405 @@
+"""The axes of a sweep, each declared once.
+
+Everything that needs to know the axes derives it from `AXES`: the keys of `parameters` and `exclude`, defaults, the
+columns of the tables, labels, ids, what shares a float warm-up, what a comparison is made at, figures and the docs.
+To add one, add an entry at the end: the order of `AXES` is that of the points of a grid, and so of its trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, create_model
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from qdtune.datasets.known import DatasetInfo, image_side
+from qdtune.spec.checks import choice, whole
+from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.values import Frozen, NumberValues, Rate, Values, Widths, cell_text
+
+# What an axis takes part in: the network before it is quantised, its float warm-up, its quantisation, or QAT alone.
+# Configurations that differ only in the last two share a warm-up.
+Stage = Literal["structure", "warmup", "quantisation", "training"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        name: its key in `parameters`, its column, the field of a `Configuration`.
+        rule: the pydantic type of one value, which also writes the message when it is broken.
+        default: its value where a sweep file says nothing.
+        stage: what it takes part in.
+        column: the Arrow type of its column: `int32`, `float64` or `string`.
+        text: one sentence for the docs.
+        has_range: whether a sweep file may give it as a range, {min: a, max: b}.
+        range_end: the largest end of a range, if it is less than the largest value.
+        home: the key of the sweep file that holds its value where it is no axis, such as (`train`, `qat`, `lr`).
+        since: the schema version of the tables that it came with.
+        before: of an axis since a later version than the first: the value that everything older had. It is left
+            out of ids and labels, so that what was trained before the axis was there keeps both.
+        is_split: whether it says how layers are split into factors: with `svd` the warm-up is that of the undivided
+            network, whatever these are.
+        idle: values of other axes at which it changes nothing.
+        alias: the value that means the same, given all axes; None: each value means itself.
+        misfit: why a value cannot be used on a data set, if so.
+        head: of its column in text tables.
+        title: in figures.
+        place: its rank among the columns of text tables, from 0.
+        tag: how its value stands in labels, such as `w{}`; None: not at all.
+        words: its value in a sentence.
+        of_cell: its value, given what stands in tables.
+        asked: how a comparison says that it was made at this value, such as `{} levels`; None: comparisons are not
+            made at each value of it, but over all.
+    """
+
+    name: str
+    rule: Any
+    default: Any
+    stage: Stage
+    column: Literal["int32", "float64", "string"]
+    text: str
+    place: int
+    has_range: bool = False
+    range_end: int | None = None
+    home: tuple[str, ...] = ()
+    since: int = 1
+    before: Any = None
+    is_split: bool = False
+    idle: tuple[Mapping[str, Any], ...] = ()
+    alias: Callable[[Mapping[str, Any]], Any] | None = None
+    misfit: Callable[[Any, DatasetInfo], str | None] | None = None
+    head: str = ""
+    title: str = ""
+    tag: str | None = None
+    words: Callable[[Any], str] | None = None
+    asked: str | None = None
+    of_cell: Callable[[Any], Any] = lambda cell: cell
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that may be its value; empty where it is a number."""
+        checks = getattr(self.rule, "__metadata__", ())
+        return tuple(name for check in checks for name in getattr(check.func, "names", ()))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether older tables do not have it."""
+        return self.since > 1
+
+    def check(self, name: str) -> None:
+        """Raises ValueError where `name` is none of `names`."""
+        if name not in self.names:
+            raise ValueError(f"{self.name} must be one of {', '.join(self.names)}, got {name!r}")
+
+    def said(self, value: Any) -> str:
+        """The value in a sentence."""
+        return self.words(value) if self.words else f"{self.name} {value}"
+
+
+def _named(*names: str) -> Any:
+    return Annotated[str, choice(names)]
+
+
+def bits(n: int) -> str:
+    """`1 bit`, `2 bits`, `float weights`."""
+    return "float weights" if n == FLOAT_BITS else f"{n} bit{'s' if n > 1 else ''}"
+
+
+def _needs_images(kind: str, data: DatasetInfo) -> str | None:
+    if kind == "none" or image_side(data.inputs):
+        return None
+    return f"{kind} needs square images of one or three colours"
+
+
+DEPTH = Axis(
+    "depth",
+    Annotated[int, whole(1, 64)],
+    1,
+    "structure",
+    "int32",
+    "factors that each layer is split into, at equal parameter count",
+    place=0,
+    has_range=True,
+    is_split=True,
+    tag="d{}",
+    words=lambda n: f"depth {n}",
+)
+WEIGHT_BITS = Axis(
+    "weight_bits",
+    Annotated[int, whole(1, 16, FLOAT_BITS)],
+    FLOAT_BITS,
+    "quantisation",
+    "int32",
+    "bits of a weight; 32 = float, not quantised",
+    place=1,
+    has_range=True,
+    range_end=16,
+    head="bits",
+    title="weight bits",
+    tag="w{}",
+    words=bits,
+)
+ACTIVATION = Axis(
+    "activation",
+    _named("identity", "relu", "leaky_relu", "gelu", "tanh", "hardtanh"),
+    "identity",
+    "structure",
+    "string",
+    "between the factors of one layer",
+    place=3,
+    is_split=True,
+    idle=({"depth": 1},),  # a single factor has nothing in between
+    head="between",
+    title="activation",
+    tag="{}",
+    words=str,
+)
+ACT_BITS = Axis(
+    "act_bits",
+    Annotated[int, whole(1, 16)] | None,
+    None,
+    "quantisation",
+    "int32",
+    "bits of each layer's input; null = float",
+    place=2,
+    has_range=True,
+    head="act",
+    title="input bits",
+    tag="a{}",
+    words=lambda n: "float inputs" if n is None else f"inputs of {bits(n)}",
+)
+SCALE = Axis(
+    "scale",
+    _named("minmax", "absmean", "lsq"),
+    "absmean",
+    "quantisation",
+    "string",
+    "how step sizes are chosen",
+    place=4,
+    idle=({"weight_bits": FLOAT_BITS, "act_bits": None},),  # floats have no step size
+    asked="{}",
+)
+FACTOR_INIT = Axis(
+    "factor_init",
+    _named("default", "orthogonal", "isometry", "svd"),
+    "orthogonal",
+    "warmup",
+    "string",
+    "first weights of the factors",
+    place=5,
+    is_split=True,
+    head="init",
+    asked="{}",
+)
+GRANULARITY = Axis(
+    "granularity",
+    _named("tensor", "channel"),
+    "tensor",
+    "quantisation",
+    "string",
+    "one step size per factor, or per output channel of it",
+    place=6,
+    since=5,
+    before="tensor",
+    idle=({"weight_bits": FLOAT_BITS},),
+    tag="{}",
+    asked="a step per {}",
+)
+LEVELS = Axis(
+    "levels",
+    _named("symmetric", "ternary", "full"),
+    "symmetric",
+    "quantisation",
+    "string",
+    "codes -Q to Q; or three at 2 bits, five to a byte; or all 2^b",
+    place=7,
+    since=5,
+    before="symmetric",
+    idle=({"weight_bits": FLOAT_BITS}, {"weight_bits": 1}),  # one bit has two levels, whatever they are called
+    alias=lambda axes: "symmetric" if axes["levels"] == "ternary" and axes["weight_bits"] != 2 else axes["levels"],
+    tag="{}",
+    asked="{} levels",
+)
+DECOMPOSE = Axis(
+    "decompose",
+    _named("all", "hidden"),
+    "all",
+    "structure",
+    "string",
+    "layers that are split; hidden leaves the last one whole",
+    place=8,
+    since=5,
+    before="all",
+    is_split=True,
+    idle=({"depth": 1},),  # a single factor splits no layer
+    head="split",
+    tag="{}",
+    asked="{} layers split",
+)
+HIDDEN = Axis(
+    "hidden",
+    Widths,
+    (24,),  # the notebook's
+    "structure",
+    "string",
+    "widths of the hidden layers before they are split",
+    place=9,
+    home=("model", "hidden"),
+    tag="h{}",
+    of_cell=lambda cell: tuple(int(width) for width in cell.split("-")),
+)
+WARMUP_LR = Axis(
+    "warmup_lr",
+    Rate,
+    0.1,
+    "warmup",
+    "float64",
+    "learning rate of the float warm-up",
+    place=10,
+    has_range=True,
+    home=("train", "warmup", "lr"),
+    head="warmup lr",
+)
+QAT_LR = Axis(
+    "qat_lr",
+    Rate,
+    0.01,
+    "training",
+    "float64",
+    "learning rate of QAT",
+    place=11,
+    has_range=True,
+    home=("train", "qat", "lr"),
+    head="qat lr",
+)
+AUGMENT = Axis(
+    "augment",
+    _named("none", "shift", "elastic"),
+    "none",
+    "training",
+    "string",
+    "images as they are, moved by up to one pixel, or bent, anew in every epoch",
+    place=12,
+    home=("train", "qat", "augment"),
+    since=5,
+    before="none",
+    misfit=_needs_images,
+    tag="{}",
+)
+AXES = (
+    DEPTH,
+    WEIGHT_BITS,
+    ACTIVATION,
+    ACT_BITS,
+    SCALE,
+    FACTOR_INIT,
+    GRANULARITY,
+    LEVELS,
+    DECOMPOSE,
+    HIDDEN,
+    WARMUP_LR,
+    QAT_LR,
+    AUGMENT,
+)
+
+AXIS_NAMES = tuple(axis.name for axis in AXES)
+SHOWN = tuple(sorted(AXES, key=lambda axis: axis.place))  # as text tables have them
+ASKED_AT = tuple(axis.name for axis in AXES if axis.asked)
+# In labels those that were always there come first.
+_TAGGED = tuple(axis for axis in sorted(SHOWN, key=lambda axis: axis.is_new) if axis.tag)
+
+
+def axis_of(name: str) -> Axis:
+    """The axis of this name."""
+    return AXES[AXIS_NAMES.index(name)]
+
+
+def head_of(name: str) -> str:
+    """What a text table calls an axis."""
+    return axis_of(name).head or name
+
+
+def title_of(name: str) -> str:
+    """What a figure calls an axis."""
+    return axis_of(name).title or head_of(name)
+
+
+def idle_axes(axes: Mapping[str, Any]) -> list[str]:
+    """The axes that change nothing at these values of the others."""
+    return [
+        axis.name
+        for axis in AXES
+        if any(all(axes[name] == value for name, value in where.items()) for where in axis.idle)
+    ]
+
+
+def idle_at_depth(depth: Any) -> list[str]:
+    """The axes that change nothing at a depth, whatever the others."""
+    return idle_axes({**dict.fromkeys(AXIS_NAMES), "depth": depth})
+
+
+def decisive_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """The axes of one configuration, None for those that change nothing: equal ones are the same network.
+
+    Args:
+        axes: a value per axis, by name; other keys are kept.
+    """
+    aliases = {axis.name: axis.alias(axes) for axis in AXES if axis.alias}
+    return {**axes, **aliases, **dict.fromkeys(idle_axes(axes))}
+
+
+def label(cells: Mapping[str, Any]) -> str:
+    """A configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu h64-32 ternary`.
+
+    Args:
+        cells: a value per axis, by name, hidden widths as text.
+    """
+    words = []
+    for axis in _TAGGED:
+        value = cells[axis.name]
+        usual = axis.before if axis.is_new else cell_text(axis.default) if axis.home else None
+        if value is not None and value != usual:
+            words.append(str(axis.tag).format(value))
+    return " ".join(words)
+
+
+# --- What is made of the axes, once.
+
+
+def _always(value: object) -> Any:
+    return Field({"values": [value]}, validate_default=True)
+
+
+def _parameter(axis: Axis) -> Any:
+    values: Any = (NumberValues if axis.has_range else Values)[axis.rule]
+    return (values | None, None) if axis.home else (values, _always(axis.default))
+
+
+if TYPE_CHECKING:
+    Parameters: TypeAlias = Any
+    Excluded: TypeAlias = dict[str, Any]
+else:
+    # The axes; those with a home come from there where they are not given.
+    Parameters = create_model("Parameters", __base__=Frozen, **{axis.name: _parameter(axis) for axis in AXES})
+    # A partial assignment of axes: what it names is not run.
+    Excluded = TypedDict("Excluded", {axis.name: axis.rule for axis in AXES}, total=False)
+    Excluded.__pydantic_config__ = {"extra": "forbid"}
+
+
+def axis_fields(name: str, axes: Iterable[str], **settings: Any) -> Any:
+    """A dataclass with a field for each of these axes, to be a base of others.
+
+    Args:
+        name: of the class.
+        axes: by name; those of later versions default to what was before, the others have to be given.
+        settings: of `dataclasses.make_dataclass`.
+    """
+    fields: list[Any] = [
+        (axis.name, Any, field(default=axis.before)) if axis.is_new else (axis.name, Any)
+        for axis in map(axis_of, axes)
+    ]
+    return make_dataclass(name, fields, kw_only=True, **settings)

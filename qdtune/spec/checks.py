@@ -1,0 +1,117 @@
+"""Checks of single values in a sweep file.
+
+A check (`whole`, `number`, `choice`, `matching`, `share`, `flag`) is a pydantic validator that returns a value in
+canonical form, or says what is wrong with it and, in brackets, what would be right.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from pydantic import BeforeValidator
+
+from qdtune.messages import describe_unknown, format_value
+
+
+def _is_not(noun: str, value: object, right: str) -> ValueError:
+    if value is None:
+        return ValueError(f"no value ({right})")
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,40}(\.\d*)?([eE][-+]?\d{1,4})?", value):
+        return ValueError(f"{format_value(value)} is text (write {value} without quotes)")
+    return ValueError(f"{format_value(value)} is not {noun} ({right})")
+
+
+def whole(low: int, high: int, *also: int) -> BeforeValidator:
+    """A whole number in [low, high], or one of `also`; 4.0 passes as 4."""
+    right = " or ".join([f"a whole number, {low:,} to {high:,}", *map(str, also)])
+
+    def check(value: object) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _is_not("a whole number", value, right)
+        if not low <= value <= high and value not in also:
+            raise ValueError(f"{format_value(value)} is not allowed ({right})")
+        return value
+
+    return BeforeValidator(check)
+
+
+def number(right: str, holds: Callable[[float], bool]) -> BeforeValidator:
+    """A finite number for which `holds` is true, as a float."""
+
+    def check(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise _is_not("a number", value, right)
+        if not math.isfinite(value) or not holds(value):
+            raise ValueError(f"{format_value(value)} is not allowed ({right})")
+        return float(value)
+
+    return BeforeValidator(check)
+
+
+def choice(known: Iterable[str]) -> BeforeValidator:
+    """One of the `known` names."""
+    names = tuple(known)
+
+    def check(value: object) -> str:
+        if not isinstance(value, str):
+            raise _is_not("a name", value, ", ".join(names))
+        if value not in names:
+            raise ValueError(describe_unknown("", value, names))
+        return value
+
+    check.names = names  # type: ignore[attr-defined]  # for whoever lists them
+    return BeforeValidator(check)
+
+
+def matching(right: str, read: Callable[[str], str | None]) -> BeforeValidator:
+    """Text in the form that `read` returns; None from `read` means that it is wrong."""
+
+    def check(value: object) -> str:
+        if not isinstance(value, str):
+            raise _is_not("text", value, f"in quotes: {right}")
+        text = read(value)
+        if text is None:
+            raise ValueError(f"{format_value(value)} is not allowed ({right})")
+        return text
+
+    return BeforeValidator(check)
+
+
+def share(right: str, least: int, words: Sequence[str] = ()) -> BeforeValidator:
+    """A resource as Ray counts it: a fraction in whole 1/10000ths up to 1, or a whole number; '1/3' is 0.3333.
+
+    Where `words` are given, one of them may stand for it.
+    """
+
+    def check(value: object) -> float | str:
+        if isinstance(value, str) and value in words:
+            return value
+        if isinstance(value, str) and (ratio := re.fullmatch(r"(\d{1,6}) */ *([1-9]\d{0,5})", value)):
+            units = 10_000 * int(ratio[1]) // int(ratio[2])
+        elif not isinstance(value, int | float) or isinstance(value, bool):
+            raise _is_not("a number", value, right)
+        elif not math.isfinite(value) or not 0 <= value <= 10_000 or 0 < value < 0.0001:
+            raise ValueError(f"{format_value(value)} is not allowed ({right})")
+        else:
+            units = math.floor(value * 10_000 + 1e-6)  # truncated, for 3 x 0.3334 would not fit on one GPU
+        if units < least or (units > 10_000 and units % 10_000):
+            raise ValueError(f"{format_value(value)} is not allowed ({right})")
+        return units / 10_000
+
+    return BeforeValidator(check)
+
+
+def flag(words: Sequence[str] = ()) -> BeforeValidator:
+    """True or false, and nothing that could be taken for it; where `words` are given, or one of them."""
+    right = " or ".join(["true", "false", *words])
+
+    def check(value: object) -> bool | str:
+        if not isinstance(value, bool) and value not in words:
+            raise _is_not("a switch", value, right)
+        return value  # type: ignore[return-value]
+
+    return BeforeValidator(check)

@@ -1,0 +1,178 @@
+"""One configuration with everything that changes its result, and the hashes by which its files are found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+from qdtune.datasets.known import DATASETS, DatasetInfo
+from qdtune.spec.axes import AXES, axis_fields, label
+from qdtune.spec.groups import Phase
+from qdtune.spec.sizes import Sizes, Structure, mlp_structure
+from qdtune.spec.values import cell_text
+
+INPUTS_VERSION = 2  # as the next one, for quantised inputs alone: since 2 those that are never negative waste no code
+RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
+# What the float warm-up does not see: how things are quantised, and QAT.
+_NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage == "quantisation"} | {"inputs", "qat"})
+# Those of the phases of a training are in the phases.
+_AxisFields: Any = axis_fields("_AxisFields", [a.name for a in AXES if a.home[:1] != ("train",)], frozen=True)
+
+
+class OwnModel(NamedTuple):
+    """A model of the user's: its factory, the sha256 of that one's source, what it builds (None: not asked)."""
+
+    factory: str
+    sha256: str
+    structure: Structure | None = None
+
+
+class OwnData(NamedTuple):
+    """Data of the user's: the sha256 of the factory's source and of the arrays it gave, and their sizes."""
+
+    sha256: str
+    content: str
+    info: DatasetInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration(_AxisFields):
+    """One configuration, with everything that changes its result: a field for each axis, and those below.
+
+    Its views: `values` (the axes, typed), `cells` (the axes, as in tables), `key` (these as one value, the same for
+    all seeds), `columns` (what a row says of it before it is trained), `identity` (what its id hashes).
+
+    Attributes:
+        batch_norm: whether hidden layers are normalised; a word of `choices.NORMS`: what else is.
+        dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
+            the factory's name.
+        batch_size: samples per step.
+        warmup, qat: float training, then quantised training, with the values that axes give them.
+        seeds: one replica each, trained together.
+        own_model, own_data: where these come from factories.
+    """
+
+    batch_norm: bool | str
+    dataset: str
+    val_size: int
+    batch_size: int
+    warmup: Phase
+    qat: Phase
+    seeds: tuple[int, ...]
+    own_model: OwnModel | None = None
+    own_data: OwnData | None = None
+
+    @cached_property
+    def trial_id(self) -> str:
+        """12 hexadecimal digits, the same for the same configuration on any machine."""
+        return _digest(self.identity)
+
+    @property
+    def warmup_base(self) -> Configuration:
+        """What is warmed up: this network, or with `svd` the undivided one, for all depths, which is split then."""
+        if self.factor_init != "svd":
+            return self
+        whole = {axis.name: axis.default for axis in AXES if axis.is_split} | {"factor_init": "default"}
+        return replace(self, **whole)
+
+    @property
+    def warmup_id(self) -> str:
+        """As `trial_id`, over what the float warm-up depends on: neither bits nor step sizes nor QAT."""
+        data = self.warmup_base.identity
+        return _digest({key: data[key] for key in data.keys() - _NOT_WARMED_UP})
+
+    @property
+    def warmup_key(self) -> tuple[Any, ...]:
+        """As `warmup_id` among the configurations of one sweep, without a hash, which would take seconds."""
+        values = self.warmup_base.values if self.factor_init == "svd" else self.values
+        return tuple(values[axis.name] for axis in AXES if axis.stage in ("structure", "warmup"))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The axes, typed."""
+        return {axis.name: self._value(axis.home, axis.name) for axis in AXES}
+
+    def _value(self, home: tuple[str, ...], name: str) -> Any:
+        return getattr(getattr(self, home[1]), home[2]) if home[:1] == ("train",) else getattr(self, name)
+
+    @property
+    def cells(self) -> dict[str, Any]:
+        """The axes as they stand in tables; hidden widths as text: '64-32'."""
+        return {name: cell_text(v) if isinstance(v, tuple) else v for name, v in self.values.items()}
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The axes as one value: the same for all seeds."""
+        return tuple(self.cells.values())
+
+    @property
+    def sizes(self) -> Sizes:
+        """The bytes of one replica."""
+        bits = (self.weight_bits, self.act_bits, self.levels, self.granularity)
+        return _sizes(self.structure, self.depth, *bits, self.decompose)
+
+    @property
+    def structure(self) -> Structure:
+        """What the network consists of before it is split."""
+        if self.own_model:
+            assert self.own_model.structure is not None, "its factory has not been asked for these hidden widths"
+            return self.own_model.structure
+        info = self.own_data.info if self.own_data else DATASETS[self.dataset]
+        return mlp_structure(info.inputs, self.hidden, info.classes, self.batch_norm)
+
+    @property
+    def label(self) -> str:
+        """The configuration in a few words, see `axes.label`."""
+        return label(self.cells)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a row of the tables says of a configuration before it is trained."""
+        sizes = self.sizes
+        return {
+            "trial_id": self.trial_id,
+            **self.cells,
+            "dataset": self.dataset,
+            "model": self.own_model.factory if self.own_model else "mlp",
+            "params": sizes.params,
+            "size_bytes": sizes.size_bytes,
+            "weight_bytes": sizes.weight_bytes,
+            "scale_bytes": sizes.scale_bytes,
+            "bias_bytes": sizes.bias_bytes,
+            "other_bytes": sizes.other_bytes,
+            "fp32_bytes": sizes.fp32_bytes,
+            "inner_dims": self.structure.inner_dims(self.depth, self.decompose),
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able: what `trial_id` hashes."""
+        data = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("own_")}
+        if self.own_model:  # what a factory gives is named by its source; where there is none, nothing is said of it
+            data["own_model"] = {"factory": self.own_model.factory, "sha256": self.own_model.sha256}
+        if self.own_data:
+            data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
+        if self.act_bits is not None:
+            data["inputs"] = INPUTS_VERSION
+        phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
+        for axis in AXES:  # what was trained before there was such an axis keeps its id
+            for group in (phases.values() if axis.home[:1] == ("train",) else [data]) if axis.is_new else ():
+                key = axis.home[-1] if axis.home else axis.name
+                if group[key] == axis.before:
+                    del group[key]
+        return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    text = json.dumps({**data, "results_version": RESULTS_VERSION}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=100_000)  # as many as the largest grid has points
+def _sizes(structure: Structure, *axes: Any) -> Sizes:
+    # A grid names a size many times: once per activation, scale, init and learning rate.
+    return structure.sizes(*axes)

@@ -1,0 +1,214 @@
+"""The groups of a sweep file, key by key, and what may be named in them.
+
+Each type of a value carries its rule (`rules.py`), which also writes the message when it is broken; pydantic does the
+structure. All groups are frozen and know no keys but their own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import BeforeValidator, model_validator
+
+from qdtune.datasets.known import DATASETS, DatasetInfo
+from qdtune.spec.axes import AUGMENT, HIDDEN
+from qdtune.spec.checks import choice, flag, matching, number, share, whole
+from qdtune.spec.choices import COMPILES, NORMS, ORDERS
+from qdtune.spec.objectives import BUDGETS
+from qdtune.spec.sizes import Structure
+from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list
+
+
+def _name(text: str) -> str | None:
+    device = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text)
+    fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) and not text.endswith(".")
+    return text if fits and not device else None
+
+
+_CONSTRAINT = re.compile(rf"\s*({'|'.join(BUDGETS)})\s*(<=|>=|==|<|>)\s*([-+]?\d{{1,30}}(?:\.\d*)?(?:[eE]\d\d?)?)\s*")
+
+
+def _constraint(text: str) -> str | None:
+    found = _CONSTRAINT.fullmatch(text)
+    return " ".join(found.groups()) if found else None
+
+
+def _factory(text: str) -> str | None:
+    return text if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", text, re.ASCII) else None
+
+
+def _digest(text: str) -> str | None:
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+
+
+Seconds = Annotated[float, number("seconds, above 0", lambda x: x > 0)]
+Momentum = Annotated[float, number("0 or more, below 1", lambda x: 0 <= x < 1)]
+Seed = Annotated[int, whole(0, 2**32 - 1)]
+Flag = Annotated[bool, flag()]
+Norm = Annotated[bool | str, flag(NORMS)]
+RunName = Annotated[
+    str, matching("letters, digits, . _ - ; starts with a letter or digit; at most 64; no device name", _name)
+]
+Constraint = Annotated[
+    str,
+    matching(f"like 'size_bytes <= 8192': one of {', '.join(BUDGETS)}; <= < >= > ==; a number", _constraint),
+]
+Factory = Annotated[str, matching("package.module:function", _factory)]
+Digest = Annotated[str, matching("64 hexadecimal digits", _digest)]
+Count = Annotated[int, whole(1, 2**40)]
+
+
+if TYPE_CHECKING:
+    Augment: TypeAlias = str
+else:
+    Augment = AUGMENT.rule
+
+
+class Plugged(Frozen):
+    """A group whose content has a name of ours or comes from a factory, a function of the user's.
+
+    `sha256` is that of the factory's source: found when it is imported, or given, to be held against it.
+    """
+
+    factory: Factory | None = None
+    sha256: Digest | None = None
+
+    _found: ClassVar[tuple[str, ...]]  # what else is known once the factory has been called
+    _name: ClassVar[str]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Plugged:
+        named = getattr(self, self._name) is not None
+        if named == (self.factory is not None):
+            what = f"both {self._name!r} and" if named else f"neither {self._name!r} nor"
+            raise ValueError(f"has {what} 'factory' (one of them)")
+        for key in ("sha256", *self._found):
+            if named and getattr(self, key) is not None:
+                raise ValueError(f"{key} is for a factory only")
+        return self
+
+
+class DataGroup(Plugged):
+    """What is trained on, and how many training samples (>= 1) judge instead of train.
+
+    Either data sets in order of preference, or a factory; of that `content` is the hash of its arrays, `shape` the
+    number of training samples, inputs and classes.
+    """
+
+    dataset: Annotated[Several[Annotated[str, choice(DATASETS)]], BeforeValidator(as_list)] | None = None
+    val_size: Annotated[int, whole(1, 10_000_000)] = 5000
+    content: Digest | None = None
+    shape: tuple[Count, Count, Count] | None = None
+
+    _found: ClassVar = ("content", "shape")
+    _name: ClassVar = "dataset"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets in order of preference, or the factory."""
+        return self.dataset or (self.factory or "",)
+
+    @property
+    def info(self) -> DatasetInfo | None:
+        """Sizes of the first data set; None where its factory has not been called."""
+        if self.dataset:
+            return DATASETS[self.dataset[0]]
+        return self.shape and DatasetInfo(*self.shape)
+
+
+class ModelGroup(Plugged):
+    """The network before it is factorised: its hidden widths, and what is normalised (see `choices.NORMS`).
+
+    Of a factory's, `built` says what it consists of, by hidden widths as they stand in tables.
+    """
+
+    name: Annotated[str, choice(("mlp",))] | None = None
+    hidden: Widths = HIDDEN.default
+    batch_norm: Norm = False
+    built: dict[str, Structure] | None = None
+
+    _found: ClassVar = ("built",)
+    _name: ClassVar = "name"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, data: Any) -> Any:
+        return {"name": "mlp", **data} if isinstance(data, dict) and data.get("factory") is None else data
+
+    @model_validator(mode="after")
+    def _norm_is_ours(self) -> ModelGroup:
+        if self.factory and self.batch_norm:
+            raise ValueError("batch_norm is for mlp only (a factory has the layers that it builds)")
+        return self
+
+
+class Phase(Frozen):
+    """One part of a training: `epochs` at learning rate `lr`.
+
+    With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`) or bent (`elastic`).
+    """
+
+    epochs: Annotated[int, whole(0, 100_000)]
+    optimizer: Annotated[str, choice(("sgd", "adam"))] = "sgd"
+    lr: Rate
+    momentum: Momentum = 0.0
+    schedule: Annotated[str, choice(("constant", "cosine"))] = "constant"
+    augment: Augment = AUGMENT.default
+
+    @model_validator(mode="after")
+    def _momentum_has_a_use(self) -> Phase:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for sgd only (optimizer is {self.optimizer})")
+        return self
+
+
+class Warmup(Phase):
+    """Float training before anything is quantised."""
+
+    epochs: Annotated[int, whole(0, 100_000)] = 5
+    lr: Rate = 0.1
+
+
+class Qat(Phase):
+    """Quantisation-aware training."""
+
+    epochs: Annotated[int, whole(1, 100_000)] = 10
+    lr: Rate = 0.01
+
+
+class Train(Frozen):
+    """How every configuration is trained; `batch_size` in samples."""
+
+    batch_size: Annotated[int, whole(1, 10_000_000)] = 64
+    warmup: Warmup = Warmup()
+    qat: Qat = Qat()
+
+
+class Replicate(Frozen):
+    """After the search: how many seeds the front, and what is less than `within` (accuracy) behind it, shall have."""
+
+    front: Annotated[int, whole(2, 10_000)]
+    within: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] = 0.005
+
+
+class Resources(Frozen):
+    """What one trial holds, in GPUs (auto: measured when the sweep starts) and CPU cores, in whole 1/10000ths."""
+
+    gpu: Annotated[
+        float | Literal["auto"],
+        share("0, a fraction of 0.0001 to 1 such as 1/3, a whole number, or auto", 0, ["auto"]),
+    ] = 0.125
+    cpu: Annotated[float, share("a fraction of 0.0001 to 1, or a whole number", 1)] = 1.0
+
+
+class RunGroup(Frozen):
+    """The order in which what is planned starts, limits (None: none; times in seconds), and what is compiled."""
+
+    order: Annotated[str, choice(ORDERS)] = "small_first"
+    max_concurrent_trials: Annotated[int, whole(1, 100_000)] | None = None
+    time_budget_s: Seconds | None = None
+    max_failures: Annotated[int, whole(0, 1000)] = 2
+    trial_timeout_s: Seconds | None = None
+    stall_timeout_s: Seconds | None = None
+    compile: Annotated[str, choice(COMPILES)] = "auto"

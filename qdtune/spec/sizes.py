@@ -1,0 +1,194 @@
+"""How wide the factors are and how many bytes a model ships, by arithmetic alone.
+
+No torch here, so that a dry run knows every size before anything heavy is imported. `quantize.sizes(model)`
+counts the same bytes from the tensors of a built model, and a test holds the two together.
+
+Alphabet: I in, O out, H inner width, D depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from qdtune.spec.choices import FLOAT_BITS
+
+TRITS = 5  # ternary digits in a byte: 3^5 = 243
+FLOAT_BYTES = 4
+
+
+def inner_width(in_features: int, out_features: int, depth: int) -> int:
+    """The width H between the factors at which D factors hold about as many weights as one I x O matrix.
+
+    Solves I*H + (D-2)*H^2 + H*O = I*O for H and rounds to the nearest whole number (the notebook's closed form),
+    never below 1, which the notebook would let happen for a 1 x 1 layer.
+
+    Raises:
+        ValueError: depth below 2 (one factor has nothing in between).
+    """
+    if depth < 2:
+        raise ValueError(f"depth must be >= 2 for an inner width, got {depth}")
+    i, o = in_features, out_features
+    if depth == 2:
+        return max(1, round(i * o / (i + o)))
+    a, b, c = depth - 2, i + o, -i * o
+    return max(1, round((-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)))
+
+
+def factor_dims(in_features: int, out_features: int, depth: int) -> tuple[int, ...]:
+    """The D+1 widths (I, H, ..., H, O) of one layer split into D factors."""
+    if depth == 1:
+        return (in_features, out_features)
+    return (in_features, *[inner_width(in_features, out_features, depth)] * (depth - 1), out_features)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The bytes of the tensors that have to be shipped, by kind; sizes of parts add up.
+
+    Attributes:
+        params: trainable numbers: weights, biases, the two vectors of a normalisation.
+        weight_bytes: sum over factors of ceil(weights * bits / 8), of ternary ones ceil(weights / 5).
+        scale_bytes: 4 per step size: one per quantised factor or per output channel of it, one more where its input
+            is quantised too.
+        bias_bytes: biases and normalisation (scale and shift, the statistics folded in), as float32.
+        fp32_bytes: the same model with nothing quantised.
+        other_bytes: what is neither a linear layer nor a batch normalisation, which stays as it is.
+    """
+
+    params: int = 0
+    weight_bytes: int = 0
+    scale_bytes: int = 0
+    bias_bytes: int = 0
+    fp32_bytes: int = 0
+    other_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes to ship, which is what `qdtune.export` writes as payload."""
+        return self.weight_bytes + self.scale_bytes + self.bias_bytes + self.other_bytes
+
+    def __add__(self, other: Sizes) -> Sizes:
+        return Sizes(
+            self.params + other.params,
+            self.weight_bytes + other.weight_bytes,
+            self.scale_bytes + other.scale_bytes,
+            self.bias_bytes + other.bias_bytes,
+            self.fp32_bytes + other.fp32_bytes,
+            self.other_bytes + other.other_bytes,
+        )
+
+
+def code_bytes(weights: int, weight_bits: int, levels: str) -> int:
+    """The bytes of so many codes in a row; ternary ones, which have two bits by name, go five to a byte."""
+    if levels == "ternary" and weight_bits == 2:
+        return -(-weights // TRITS)
+    return -(-weights * weight_bits // 8)
+
+
+def matrix_sizes(
+    weights: int, biases: int, weight_bits: int, act_bits: int | None, levels: str = "symmetric", steps: int = 1
+) -> Sizes:
+    """The bytes of one factor.
+
+    Args:
+        weights: how many numbers of `weight_bits` bits (32: float).
+        biases: how many float32.
+        act_bits: of its input; None: float.
+        levels: of the weights.
+        steps: step sizes of the weights: 1, or one per output channel.
+    """
+    scales = steps * (weight_bits < FLOAT_BITS) + (act_bits is not None)
+    return Sizes(
+        params=weights + biases,
+        weight_bytes=code_bytes(weights, weight_bits, levels),
+        scale_bytes=FLOAT_BYTES * scales,
+        bias_bytes=FLOAT_BYTES * biases,
+        fp32_bytes=FLOAT_BYTES * (weights + biases),
+    )
+
+
+def norm_sizes(features: int) -> Sizes:
+    """The bytes of one batch normalisation: a scale and a shift per feature, float32."""
+    floats = 2 * features
+    return Sizes(params=floats, bias_bytes=FLOAT_BYTES * floats, fp32_bytes=FLOAT_BYTES * floats)
+
+
+def other_sizes(params: int, size: int) -> Sizes:
+    """The bytes of what is neither split nor quantised: `params` trainable numbers, `size` bytes with its tables."""
+    return Sizes(params=params, fp32_bytes=size, other_bytes=size)
+
+
+class Structure(NamedTuple):
+    """What a network consists of before it is split, as far as its bytes go.
+
+    Attributes:
+        layers: each linear layer: I, O, whether it has a bias.
+        norms: features that are batch-normalised.
+        factor_norms: whether those between the factors of a layer are, too.
+        other: all other trainable numbers.
+        other_bytes: of these and of the tables (buffers) that go with the model.
+    """
+
+    layers: tuple[tuple[int, int, bool], ...]
+    norms: int = 0
+    other: int = 0
+    other_bytes: int = 0
+    factor_norms: bool = False
+
+    def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
+        """The widths of each layer's factors; with `hidden` the last layer stays one."""
+        depths = [depth] * (len(self.layers) - 1) + [depth if decompose == "all" else 1]
+        return [factor_dims(i, o, d) for (i, o, _), d in zip(self.layers, depths, strict=True)]
+
+    def inner_dims(self, depth: int, decompose: str = "all") -> list[list[int]]:
+        """The widths between the factors of each layer, D - 1 of them."""
+        return [list(dims[1:-1]) for dims in self.dims(depth, decompose)]
+
+    def sizes(
+        self,
+        depth: int,
+        weight_bits: int,
+        act_bits: int | None,
+        levels: str = "symmetric",
+        granularity: str = "tensor",
+        decompose: str = "all",
+    ) -> Sizes:
+        """The bytes after `decompose` and `quantize`."""
+        total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
+        for (_, o, bias), dims in zip(self.layers, self.dims(depth, decompose), strict=True):
+            total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
+            for k, (rows, columns) in enumerate(pairwise(dims)):
+                biases = o if k == len(dims) - 2 and bias else 0
+                steps = columns if granularity == "channel" else 1
+                total += matrix_sizes(rows * columns, biases, weight_bits, act_bits, levels, steps)
+        return total
+
+
+def mlp_structure(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool | str = False) -> Structure:
+    """The parts of `networks.mlp`. A layer that is followed by a normalisation has no bias: the shift does its work.
+
+    Args:
+        batch_norm: true, false, or one of `choices.NORMS`.
+    """
+    pairs = list(pairwise((inputs, *hidden, classes)))
+    layers = tuple((i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
+    return Structure(layers, norms=sum(hidden) if batch_norm else 0, factor_norms=batch_norm == "factors")
+
+
+def mlp_sizes(
+    inputs: int,
+    hidden: Sequence[int],
+    classes: int,
+    *,
+    depth: int,
+    weight_bits: int,
+    act_bits: int | None,
+    batch_norm: bool | str = False,
+    **axes: str,
+) -> Sizes:
+    """The bytes of `networks.mlp` after `decompose` and `quantize`; `axes` as of `Parts.sizes`."""
+    return mlp_structure(inputs, hidden, classes, batch_norm).sizes(depth, weight_bits, act_bits, **axes)

@@ -1,0 +1,312 @@
+"""A sweep file as one frozen, typed value, with all of its mistakes listed at once.
+
+`load` reads a file once and either returns a `Spec` that can be trusted below this door or raises a `SpecError` with
+one line per mistake. No torch, ray, optuna or numpy here: a sweep is judged before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from types import NoneType
+from typing import Annotated, Any, get_args
+
+from pydantic import ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from qdtune.datasets.known import DATASETS, DatasetInfo
+from qdtune.messages import KeyPath, Place, Problem, SpecError, describe_unknown, format_value, printable, user_error
+from qdtune.spec.axes import AXES, Axis, Excluded, Parameters
+from qdtune.spec.checks import choice, matching, whole
+from qdtune.spec.choices import METHODS, PLANNED
+from qdtune.spec.groups import (
+    Constraint,
+    DataGroup,
+    ModelGroup,
+    Replicate,
+    Resources,
+    RunGroup,
+    RunName,
+    Seed,
+    Train,
+)
+from qdtune.spec.pruners import PRUNERS, EarlyTerminate
+from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values, cell_text
+from qdtune.spec.yaml_reader import Document, override, parse, read_file
+
+MAX_POINTS = 100_000
+
+
+class Spec(Frozen):
+    """A whole sweep file, every default filled in."""
+
+    version: Annotated[int, whole(1, 1)]
+    name: RunName
+    description: Annotated[str, matching("text", printable)] = ""
+    method: Annotated[str, choice(METHODS)] = "grid"
+    run_cap: Annotated[int, whole(1, 1_000_000)] | None = None
+    duplicates: Annotated[str, choice(("resample", "replicate"))] = "resample"
+    parameters: Parameters
+    exclude: tuple[Excluded, ...] = ()
+    seeds: Several[Seed] = (0, 1, 2)
+    data: DataGroup
+    model: ModelGroup = ModelGroup()
+    train: Train = Train()
+    early_terminate: EarlyTerminate = EarlyTerminate()
+    replicate: Replicate | None = None
+    constraints: Distinct[Constraint] = ()
+    resources: Resources = Resources()
+    run: RunGroup = RunGroup()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Spec:
+        if found := list(_disagreements(self)):
+            raise _DisagreementError(found)
+        return self
+
+    @property
+    def axes(self) -> dict[str, Values[Any]]:
+        """The values of every axis by its name, in the order of `AXES`; none of them open."""
+        found = {}
+        for axis in AXES:
+            values = getattr(self.parameters, axis.name)
+            if values is None:  # it has a home elsewhere in the file
+                kind = NumberValues if axis.has_range else Values
+                values = kind[axis.rule](values=(self.at(axis.home),))  # type: ignore[operator]
+            found[axis.name] = values
+        return found
+
+    def at(self, path: KeyPath) -> Any:
+        """The value of the key at a path of names, such as `("train", "qat", "lr")`."""
+        value: Any = self
+        for key in path:
+            value = getattr(value, str(key))
+        return value
+
+    def resolve(self, dataset: str) -> Spec:
+        """The same sweep on `dataset`, one of `data.names`, alone.
+
+        A fallback (not the first of the list) is smaller as a rule: its validation split is at most a fifth.
+
+        Raises:
+            SpecError: the data set is not in the list, or is too small for the batch size.
+        """
+        if dataset not in self.data.names:
+            what = f"{format_value(dataset)} is not in the list ({', '.join(self.data.names)})"
+            raise user_error(what, "data", "dataset")
+        if self.data.factory:
+            return self
+        val_size = self.data.val_size
+        if dataset != self.data.names[0]:
+            val_size = min(val_size, DATASETS[dataset].train // 5)
+        return self.changed("data", dataset=[dataset], val_size=val_size)
+
+    def changed(self, group: str, **values: Any) -> Spec:
+        """The same sweep with other values in one group, JSON-able ones.
+
+        Raises:
+            SpecError: they do not fit the rest.
+        """
+        data = self.to_dict()
+        return _validated(Document({**data, group: {**data[group], **values}}))
+
+    @property
+    def factories(self) -> dict[str, str]:
+        """The functions of the user's own that `model` and `data` name, by group."""
+        found = {"model": self.model.factory, "data": self.data.factory}
+        return {group: factory for group, factory in found.items() if factory}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON-able data, in the order of the class, without what is None."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        data["exclude"] = [{axis: _plain(value) for axis, value in rule.items()} for rule in self.exclude]
+        return data
+
+    def to_yaml(self) -> str:
+        """Canonical text: equal specs give the same, and `loads` gives an equal spec back."""
+        yaml: Any = YAML(typ="safe", pure=True)
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.default_flow_style = None  # leaves on one line, groups on several
+        yaml.width = 110
+        text = io.StringIO()
+        yaml.dump(self.to_dict(), text)
+        return text.getvalue()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Travels to the workers as plain data: the classes that pydantic makes of NumberValues[...] have no address.
+        return Spec.model_validate, (self.to_dict(),)
+
+    def result_settings(self) -> dict[str, Any]:
+        """What changes results and is no axis: two runs that differ here must not share a folder. JSON-able."""
+        data = self.to_dict()
+        homes = [*(axis.home for axis in AXES if axis.home), ("model", "built")]
+        for *groups, key in homes:
+            group = data
+            for name in groups:
+                group = group[name]
+            group.pop(key, None)
+        return {key: data[key] for key in ("data", "model", "train", "seeds")}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class _DisagreementError(ValueError):
+    """Several disagreements, each with the path of the key to blame."""
+
+    def __init__(self, found: list[tuple[KeyPath, str]]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    axes = spec.axes
+    if spec.method == "grid":
+        yield from _grid_disagreements(spec)
+    elif spec.run_cap is None:
+        yield ("run_cap",), f"no value (how many configurations method {spec.method} draws)"
+    if spec.duplicates == "replicate" and spec.method in PLANNED:
+        yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
+    p = spec.early_terminate.p_threshold
+    if p is not None and (least := 0.5 ** len(spec.seeds)) >= p:
+        what = f"p_threshold {p:g} is never reached: the least p of {len(spec.seeds)} seeds is {least:g}"
+        yield ("early_terminate", "p_threshold"), f"{what} (more seeds)"
+    if spec.replicate and spec.replicate.front <= len(spec.seeds):
+        what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
+        yield ("replicate", "front"), f"{what} (or leave replicate out)"
+    for axis in AXES:
+        end = getattr(axes[axis.name], "max", None)
+        if axis.range_end is not None and end is not None and end > axis.range_end:
+            what = f"a range ends at {axis.range_end} ({end} is float; give it as a value)"
+            yield ("parameters", axis.name, "max"), what
+    if spec.data.info is not None:
+        yield from _data_disagreements(spec, spec.data.names[0], spec.data.info)
+    if spec.model.batch_norm and spec.train.batch_size == 1:
+        yield ("train", "batch_size"), "1 is not allowed with batch_norm (at least 2, to have a variance)"
+    for i, rule in enumerate(spec.exclude):
+        if not rule:
+            yield ("exclude", i), "names no axis (it would exclude everything)"
+        for name, value in rule.items():
+            if not axes[name].holds(value):
+                yield ("exclude", i, name), f"{cell_text(value)} never occurs in parameters.{name}"
+
+
+def _data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
+    for axis in AXES:
+        for path, value in _values_at(spec, axis) if axis.misfit else ():
+            if axis.misfit and (why := axis.misfit(value, info)):
+                yield path, f"{why}; {name} has {info.inputs} numbers a sample (or {axis.before})"
+    train = info.train
+    left = train - spec.data.val_size
+    if left < 1:
+        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
+    elif spec.train.batch_size > left:
+        given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
+        yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
+
+
+def _values_at(spec: Spec, axis: Axis) -> Iterator[tuple[KeyPath, Any]]:
+    """The values that a named axis can have, each with the key that says so; those of the other phase first."""
+    *group, key = axis.home
+    for phase in ("warmup", "qat"):
+        if group[:1] == ["train"] and group != ["train", phase]:
+            yield ("train", phase, key), spec.at(("train", phase, key))
+    path = axis.home if getattr(spec.parameters, axis.name) is None else ("parameters", axis.name)
+    yield from ((path, value) for value in axis.names if spec.axes[axis.name].holds(value))
+
+
+def _grid_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    if spec.run_cap is not None:
+        yield ("run_cap",), "has no use with method grid, which runs every configuration (or write method: random)"
+    ranges = [name for name, axis in spec.axes.items() if axis.values is None]
+    for name in ranges:
+        yield ("parameters", name), "a range is not possible with method grid (list values, or write method: random)"
+    points = math.prod(len(axis.choices or ()) for axis in spec.axes.values())
+    if not ranges and points > MAX_POINTS:
+        limit = f"limit {MAX_POINTS:,}; write method: random with a run_cap"
+        yield ("parameters",), f"the grid has {points:,} points ({limit})"
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
+    """The spec in the file at `path`, which is read once.
+
+    Args:
+        path: a regular file of at most 1 MB.
+        overrides: `KEY=VALUE` with a dotted key and a value in YAML, as `--set` takes them.
+
+    Raises:
+        SpecError: every mistake of the file and of the overrides, or why it cannot be read.
+    """
+    source = os.fspath(path)
+    return loads(read_file(source), source, overrides)
+
+
+def loads(data: bytes, source: str, overrides: Sequence[str] = ()) -> Spec:
+    """The spec in `data`, which messages call `source`; otherwise as `load`."""
+    document = parse(data, source)
+    if not document.problems and not isinstance(document.value, dict):
+        what = "file is empty" if document.value is None else "top level must be key: value pairs"
+        document.problems.append(Problem(Place(source), (), what))
+    if isinstance(document.value, dict):
+        override(document, overrides)
+        return _validated(document)
+    raise SpecError(document.problems)
+
+
+def _validated(document: Document) -> Spec:
+    problems = list(document.problems)
+    try:
+        spec = Spec.model_validate(document.value)
+    except ValidationError as error:
+        problems += _told(error, document)
+    if problems:
+        raise SpecError(sorted(problems, key=lambda problem: problem.place or Place("")))
+    return spec
+
+
+def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
+    """What pydantic found, in our words; not where the reader has refused a value already."""
+    for item in error.errors(include_url=False):
+        path, cause = item["loc"], item.get("ctx", {}).get("error")
+        if any(path[:n] in document.refused for n in range(1, len(path) + 1)):
+            continue
+        if isinstance(cause, _DisagreementError):
+            yield from (_problem(where, what, document) for where, what in cause.found)
+        elif item["type"] == "extra_forbidden":
+            what = describe_unknown("key ", str(path[-1]), _keys_at(path[:-1], document))
+            yield Problem(_place_of(path, document), path[:-1], what)
+        elif item["type"] == "missing":
+            yield Problem(_place_of(path, document), path, "is missing")
+        elif cause is not None:
+            yield _problem(path, str(cause), document)
+        else:  # model_type, dict_type, tuple_type: the value has another shape than the group
+            right = "a list" if item["type"] == "tuple_type" else "key: value pairs"
+            wrong = "no value" if item["input"] is None else f"{format_value(item['input'])} is not allowed"
+            yield _problem(path, f"{wrong} ({right})", document)
+
+
+def _problem(path: KeyPath, what: str, document: Document) -> Problem:
+    """Blames the innermost key that was written: pydantic also names what we made of `value` or of a lone item."""
+    while path not in document.places and len(path) > 1 and document.places:
+        path = path[:-1]
+    return Problem(_place_of(path, document), path, what)
+
+
+def _place_of(path: KeyPath, document: Document) -> Place | None:
+    return next((document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places), None)
+
+
+def _keys_at(path: KeyPath, document: Document) -> list[str]:
+    """The keys that the group at `path` knows."""
+    kind: Any = Spec
+    if path == ("early_terminate",) and (own := PRUNERS.get(str(document.value[path[0]].get("type", "none")))):
+        return ["type", *own]
+    for part in path:
+        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+    keys = list(getattr(kind, "model_fields", None) or kind.__annotations__)
+    return ["value", *keys] if "values" in keys else keys

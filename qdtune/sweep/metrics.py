@@ -1,0 +1,104 @@
+"""What Prometheus is told of a sweep while it runs, through Ray's own metrics: `docker/grafana` draws it.
+
+Everything is said by the driver, because what a worker says of itself vanishes with the worker. No tag names a trial:
+Prometheus keeps a time series for every value that a tag has ever had. Ray puts `ray_` before each name, and `_total`
+after that of a counter.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.util.metrics import Counter, Gauge
+
+from qdtune.pareto import hypervolume
+from qdtune.spec.configuration import Configuration
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.columns import STATES
+from qdtune.store.pareto_table import table_front
+
+AGAIN_S = 4.0  # well below the ten seconds after which Ray forgets a gauge that nobody sets again
+METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
+    "qdtune_trials": (Gauge, "Trials by state: as they ended, running or waiting", ("state",)),
+    "qdtune_epochs": (Counter, "Epochs trained, in the float warm-up and in QAT", ()),
+    "qdtune_replica_epochs": (Counter, "The same, times the replicas that trained together", ()),
+    "qdtune_best_val_accuracy": (Gauge, "Highest mean validation accuracy (0..1) by weight bits", ("weight_bits",)),
+    "qdtune_hypervolume": (Gauge, "Of the front: accuracy above chance times halvings below float32's bytes", ()),
+    "qdtune_gpu_share": (Gauge, "Share of a GPU (0..1) that each trial is granted", ()),
+    "qdtune_gpu_memory_peak": (Gauge, "Largest share of a GPU's memory (0..1) that torch held for a trial", ()),
+}
+
+
+class SweepMetrics:
+    """The metrics of one sweep, to be made where Ray is running; those of a GPU are said where there is one alone.
+
+    The reference point of the hypervolume does not move while the sweep runs: a validation accuracy of 1 / classes,
+    and log2 of the bytes that the largest planned network takes in float32.
+
+    Args:
+        spec: resolved.
+        planned: the configurations that may be trained, or where the method searches a sample of them.
+    """
+
+    def __init__(self, spec: Spec, planned: Sequence[Configuration]) -> None:
+        assert spec.data.info is not None
+        largest = max((trial.sizes.fp32_bytes for trial in planned), default=1)
+        self.corner = (-1 / spec.data.info.classes, math.log2(largest))
+        self.gpu_peak = 0.0
+        self.said_at = 0.0
+        self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and further tag
+        self._of = {name: kind(name, what, ("sweep", *tags)) for name, (kind, what, tags) in METRICS.items()}
+        for metric in self._of.values():
+            metric.set_default_tags({"sweep": spec.name})
+
+    def again(self) -> None:
+        """Says the gauges once more, where that is due; to be called all the time."""
+        if time.monotonic() - self.said_at >= AGAIN_S:
+            self.said_at = time.monotonic()
+            for (name, tag), value in self._gauges.items():
+                self._say(name, value, tag)
+
+    def _say(self, name: str, value: float, tag: str = "") -> None:
+        self._gauges[name, tag] = value
+        self._of[name].set(value, dict.fromkeys(METRICS[name][2], tag))
+
+    def granted(self, gpu: float) -> None:
+        """Notes the share of a GPU that each trial gets; none where it is 0."""
+        if gpu:
+            self._say("qdtune_gpu_share", gpu)
+
+    def trained(self, report: dict[str, Any]) -> None:
+        """Notes an epoch of a trial, from its report; one without an epoch says that there was none."""
+        if not report.get("epoch"):
+            return
+        epoch = (report["phase"], report["epoch"])
+        replicas = sum((entry["phase"], entry["epoch"]) == epoch for entry in report["history"])
+        self._of["qdtune_epochs"].inc()
+        if replicas:  # Ray's counters take no 0
+            self._of["qdtune_replica_epochs"].inc(replicas)
+        if report.get("gpu_memory_peak", 0.0) > self.gpu_peak:
+            self.gpu_peak = report["gpu_memory_peak"]
+            self._say("qdtune_gpu_memory_peak", self.gpu_peak)
+
+    def moved(self, running: int, left: int) -> None:
+        """Notes how many trials run, of those that have not ended."""
+        self._say("qdtune_trials", running, "running")
+        self._say("qdtune_trials", left - running, "waiting")
+
+    def stand(self, states: Iterable[str], table: pa.Table) -> None:
+        """Notes the states of all trials that have ended, and the Pareto table."""
+        ended = list(states)
+        for state in STATES:
+            self._say("qdtune_trials", ended.count(state), state)
+        ranked = table.filter(pc.greater(table["pareto_rank"], 0))
+        for row in ranked.group_by("weight_bits").aggregate([("val_accuracy", "max")]).to_pylist():
+            self._say("qdtune_best_val_accuracy", row["val_accuracy_max"], str(row["weight_bits"]))
+        front = table_front(table)
+        costs = np.column_stack([-front["val_accuracy"].to_numpy(), np.log2(front["size_bytes"].to_numpy())])
+        self._say("qdtune_hypervolume", hypervolume(costs, self.corner))

@@ -1,0 +1,142 @@
+"""What a person sees while a sweep runs and when it is over; plain lines where nobody is at a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from qdtune.store.front import front_table
+from qdtune.terminal import Screen
+
+# Between two lines where stdout is no terminal: at least where a trial has begun or ended, and at most.
+LEAST_S, MOST_S = 5.0, 60.0
+LINE_TRIALS, LIVE_TRIALS = 4, 8  # how many running trials are named in a line, and on a terminal
+LIVE_FRONT_ROWS = 8
+RECENT = 12  # trials from whose pace the time left is guessed
+
+
+class SweepProgress:
+    """A bar with the trials done, running, pruned and failed, the epochs, the time left, and the front so far.
+
+    Args:
+        out: where.
+        total: how many trials there are.
+        done: how many of them have ended before.
+        varying: the axes to show.
+        epochs: of a trial, by phase, in the order of the phases; one that ends early counts as if it had had all.
+    """
+
+    def __init__(self, out: Any, total: int, done: int, varying: set[str], epochs: dict[str, int]) -> None:
+        self.out, self.total, self.done, self.varying, self.epochs = out, total, done, varying, epochs
+        self.states: Counter[str] = Counter()
+        self.running: dict[str, str] = {}  # what each running trial does
+        self.trained: Counter[str] = Counter()  # epochs of each
+        self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT)  # when the latest trials ended, epochs by then
+        self.first: dict[str, tuple[str, float, int]] = {}  # of each: its phase, since when, epochs by then
+        self.end = 0.0  # when all may be done, 0 where nobody knows
+        self.line_at, self.changed = time.monotonic(), False
+        self.front: pa.Table | None = None
+        self.screen = Screen(out, "trials", total, done, self._below)
+
+    def __enter__(self) -> SweepProgress:
+        self.screen.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.screen.is_live:
+            self.front = None  # the final table follows
+        self.screen.stop()
+
+    def start(self, trial_id: str, name: str) -> None:
+        """Notes that a trial begins; it says nothing before its first epoch, for which it may have to compile."""
+        self.running[trial_id] = f"{name} starting"
+        self.changed = True
+
+    def update(self, trial_id: str, name: str, report: dict[str, Any]) -> None:
+        """Notes a report of a running trial."""
+        known = [a for a in report["val_accuracy"] if a is not None]
+        accuracy = f" {sum(known) / len(known):.1%}" if known else ""
+        phase, epoch = report["phase"], report["epoch"]
+        self.running[trial_id] = f"{name} {phase} {epoch}/{self.epochs[phase]}{accuracy}"
+        phases = list(self.epochs)
+        self.trained[trial_id] = sum(self.epochs[before] for before in phases[: phases.index(phase)]) + epoch
+        if trial_id not in self.first or self.first[trial_id][0] != phase:
+            self.first[trial_id] = phase, time.monotonic(), self.trained[trial_id]
+        self._guess()
+        self.tick()
+
+    def finish(self, trial_id: str, state: str, front: pa.Table, done: int, total: int) -> None:
+        """Notes the end of a trial, the front with it, and how many trials are done and there are by now."""
+        self.done, self.total = done, total
+        self.forget(trial_id)
+        self._guess()
+        self.marks.append((time.monotonic(), self._trained()[0]))
+        self.states[state] += 1
+        self.front = front
+        self.screen.update(self.done, total)
+        self.tick(last=self.done == self.total)
+
+    def forget(self, trial_id: str) -> None:
+        """Notes that a trial does not run any more."""
+        self.running.pop(trial_id, None)
+        self.trained.pop(trial_id, None)
+        self.first.pop(trial_id, None)
+        self.changed = True
+
+    def _trained(self) -> tuple[int, int]:
+        """Epochs behind us, those of running trials included, and all epochs."""
+        each = sum(self.epochs.values())
+        return each * self.done + self.trained.total(), each * self.total
+
+    def _guess(self) -> None:
+        """Guesses the end from the latest trials: the first also train the warm-ups, and many are soon stopped.
+
+        But not before a running trial would end at its own pace: a large one goes on when the others are through.
+        """
+        now, (trained, total) = time.monotonic(), self._trained()
+        each = sum(self.epochs.values())
+        self.marks = self.marks or deque([(now, trained)], maxlen=RECENT)
+        since, before = self.marks[0]
+        if trained - before >= each:  # as much as one trial
+            self.end = now + (total - trained) * (now - since) / (trained - before)
+        for trial_id, (_, since, before) in self.first.items():
+            if self.end and (done := self.trained[trial_id]) > before:
+                self.end = max(self.end, now + (each - done) * (now - since) / (done - before))
+
+    def summary(self) -> str:
+        """One line: `12/35 done, 2 running, 1 diverged, 197/525 epochs, about 3 min left`."""
+        parts = [f"{self.done}/{self.total} done", f"{len(self.running)} running"]
+        parts += [f"{n} {state}" for state, n in sorted(self.states.items()) if state != "ok"]
+        parts.append("{:,}/{:,} epochs".format(*self._trained()))
+        left = self.end - time.monotonic()
+        if left > 0 and self.done < self.total:
+            parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
+        return ", ".join(parts)
+
+    def tick(self, last: bool = False) -> None:
+        """Prints a line where no terminal shows it all and one is due; to be called all the time."""
+        silent = time.monotonic() - self.line_at
+        if not self.screen.is_live and (last or silent >= (LEAST_S if self.changed else MOST_S)):
+            self.line_at, self.changed = time.monotonic(), False
+            parts = [self.summary()]
+            if self.front is not None and self.front.num_rows:
+                row = self.front.to_pylist()[-1]
+                best = f"best {row['val_accuracy']:.2%} at {row['size_bytes']:,} bytes"
+                parts.append(f"front of {self.front.num_rows}, {best}")
+            more = len(self.running) - LINE_TRIALS
+            doing = [*list(self.running.values())[:LINE_TRIALS], *([f"{more} more"] if more > 0 else [])]
+            self.out.print("; ".join([*parts, ", ".join(doing)] if doing else parts))
+
+    def _below(self) -> list[Any]:
+        """What stands below the bar."""
+        running = [f"  {text}" for text in list(self.running.values())[:LIVE_TRIALS]]
+        if self.front is None or not self.front.num_rows:
+            return [self.summary(), *running]
+        rows = self.front.slice(max(0, self.front.num_rows - LIVE_FRONT_ROWS))
+        return [self.summary(), *running, front_table(rows, self.varying, "front so far")]

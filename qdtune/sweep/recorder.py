@@ -1,0 +1,294 @@
+"""What happens in Ray Tune, as it reaches the store and the progress display."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray import tune
+
+from qdtune.messages import one_line
+from qdtune.search.queue import Queue
+from qdtune.spec.configuration import Configuration
+from qdtune.store.columns import TRIALS
+from qdtune.store.folder import StorageError
+from qdtune.store.pareto_table import aggregate, table_front
+from qdtune.store.provenance import provenance
+from qdtune.store.results import Result, Rows, result_of
+from qdtune.store.store import Store
+from qdtune.sweep.metrics import SweepMetrics
+from qdtune.sweep.progress import SweepProgress
+from qdtune.sweep.trainable import over_time
+
+FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
+RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a storage may fail before the sweep ends
+HOPELESS = 5  # as many trials that fail alike, with none before that did not, are the sweep's own mistake
+OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # what Ray says where it ended a worker for that
+Ended = tuple[
+    Configuration, list[dict[str, Any]], list[dict[str, Any]], bytes | None
+]  # its rows, history and weights
+
+
+class Recorder(tune.Callback):
+    """The driver's side of a sweep: feeds Ray Tune with trials, judges and stores what comes back, tells the display.
+
+    Nothing it does may raise into Tune, which would abort the sweep: a storage error is kept in `error` and ends
+    the sweep in order, as a signal does.
+
+    Args:
+        queue: what is to be trained.
+        store: where results go.
+        progress: the display.
+        warmups: the actor that holds the warm-ups.
+        known: rows that were there before, to which its own are added.
+        signals: received so far; the first one ends the sweep.
+        stacks: a folder in which trials that were ended for their silence leave their stack.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        progress: SweepProgress,
+        warmups: Any,
+        known: Rows,
+        signals: list[int],
+        stacks: Path | None = None,
+    ) -> None:
+        self.queue, self.store, self.progress, self.warmups, self.known = queue, store, progress, warmups, known
+        self.signals, self.ending, self.stacks = signals, False, stacks
+        self.unwritten: deque[Ended] = deque()  # the storage fails: nothing starts until they are written
+        self.failing_since, self.retry_at = math.inf, 0.0
+        self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
+        self.heard: dict[str, float] = {}  # when each running trial was last heard of
+        self.recovering: set[str] = set()  # lost, and not started again yet
+        self.lost: Counter[str] = Counter()  # losses of running trials that Ray Tune has given up too early
+        self.returned: deque[Configuration] = deque()  # these trials, to be started anew
+        self.nodes: dict[str, str] = {}  # where each running trial last reported from
+        self.curves: dict[str, list[dict[str, Any]]] = {}
+        self.error: StorageError | None = None
+        self.metadata = provenance()
+        self.metrics = SweepMetrics(queue.spec, queue.planned)
+        self.front_at = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, for a restore that never comes
+
+    def next(self) -> Configuration | None:
+        """The trial to start now; None if there is none now, or no longer any (see `over`)."""
+        if self.unwritten:
+            return None
+        return self.returned.popleft() if self.returned else self.queue.next()
+
+    @property
+    def over(self) -> bool:
+        """Whether no trial will come any more."""
+        return self.queue.over or self.error is not None
+
+    def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
+        """Whether a running trial is to end with this report, because it has been beaten."""
+        return self.queue.study.report(trial_id, report["epoch"], report["val_accuracy"]) is not None
+
+    def _of(self, trial: Any) -> Configuration:
+        return self.queue.running[trial.config["trial_id"]]
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.metrics.again()
+        self.progress.tick()
+        if self.unwritten and time.monotonic() >= self.retry_at:
+            self._write()
+        if (self.signals or self.error) and not self.ending:
+            self._end()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ours = self._of(trial)
+        self.curves[ours.trial_id] = []
+        self.heard[ours.trial_id] = time.monotonic()
+        self.recovering.discard(ours.trial_id)
+        self.progress.start(ours.trial_id, ours.label)
+        self._moved()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
+        ours = self._of(trial)
+        self.warmups.release.remote(ours.trial_id)
+        self.progress.forget(ours.trial_id)
+        self._moved()
+        self.recovering.add(ours.trial_id)
+        if self._silence(ours):
+            trial.max_failures = trial.num_failures  # what hangs is tried once more, and not again
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        ours = self._of(trial)
+        self.metrics.trained(result)
+        self._see_move(ours, result, trial.num_failures)
+        by = self.queue.study.pruned_by(ours.trial_id)
+        weights = result.pop("weights", None)  # out of what Tune keeps of every trial until the sweep ends
+        if "error" in result and "state" in result:
+            self._end_early(ours, result["state"], result["error"], trial.num_failures + 1)
+        elif by is not None:  # before `done`, which Tune sets on what the scheduler stops, too
+            stopped = [row | ({"state": "pruned"} if row["state"] == "ok" else {}) for row in result["rows"]]
+            stopped = [row | {"pruned_by": by} for row in stopped]
+            self._finish(ours, stopped, result["history"], trial.num_failures + 1)
+        elif result["done"]:
+            self._finish(ours, result["rows"], result["history"], trial.num_failures + 1, weights)
+        else:
+            self.heard[ours.trial_id] = time.monotonic()
+            self.curves[ours.trial_id] = result["history"]
+            self.progress.update(ours.trial_id, ours.label, result)
+
+    def _see_move(self, ours: Configuration, result: dict[str, Any], losses: int) -> None:
+        """Says so where a trial that started again is on another node than before, or had not reported before."""
+        if "node" not in result:
+            return
+        node = f"{result.get('node_ip')} ({result['node'][:6]})"  # of one machine there may be several
+        before, self.nodes[ours.trial_id] = self.nodes.get(ours.trial_id), node
+        if before is None and (losses or self.lost[ours.trial_id]):
+            self.progress.out.print(f"{ours.label} ({ours.trial_id}) starts again on node {node}")
+        elif before not in (None, node):
+            self.progress.out.print(f"{ours.label} ({ours.trial_id}) moved from node {before} to node {node}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ours = self._of(trial)
+        # A worker may be lost while it takes over its next trial. For Tune (2.60) that trial has not started yet: it
+        # is given up whatever attempts it has left, at once or just after it was to recover from the same loss.
+        told_twice = ours.trial_id in self.recovering
+        losses = trial.num_failures - told_twice  # the last one included
+        lost = self.lost[ours.trial_id] + losses
+        reason = _reason(trial)
+        if silence := self._silence(ours):
+            self._end_early(ours, "timeout", silence, losses)
+        elif (told_twice or losses <= trial.max_failures) and lost <= self.queue.spec.run.max_failures:
+            self.lost[ours.trial_id] = lost
+            self.returned.append(ours)
+            self.warmups.release.remote(ours.trial_id)
+            self.progress.forget(ours.trial_id)
+            self._moved()
+        else:
+            state = "oom" if any(words in reason for words in OUT_OF_MEMORY) else "failed"
+            self._end_early(ours, state, f"worker lost {lost} times: {reason}", losses)
+
+    def _silence(self, ours: Configuration) -> str | None:
+        """Why the lost worker of a trial has ended itself, if that is what it did."""
+        limit = self.queue.spec.run.stall_timeout_s
+        silent = time.monotonic() - self.heard.get(ours.trial_id, math.inf)
+        whole = self.queue.spec.run.trial_timeout_s
+        place = _stack_location(self.stacks / ours.trial_id) if self.stacks else ""
+        if limit is not None and silent >= limit:
+            return f"no report for {limit:g} s (run.stall_timeout_s){place}"
+        return f"{over_time(whole)}{place}" if whole is not None and place else None
+
+    def _end_early(self, ours: Configuration, state: str, error: str, attempts: int) -> None:
+        self._finish(ours, unfinished_rows(ours, state, error), self.curves.get(ours.trial_id, []), attempts)
+
+    def _finish(
+        self,
+        ours: Configuration,
+        rows: list[dict[str, Any]],
+        history: list[dict[str, Any]],
+        attempts: int,
+        weights: bytes | None = None,
+    ) -> None:
+        self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
+        before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
+        attempts += self.lost.pop(ours.trial_id, 0)
+        self.recovering.discard(ours.trial_id)
+        rows = [row | {"attempt": before + attempts} for row in rows]
+        history = [entry | {"trial_id": ours.trial_id} for entry in history]
+        self.curves.pop(ours.trial_id, None)
+        self.nodes.pop(ours.trial_id, None)
+        self.unwritten.append((ours, rows, history, weights))
+        self._write()
+
+    def close(self) -> None:
+        """Writes what could not be written before, if that is possible by now; else `error` is set."""
+        if self.unwritten:
+            self.failing_since = -math.inf  # no time is left to wait
+            self._write()
+
+    def _write(self) -> None:
+        """Stores what has ended, in order. Where the storage fails it is tried again, for a while."""
+        while self.unwritten and self.error is None:
+            ours, rows, history, weights = self.unwritten[0]
+            try:
+                self.store.write(ours.trial_id, rows, history, self.metadata, weights)
+            except StorageError as error:
+                now = time.monotonic()
+                if self.failing_since == math.inf:
+                    self.failing_since = now
+                    self.progress.out.print(f"{error} (trying again for {PATIENCE_S:.0f} s)", style="yellow")
+                self.retry_at = now + RETRY_S
+                if now - self.failing_since >= PATIENCE_S:
+                    self.error = error
+                return
+            except ValueError as error:  # rows of another version of qdtune, say: no trial may end the sweep unasked
+                self.error = StorageError(str(error))
+                return
+            self.failing_since = math.inf
+            self.unwritten.popleft()
+            self._note(ours, rows, history)
+
+    def _note(self, ours: Configuration, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        ended = result_of(ours, rows, history)
+        self.known[ours.trial_id] = rows
+        self.queue.ended(ended)
+        self._show(ended)
+        if self.alike is not None:
+            self.alike = [*self.alike, rows[0]["error"]] if ended.state == "failed" else None
+        if self.alike and len(self.alike) == HOPELESS and len(set(self.alike)) == 1 and not self.ending:
+            what = f"the first {HOPELESS} trials failed alike, so the sweep ends: {self.alike[0]}"
+            self.progress.out.print(one_line(what), style="yellow")
+            self._end()
+
+    def _end(self) -> None:
+        self.ending = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # how Tune, which handles it by now, is asked to end in order
+
+    def _show(self, ended: Result) -> None:
+        front, total, left = self.progress.front, self.queue.total, self.queue.left
+        if not left or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
+            self.front_at = time.monotonic()
+            rows = [row for rows in self.known.values() for row in rows]
+            table = aggregate(pa.Table.from_pylist(rows, schema=TRIALS))
+            front = table_front(table)
+            self.metrics.stand((result.state for result in self.queue.results.values()), table)
+        self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)
+        self._moved()
+
+    def _moved(self) -> None:
+        """Tells the metrics how many trials run: those that have begun. The queue's may still wait."""
+        self.metrics.moved(len(self.progress.running), self.queue.left)
+
+
+def unfinished_rows(trial: Configuration, state: str, error: str) -> list[dict[str, Any]]:
+    """One row per seed for a trial that ended without any: what is known before training, and why it ended."""
+    now = datetime.now(timezone.utc)
+    return [
+        trial.columns | {"seed": seed, "state": state, "error": error, "finished_at": now} for seed in trial.seeds
+    ]
+
+
+def _stack_location(stack: Path) -> str:
+    """Where a trial was when it ended itself: the innermost line of its main thread, which is written last."""
+    with suppress(OSError):
+        lines = stack.read_text(errors="replace").splitlines()
+        heads = [i for i, line in enumerate(lines) if "(most recent call first)" in line]
+        if heads and heads[-1] + 1 < len(lines):
+            return f", in {lines[heads[-1] + 1].strip()}"
+    return ""
+
+
+def _reason(trial: Any) -> str:
+    """Ray's own account of a lost worker, in one line."""
+    text = trial.get_error() if trial.pickled_error_file else None
+    return " ".join((text or "no reason given").split())[:300]

@@ -1,0 +1,126 @@
+"""The console: text, tables and a live screen; plain lines where nobody is at a terminal. The home of rich."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from qdtune.messages import printable
+
+PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # columns where stdout is no terminal: of a log, and of facts
+
+
+def console() -> Console:
+    """Stdout; where it is no terminal, tables may be wide and sentences stay on one line, as a log wants them."""
+    terminal = sys.stdout.isatty()
+    # No markup: square brackets in a path are the user's own.
+    width = None if terminal else PLAIN_WIDTH
+    return _Console(width=width, highlight=False, markup=False, soft_wrap=not terminal)
+
+
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich has it, but what files and errors hold cannot steer the terminal."""
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """A reader that went away, as in `| head`, must not end the sweep; nothing is printed from here on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def text_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    left: Iterable[str] = (),
+    folded: Iterable[str] = (),
+) -> Table:
+    """A table of text for `console().print`.
+
+    Args:
+        heads: of the columns.
+        rows: as many cells as there are heads.
+        title: the line above it.
+        left: heads of the columns that are aligned to the left; the others are numbers.
+        folded: heads of the columns that may take several lines; these are aligned to the left, too.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        if head in folded:
+            table.add_column(head, overflow="fold")
+        else:
+            table.add_column(head, justify="left" if head in left else "right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Prints (name, text) pairs in two columns."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, text in facts:
+        table.add_row(name, Text(text))  # Text: square brackets of the user are no markup
+    plain = Console(width=None if terminal else FACTS_WIDTH, highlight=False)
+    with plain.capture() as captured:  # printed by us: rich would end the process where a pipe is closed
+        plain.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+class Screen:
+    """A progress bar with text and tables below it, drawn again and again; nothing where there is no terminal.
+
+    Args:
+        out: where.
+        noun: what is counted.
+        total, done: how many there are, and how many of them are done.
+        below: lines of text and tables to show below the bar, asked for at each drawing.
+    """
+
+    def __init__(self, out: Console, noun: str, total: int, done: int, below: Callable[[], list[Any]]) -> None:
+        self.below = below
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), console=out
+        )
+        self.task = self.bar.add_task(noun, total=total, completed=done)
+        self.live = Live(console=out, get_renderable=self._drawn, refresh_per_second=4) if out.is_terminal else None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything is drawn."""
+        return self.live is not None
+
+    def start(self) -> None:
+        """Draws from now on."""
+        if self.live:
+            self.live.start()
+
+    def stop(self) -> None:
+        """Draws once more, and no longer."""
+        if self.live:
+            self.live.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Sets the bar."""
+        self.bar.update(self.task, completed=done, total=total)
+
+    def _drawn(self) -> Group:
+        return Group(self.bar, *(_line(part) if isinstance(part, str) else part for part in self.below()))
+
+
+def _line(text: str) -> Text:
+    # What is indented is a detail.
+    style, overflow = ("dim", "ellipsis") if text.startswith(" ") else ("", "fold")
+    return Text(text, style=style, no_wrap=text.startswith(" "), overflow=overflow)  # type: ignore[arg-type]

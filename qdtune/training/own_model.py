@@ -1,0 +1,136 @@
+"""Models of the user's own, judged once by the driver: what they consist of, and whether they can be trained here.
+
+Only the `nn.Linear` layers of such a model are split and quantised; all else stays as it is, and its bytes count.
+What cannot be made right is refused before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from qdtune import plugins
+from qdtune.datasets.known import DatasetInfo
+from qdtune.model import networks
+from qdtune.model.quantize import count_sizes
+from qdtune.plugins import PluginError
+from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.configuration import Configuration, OwnModel
+from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.sizes import Sizes, Structure, matrix_sizes
+from qdtune.spec.sweep_file import Spec
+from qdtune.spec.values import cell_text
+from qdtune.training.cohort import Tensors
+from qdtune.training.train import Nowhere, train_configuration
+
+TRIED_ROWS = 8
+
+
+def described(spec: Spec) -> Spec:
+    """The spec with what its model's factory builds for each choice of hidden widths; the first one is tried out.
+
+    Args:
+        spec: its `model` has a factory; the sizes of its (first) data set are known.
+
+    Raises:
+        SpecError: the factory or its model cannot be used.
+    """
+    factory, info = spec.model.factory or "", spec.data.info
+    assert info is not None, "the data comes first"
+    with plugins.blame_group("model"):
+        plugins.load_function(factory, spec.model.sha256)
+        sha256 = plugins.source_of(factory).sha256
+        choices = spec.axes["hidden"].choices or ()
+        built = {hidden: _parts(OwnModel(factory, sha256), info, hidden) for hidden in choices}
+        first = choices[0]
+        with plugins.explain_errors(f"{factory} builds a model that cannot be split, quantised and trained"):
+            _try_out(OwnModel(factory, sha256, built[first]), info, first)
+    return spec.changed("model", sha256=sha256, built={cell_text(hidden): parts for hidden, parts in built.items()})
+
+
+def _parts(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
+    """What the model of these hidden widths consists of."""
+    model, twin = (networks.own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
+    for built in (model, twin):
+        if not isinstance(built, nn.Module):
+            raise PluginError(f"{own.factory} must return an nn.Module, got {type(built).__name__}")
+    if not _same(model.state_dict(), twin.state_dict()):
+        raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
+    for fault in _faults(model):
+        raise PluginError(f"{own.factory} builds a model {fault}")
+    with plugins.explain_errors(f"{own.factory} builds a model that cannot be called"), torch.no_grad():
+        answer = model.eval()(torch.zeros(2, info.inputs))
+    wanted = (2, info.classes)
+    if not isinstance(answer, Tensor) or answer.shape != wanted or answer.dtype != torch.float32:
+        got = (
+            f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        )
+        raise PluginError(f"{own.factory}: 2 samples must give float32 logits of shape {wanted}, got {got}")
+    layers = tuple((m.in_features, m.out_features, m.bias is not None) for m in _linears(model))
+    whole = count_sizes(model)
+    split = sum((matrix_sizes(i * o, o * bias, FLOAT_BITS, None) for i, o, bias in layers), Sizes())
+    norms = sum(m.num_features for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return Structure(layers, norms, whole.params - split.params - 2 * norms, whole.other_bytes)
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _linears(model: nn.Module) -> list[nn.Linear]:
+    """The layers that `decompose` splits; what attention of PyTorch's own holds is a subclass, and stays whole."""
+    return [m for m in model.modules() if type(m) is nn.Linear]
+
+
+def _faults(model: nn.Module) -> Iterator[str]:
+    """What would be wrong without a word, or only be seen in a worker."""
+    layers = _linears(model)
+    if not layers:
+        yield "without any nn.Linear: there is nothing to split and quantise"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in layers):
+        yield "with hooks on an nn.Linear (weight_norm sets one), which a layer that is split would lose"
+    names: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if p.dtype != torch.float32 or not p.requires_grad:
+            yield f"whose parameter {name} is {p.dtype}, or frozen: all must be float32 and trained (or a buffer)"
+        if id(p) in names:
+            yield f"whose {name} is also its {names[id(p)]}: shared weights cannot be split in two places"
+        names[id(p)] = name
+    for name, m in model.named_modules():
+        if any(isinstance(value, Tensor) for value in vars(m).values()):
+            yield f"with a tensor in an attribute of {name or 'it'} that is no parameter: use register_buffer"
+        drop = m.p if isinstance(m, nn.modules.dropout._DropoutNd) else 0.0
+        if isinstance(m, nn.MultiheadAttention | nn.RNNBase):
+            drop = m.dropout
+        if drop > 0:
+            yield f"with dropout {drop:g} in {name}: replicas that are trained together cannot draw, set it to 0"
+
+
+def _try_out(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
+    """Trains two replicas for an epoch on random rows, split in two and quantised, as a trial would."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (TRIED_ROWS, info.inputs), generator=draw, dtype=torch.uint8)
+    y = torch.arange(TRIED_ROWS) % info.classes
+    trial = Configuration(
+        depth=2,
+        weight_bits=4,
+        activation="relu",
+        act_bits=8,
+        scale="lsq",
+        factor_init="orthogonal",
+        hidden=hidden,
+        batch_norm=False,
+        dataset="",
+        val_size=TRIED_ROWS,
+        batch_size=TRIED_ROWS // 2,
+        warmup=Warmup(epochs=1, lr=0.01),
+        qat=Qat(epochs=1),
+        seeds=(0, 1),
+        own_model=own,
+    )
+    for _ in train_configuration(
+        trial, Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0), Nowhere(), "never"
+    ):
+        pass

@@ -1,0 +1,297 @@
+"""The command line as users run it: what is wrong ends as `error:` lines and exit code 2, and nothing is made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from qdtune import __main__, __version__, machine
+from qdtune.commands import launch
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import load
+from qdtune.sweep import session
+from qdtune.sweep.cluster import RayAt
+from qdtune.terminal import console
+
+GOOD = """\
+version: 1
+name: a
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 2, 4]}, activation: {values: [identity, relu]}}
+exclude: [{depth: 1, activation: relu}]
+data: {dataset: digits, val_size: 100}
+"""
+DRIVER = """
+import sys
+from qdtune.__main__ import main
+code = main(sys.argv[1:])
+heavy = {"torch", "ray", "optuna", "torchvision", "sklearn"} & set(sys.modules)
+sys.exit(f"loaded {heavy}" if heavy else code)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    return tmp_path
+
+
+def command(folder: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, *argv],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = __main__.main(["launch", *argv])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["{dataset: mnsit}", "{dataset: digits, val_size: 010}", "[", "{<<: 1}", "\0"])
+def test_bad_file_ends_with_2_and_makes_nothing(folder: Path, text: str) -> None:
+    (folder / "bad.yaml").write_text(f"version: 1\nname: a\nparameters: {{}}\ndata: {text}\n")
+    done = command(folder, "launch", "bad.yaml")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert all(line.startswith("error: bad.yaml") for line in done.stderr.splitlines())
+    assert sorted(os.listdir(folder)) == ["a.yaml", "bad.yaml"]
+
+
+def test_bad_file_is_told_by_line(folder: Path) -> None:
+    (folder / "a.yaml").write_text(GOOD.replace("[1, 2, 4]", "[0, 4.5]").replace("data:", "dta:"))
+    right = "(a whole number, 1 to 16 or 32)"
+    assert command(folder, "launch", "a.yaml").stderr.splitlines() == [
+        "error: a.yaml: data: is missing",
+        f"error: a.yaml:3: parameters.weight_bits.values[0]: 0 is not allowed {right}",
+        f"error: a.yaml:3: parameters.weight_bits.values[1]: 4.5 is not a whole number {right}",
+        "error: a.yaml:5: unknown key 'dta'; did you mean 'data'? (version, name, description, method, run_cap,"
+        " duplicates, parameters, exclude, seeds, data, model, train, early_terminate, replicate, constraints,"
+        " resources, run)",
+    ]
+
+
+USAGE = f" (usage: {launch.USAGE})"
+OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --allow-plugin, --set)"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], f"no sweep file given{USAGE}"),
+        (["a.yaml", "b.yaml"], f"one argument too many: 'b.yaml'{USAGE}"),
+        (["a.yaml", "--dry-rum"], f"unknown option '--dry-rum'; did you mean '--dry-run'? {OPTIONS}"),
+        (["a.yaml", "--dry"], f"unknown option '--dry'; did you mean '--dry-run'? {OPTIONS}"),
+        (["a.yaml", "--frehs=1"], f"unknown option '--frehs'; did you mean '--fresh'? {OPTIONS}"),
+        (["a.yaml", "--set"], f"argument --set: expected one argument{USAGE}"),
+        (["a.yaml", "--set", "x"], "--set: 'x' is not KEY=VALUE (such as train.batch_size=32)"),
+        (["a.yaml", "--set", "seeds=[1]", "--set", "seeds=[1]"], "--set: seeds: is given twice"),
+        (
+            ["a.yaml", "--set", "parameters.depth={value: 0}", "--set", "exclude=[]"],
+            "--set: parameters.depth: 0 is not allowed (a whole number, 1 to 64)",
+        ),
+        (["b.yaml"], "no such file: b.yaml (did you mean a.yaml?)"),
+        (["."], ". is a folder (give a .yaml file)"),
+        (["-"], "no such file: -"),
+        (
+            ["a.yaml", "--dry-run", "--set", "resources.cpu=9000"],
+            f"a.yaml: resources.cpu: 9000 CPUs per trial asked, largest node has {os.cpu_count()}",
+        ),
+        (
+            ["a.yaml", "--set", "constraints=[params < 1]"],
+            "a.yaml: nothing is left to run: 3 of 12 points excluded, 9 break a constraint",
+        ),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(capsys, *argv) == (2, "", f"error: {line}\n")
+    assert os.listdir(folder) == ["a.yaml"]
+
+
+def test_dry_run_says_what_would_run_and_loads_nothing_heavy(folder: Path) -> None:
+    done = command(folder, "launch", "a.yaml", "--dry-run", "--set", "resources.cpu=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = [line.split("  ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert facts[:7] == ["sweep", "configurations", "seeds", "float warm-ups", "sizes", "data", "one trial"]
+    assert "9 (12 points, 3 excluded, 0 infeasible)" in done.stdout
+    assert "3 by depth: 1, activation: relu" in done.stdout
+    assert "digits: 1,337 samples to train on, 100 to judge by; on disk" in " ".join(done.stdout.split())
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert os.listdir(folder) == ["a.yaml"]
+
+
+def test_dry_run_says_what_would_be_downloaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [str(folder / "a.yaml"), "--dry-run", "--data-dir", "nowhere", "--set", "data.dataset=[mnist, digits]"]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    said = " ".join(out.split())
+    assert "not in nowhere, so it would be downloaded, and if that fails digits taken instead" in said
+
+
+def test_dry_run_sums_up_what_is_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = "parameters={depth: {values: [1, 2, 3]}, weight_bits: {values: [1, 2, 3, 4]}, activation: {value: relu}}"
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", many, "--set", "exclude=[]")
+    assert code == 0
+    assert "12, from 366 to 1,053 bytes" in out
+
+
+def test_launch_and_dry_run_warn_of_what_would_be_trained_twice(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned = "3 configurations would repeat another one, for some of their axes"
+    advice = "(add to exclude: {depth: 1, activation: relu})"
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", "exclude=[]")
+    said = " ".join(out.split())
+    assert (code, warned in said, advice in said) == (0, True, True)
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run")
+    assert (code, "warning" in out) == (0, False)
+    for exclude, lines in (("[]", 1), ("[{depth: 1, activation: relu}]", 0)):
+        found = load(folder / "a.yaml", [f"exclude={exclude}"]).resolve("digits")
+        queue = SimpleNamespace(searching=False, total=12, left=12)
+        data = SimpleNamespace(name="digits", train_x=[], val_x=[])
+        session._announce(found, data, plan(found), queue, [], console())  # type: ignore[arg-type]
+        out = capsys.readouterr().out
+        assert [line.startswith(f"warning: {warned}") for line in out.splitlines() if "warning" in line] == [
+            True
+        ] * lines
+
+
+def test_dry_run_says_what_a_search_may_do_and_what_is_stopped(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["method=tpe", "run_cap=5", "early_terminate={type: pareto, margin: 0.02}", "replicate={front: 7}"]
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", *(x for s in search for x in ("--set", s)))
+    assert code == 0
+    said = " ".join(out.split())
+    assert "configurations up to 5, chosen by tpe while the sweep runs" in said
+    assert "a sample 5 at random (" in said
+    assert "3 per configuration, trained together in the end 7 for the front and what is within 0.005 of it" in said
+    assert "stopped early by pareto: margin 0.02, signal best_so_far, min_epochs 2, patience 1" in said
+    assert "fewer than run_cap" not in said
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run")
+    assert not any(word in out for word in ("stopped early", "in the end", "a sample"))
+
+
+def test_dry_run_prints_user_text_as_it_is(folder: Path) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    text = 'description="[red]\\u00e9[/] \\e[31m"'
+    done = command(folder, "launch", "a.yaml", "--dry-run", "--set", text, **ascii_only)
+    assert done.returncode == 0
+    assert "a: [red]é[/]  [31m" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_excluded_points_of_rules_that_are_not_named_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = Path(__file__).parents[2] / "sweeps" / "depth.yaml"
+    code, out, _ = run(capsys, str(sweep), "--dry-run")
+    assert code == 0
+    excluded = [int(line.split()[1]) for line in out.splitlines() if line.startswith("  excluded")]
+    assert f"{sum(excluded)} excluded" in out
+    assert "by 5 more rules" in out
+
+
+def test_largest_grid_is_described_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big = (
+        f"parameters={{depth: {{values: {list(range(1, 51))}}}, weight_bits: {{values: {list(range(1, 11))}}},"
+        f" qat_lr: {{values: {list(range(1, 201))}}}}}"
+    )
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", big, "--set", "exclude=[]")
+    assert code == 0
+    assert "100,000 (100,000 points, 0 excluded, 0 infeasible)" in out
+
+
+@pytest.mark.parametrize("flags", [[], ["-O"]])
+def test_module_runs_by_either_name(folder: Path, flags: list[str]) -> None:
+    for module in (["qdtune", "launch"], ["qdtune.launch"]):
+        argv = [sys.executable, *flags, "-m", *module, "a.yaml", "--set", "seeds=[-1]"]
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "error: --set: seeds[0]: -1 is not allowed (a whole number, 0 to 4,294,967,295)\n"
+
+
+def test_reader_that_goes_away_is_no_mistake(folder: Path) -> None:
+    argv = [sys.executable, "-m", "qdtune", "launch", "a.yaml", "--dry-run"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # so that nothing is written before the end
+    done = subprocess.run(argv, cwd=folder, env=buffered, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_output_is_no_mistake(folder: Path) -> None:
+    shell = f"{sys.executable} -m qdtune launch a.yaml --dry-run >&-"
+    done = subprocess.run(["sh", "-c", shell], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_argument_that_is_not_text_is_told(folder: Path) -> None:
+    argv = [sys.executable, "-m", "qdtune", "launch", "a.yaml", "--set", b"name=\xe9"]
+    done = subprocess.run(argv, cwd=folder, capture_output=True)
+    assert done.stderr == b"error: --set: name: not UTF-8 (byte 0xe9 at offset 0)\n"
+
+
+def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def run(spec: object, **options: object) -> int:
+        seen.update(options, spec=spec)
+        return 3
+
+    monkeypatch.setattr("qdtune.sweep.session.run_sweep", run)
+    monkeypatch.delenv("QDTUNE_DATA", raising=False)
+    path = str(folder / "a.yaml")
+    assert launch.main([path, "--fresh", "--no-dashboard", "--set", "data.dataset=[digits, synthetic]"]) == 3
+    assert seen.pop("spec") == launch.load(path, ["data.dataset=[digits, synthetic]"])
+    at = RayAt(None, dashboard=False)
+    assert seen == {"runs_dir": "runs", "data_dir": Path("data"), "ray_at": at, "fresh": True}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "out", "err"),
+    [
+        ([], 2, "", "error: no command given ("),
+        (["lanch"], 2, "", "error: unknown command 'lanch'; did you mean 'launch'? ("),
+        (["--version"], 0, f"{__version__}\n", ""),
+        (["--help"], 0, "usage: qdtune COMMAND", ""),
+    ],
+)
+def test_command_is_known_or_told(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, out: str, err: str
+) -> None:
+    assert __main__.main(argv) == code
+    said = capsys.readouterr()
+    assert said.out.startswith(out)
+    assert said.err.startswith(err)
+    assert said.err.count("\n") == (code == 2)
+
+
+def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert machine.gpus(tmp_path) == 2
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        launch.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(
+        option in said
+        for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--allow-plugin", "--set")
+    )

@@ -1,0 +1,449 @@
+"""`qdtune report`: what is printed and drawn of the recorded sweep, and of a pruned one; how it follows a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import qdtune
+from qdtune.commands.report import main, read_bytes
+from qdtune.report import page as page_module
+from qdtune.report.figures import apart, figures, whole
+from qdtune.report.follow import drawing, follow
+from qdtune.report.page import page
+from qdtune.report.plot_data import sheet
+from qdtune.report.published import PUBLISHED
+from qdtune.report.scales import error, size_ticks
+from qdtune.report.words import beside, questions, trouble
+from qdtune.spec.sweep_file import load
+from qdtune.store.columns import TRIALS
+from qdtune.store.parquet import completed
+from qdtune.store.store import PAGE, Store
+from qdtune.terminal import console
+from tests import fake
+
+DATA = Path(__file__).parents[1] / "data"
+GRID = Path(__file__).parents[2] / "sweeps" / "grid.yaml"
+FIGURES = ("front", "bits", "activation", "heatmap", "curves")
+
+
+def stored(folder, name, **changes):
+    """The recorded sweep as a run folder, its sweep file changed."""
+    spec = load(GRID, [f"data.dataset={name}"]).resolve(name).model_copy(update=changes)
+    store = Store(folder)
+    store.create(spec.to_yaml())
+    trials, history = (pq.read_table(DATA / f"{name}_{kind}.parquet") for kind in ("trials", "history"))
+    tables = [completed(trials, TRIALS).to_pylist(), history.to_pylist()]
+    for trial_id in {row["trial_id"] for row in tables[0]}:
+        rows, curves = ([entry for entry in table if entry["trial_id"] == trial_id] for table in tables)
+        store.write(trial_id, rows, curves, {"qdtune.version.torch": "2.15.0"})
+    return store
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return stored(tmp_path_factory.mktemp("runs") / "grid", "mnist")
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    return sheet(qdtune.load(run.root))
+
+
+@pytest.fixture(scope="module")
+def html(drawn):
+    return page([drawn]).decode()
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """A sweep of which most is stopped early."""
+    folder = tmp_path_factory.mktemp("runs") / "pruned"
+    fake.launch(folder, load(GRID, ["name=pruned", "early_terminate={type: pareto}"]).resolve("mnist"))
+    return sheet(qdtune.load(folder))
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, and the text of each script."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.scripts = [], []
+        self.queue(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.lasttag == "script":
+            self.scripts[-1] += data
+
+    def handle_endtag(self, tag):
+        self.lasttag = ""
+
+
+def test_report_prints_what_it_draws(run, capsys):
+    assert main([str(run.root)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == "grid: finished: 35 ok"
+    assert lines[2].split() == ["bytes", "depth", "bits", "between", "validation", "test", "n", "p", "front"]
+    assert f"report: {run.root / PAGE}" in lines
+    assert sorted(os.listdir(run.root)) == sorted(
+        ["sweep.yaml", "trials", "history", PAGE, *(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png"))]
+    )
+    assert all((run.root / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+    assert all("<svg" in (run.root / f"{name}.svg").read_text() for name in FIGURES)
+    html = (run.root / PAGE).read_text()
+    front = lines[3 : lines.index("accuracy: mean of n seeds ± half of its 95 % interval (Student t)")]
+    assert len(front) > 3
+    for line in front:
+        cells = re.split(r"  +", line.strip())
+        row = "".join(f"<td>{re.escape(cell)}</td>" for cell in cells)
+        assert re.search(f"<tr>{row}<td>[0-9a-f]{{12}}</td></tr>", html)
+    assert "made with torch 2.15.0" in html.lower()
+
+
+def test_comparisons_are_told_apart_by_what_differs_alone(run):
+    """At one bit no choice of levels changes anything: a column that says so of a single choice tells nothing."""
+    effect = ["against", "effect (points)", "n", "verdict"]
+    first, second = (question.table.heads for question in questions(qdtune.load(run.root)))
+    assert first == ["bits", "between", "depth", *effect]
+    assert second == ["bits", "depth", "activation", *effect]
+
+
+def test_page_holds_every_configuration_and_asks_nobody(drawn, html):
+    found = Tags(html)
+    data = json.loads(found.scripts[1])
+    rows = [dict(zip(data["names"], row, strict=True)) for row in data["rows"]]
+    table = {row["trial_id"]: row for row in drawn.run.pareto.to_pylist()}
+    assert sorted(row["size"] for row in rows) == sorted(row["size_bytes"] for row in table.values())
+    assert len({row["name"] for row in rows}) == len(table) == 35
+    assert all(len(row["curve"]) == len(data["epoch"]) == 15 for row in rows)
+    assert not [attrs for _, attrs in found.tags if attrs.keys() & {"src", "href", "srcset"}]
+    assert "url(" not in page_module.STYLE
+    assert "default-src 'none'" in html
+    assert [attrs["data-reload"] for tag, attrs in found.tags if tag == "body"] == ["0"]
+
+
+def test_page_is_the_same_for_the_same_run(run, html):
+    assert page([sheet(qdtune.load(run.root))]).decode() == html
+
+
+def test_page_of_hostile_words_holds_them_as_words(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)> & \"' \x1b[31m <!--<script>"
+    store = stored(tmp_path / "grid", "mnist", description=evil)
+    rows = [row | {"state": "failed", "error": evil} for row in store.trials().to_pylist()[:3]]
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    (store.root / "trials" / f"{rows[0]['trial_id']}.parquet").unlink()
+    store.write(rows[0]["trial_id"], rows, [], {"qdtune.version.<b>": evil})
+    drawn = sheet(qdtune.load(store.root))
+    drawn.rows[0]["name"] = drawn.rows[0]["by"] = evil
+    html = page([drawn]).decode()
+    found = Tags(html)
+    figures_there = len(figures(drawn))
+    assert len(found.scripts) == figures_there + 4  # the data, Vega, and two of ours
+    assert {tag for tag, _ in found.tags}.isdisjoint({"img", "b"})
+    assert json.loads(found.scripts[1])["rows"][0][json.loads(found.scripts[1])["names"].index("name")] == evil
+    assert "\x1b" not in html
+    assert html.count("&lt;img src=x") == 2 + html.count("Made with &lt;b&gt;")
+
+
+def test_ten_thousand_configurations_fit_into_six_megabytes(drawn):
+    many = dataclasses.replace(drawn, rows=[row | {"id": k} for k, row in enumerate(drawn.rows * 286)])
+    assert len(many.rows) > 10_000
+    assert len(page_module._json(page_module._columns(many))) + len(page_module.vega()) < 6_000_000
+
+
+def test_marks_that_are_left_out_on_paper_lie_within_a_pixel_of_one_that_looks_alike(pruned):
+    rng = random.Random(0)
+    several = [row for row in pruned.rows for _ in range(20)]
+    rng.shuffle(several)
+    rows = [
+        row | {"id": k, "size": row["size"] + rng.randrange(60), "val": row["val"] and row["val"] - rng.random() / 50}
+        for k, row in enumerate(several)
+    ]
+    many = dataclasses.replace(pruned, rows=rows)
+    kept = apart(many)
+    assert len(kept) < 0.9 * len(rows)
+    assert [row["id"] for row in kept] == sorted({row["id"] for row in kept})
+
+    def near(a, b, key):
+        return a == b if None in (a, b) else abs(math.log(key(a) / key(b))) <= 0.0101
+
+    for row in rows:
+        assert any(
+            (row["state"] == "ok") == (one["state"] == "ok")
+            and all(row[axis] == one[axis] for axis in many.varying)
+            and near(row["size"], one["size"], float)
+            and near(row["val"], one["val"], error)
+            for one in kept
+        )
+
+
+def test_sheet_tells_what_was_stopped_and_by_what(pruned):
+    rows = [row for row in pruned.rows if row["state"] == "pruned"]
+    assert len(rows) > 5
+    table = pruned.run.pareto.to_pylist()
+    names = {entry["trial_id"]: row["name"] for entry, row in zip(table, pruned.rows, strict=True)}
+    for row in rows:
+        entry = table[row["id"]]
+        assert row["by"] == names[entry["pruned_by"]] == pruned.rows[row["by_id"]]["name"]
+        mine = [t for t in pruned.run.trials.to_pylist() if t["trial_id"] == entry["trial_id"]]
+        assert row["val"] == pytest.approx(sum(t["val_accuracy"] for t in mine) / 3, abs=6e-5)
+        assert (row["low"], row["n"], row["front"]) == (None, 3, False)
+        curve = [e for e in pruned.run.history.to_pylist() if e["trial_id"] == entry["trial_id"]]
+        assert len(row["curve"]) == row["last"] - pruned.warmup == max(e["epoch"] for e in curve)
+
+
+def test_figures_are_those_that_have_something_to_show(pruned):
+    assert [figure.name for figure in figures(pruned)] == list(FIGURES)
+    alone = dataclasses.replace(pruned, varying=("depth",))
+    assert [figure.name for figure in figures(alone)] == ["front", "heatmap", "curves"]
+    assert figures(dataclasses.replace(pruned, rows=[row | {"val": None} for row in pruned.rows])) == []
+    heat = next(figure for figure in figures(pruned) if figure.name == "heatmap").chart.to_dict()
+    cells = {(c["depth"], c["bits"]): c["text"] for c in heat["data"]["values"]}
+    table = pruned.run.pareto.to_pylist()
+    for (depth, bits), text in cells.items():
+        here = [row for row in table if (row["depth"], row["weight_bits"]) == (depth, bits)]
+        best = max((row["val_accuracy"] for row in here if row["state"] == "ok"), default=None)
+        assert text == ("pruned" if best is None else f"{best:.1%}")
+    assert "pruned" in cells.values()
+
+
+def test_long_names_stand_below_their_curves_not_beyond_the_page(drawn):
+    for more, bottom in (("", False), (" qat_lr 0.008577", True)):
+        named = dataclasses.replace(drawn, rows=[row | {"name": row["name"] + more} for row in drawn.rows])
+        curves = next(figure for figure in figures(named) if figure.name == "curves")
+        assert ('"orient": "bottom"' in json.dumps(curves.chart.to_dict())) == bottom
+
+
+def test_published_networks_are_drawn_by_test_accuracy(drawn):
+    front = figures(drawn, reference=True)[0]
+    text = json.dumps(front.chart.to_dict())
+    assert all((one.system in text) == (one.dataset == "mnist") for one in PUBLISHED)
+    assert "best on the test set" in front.caption
+    assert "test accuracy (%" in text
+    assert "validation accuracy (%, error" not in text
+
+
+def test_published_networks_stand_beside_the_smallest_of_the_front_that_is_as_accurate():
+    """By act_bits, size, validation and test accuracy; the last two are no front, for validation chooses."""
+    ours = [
+        (1, 6_000, 0.93, 0.935),
+        (1, 7_000, 0.95, 0.950),
+        (2, 5_000, 0.94, 0.948),
+        (None, 100, 0.90, 0.99),
+        (1, 6_500, 0.92, 0.99),
+        (2, 4_000, None, 0.99),
+    ]
+    random.Random(0).shuffle(ours)
+    rows = [
+        {"act_bits": a, "size_bytes": s, "val_accuracy": v, "test_accuracy": t, "pareto_rank": v and 1}
+        | {"hidden": "64", "depth": 2, "weight_bits": 1}
+        for a, s, v, t in ours
+    ]
+    table = beside(pa.Table.from_pylist(rows), "mnist")
+    found = {row[0].removeprefix("Brevitas "): row[3:] for row in table.rows}
+    assert found["TFC 1W1A"] == ["64 d2 w1 a1", "6,000", "93.50%", "81%"]
+    assert found["TFC 1W2A"] == ["64 d2 w1 a2", "5,000", "94.80%", "68%"]
+    assert found["SFC 1W1A"] == ["none", "-", "-", "-"]
+
+
+def test_plot_of_a_run_is_a_chart_with_its_data(run):
+    assert len(qdtune.load(run.root).plot().to_dict()["datasets"]["configurations"]) == 35
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(300, 40_000, [512, 1024, 2048, 4096, 8192, 16384, 32768]), (2100, 6000, [2560, 3072, 3584, 4096, 5120])],
+)
+def test_ticks_are_round_numbers_of_bytes(low, high, ticks):
+    assert size_ticks(low, high) == ticks
+
+
+def test_several_runs_share_a_page(run, pruned, tmp_path, capsys):
+    out = tmp_path / "both.html"
+    assert main([str(run.root), pruned.run.where, "--out", str(out), "--budget", "8KiB"]) == 0
+    assert f"report: {out}" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["both.html"]
+    html = out.read_text()
+    assert "within 8,192 bytes" in html
+    assert "The fronts on mnist" in html
+    assert len([1 for tag, _ in Tags(html).tags if tag == "article"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: no run folder given (usage: qdtune report RUN"),
+        (["RUN", "RUN"], "2 runs have no page in common: say where it shall be, as --out FILE.html"),
+        (["RUN", "--watch", "--out", "a.html"], "--watch draws RUN/report.html of one run"),
+        (["RUN", "--budget", "4 kilos"], "--budget must be bytes or KiB, such as 4096 or 4KiB, got '4 kilos'"),
+        (["RUN", "--budget", "0"], "--budget must be bytes or KiB"),
+        (["RUN", "--out", "nowhere/a.html"], "--out must be a file in a folder that is there, got nowhere/a.html"),
+        (["RUN", "--out", "."], "--out must be a file, got a folder: ."),
+        (["RUN", "--out", "a.pdf"], "--out must be a page, FILE.html, got a.pdf"),
+        (["RUN", "--budget", "10"], "holds nothing within 10 bytes: the smallest that has finished has 2,505"),
+        (["RUN", "--budgte", "3"], "unknown option '--budgte'; did you mean '--budget'?"),
+        (["nowhere"], "error: nowhere is no run folder: it holds no sweep.yaml"),
+        (["nowhere", "--watch"], "error: nowhere is no run folder: it holds no sweep.yaml"),
+    ],
+)
+def test_report_says_what_is_wrong_in_one_line(run, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run.root) if argument == "RUN" else argument for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_report_replaces_its_own_pages_alone(run, tmp_path, capsys):
+    theirs, ours = tmp_path / "theirs.html", tmp_path / "ours.html"
+    theirs.write_text("<!doctype html><title>mine</title>")
+    for _ in range(2):
+        assert main([str(run.root), "--out", str(ours)]) == 0
+    capsys.readouterr()
+    assert main([str(run.root), "--out", str(theirs)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out must be a new file, or a report: {theirs} holds something else\n"
+    )
+    assert theirs.read_text() == "<!doctype html><title>mine</title>"
+
+
+def test_what_has_started_at_chance_is_told(pruned, capsys):
+    rows = pruned.run.trials.to_pylist()
+    first = next(row for row in rows if row["state"] == "ok")
+    first["error"] = "the warm-up ended at chance (9.8%)"
+    trials = pa.Table.from_pylist(rows, schema=TRIALS)
+    said = trouble(dataclasses.replace(pruned.run, trials=trials))
+    assert said == [*trouble(pruned.run), "1 configuration started from a warm-up that ended at chance: see `error`"]
+
+
+@pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("4KiB", 4096), ("1.5 kib", 1536), ("1MiB", 1 << 20)])
+def test_budget_is_read_in_bytes(text, size):
+    assert read_bytes(text) == size
+
+
+# --- following a sweep
+
+
+def test_follow_draws_what_has_changed_and_once_more_in_the_end(run):
+    drawn, waits = [], []
+
+    def over(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            (run.root / "trials" / "new").touch()
+            (run.root / "trials" / "new").unlink()
+        return len(waits) == 4
+
+    follow(str(run.root), lambda live: bool(drawn.append(live)), over)
+    assert drawn == [True, True, False]
+    assert min(waits) >= 3
+    drawn.clear()
+    follow(str(run.root), lambda live: drawn.append(live) is None, over)
+    assert drawn == [True, False]
+
+
+def test_watch_of_a_finished_sweep_draws_it_and_ends(run, capsys):
+    assert main([str(run.root), "--watch"]) == 0
+    assert "finished: 35 ok" in capsys.readouterr().out
+    assert 'data-reload="0"' in (run.root / PAGE).read_text()
+
+
+def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path):
+    root = Path(shutil.copytree(run.root, tmp_path / "grid"))
+    next(iter(sorted((root / "trials").iterdir()))).unlink()
+    html = page([sheet(qdtune.load(root))], reload_s=3).decode()
+    assert 'data-reload="3"' in html
+    assert "running, 34 of 35 done" in html
+    assert html.count("Provisional: 34 of 35") == 2
+    with Store(root).lock():
+        assert main([str(root)]) == 0  # by hand, while a launch has the folder
+    assert 'data-reload="3"' in (root / PAGE).read_text()
+    assert main([str(root)]) == 0
+    assert 'data-reload="0"' in (root / PAGE).read_text()
+
+
+def test_child_of_a_launch_ends_when_that_is_gone(run):
+    (run.root / PAGE).unlink(missing_ok=True)
+    command = [sys.executable, "-W", "error", "-m", "qdtune.report", str(run.root), "--for-launch"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert 'data-reload="0"' in (run.root / PAGE).read_text()
+
+
+def test_page_that_cannot_be_drawn_costs_a_launch_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("qdtune.report.follow.LAST_S", 60)
+    root = Path(shutil.copytree(run.root, tmp_path / "grid"))
+    (root / PAGE).unlink(missing_ok=True)
+    (root / PAGE).mkdir()
+    with drawing(str(root), console()):
+        pass
+    out, err = capsys.readouterr()
+    assert out.startswith("no report was drawn: ")
+    assert (out.count("\n"), err) == (1, "")
+
+
+def test_page_is_drawn_although_the_launch_and_all_its_children_are_stopped(run, tmp_path, monkeypatch, capsys):
+    """As the job server of a cluster stops a job."""
+    monkeypatch.setattr("qdtune.report.follow.LAST_S", 60)
+    root = Path(shutil.copytree(run.root, tmp_path / "grid", ignore=shutil.ignore_patterns(PAGE)))
+    children = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    with drawing(str(root), console()):
+        children[0].send_signal(signal.SIGINT)
+        children[0].send_signal(signal.SIGTERM)
+    assert tuple(capsys.readouterr()) == ("", "")
+    assert (root / PAGE).is_file()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+POINT = """
+<script>Promise.all(drawn).then(() => {
+  const marks = [...document.querySelectorAll("g.mark-symbol path")];
+  const stopped = marks.find(path => path.__data__.datum.by_id > 0);
+  stopped.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
+});</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_browser_draws_the_page_without_a_word_and_shows_the_curve_pointed_at(pruned, tmp_path):
+    for name, extra in (("plain", ""), ("pointed", POINT)):
+        start, end = page([pruned]).decode().rsplit("</body>", 1)  # Vega holds the words, too
+        (tmp_path / f"{name}.html").write_text(start + extra + end)
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+        options += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [str(CHROMIUM), *options, f"file://{tmp_path / name}.html"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert "CONSOLE" not in done.stderr
+        seen = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+        assert seen.count("<svg") == len(FIGURES)
+        assert ("beaten by d" in seen) == (name == "pointed")
+
+
+def test_saved_chart_is_whole(pruned):
+    spec = whole(figures(pruned)[0].chart, pruned).to_dict()
+    assert len(spec["datasets"]["configurations"]) == len(pruned.rows)

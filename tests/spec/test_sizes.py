@@ -1,0 +1,113 @@
+"""Widths and bytes against the notebook's closed form and against sums written out by hand."""
+
+import math
+
+import pytest
+
+from qdtune.spec.sizes import factor_dims, inner_width, mlp_sizes
+
+PAIRS = [(i, o) for i in (1, 2, 3, 7, 10, 24, 64, 100, 784, 3072) for o in (1, 2, 5, 10, 24, 33, 256, 1024)]
+
+
+def notebook_width(m: int, n: int, depth: int) -> int:
+    """The notebook's `DecomposedLinear.l`, line by line."""
+    if depth == 2:
+        return round(m * n / (m + n))
+    a = depth - 2
+    b = m + n
+    c = -m * n
+    return round((-b + math.sqrt(b * b - 4 * a * c)) / (2 * a))
+
+
+@pytest.mark.parametrize("depth", range(2, 17))
+def test_inner_width_is_the_notebooks(depth):
+    for i, o in PAIRS:
+        assert inner_width(i, o, depth) == max(1, notebook_width(i, o, depth)), (i, o)
+
+
+@pytest.mark.parametrize("depth", range(2, 17))
+def test_inner_width_keeps_the_parameter_count(depth):
+    def weights(h: float, i: int, o: int) -> float:
+        return i * h + (depth - 2) * h * h + h * o
+
+    for i, o in PAIRS:
+        h = inner_width(i, o, depth)
+        # The count rises with h, so the target lies between the counts half a unit below and above.
+        assert weights(h + 0.5, i, o) >= i * o - 1e-6, (i, o)
+        assert h == 1 or weights(h - 0.5, i, o) <= i * o + 1e-6, (i, o)
+
+
+def test_inner_width_of_one_factor_is_refused():
+    with pytest.raises(ValueError, match="depth must be >= 2 for an inner width, got 1"):
+        inner_width(784, 24, 1)
+
+
+def test_factor_dims_start_and_end_with_the_layer():
+    assert factor_dims(784, 24, 1) == (784, 24)
+    assert factor_dims(784, 24, 2) == (784, 23, 24)
+    assert factor_dims(24, 10, 4) == (24, 5, 5, 5, 10)
+
+
+# Factors of 784-24-10 by depth, their inner widths read off the notebook's formula by hand.
+FACTORS = {
+    1: [784 * 24, 24 * 10],
+    2: [784 * 23, 23 * 24, 24 * 7, 7 * 10],
+    3: [784 * 23, 23 * 23, 23 * 24, 24 * 6, 6 * 6, 6 * 10],
+    4: [784 * 22, 22 * 22, 22 * 22, 22 * 24, 24 * 5, 5 * 5, 5 * 5, 5 * 10],
+    5: [784 * 22, *[22 * 22] * 3, 22 * 24, 24 * 5, *[5 * 5] * 3, 5 * 10],
+    6: [784 * 21, *[21 * 21] * 4, 21 * 24, 24 * 5, *[5 * 5] * 4, 5 * 10],
+}
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_size_bytes_is_the_sum_by_hand(depth, bits):
+    factors = FACTORS[depth]
+    expected = sum(math.ceil(n * bits / 8) for n in factors) + 4 * len(factors) + 4 * (24 + 10)
+    assert mlp_sizes(784, [24], 10, depth=depth, weight_bits=bits, act_bits=None).size_bytes == expected
+
+
+# Outputs of the same factors: as many step sizes as there are channels.
+CHANNELS = {
+    1: [24, 10],
+    2: [23, 24, 7, 10],
+    3: [23, 23, 24, 6, 6, 10],
+    4: [*[22] * 3, 24, *[5] * 3, 10],
+    5: [*[22] * 4, 24, *[5] * 4, 10],
+    6: [*[21] * 5, 24, *[5] * 5, 10],
+}
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_size_bytes_of_channels_ternary_codes_and_a_whole_head_are_the_sums_by_hand(depth):
+    def size(bits, **axes):
+        return mlp_sizes(784, [24], 10, depth=depth, weight_bits=bits, act_bits=None, **axes).size_bytes
+
+    for bits in (1, 2, 3, 8):
+        assert size(bits, granularity="channel") - size(bits) == 4 * (sum(CHANNELS[depth]) - 2 * depth)
+        assert size(bits, levels="full") == size(bits)
+        trits = sum(math.ceil(n / 5) - math.ceil(n * 2 / 8) for n in FACTORS[depth])
+        assert size(bits, levels="ternary") - size(bits) == (trits if bits == 2 else 0)
+        head = sum(math.ceil(n * bits / 8) + 4 for n in FACTORS[depth][depth:])
+        assert size(bits, decompose="hidden") - size(bits) == 240 * bits // 8 + 4 - head
+    assert size(32, granularity="channel", levels="ternary") == size(32)
+
+
+def test_size_bytes_of_the_notebooks_one_bit_model():
+    ledger = mlp_sizes(784, [24], 10, depth=2, weight_bits=1, act_bits=None)
+    assert (ledger.size_bytes, ledger.weight_bytes, ledger.scale_bytes, ledger.bias_bytes) == (2505, 2353, 16, 136)
+    assert ledger.params == 18_856
+    assert ledger.fp32_bytes == 75_424
+
+
+def test_size_bytes_counts_activation_scales_normalisation_and_floats():
+    plain = mlp_sizes(784, [24], 10, depth=2, weight_bits=4, act_bits=None)
+    acts = mlp_sizes(784, [24], 10, depth=2, weight_bits=4, act_bits=8)
+    assert acts.size_bytes - plain.size_bytes == 4 * 4  # one more scale for each of four factors
+    normed = mlp_sizes(784, [24], 10, depth=2, weight_bits=4, act_bits=None, batch_norm=True)
+    assert normed.size_bytes - plain.size_bytes == 2 * 24 * 4 - 24 * 4  # scale and shift, less the bias
+    between = mlp_sizes(784, [24], 10, depth=3, weight_bits=4, act_bits=None, batch_norm="factors")
+    outside = mlp_sizes(784, [24], 10, depth=3, weight_bits=4, act_bits=None, batch_norm=True)
+    assert between.size_bytes - outside.size_bytes == 2 * (23 + 23 + 6 + 6) * 4  # two between three factors
+    floats = mlp_sizes(784, [24], 10, depth=1, weight_bits=32, act_bits=None)
+    assert floats.size_bytes == floats.fp32_bytes == 4 * (784 * 24 + 24 * 10 + 34)

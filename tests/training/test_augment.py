@@ -1,0 +1,83 @@
+"""Distorted images: pixel by pixel, as the paper has them."""
+
+import math
+
+import pytest
+import torch
+
+from qdtune.training.augment import ALPHA, MOVES, ROWS, SIGMA, distorted, moved, warped
+
+
+@pytest.mark.parametrize(("colours", "side"), [(1, 4), (3, 5), (1, 1)])
+def test_moved_images_are_their_pixels_one_place_further(colours, side):
+    draw = torch.Generator().manual_seed(side)
+    images = torch.randint(1, 256, (2 * MOVES, colours, side, side), generator=draw, dtype=torch.uint8)
+    move = torch.randperm(2 * MOVES, generator=draw) % MOVES
+    found = moved(images.flatten(1), move).view_as(images)
+    for n, image in enumerate(images):
+        down, right = (step - 1 for step in divmod(move[n].item(), 3))
+        for row in range(side):
+            for column in range(side):
+                r, c = row + down, column + right
+                expected = image[:, r, c].tolist() if 0 <= r < side and 0 <= c < side else [0] * colours
+                assert found[n, :, row, column].tolist() == expected
+
+
+def gaussian(distance, sigma):
+    return math.exp(-(distance**2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+
+
+@pytest.mark.parametrize(("colours", "side"), [(1, 7), (3, 5), (1, 2), (1, 1)])
+def test_warped_pixels_come_from_where_the_smoothed_noise_says(colours, side):
+    draw = torch.Generator().manual_seed(side)
+    images = torch.randint(0, 256, (3, colours, side, side), generator=draw, dtype=torch.uint8)
+    noise = 6 * (2 * torch.rand(3, 2, side, side, generator=draw) - 1)  # strong: over the edges, too
+    found = warped(images.flatten(1), noise).view_as(images)
+    sigma, alpha = SIGMA * side / 28, ALPHA * (side / 28) ** 2
+    moves = []
+    for n in range(3):
+        for row in range(side):
+            for column in range(side):
+                weight = [
+                    (r, c, gaussian(r - row, sigma) * gaussian(c - column, sigma))
+                    for r in range(side)
+                    for c in range(side)
+                ]
+                right, down = (alpha * sum(w * noise[n, axis, r, c].item() for r, c, w in weight) for axis in (0, 1))
+                moves += [right, down]
+                for colour in range(colours):
+                    expected = 0.0
+                    for at, value in enumerate(images[n, colour].flatten().tolist()):
+                        r, c = divmod(at, side)
+                        near = max(0.0, 1 - abs(row + down - r)) * max(0.0, 1 - abs(column + right - c))
+                        expected += near * value
+                    assert found[n, colour, row, column].item() == pytest.approx(expected, abs=0.51)
+    assert max(map(abs, moves)) > side / 28
+
+
+def test_without_noise_nothing_is_warped():
+    images = torch.arange(2 * 784).remainder(256).to(torch.uint8).view(2, 784)
+    assert torch.equal(warped(images, torch.zeros(2, 2, 28, 28)), images)
+
+
+def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
+    """A ramp tells where each pixel came from, by the arithmetic of noise smoothed as in the paper."""
+    ramp = (8 * torch.arange(28)).to(torch.uint8).expand(500, 28, 28).flatten(1)
+    seen = distorted(ramp, "elastic", torch.Generator().manual_seed(0)).view(500, 28, 28).float()
+    move = (seen / 8 - torch.arange(28))[:, 9:19, 9:19]  # far from the edges, where noise is missing
+    expected = 34 / math.sqrt(3) / (2 * 4 * math.sqrt(math.pi))  # 1.38 pixels, in the root mean square
+    assert move.square().mean().sqrt().item() == pytest.approx(expected, rel=0.05)
+    assert (move[:, 1:] - move[:, :-1]).square().mean().sqrt().item() < expected / 4
+
+
+@pytest.mark.parametrize("augment", ["shift", "elastic"])
+def test_distorted_images_are_of_the_generator_alone_and_each_its_own(augment):
+    image = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = image.expand(ROWS + 50, 64)
+    one, again, other = (distorted(images, augment, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert (one.shape, one.dtype) == (images.shape, torch.uint8)
+    kinds = len(one.unique(dim=0))
+    assert kinds == MOVES if augment == "shift" else kinds > ROWS / 2
+    assert not torch.equal(one[:50], one[ROWS:])  # what is warped together does not draw alike
