@@ -156,8 +156,8 @@ def last(trial, tensors, compile="never"):
     "changes", [{}, {"depth": 1, "act_bits": 8, "scale": "lsq"}, {"factor_init": "svd"}], ids=str
 )
 def test_our_own_mlp_as_a_factory_gives_the_numbers_of_the_built_in_one(tmp_path, tensors, changes):
-    factory = "qdtune.models:mlp"
-    plugins.allow(Grant(("qdtune.models",), ()))
+    factory = "qdtune.model.networks:mlp"
+    plugins.allow(Grant(("qdtune.model.networks",), ()))
     trial = a_trial(hidden=(8,), activation="identity", **changes)
     spec = described(spec_of(factory))
     own = replace(trial, own_model=plan(spec).trials[0].own_model)
@@ -238,8 +238,8 @@ def test_ledger_by_arithmetic_is_the_one_of_the_tensors(tmp_path, net, linears):
 def test_other_bytes_are_those_of_all_that_is_not_split(tmp_path):
     width = 8
     attention = 3 * width * width + 3 * width + width * width + width
-    assert own_model(tmp_path, "encoder").parts.other_bytes == 4 * (4 * width + attention + 4 * width) + 24
-    conv = own_model(tmp_path, "conv").parts
+    assert own_model(tmp_path, "encoder").structure.other_bytes == 4 * (4 * width + attention + 4 * width) + 24
+    conv = own_model(tmp_path, "conv").structure
     assert (conv.norms, conv.other, conv.other_bytes, conv.factor_norms) == (4, 40, 160, False)
 
 

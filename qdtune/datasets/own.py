@@ -8,27 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from qdtune.datasets.load import Samples, Splits, cut
+from qdtune.datasets.load import Splits
 from qdtune.plugins import PluginError, blame_group, explain_errors, load_function, source_of
 
 MAX_CLASSES = 65_536
 
 
 def load_own(
-    factory: str, root: Path, val_size: int, sha256: str | None = None, content: str | None = None
-) -> tuple[Samples, dict[str, Any]]:
+    factory: str, root: Path, sha256: str | None = None, content: str | None = None
+) -> tuple[Splits, dict[str, Any]]:
     """The data that a factory gives, and what is now known of it: `sha256`, `content` and `shape` of a data group.
 
     Args:
         factory: `package.module:function`, called as `factory(root)`, which returns train_x, train_y, test_x, test_y:
             (N, I) uint8 and (N,) whole numbers from 0.
         root: the folder of the data sets.
-        val_size: rows of the training set that judge.
         sha256, content: what the factory's source and its arrays must hash to; None takes them as they are.
 
     Raises:
         SpecError: the factory cannot be used.
-        DataError: its data has too few rows.
     """
     with blame_group("data"):
         load = load_function(factory, sha256)
@@ -43,7 +41,7 @@ def load_own(
     train_x, train_y = splits[:2]
     shape = [*train_x.shape, int(train_y.max()) + 1]
     known = {"sha256": source_of(factory).sha256, "content": digest.hexdigest(), "shape": shape}
-    return cut(factory, splits, val_size), known
+    return splits, known
 
 
 def _checked(factory: str, given: Any) -> Splits:

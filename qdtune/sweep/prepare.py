@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdtune.datasets.load import Samples
+from qdtune.datasets.load import Samples, cut
 from qdtune.datasets.own import load_own
 from qdtune.spec.sweep_file import Spec
 
@@ -20,5 +20,6 @@ def with_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
         SpecError: the factory cannot be used, or its data does not fit the rest of the spec.
     """
     data = spec.data
-    samples, known = load_own(data.factory or "", root, data.val_size, data.sha256, data.content)
-    return spec.changed("data", **known), samples
+    splits, known = load_own(data.factory or "", root, data.sha256, data.content)
+    spec = spec.changed("data", **known)  # raises where there are too few rows
+    return spec, cut(data.factory or "", splits, data.val_size)

@@ -12,6 +12,7 @@ import pytest
 
 from qdtune import __main__, __version__, machine
 from qdtune.commands import launch
+from qdtune.report.follow import drawing
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
 from qdtune.sweep import session
@@ -259,7 +260,8 @@ def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.Mon
     assert launch.main([path, "--fresh", "--no-dashboard", "--set", "data.dataset=[digits, synthetic]"]) == 3
     assert seen.pop("spec") == launch.load(path, ["data.dataset=[digits, synthetic]"])
     at = RayAt(None, dashboard=False)
-    assert seen == {"runs_dir": "runs", "data_dir": Path("data"), "ray_at": at, "fresh": True}
+    wanted = {"runs_dir": "runs", "data_dir": Path("data"), "ray_at": at, "drawing": drawing, "fresh": True}
+    assert seen == wanted
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from qdtune.commands import replay
 from qdtune.pareto import front
 from qdtune.search.simulation import score, simulate
 from qdtune.spec.choices import ORDERS
@@ -57,7 +56,7 @@ def three(
 @pytest.fixture
 def even(monkeypatch):
     """No noise in the time of an epoch."""
-    monkeypatch.setattr(replay, "NOISE", 0.0)
+    monkeypatch.setattr("qdtune.search.simulation.NOISE", 0.0)
 
 
 # --- by hand: the middle one is behind the small one from epoch 2 on, the large one is ahead from epoch 2 on

@@ -24,7 +24,7 @@ from ray.exceptions import AuthenticationError
 
 from qdtune import __main__, __version__
 from qdtune.commands import on_head
-from qdtune.remote import job_server
+from qdtune.remote import job_server, protocol
 from qdtune.remote.archive import archive_lines
 from qdtune.spec.sweep_file import load, loads
 from qdtune.store.folder import open_folder
@@ -58,7 +58,7 @@ class Server:
         self.script = (
             "SUCCEEDED",
             0,
-            [f"Running entrypoint for job x\n{job_server.HERE}\nall", " done\x1b]0;x\x07\n"],
+            [f"Running entrypoint for job x\n{protocol.HERE}\nall", " done\x1b]0;x\x07\n"],
         )
 
     def has(self, name: str, n: int, status: str, sweep: str = "", runs_dir: str = "") -> str:
@@ -149,7 +149,7 @@ def test_only_the_sweep_file_is_sent_with_every_key_in_it(server: Server, capsys
     assert list(server.files) == ["sweep.yaml"]
     assert loads(server.files["sweep.yaml"], "x") == load("tiny.yaml", ["seeds=[3]"])
     line = shlex.split(server.sent["entrypoint"])
-    assert line[:6] == ["exec", "python", "-m", "qdtune.head", __version__, "launch"]
+    assert line[:6] == ["exec", "python", "-m", "qdtune.commands.on_head", __version__, "launch"]
     assert line[6:] == ["--runs-dir=s3://bucket/my runs", "--data-dir=d'; rm -rf /", "--fresh"]
     assert server.sent["runtime_env"]["env_vars"] == {
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
@@ -238,7 +238,7 @@ def test_head_that_is_alive_and_silent_is_waited_for(
     monkeypatch.setattr(requests, "get", lambda *a, **k: alive if next(asked) < 2 else again.set() or alive)
 
     async def tail(job: str) -> AsyncIterator[str]:
-        yield f"{job_server.HERE}\n"
+        yield f"{protocol.HERE}\n"
         while not again.is_set():
             await asyncio.sleep(0)
         yield "done\n"
@@ -269,7 +269,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def tail(job: str) -> AsyncIterator[str]:
-        yield f"{job_server.HERE}\n"
+        yield f"{protocol.HERE}\n"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "tail_job_logs", tail)
@@ -303,7 +303,7 @@ def test_sweep_that_runs_is_followed(server: Server, capsys: pytest.CaptureFixtu
     job = server.has("tiny", 7, "PENDING", digest)
 
     async def tail(job: str) -> AsyncIterator[str]:
-        yield f"{job_server.HERE}\nto its end\n"
+        yield f"{protocol.HERE}\nto its end\n"
         server.jobs[job].status, server.jobs[job].driver_exit_code = "SUCCEEDED", 0
 
     server.tail_job_logs = tail  # type: ignore[method-assign]
@@ -568,7 +568,7 @@ def fetched(server: Server, name: str = "tiny", n: int = 1) -> Path:
     server.script = (
         "SUCCEEDED",
         0,
-        [job_server.HERE + "\n", *(f"{line}\n" for line in archive_lines(open_folder(folder)))],
+        [protocol.HERE + "\n", *(f"{line}\n" for line in archive_lines(open_folder(folder)))],
     )
     return folder
 
@@ -656,7 +656,7 @@ def test_fetch_tells_what_was_damaged_on_the_head(server: Server, capsys: pytest
 def test_fetch_of_a_sweep_whose_job_is_forgotten_looks_for_its_folder(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.script = ("FAILED", 2, [f"{job_server.HERE}\n", "error: there is no run folder x/tiny on the head\n"])
+    server.script = ("FAILED", 2, [f"{protocol.HERE}\n", "error: there is no run folder x/tiny on the head\n"])
     code, _, err = run(capsys, "fetch", "tiny", "--runs-dir", "x")
     assert (code, err) == (2, "error: there is no run folder x/tiny on the head\n")
     assert shlex.split(server.sent["entrypoint"])[5:] == ["pack", "tiny", "--runs-dir=x"]
@@ -684,7 +684,7 @@ def test_head_launches_what_was_sent_from_its_home(
     assert on_head.main([__version__, "launch", "--runs-dir=x", "--fresh"]) == 3
     line = [str(tmp_path / "sweep.yaml"), "--runs-dir", "/data/runs", "--runs-dir=x", "--fresh"]
     assert seen == [(line, str(tmp_path / "home"))]
-    assert capsys.readouterr().out == f"{job_server.HERE}\n"
+    assert capsys.readouterr().out == f"{protocol.HERE}\n"
 
 
 def test_head_packs_no_folder_that_is_none_or_in_use(

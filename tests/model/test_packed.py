@@ -63,7 +63,7 @@ def trained(trial, data):
         return packed.pack_replicas(replicas, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "pack", pack)
+        patch.setattr(train, "pack_replicas", pack)
         *_, report = train.train_configuration(trial, data, Kept(), "never")
     return report, kept
 

@@ -83,7 +83,7 @@ class Tags(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.tags, self.scripts = [], []
-        self.queue(html)
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -387,7 +387,7 @@ def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path):
 
 def test_child_of_a_launch_ends_when_that_is_gone(run):
     (run.root / PAGE).unlink(missing_ok=True)
-    command = [sys.executable, "-W", "error", "-m", "qdtune.report", str(run.root), "--for-launch"]
+    command = [sys.executable, "-W", "error", "-m", "qdtune", "report", str(run.root), "--for-launch"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert 'data-reload="0"' in (run.root / PAGE).read_text()

@@ -235,7 +235,8 @@ def test_unmutated_files_are_planned(
     for n, text in enumerate(FILES):
         (tmp_path / f"{n}.yaml").write_bytes(text)
         assert launch.main([f"{n}.yaml", "--dry-run"]) == 0, capsys.readouterr().err
-    known = set(re.findall(r"^    (\w+): ", (ROOT / "qdtune" / "schema.py").read_text(), re.MULTILINE))
+    sources = [(ROOT / "qdtune" / "spec" / f"{name}.py").read_text() for name in ("groups", "pruners")]
+    known = {name for source in sources for name in re.findall(r"^    (\w+): ", source, re.MULTILINE)}
     optional = {"scope", "min_delta", "n_startup_trials", "n_warmup_steps", "interval_steps", "percentile"}
     optional |= {"min_resource", "reduction_factor", "lower", "p_threshold"}  # of other pruners
     optional |= {"factory", "sha256", "built", "shape", "content", "_found", "_name"}  # of plugins

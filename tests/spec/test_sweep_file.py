@@ -843,7 +843,7 @@ def test_config_holds_the_axes_in_order() -> None:
     assert tuple(TRIAL.cells) == AXIS_NAMES
     assert TRIAL.cells["hidden"] == "64-32"
     assert (TRIAL.cells["warmup_lr"], TRIAL.cells["qat_lr"]) == (0.1, 0.01)
-    assert replace(TRIAL, qat=Qat(augment="shift")).config["augment"] == "shift"
+    assert replace(TRIAL, qat=Qat(augment="shift")).cells["augment"] == "shift"
 
 
 def test_ledger_is_that_of_the_network() -> None:
@@ -875,9 +875,11 @@ def test_mutated_files_give_a_spec_or_lines() -> None:
     assert 0 < kept < 400
 
 
-@pytest.mark.parametrize("module", ["yamlfile", "spec", "plan"])
+@pytest.mark.parametrize("module", ["yaml_reader", "sweep_file", "plan", "axes"])
 def test_import_loads_nothing_heavy(module: str) -> None:
-    code = f"import sys, qdtune.{module}; print({{'torch', 'ray', 'optuna', 'numpy', 'rich'}} & set(sys.modules))"
+    code = (
+        f"import sys, qdtune.spec.{module}; print({{'torch', 'ray', 'optuna', 'numpy', 'rich'}} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

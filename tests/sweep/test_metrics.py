@@ -82,7 +82,7 @@ def test_metrics_have_few_time_series():
     for kind, _, tags in METRICS.values():
         assert kind in (Counter, Gauge)
         assert math.prod(values[tag] for tag in tags) <= 17
-    assert "trial_id" not in (ROOT / "qdtune" / "metrics.py").read_text()
+    assert "trial_id" not in (ROOT / "qdtune" / "sweep" / "metrics.py").read_text()
 
 
 def test_metrics_count_epochs_and_replicas_that_were_trained(told):
@@ -165,7 +165,7 @@ def recording(folder):
 
 def test_recorder_tells_what_tune_tells_it(told, tmp_path, monkeypatch):
     made, said = told(SPEC)
-    monkeypatch.setattr("qdtune.recorder.SweepMetrics", lambda *arguments: made)
+    monkeypatch.setattr("qdtune.sweep.recorder.SweepMetrics", lambda *arguments: made)
     recorder = recording(tmp_path)
     queue, progress = recorder.queue, recorder.progress
     trial, pending = recorder.next(), recorder.next()
@@ -196,7 +196,7 @@ def test_trial_that_starts_again_is_named_with_its_node_whether_or_not_it_had_re
     told, tmp_path, capsys, monkeypatch
 ):
     made, _ = told(SPEC)
-    monkeypatch.setattr("qdtune.recorder.SweepMetrics", lambda *arguments: made)
+    monkeypatch.setattr("qdtune.sweep.recorder.SweepMetrics", lambda *arguments: made)
     recorder = recording(tmp_path)
     for first in (None, "a"):
         trial = recorder.next()
@@ -225,7 +225,7 @@ import ray
 from qdtune.metrics import SweepMetrics
 from qdtune.plan import plan
 from qdtune.progress import SweepProgress, console
-from qdtune.recorder import Recorder
+from qdtune.sweep.recorder import Recorder
 from qdtune.spec import loads
 from qdtune.tables import TRIALS, aggregate
 

@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether a launch got as far as its session, once for each; no session runs."""
     calls: list[bool] = []
-    monkeypatch.setattr(session, "run", lambda *a, **k: calls.append(True) or 0)
+    monkeypatch.setattr(session, "run_sweep", lambda *a, **k: calls.append(True) or 0)
     return calls
 
 

@@ -308,7 +308,7 @@ def reports_of(ray, tmp_path, spec, monkeypatch, **changes):
     trial.config = plan(spec).trials[0].cells
     trial.setup(trial.config, **parameters, cpu=1, gpu=0.0)
     for name, value in changes.items():
-        monkeypatch.setattr(f"qdtune.train.{name}", value)
+        monkeypatch.setattr(f"qdtune.training.train.{name}", value)
     reports = [trial.step()]
     while not reports[-1]["done"]:
         reports.append(trial.step())
@@ -332,9 +332,11 @@ def test_a_mistake_in_training_ends_as_failed_and_out_of_memory_as_oom(ray_here,
         return run
 
     spec = loads(SWEEP, "byhand.yaml")
-    reports = reports_of(ray_here, tmp_path, spec, monkeypatch, run=broken(ValueError("no\nway")))
+    reports = reports_of(ray_here, tmp_path, spec, monkeypatch, train_configuration=broken(ValueError("no\nway")))
     assert reports[-1] == {"state": "failed", "error": "ValueError: no way", "done": True}
-    reports = reports_of(ray_here, tmp_path, spec, monkeypatch, run=broken(torch.OutOfMemoryError("2 GiB")))
+    reports = reports_of(
+        ray_here, tmp_path, spec, monkeypatch, train_configuration=broken(torch.OutOfMemoryError("2 GiB"))
+    )
     assert reports[-1] == {"state": "oom", "error": "OutOfMemoryError: 2 GiB", "done": True}
 
 
@@ -385,11 +387,10 @@ def shares(ray, tmp_path, monkeypatch, capsys, measure):
 
 
 def test_an_automatic_share_is_what_the_largest_trial_was_measured_to_take(ray_here, tmp_path, monkeypatch, capsys):
-    from qdtune.sweep.placement import Need
 
     def measure(trial, data, compile):
         assert (trial.depth, trial.hidden, compile) == (1, (8,), "auto")
-        return Need(memory=200, total=1000, busy=0.3)
+        return {"memory": 200, "total": 1000, "busy": 0.3}
 
     gpu, told = shares(ray_here, tmp_path, monkeypatch, capsys, measure)
     assert gpu == 0.25
@@ -415,5 +416,5 @@ def test_out_of_memory_is_seen_behind_the_error_that_hid_it(ray_here, tmp_path, 
             raise RuntimeError("capture has ended")
         yield
 
-    reports = reports_of(ray_here, tmp_path, loads(SWEEP, "byhand.yaml"), monkeypatch, run=run)
+    reports = reports_of(ray_here, tmp_path, loads(SWEEP, "byhand.yaml"), monkeypatch, train_configuration=run)
     assert reports[-1]["state"] == "oom"
