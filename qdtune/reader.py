@@ -29,6 +29,10 @@ for _levels in (None, "symmetric", "ternary", "full"):
 ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardtanh": lambda x: np.clip(x, -1, 1)}
 ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
 ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
+OPERATIONS: dict[str, Any] = {  # those with tensors: of x, what the program says of the operation, all tensors
+    "linear": lambda x, op, t: quantised(x, op, t) @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]]),
+    "affine": lambda x, op, t: x * t[op["scale"]] + t[op["shift"]],
+}
 
 
 class ReaderError(ValueError):
@@ -51,13 +55,7 @@ class Model(NamedTuple):
         _must(fits, f"x must be {WANTED}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
         x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
         for op in self.program["ops"]:
-            if op["op"] == "linear":
-                if op["act_bits"] is not None:
-                    step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
-                    x = np.where(x >= 0, step, -step) if binary else step * np.clip(np.round(x / step), low, high)
-                x = x @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]])
-            else:
-                x = x * t[op["scale"]] + t[op["shift"]] if op["op"] == "affine" else ACTIVATIONS[op["op"]](x)
+            x = OPERATIONS[op["op"]](x, op, t) if op["op"] in OPERATIONS else ACTIVATIONS[op["op"]](x)
         _must(x.shape[1:] == (self.program["outputs"],), f"the logits do not fit the outputs, got shape {x.shape}")
         return x
 
@@ -80,8 +78,8 @@ def load(file: str | Path | bytes) -> Model:
             _must(fits, f"{name[:60]!r} must fill its place in {len(data)} bytes of data, got {begin} to {end}")
             stored[name], place = np.frombuffer(data[begin:end], dtype).reshape(shape), end
         _must(place == len(data), f"the tensors must fill {len(data)} bytes of data, got {place}")
-        quantised = [op for op in program["ops"] if op["op"] == "linear" and op["bits"] != 32]
-        weights = {op["weight"]: stored[op["step"]] * codes(stored, op).astype(np.float32) for op in quantised}
+        few_bits = [op for op in program["ops"] if op.get("bits", 32) != 32]
+        weights = {op["weight"]: stored[op["step"]] * codes(stored, op).astype(np.float32) for op in few_bits}
         if program["model"] == "mlp":  # do all shapes fit? without a row
             Model(program, stored, stored | weights).logits(np.zeros((0, program["inputs"]), np.uint8))
         return Model(program, stored, stored | weights)
@@ -90,7 +88,7 @@ def load(file: str | Path | bytes) -> Model:
 
 
 def codes(stored: dict[str, np.ndarray], op: dict[str, Any]) -> np.ndarray:
-    """The codes (O, I), int32, of the weight of a linear operation of 1..16 bits."""
+    """The codes (O, ...), int32, of the weight of an operation of 1..16 bits."""
     packed, shape, bits = stored[op["weight"]], op["shape"], op["bits"]
     low, _, binary = GRIDS[bits, op.get("levels")]
     stream = np.unpackbits(packed, bitorder="little")[: math.prod(shape) * bits].reshape(-1, bits)
@@ -98,6 +96,14 @@ def codes(stored: dict[str, np.ndarray], op: dict[str, Any]) -> np.ndarray:
     if op.get("levels") == "ternary" and bits == 2:  # five to a byte
         found = (packed[:, None] // 3 ** np.arange(5) % 3).ravel()[: math.prod(shape)]
     return (found.reshape(shape) * (1 + binary) + low).astype(np.int32)
+
+
+def quantised(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
+    """The input of an operation as it computes with it: rounded to its levels, or as it is."""
+    if op["act_bits"] is None:
+        return x
+    step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
+    return np.where(x >= 0, step, -step) if binary else step * np.clip(np.round(x / step), low, high)
 
 
 def _must(holds: bool, what: str) -> None:

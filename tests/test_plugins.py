@@ -16,10 +16,11 @@ import torch
 from qdtune import __main__, plugins
 from qdtune.commands.replay import main as replay
 from qdtune.datasets import load
-from qdtune.datasets.known import DatasetInfo
+from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import SpecError
 from qdtune.model import networks
-from qdtune.model.factored import FactoredLinear, decompose
+from qdtune.model.factored import decompose
+from qdtune.model.layers.linear import FactoredLinear
 from qdtune.model.quantize import count_sizes, quantize
 from qdtune.plugins import Grant, PluginError
 from qdtune.spec.configuration import OwnData, OwnModel

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qdtune.datasets.known import DATASETS
+from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, decisive_axes
 from qdtune.spec.sizes import mlp_structure
 from qdtune.store.columns import FINAL, STATES, TRIALS
@@ -62,7 +62,7 @@ class Side:
     def head_rank(self) -> int | None:
         """The highest rank that the last layer can have; None where not known (of a model of the user's own)."""
         widths = list(self.inner_dims[-1]) if self.inner_dims else []
-        info = DATASETS.get(self.key["dataset"])
+        info = find_dataset(self.key["dataset"])
         if info and self.key["model"] in (None, "mlp") and self.key["hidden"]:
             hidden = [int(width) for width in self.key["hidden"].split("-")]
             widths += mlp_structure(info.inputs, hidden, info.classes).layers[-1][:2]

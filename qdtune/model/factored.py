@@ -1,83 +1,26 @@
-"""Layers split into factors at constant parameter count: one `nn.Linear` becomes D of them in a row.
+"""Layers split into factors at constant parameter count: one layer becomes D of its kind in a row.
 
-Source: the notebook's `DecomposedLinear` and `replace_linear_with_decomposedlinear`.
+Source: the notebook's `replace_linear_with_decomposedlinear`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qdtune.model.chain import Chain, last_factor
+from qdtune.model.layers.known import splitter_of
 from qdtune.spec.axes import DECOMPOSE, FACTOR_INIT
-from qdtune.spec.sizes import factor_dims
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-    "hardtanh": nn.Hardtanh,
-}
 # Gain of a whole chain of orthogonal factors. With 1 (orthonormal) or 0.58 (the variance of `nn.Linear`) chains of
 # three and four factors diverge or die in the notebook's warm-up at rate 0.1; with 0.3 depths 1 to 4 train, with and
 # without ReLU between (measured, MNIST, 784-24-10, 3 seeds).
 ORTHOGONAL_GAIN = 0.3
 RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.GELU)  # pass half of the variance on (He et al. 2015, section 2.2)
-
-
-class FactoredLinear(nn.Module):
-    """A linear map written as D factors with an activation between them.
-
-    The factors have no bias but the last one, which holds the bias of the layer they replace.
-
-    Args:
-        in_features: I, >= 1.
-        out_features: O, >= 1.
-        depth: D, the number of factors, >= 1; one factor is the layer itself.
-        bias: whether the last factor has one.
-        activation: a name of `ACTIVATIONS`, applied after every factor but the last.
-        norm: whether a batch normalisation stands before each of these activations (inputs are then (B, I)).
-
-    Raises:
-        ValueError: depth below 1 or an unknown activation.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        depth: int,
-        bias: bool = True,
-        activation: str = "identity",
-        norm: bool = False,
-    ) -> None:
-        super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth must be >= 1, got {depth}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        self.in_features, self.out_features = in_features, out_features
-        dims = factor_dims(in_features, out_features, depth)
-        self.factors = nn.ModuleList(
-            nn.Linear(dims[k], dims[k + 1], bias=bias and k == depth - 1) for k in range(depth)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in dims[1:-1] if norm)
-        self.activation = ACTIVATIONS[activation]()
-
-    @property
-    def inner_dims(self) -> list[int]:
-        """The widths between the factors, D - 1 of them."""
-        return [int(factor.out_features) for factor in list(self.factors)[:-1]]  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        for k, factor in enumerate(self.factors[:-1]):
-            x = factor(x)
-            x = self.activation(self.norms[k](x) if self.norms else x)
-        return self.factors[-1](x)
 
 
 def decompose(
@@ -89,16 +32,14 @@ def decompose(
     decomposed: str = "all",
     norm: bool = False,
 ) -> nn.Module:
-    """The model with every `nn.Linear`, at any level, split into `depth` factors; changed in place.
+    """The model with every layer that its kind can split, at any level, made `depth` factors; changed in place.
 
-    A `FactoredLinear` met on the way is split anew. Subclasses of `nn.Linear` are left alone: their owners may
-    use them in other ways than by calling them, as `nn.MultiheadAttention` does. A layer used in two places
-    stays one layer.
+    A chain of factors is split again, from the one matrix it is. A layer used in two places stays one layer.
 
     Args:
-        model: any module; where it is a linear layer itself, the returned one replaces it.
+        model: any module; if it is such a layer itself, the returned one replaces it.
         depth: D >= 1.
-        activation: between the factors, a name of `ACTIVATIONS`.
+        activation: between the factors, a name of `chain.ACTIVATIONS`.
         factor_init: `default` draws each factor as `nn.Linear` does (the notebook); `orthogonal` gives each
             factor orthogonal rows or columns and the whole chain the gain `ORTHOGONAL_GAIN`, at every depth;
             `isometry` makes the first and the last factor orthogonal and those between them the identity, which a
@@ -107,8 +48,8 @@ def decompose(
             `svd` starts from the layer's own weights: the singular values above the inner width are cut, the
             rest is shared evenly by the factors.
         generator: where the draws come from.
-        decomposed: `all`, or `hidden`: the head, the last linear layer in the order of modules, stays one factor. The
-            logits then have the same rank at every depth: split in two, a head 24 -> 10 has rank 7, in eight 4.
+        decomposed: `all`, or `hidden`: the head, the last of these layers in the order of modules, stays one factor.
+            The logits then have the same rank at every depth: split in two, a head 24 -> 10 has rank 7, in eight 4.
         norm: whether there is a batch normalisation (Ioffe and Szegedy 2015, section 3.2) after every factor but the
             last, before the activation. Factors of one bit between rectifiers train with it alone.
 
@@ -121,21 +62,21 @@ def decompose(
     head = [*layers][-1] if layers and decomposed == "hidden" else None
 
     def split(layer: nn.Module) -> nn.Module | None:
-        if type(layer) is not nn.Linear and not isinstance(layer, FactoredLinear):
+        kind = splitter_of(layer)
+        if kind is None:
             return None
-        last: nn.Linear = layer if isinstance(layer, nn.Linear) else layer.factors[-1]  # type: ignore[assignment]
+        last: Any = last_factor(layer)
         matrix = _matrix(layer) if factor_init == "svd" else None
-        shape = (layer.in_features, layer.out_features, 1 if layer is head else depth)
-        factored = FactoredLinear(*shape, last.bias is not None, activation, norm).to(last.weight)
-        weights: list[Tensor] = [factor.weight for factor in factored.factors]  # type: ignore[misc]
+        chain = kind.split(layer, 1 if layer is head else depth, activation, norm).to(last.weight)
+        weights = [_as_matrix(factor) for factor in chain.factors]
         if matrix is not None:
             _split_svd(weights, matrix)
         else:
-            _draw(weights, factor_init, isinstance(factored.activation, RECTIFIERS), generator)
+            _draw(weights, factor_init, isinstance(chain.activation, RECTIFIERS), generator)
         if last.bias is not None:
             with torch.no_grad():
-                factored.factors[-1].bias.copy_(last.bias)  # type: ignore[operator]
-        return factored
+                last_factor(chain).bias.copy_(last.bias)  # type: ignore[operator]
+        return chain
 
     # Modules draw their first weights from the global generator; where another is given, that one stays as it was.
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
@@ -143,8 +84,8 @@ def decompose(
 
 
 def _splittable(module: nn.Module) -> Iterator[nn.Module]:
-    """The linear layers that are split, in the order of modules."""
-    if type(module) is nn.Linear or isinstance(module, FactoredLinear):
+    """The layers that are split, in the order of modules."""
+    if splitter_of(module) is not None:
         yield module
     else:
         for child in module.children():
@@ -168,18 +109,22 @@ def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> 
     return visit(model)
 
 
-@torch.no_grad()
-def _matrix(layer: nn.Linear | FactoredLinear) -> Tensor:
-    """The one matrix (O, I) that a layer amounts to."""
-    if isinstance(layer, nn.Linear):
-        return layer.weight
+def _as_matrix(layer: Any) -> Tensor:
+    """The weight (O, ...) of a layer as a matrix (O, I) that shares its memory."""
+    return layer.weight.detach().flatten(1)
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """The one matrix (O, I) that a layer, or a chain, amounts to."""
+    if not isinstance(layer, Chain):
+        return _as_matrix(layer)
     if len(layer.factors) > 1 and (layer.norms or not isinstance(layer.activation, nn.Identity)):
         what = "a normalisation" if layer.norms else "an activation"
         raise ValueError(f"svd needs layers that are one matrix: there is {what} between these factors")
-    first, *others = [factor.weight for factor in layer.factors]
-    matrix: Tensor = first  # type: ignore[assignment]
-    for weight in others:
-        matrix = weight @ matrix  # type: ignore[operator]
+    first, *others = layer.factors
+    matrix = _as_matrix(first)
+    for factor in others:
+        matrix = _as_matrix(factor) @ matrix
     return matrix
 
 

@@ -46,21 +46,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qdtune.model.factored import ACTIVATIONS, FactoredLinear
-from qdtune.model.quantize import QuantLinear
+from qdtune.model.chain import Chain
+from qdtune.model.layers.kind import Op
+from qdtune.model.layers.known import kind_of, kind_of_op
+from qdtune.model.quantize import saved_buffers
 from qdtune.model.signed_file import sign_file, split_file
-from qdtune.reader import GRIDS, MODEL, PACKED, VERSION
-from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.sizes import TRITS
+from qdtune.reader import MODEL, PACKED, VERSION
 
 TRIAL = "qdtune.trial_id"
-Op = dict[str, Any]
 
 
 def pack_replicas(
@@ -79,7 +77,7 @@ def pack_replicas(
         ops, own = operations(replica)
         tensors |= {f"{seed}/{name}": tensor.contiguous() for name, tensor in own.items()}
     if model != "mlp":  # their order, and what is between them, is known to its forward pass alone
-        ops = [op for op in ops if op["op"] in ("linear", "affine")]
+        ops = [op for op in ops if kind_of_op(op["op"]).has_tensors]
     program = json.dumps({"model": model, "inputs": inputs, "outputs": outputs, "ops": ops})
     metadata = {PACKED: VERSION, MODEL: program, TRIAL: trial_id}
     return sign_file(*split_file(safetensors.torch.save(tensors, metadata=metadata)))
@@ -93,72 +91,22 @@ def operations(model: nn.Module) -> tuple[list[Op], dict[str, Tensor]]:
     return list(_visit("", model, tensors)), tensors
 
 
-def pack_codes(codes: Tensor, bits: int, levels: str = "symmetric") -> Tensor:
-    """Codes (O, I) of 1..16 bits in a row, uint8 (`sizes.code_bytes`,); `reader.codes` is the way back."""
-    low, _, binary = GRIDS[bits, levels]
-    unsigned = (codes - low) // (1 + binary)
-    if levels == "ternary" and bits == 2:
-        digits = nn.functional.pad(unsigned.flatten(), (0, -unsigned.numel() % TRITS)).reshape(-1, TRITS)
-        return (digits * 3 ** torch.arange(TRITS)).sum(1).to(torch.uint8)
-    stream = (unsigned.reshape(-1, 1) >> torch.arange(bits)) & 1  # (O*I, bits), the lowest first
-    padded = nn.functional.pad(stream.flatten(), (0, -stream.numel() % 8)).reshape(-1, 8)
-    return (padded << torch.arange(8)).sum(1).to(torch.uint8)
-
-
 def _visit(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[Op]:
     """The operations of the module called `name` and of those in it; their tensors are put into `tensors`."""
-    dot = f"{name}." if name else ""
-    if type(module) is nn.Linear or isinstance(module, QuantLinear):
-        yield _linear(dot, module, tensors)
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        yield _affine(dot, module, tensors)
-    elif isinstance(module, FactoredLinear):
+    prefix, kind = f"{name}." if name else "", kind_of(module)
+    if kind is not None:
+        op, own = kind.pack(module, prefix)
+        tensors |= own
+        yield op
+    elif isinstance(module, Chain):
         for k, factor in enumerate(module.factors):
-            yield from _visit(f"{dot}factors.{k}", factor, tensors)
+            yield from _visit(f"{prefix}factors.{k}", factor, tensors)
             if factor is not module.factors[-1]:
-                yield from (op for norm in module.norms[k : k + 1] for op in _visit(f"{dot}norms.{k}", norm, tensors))
-                yield from _visit(f"{dot}activation", module.activation, tensors)
-    elif type(module) in _NAMES:
-        yield {"op": _NAMES[type(module)]}
+                for norm in module.norms[k : k + 1]:
+                    yield from _visit(f"{prefix}norms.{k}", norm, tensors)
+                yield from _visit(f"{prefix}activation", module.activation, tensors)
     else:
-        kept = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        tensors |= {f"{dot}{k}": t for k, t in kept.items() if k not in module._non_persistent_buffers_set}
+        kept = dict(module.named_parameters(recurse=False)) | saved_buffers(module)
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in kept.items()}
         for child, inner in module.named_children():
-            yield from _visit(f"{dot}{child}", inner, tensors)
-
-
-_NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
-
-
-def _linear(dot: str, layer: nn.Linear, tensors: dict[str, Tensor]) -> Op:
-    bits, act_bits, found = FLOAT_BITS, None, {"weight": layer.weight.detach()}
-    levels = input_levels = "symmetric"
-    if isinstance(layer, QuantLinear):
-        bits, act_bits = layer.weight_bits, layer.act_bits
-        if layer.weight_quantizer is not None:
-            codes, found["step"] = layer.codes()
-            levels = layer.weight_quantizer.levels
-            found["weight"] = pack_codes(codes, bits, levels)
-        if layer.input_quantizer is not None:
-            input_levels = layer.input_quantizer.levels
-            found["input_step"] = layer.input_quantizer.current(layer.weight)  # in evaluation the same for any input
-    if layer.bias is not None:
-        found["bias"] = layer.bias.detach()
-    tensors |= {f"{dot}{role}": tensor for role, tensor in found.items()}
-    names = {role: f"{dot}{role}" if role in found else None for role in ("weight", "step", "bias", "input_step")}
-    kinds = {"bits": bits, "levels": levels, "act_bits": act_bits, "input_levels": input_levels}
-    return {"op": "linear", "shape": list(layer.weight.shape), **kinds, **names}
-
-
-def _affine(dot: str, norm: nn.modules.batchnorm._BatchNorm, tensors: dict[str, Tensor]) -> Op:
-    """A batch normalisation with its statistics folded in: x * scale + shift, in double precision until the end."""
-    none, one = (
-        torch.zeros(norm.num_features, dtype=torch.float64),
-        torch.ones(norm.num_features, dtype=torch.float64),
-    )
-    mean = none if norm.running_mean is None else norm.running_mean.double()
-    spread = one if norm.running_var is None else (norm.running_var.double() + norm.eps).sqrt()
-    scale = (one if norm.weight is None else norm.weight.double()) / spread
-    shift = (none if norm.bias is None else norm.bias.double()) - mean * scale
-    tensors |= {f"{dot}scale": scale.float(), f"{dot}shift": shift.float()}
-    return {"op": "affine", "scale": f"{dot}scale", "shift": f"{dot}shift"}
+            yield from _visit(f"{prefix}{child}", inner, tensors)

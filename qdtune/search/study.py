@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, make_pruner
 from qdtune.search.samplers import distribution, experimental, make_sampler, opening
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import FRONT, VAL_ACCURACY, front_values
 from qdtune.spec.plan import candidates, make_trial, six_digits, violations
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
@@ -82,12 +83,12 @@ class Study:
                 study_name=spec.name,
                 storage=storage,
                 sampler=make_sampler(spec.method, spec.run_cap or 1, seed),
-                directions=["maximize", "minimize"],
+                directions=[one.direction for one in FRONT],
             )
             self.curves = _curves(spec, storage)
             with experimental():
-                self.search.set_metric_names(["val_accuracy", SIZE])
-                self.curves.set_metric_names(["val_accuracy"])
+                self.search.set_metric_names([one.name for one in FRONT])
+                self.curves.set_metric_names([VAL_ACCURACY.name])
 
     def propose(self) -> Configuration | None:
         """The configuration to try next; None where the space holds no other.
@@ -182,8 +183,8 @@ class Study:
             if live.pruned_by:
                 trial.set_user_attr("pruned_by", live.pruned_by)
             if state == "ok":
-                values = [accuracy, live.trial.sizes.size_bytes][: len(study.directions)]
-                study.tell(trial, values)  # type: ignore[arg-type]
+                values: Any = front_values(live.trial, accuracy) if study is self.search else [accuracy]
+                study.tell(trial, values)
             else:
                 study.tell(trial, state=_optuna_state(state))
 
@@ -206,7 +207,7 @@ class Study:
                 "distributions": self.space,
                 "user_attrs": _attributes(trial, result, self._by_seed),
             }
-            values = None if result.accuracy is None else [result.accuracy, trial.sizes.size_bytes]
+            values = None if result.accuracy is None else front_values(trial, result.accuracy)
             frozen = create_trial(values=values, constraints=violations(self.spec, trial), **known)
             if isinstance(self.search.sampler, BaseGASampler) and state == TrialState.COMPLETE:
                 generation = complete // (self.search.sampler.population_size or 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field, create_model
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from qdtune.datasets.known import DatasetInfo, image_side
+from qdtune.datasets.dataset import DatasetInfo, image_side
 from qdtune.spec.checks import choice, whole
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.values import Frozen, NumberValues, Rate, Values, Widths, cell_text
@@ -36,6 +36,7 @@ class Axis:
         column: the Arrow type of its column: `int32`, `float64` or `string`.
         text: one sentence for the docs.
         has_range: whether a sweep file may give it as a range, {min: a, max: b}.
+        is_bounded: whether constraints may name it.
         range_end: the largest end of a range, if it is less than the largest value.
         home: the key of the sweep file that holds its value where it is no axis, such as (`train`, `qat`, `lr`).
         since: the schema version of the tables that it came with.
@@ -64,6 +65,7 @@ class Axis:
     text: str
     place: int
     has_range: bool = False
+    is_bounded: bool = False
     range_end: int | None = None
     home: tuple[str, ...] = ()
     since: int = 1
@@ -124,6 +126,7 @@ DEPTH = Axis(
     "factors that each layer is split into, at equal parameter count",
     place=0,
     has_range=True,
+    is_bounded=True,
     is_split=True,
     tag="d{}",
     words=lambda n: f"depth {n}",
@@ -137,6 +140,7 @@ WEIGHT_BITS = Axis(
     "bits of a weight; 32 = float, not quantised",
     place=1,
     has_range=True,
+    is_bounded=True,
     range_end=16,
     head="bits",
     title="weight bits",

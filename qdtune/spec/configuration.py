@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from qdtune.datasets.known import DATASETS, DatasetInfo
+from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.known import dataset_of
 from qdtune.spec.axes import AXES, axis_fields, label
 from qdtune.spec.groups import Phase
+from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
 from qdtune.spec.values import cell_text
 
@@ -121,7 +123,7 @@ class Configuration(_AxisFields):
         if self.own_model:
             assert self.own_model.structure is not None, "its factory has not been asked for these hidden widths"
             return self.own_model.structure
-        info = self.own_data.info if self.own_data else DATASETS[self.dataset]
+        info = self.own_data.info if self.own_data else dataset_of(self.dataset).info
         return mlp_structure(info.inputs, self.hidden, info.classes, self.batch_norm)
 
     @property
@@ -132,19 +134,12 @@ class Configuration(_AxisFields):
     @property
     def columns(self) -> dict[str, Any]:
         """What a row of the tables says of a configuration before it is trained."""
-        sizes = self.sizes
         return {
             "trial_id": self.trial_id,
             **self.cells,
             "dataset": self.dataset,
             "model": self.own_model.factory if self.own_model else "mlp",
-            "params": sizes.params,
-            "size_bytes": sizes.size_bytes,
-            "weight_bytes": sizes.weight_bytes,
-            "scale_bytes": sizes.scale_bytes,
-            "bias_bytes": sizes.bias_bytes,
-            "other_bytes": sizes.other_bytes,
-            "fp32_bytes": sizes.fp32_bytes,
+            **known_before(self),
             "inner_dims": self.structure.inner_dims(self.depth, self.decompose),
         }
 

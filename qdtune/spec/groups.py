@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, model_validator
 
-from qdtune.datasets.known import DATASETS, DatasetInfo
+from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.known import DATASET_NAMES, dataset_of
 from qdtune.spec.axes import AUGMENT, HIDDEN
 from qdtune.spec.checks import choice, flag, matching, number, share, whole
 from qdtune.spec.choices import COMPILES, NORMS, ORDERS
-from qdtune.spec.objectives import BUDGETS
+from qdtune.spec.objectives import BOUNDED
 from qdtune.spec.sizes import Structure
 from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list
 
@@ -26,7 +27,7 @@ def _name(text: str) -> str | None:
     return text if fits and not device else None
 
 
-_CONSTRAINT = re.compile(rf"\s*({'|'.join(BUDGETS)})\s*(<=|>=|==|<|>)\s*([-+]?\d{{1,30}}(?:\.\d*)?(?:[eE]\d\d?)?)\s*")
+_CONSTRAINT = re.compile(rf"\s*({'|'.join(BOUNDED)})\s*(<=|>=|==|<|>)\s*([-+]?\d{{1,30}}(?:\.\d*)?(?:[eE]\d\d?)?)\s*")
 
 
 def _constraint(text: str) -> str | None:
@@ -52,7 +53,7 @@ RunName = Annotated[
 ]
 Constraint = Annotated[
     str,
-    matching(f"like 'size_bytes <= 8192': one of {', '.join(BUDGETS)}; <= < >= > ==; a number", _constraint),
+    matching(f"like 'size_bytes <= 8192': one of {', '.join(BOUNDED)}; <= < >= > ==; a number", _constraint),
 ]
 Factory = Annotated[str, matching("package.module:function", _factory)]
 Digest = Annotated[str, matching("64 hexadecimal digits", _digest)]
@@ -96,7 +97,7 @@ class DataGroup(Plugged):
     number of training samples, inputs and classes.
     """
 
-    dataset: Annotated[Several[Annotated[str, choice(DATASETS)]], BeforeValidator(as_list)] | None = None
+    dataset: Annotated[Several[Annotated[str, choice(DATASET_NAMES)]], BeforeValidator(as_list)] | None = None
     val_size: Annotated[int, whole(1, 10_000_000)] = 5000
     content: Digest | None = None
     shape: tuple[Count, Count, Count] | None = None
@@ -113,7 +114,7 @@ class DataGroup(Plugged):
     def info(self) -> DatasetInfo | None:
         """Sizes of the first data set; None where its factory has not been called."""
         if self.dataset:
-            return DATASETS[self.dataset[0]]
+            return dataset_of(self.dataset[0]).info
         return self.shape and DatasetInfo(*self.shape)
 
 

@@ -1,15 +1,88 @@
-"""The numbers that constraints may name."""
+"""What a configuration is judged by: accuracy, bytes, parameters.
+
+Everything that names an objective derives it from `OBJECTIVES`: what constraints may name, the columns of the tables,
+the ranks of the Pareto table and the directions of the Optuna study. To add one, add an entry at the end; to draw
+another front, name it in `FRONT`.
+"""
 
 from __future__ import annotations
 
-BUDGETS = (
-    "size_bytes",
-    "params",
-    "weight_bytes",
-    "scale_bytes",
-    "bias_bytes",
-    "other_bytes",
-    "fp32_bytes",
-    "depth",
-    "weight_bits",
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qdtune.spec.axes import AXES
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One number that is to be large or small.
+
+    Attributes:
+        name: its column.
+        direction: which way is better, in Optuna's words.
+        unit: of the number.
+        text: one sentence for the docs.
+        value: of a `Configuration`, where that is known before it is trained; None: training tells.
+        since: the schema version of the tables that it came with; tables of an older version read as null.
+    """
+
+    name: str
+    direction: Literal["maximize", "minimize"]
+    unit: str
+    text: str
+    value: Callable[[Any], int] | None = None
+    since: int = 1
+
+    @property
+    def sign(self) -> int:
+        """What to multiply it by so that less is better."""
+        return -1 if self.direction == "maximize" else 1
+
+
+VAL_ACCURACY = Objective(
+    "val_accuracy", "maximize", "fraction", "accuracy on the validation split, mean of the seeds"
 )
+PARAMS = Objective("params", "minimize", "parameters", "trainable numbers", lambda c: c.sizes.params)
+SIZE_BYTES = Objective("size_bytes", "minimize", "bytes", "everything that is shipped", lambda c: c.sizes.size_bytes)
+WEIGHT_BYTES = Objective(
+    "weight_bytes", "minimize", "bytes", "codes of the weights at their bits", lambda c: c.sizes.weight_bytes
+)
+SCALE_BYTES = Objective("scale_bytes", "minimize", "bytes", "step sizes, float32", lambda c: c.sizes.scale_bytes)
+BIAS_BYTES = Objective(
+    "bias_bytes", "minimize", "bytes", "biases and normalisation, float32", lambda c: c.sizes.bias_bytes
+)
+OTHER_BYTES = Objective(
+    "other_bytes",
+    "minimize",
+    "bytes",
+    "what is neither a linear layer nor a batch normalisation, float32",
+    lambda c: c.sizes.other_bytes,
+    since=3,
+)
+FP32_BYTES = Objective("fp32_bytes", "minimize", "bytes", "the same, nothing quantised", lambda c: c.sizes.fp32_bytes)
+OBJECTIVES = (
+    VAL_ACCURACY,
+    PARAMS,
+    SIZE_BYTES,
+    WEIGHT_BYTES,
+    SCALE_BYTES,
+    BIAS_BYTES,
+    OTHER_BYTES,
+    FP32_BYTES,
+)
+KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
+# What the front is drawn over: it ranks the Pareto table, and a search asks Optuna for it.
+FRONT = (VAL_ACCURACY, SIZE_BYTES)
+# What a constraint may name: it is judged before anything is trained.
+BOUNDED = (*(one.name for one in KNOWN_BEFORE), *(axis.name for axis in AXES if axis.is_bounded))
+
+
+def known_before(configuration: Any) -> dict[str, int]:
+    """The objectives of a `Configuration` that are known before it is trained, by name."""
+    return {one.name: one.value(configuration) for one in KNOWN_BEFORE if one.value}
+
+
+def front_values(configuration: Any, accuracy: Any) -> list[Any]:
+    """The values of `FRONT`, given what training tells."""
+    return [one.value(configuration) if one.value else accuracy for one in FRONT]

@@ -15,6 +15,7 @@ from qdtune.spec.axes import AXES, AXIS_NAMES, decisive_axes
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import DataGroup, ModelGroup, Phase
+from qdtune.spec.objectives import known_before
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.spec.values import Values, cell_text
 
@@ -129,7 +130,7 @@ def violations(spec: Spec, trial: Configuration) -> dict[str, float]:
 def excess(constraint: str, trial: Configuration) -> float:
     """How far a trial breaks a constraint such as `size_bytes <= 8192`; 0 or less where it does not."""
     name, sign, bound = constraint.split()
-    over = getattr(trial if name in AXIS_NAMES else trial.sizes, name) - float(bound)
+    over = (getattr(trial, name) if name in AXIS_NAMES else known_before(trial)[name]) - float(bound)
     if sign == "==":
         return abs(over)
     if sign[0] == ">":

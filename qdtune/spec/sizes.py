@@ -1,7 +1,8 @@
 """How wide the factors are and how many bytes a model ships, by arithmetic alone.
 
-No torch here, so that a dry run knows every size before anything heavy is imported. `quantize.sizes(model)`
-counts the same bytes from the tensors of a built model, and a test holds the two together.
+No torch here, so that a dry run knows every size before anything heavy is imported. `quantize.count_sizes(model)`
+counts the same bytes from the tensors of a built model, and a test compares the two. A layer kind of
+`model/layers` describes its layers as matrices (`LayerShape`); the arithmetic below is the same for all kinds.
 
 Alphabet: I in, O out, H inner width, D depth.
 """
@@ -39,7 +40,13 @@ def inner_width(in_features: int, out_features: int, depth: int) -> int:
 
 
 def factor_dims(in_features: int, out_features: int, depth: int) -> tuple[int, ...]:
-    """The D+1 widths (I, H, ..., H, O) of one layer split into D factors."""
+    """The D+1 widths (I, H, ..., H, O) of one layer split into D factors.
+
+    Raises:
+        ValueError: depth below 1.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be >= 1, got {depth}")
     if depth == 1:
         return (in_features, out_features)
     return (in_features, *[inner_width(in_features, out_features, depth)] * (depth - 1), out_features)
@@ -56,7 +63,7 @@ class Sizes:
             is quantised too.
         bias_bytes: biases and normalisation (scale and shift, the statistics folded in), as float32.
         fp32_bytes: the same model with nothing quantised.
-        other_bytes: what is neither a linear layer nor a batch normalisation, which stays as it is.
+        other_bytes: layers of no known kind, which stay as they are.
     """
 
     params: int = 0
@@ -122,31 +129,55 @@ def other_sizes(params: int, size: int) -> Sizes:
     return Sizes(params=params, fp32_bytes=size, other_bytes=size)
 
 
+class LayerShape(NamedTuple):
+    """A layer that is quantised, and may be split, as the matrix that its weights are.
+
+    Attributes:
+        inputs: I, the weights of one output: of a convolution, the input channels times the area of its kernel.
+        outputs: O, of a convolution the output channels.
+        has_bias: whether there is one number more per output.
+        kind: the layer kind, by its name in packed programs.
+        is_split: whether `decompose` splits it into factors of the widths `factor_dims`.
+    """
+
+    inputs: int
+    outputs: int
+    has_bias: bool
+    kind: str = "linear"  # sweep files of older versions have linear layers alone, and only the fields above
+    is_split: bool = True
+
+
 class Structure(NamedTuple):
     """What a network consists of before it is split, as far as its bytes go.
 
     Attributes:
-        layers: each linear layer: I, O, whether it has a bias.
+        layers: each layer that is quantised, in the order of modules.
         norms: features that are batch-normalised.
         factor_norms: whether those between the factors of a layer are, too.
         other: all other trainable numbers.
         other_bytes: of these and of the tables (buffers) that go with the model.
     """
 
-    layers: tuple[tuple[int, int, bool], ...]
+    layers: tuple[LayerShape, ...]
     norms: int = 0
     other: int = 0
     other_bytes: int = 0
     factor_norms: bool = False
 
     def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
-        """The widths of each layer's factors; with `hidden` the last layer stays one."""
-        depths = [depth] * (len(self.layers) - 1) + [depth if decompose == "all" else 1]
-        return [factor_dims(i, o, d) for (i, o, _), d in zip(self.layers, depths, strict=True)]
+        """The widths of each layer's factors; with `hidden` the last layer that is split stays one."""
+        split = [k for k, layer in enumerate(self.layers) if layer.is_split]
+        if decompose == "hidden":
+            split = split[:-1]
+        return [
+            factor_dims(layer.inputs, layer.outputs, depth if k in split else 1)
+            for k, layer in enumerate(self.layers)
+        ]
 
     def inner_dims(self, depth: int, decompose: str = "all") -> list[list[int]]:
-        """The widths between the factors of each layer, D - 1 of them."""
-        return [list(dims[1:-1]) for dims in self.dims(depth, decompose)]
+        """The widths between the factors of each layer that is split, D - 1 of them."""
+        dims = zip(self.layers, self.dims(depth, decompose), strict=True)
+        return [list(widths[1:-1]) for layer, widths in dims if layer.is_split]
 
     def sizes(
         self,
@@ -159,10 +190,10 @@ class Structure(NamedTuple):
     ) -> Sizes:
         """The bytes after `decompose` and `quantize`."""
         total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
-        for (_, o, bias), dims in zip(self.layers, self.dims(depth, decompose), strict=True):
+        for layer, dims in zip(self.layers, self.dims(depth, decompose), strict=True):
             total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
             for k, (rows, columns) in enumerate(pairwise(dims)):
-                biases = o if k == len(dims) - 2 and bias else 0
+                biases = columns if k == len(dims) - 2 and layer.has_bias else 0
                 steps = columns if granularity == "channel" else 1
                 total += matrix_sizes(rows * columns, biases, weight_bits, act_bits, levels, steps)
         return total
@@ -175,7 +206,7 @@ def mlp_structure(inputs: int, hidden: Sequence[int], classes: int, batch_norm: 
         batch_norm: true, false, or one of `choices.NORMS`.
     """
     pairs = list(pairwise((inputs, *hidden, classes)))
-    layers = tuple((i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
+    layers = tuple(LayerShape(i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
     return Structure(layers, norms=sum(hidden) if batch_norm else 0, factor_norms=batch_norm == "factors")
 
 
@@ -190,5 +221,5 @@ def mlp_sizes(
     batch_norm: bool | str = False,
     **axes: str,
 ) -> Sizes:
-    """The bytes of `networks.mlp` after `decompose` and `quantize`; `axes` as of `Parts.sizes`."""
+    """The bytes of `networks.mlp` after `decompose` and `quantize`; `axes` as of `Structure.sizes`."""
     return mlp_structure(inputs, hidden, classes, batch_norm).sizes(depth, weight_bits, act_bits, **axes)

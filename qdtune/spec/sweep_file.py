@@ -16,7 +16,8 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from qdtune.datasets.known import DATASETS, DatasetInfo
+from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.known import dataset_of
 from qdtune.messages import KeyPath, Place, Problem, SpecError, describe_unknown, format_value, printable, user_error
 from qdtune.spec.axes import AXES, Axis, Excluded, Parameters
 from qdtune.spec.checks import choice, matching, whole
@@ -100,7 +101,7 @@ class Spec(Frozen):
             return self
         val_size = self.data.val_size
         if dataset != self.data.names[0]:
-            val_size = min(val_size, DATASETS[dataset].train // 5)
+            val_size = min(val_size, dataset_of(dataset).train // 5)
         return self.changed("data", dataset=[dataset], val_size=val_size)
 
     def changed(self, group: str, **values: Any) -> Spec:

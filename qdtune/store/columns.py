@@ -5,10 +5,12 @@ from __future__ import annotations
 import pyarrow as pa
 
 from qdtune.spec.axes import AXES
+from qdtune.spec.objectives import KNOWN_BEFORE, OBJECTIVES
 
 # Rises with every column, an axis among them: a file of this version has them all, an older one reads as null, or as
 # `Axis.before` has it.
-SCHEMA_VERSION = max(5, *(axis.since for axis in AXES))
+FIRST_VERSION = 5  # from here on the version is that of the newest axis or objective
+SCHEMA_VERSION = max(FIRST_VERSION, *(one.since for one in (*AXES, *OBJECTIVES)))
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
 # The other states may come out differently another time, so they run again on the next launch.
 FINAL = frozenset({"ok", "pruned", "diverged"})
@@ -27,13 +29,7 @@ TRIALS = pa.schema(
         ("val_accuracy", pa.float64()),
         ("test_accuracy", pa.float64()),
         ("float_val_accuracy", pa.float64()),
-        ("params", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("weight_bytes", pa.int64()),
-        ("scale_bytes", pa.int64()),
-        ("bias_bytes", pa.int64()),
-        ("other_bytes", pa.int64()),
-        ("fp32_bytes", pa.int64()),
+        *[(one.name, pa.int64()) for one in KNOWN_BEFORE],
         ("inner_dims", pa.list_(pa.list_(pa.int32()))),
         ("seconds", pa.float64()),
         ("device", pa.string()),
@@ -55,7 +51,8 @@ HISTORY = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
-_SHARED = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by")  # by the seeds of a row
+_LATER = tuple(one.name for one in KNOWN_BEFORE if one.since > FIRST_VERSION)
+_SHARED = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by", *_LATER)  # by the seeds of a row
 _SPREAD = ("", "_std", "_low", "_high")
 PARETO = pa.schema(
     [
@@ -69,6 +66,7 @@ PARETO = pa.schema(
         ("size_bytes", pa.int64()),
         ("other_bytes", pa.int64()),
         ("params", pa.int64()),
+        *[(name, pa.int64()) for name in _LATER],
         ("state", pa.string()),
         ("pruned_by", pa.string()),
         ("epochs", pa.int32()),

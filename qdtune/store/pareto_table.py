@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qdtune.pareto import front_probability, rank
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.objectives import FRONT
 from qdtune.store.columns import _SHARED, _SPREAD, FINAL, PARETO, STATES
 
 
@@ -65,12 +66,12 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
 
 
 def ranking(configurations: pa.Table) -> dict[str, pa.Array]:
-    """The columns `pareto_rank` and `is_pareto` of configurations: those that are `ok`, by accuracy up and size down.
+    """The columns `pareto_rank` and `is_pareto` of configurations: those that are `ok`, over the front.
 
     Args:
-        configurations: columns of `PARETO`, at least `val_accuracy`, `size_bytes` and `state`.
+        configurations: columns of `PARETO`, at least `state` and those of `objectives.FRONT`.
     """
-    costs = np.column_stack([-_floats(configurations["val_accuracy"]), _floats(configurations["size_bytes"])])
+    costs = np.column_stack([one.sign * _floats(configurations[one.name]) for one in FRONT])
     costs[pc.not_equal(configurations["state"], "ok").to_numpy(zero_copy_only=False)] = np.nan
     ranks = rank(costs)
     return {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qdtune.datasets.known import image_side
+from qdtune.datasets.dataset import image_side
 
 MOVES = 9  # of an image: none, and one pixel to each side and corner
 SIGMA, ALPHA = 4.0, 34.0  # the paper's, for images of 28 pixels (its 29 have an empty row more)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from torch import Tensor
 from torch.utils import _pytree as tree
 
 from qdtune.machine import cache_dir
-from qdtune.model import factored, networks, quantize, quantizer
+from qdtune.model import chain, factored, networks, quantize, quantizer
+from qdtune.model.layers import kind, known, matrix
 from qdtune.training import step
 from qdtune.training.step import Shape
 
@@ -102,12 +104,16 @@ def _machine() -> str:
 
 def _key(shape: Shape, structure: tree.TreeSpec, tensors: list[Tensor]) -> str:
     """A hash of all that decides the machine code: shapes, threads, the machine, the sources that make it."""
-    sources = [
-        inspect.getsource(module) for module in (step, networks, factored, quantize, quantizer, sys.modules[__name__])
-    ]
+    sources = [inspect.getsource(module) for module in step_sources()]
     shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
     described = [shape, str(structure), shapes, torch.get_num_threads(), _machine(), sources]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:24]
+
+
+def step_sources() -> list[ModuleType]:
+    """The modules that decide what a step computes; a layer kind is among them once it is in `known.LAYERS`."""
+    ours = [step, networks, chain, factored, quantize, quantizer, kind, matrix, known, sys.modules[__name__]]
+    return ours + [sys.modules[type(one).__module__] for one in known.LAYERS]
 
 
 def _library(key: str, build: Callable[[], bytes]) -> Any:

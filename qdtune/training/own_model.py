@@ -1,6 +1,6 @@
 """Models of the user's own, judged once by the driver: what they consist of, and whether they can be trained here.
 
-Only the `nn.Linear` layers of such a model are split and quantised; all else stays as it is, and its bytes count.
+Only layers of known kinds are split and quantised (`model/layers`); all else stays as it is, and its bytes count.
 What cannot be made right is refused before anything is trained.
 """
 
@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from qdtune import plugins
-from qdtune.datasets.known import DatasetInfo
+from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
+from qdtune.model.layers.known import LAYERS, kind_of
+from qdtune.model.layers.matrix import MatrixKind
 from qdtune.model.quantize import count_sizes
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration, OwnModel
 from qdtune.spec.groups import Qat, Warmup
-from qdtune.spec.sizes import Sizes, Structure, matrix_sizes
+from qdtune.spec.sizes import FLOAT_BYTES, LayerShape, Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
 from qdtune.training.cohort import Tensors
@@ -68,29 +70,48 @@ def _parts(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structu
             f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         )
         raise PluginError(f"{own.factory}: 2 samples must give float32 logits of shape {wanted}, got {got}")
-    layers = tuple((m.in_features, m.out_features, m.bias is not None) for m in _linears(model))
+    return structure_of(model)
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """What a network, not yet split, consists of, as far as its bytes go.
+
+    Raises:
+        AssertionError: a layer kind counts other bytes than its shapes say.
+    """
     whole = count_sizes(model)
-    split = sum((matrix_sizes(i * o, o * bias, FLOAT_BITS, None) for i, o, bias in layers), Sizes())
-    norms = sum(m.num_features for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return Structure(layers, norms, whole.params - split.params - 2 * norms, whole.other_bytes)
+    layers = Structure(tuple(shape for _, shape in _quantisable(model)))
+    alone = layers.sizes(1, FLOAT_BITS, None)
+    norms = (whole.bias_bytes - alone.bias_bytes) // (2 * FLOAT_BYTES)  # a scale and a shift per feature
+    structure = layers._replace(
+        norms=norms, other=whole.params - alone.params - 2 * norms, other_bytes=whole.other_bytes
+    )
+    assert structure.sizes(1, FLOAT_BITS, None) == whole, "the sizes by arithmetic and those by tensors disagree"
+    return structure
 
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _linears(model: nn.Module) -> list[nn.Linear]:
-    """The layers that `decompose` splits; what attention of PyTorch's own holds is a subclass, and stays whole."""
-    return [m for m in model.modules() if type(m) is nn.Linear]
+def _quantisable(model: nn.Module) -> Iterator[tuple[nn.Module, LayerShape]]:
+    """Each layer that `quantize` changes, with its shape; attention holds a subclass of a layer, which stays whole."""
+    for module in model.modules():
+        kind = kind_of(module)
+        if kind is not None and (shape := kind.shape(module)) is not None:
+            yield module, shape
 
 
 def _faults(model: nn.Module) -> Iterator[str]:
     """What would be wrong without a word, or only be seen in a worker."""
-    layers = _linears(model)
+    layers = [layer for layer, _ in _quantisable(model)]
     if not layers:
-        yield "without any nn.Linear: there is nothing to split and quantise"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in layers):
-        yield "with hooks on an nn.Linear (weight_norm sets one), which a layer that is split would lose"
+        known = " or ".join(f"nn.{kind.plain.__name__}" for kind in LAYERS if isinstance(kind, MatrixKind))
+        yield f"without any {known}: there is nothing to split and quantise"
+    for layer in layers:
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            name = f"nn.{type(layer).__name__}"
+            yield f"with hooks on an {name} (weight_norm sets one), which a layer that is split would lose"
     names: dict[int, str] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if p.dtype != torch.float32 or not p.requires_grad:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from qdtune.machine import is_compiled
-from qdtune.model.factored import FactoredLinear, decompose
+from qdtune.model.chain import Chain
+from qdtune.model.factored import decompose
 from qdtune.model.packed import pack_replicas
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import find_fault, sign_file, split_file
@@ -218,7 +219,7 @@ def _rows(
         "finished_at": datetime.now(timezone.utc),
     }
     assert count_sizes(replicas[0]) == trial.sizes, "the sizes by arithmetic and the one by tensors disagree"
-    inner_dims = [m.inner_dims for m in replicas[0].modules() if isinstance(m, FactoredLinear)]
+    inner_dims = [m.inner_dims for m in replicas[0].modules() if isinstance(m, Chain)]
     assert inner_dims == shared["inner_dims"]
     rows = []
     for k, seed in enumerate(trial.seeds):

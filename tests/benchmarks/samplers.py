@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from qdtune.commands.replay import recording
-from qdtune.datasets.known import DATASETS
+from qdtune.datasets.known import dataset_of
 from qdtune.pareto import hypervolume
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
@@ -55,7 +55,7 @@ def main() -> None:
     spec, results = recording(arguments.run)
     recorded = {result.trial.trial_id: result for result in results}
     largest = max(result.trial.sizes.size_bytes for result in results)
-    corner = (-1 / DATASETS[spec.data.dataset[0]].classes, 1 + math.log2(largest))
+    corner = (-1 / dataset_of(spec.data.dataset[0]).classes, 1 + math.log2(largest))
 
     def volume(some: list[Result]) -> float:
         costs = [(-r.accuracy, math.log2(r.trial.sizes.size_bytes)) for r in some if r.accuracy is not None]

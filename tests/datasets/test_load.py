@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qdtune.datasets import load
-from qdtune.datasets.known import DATASETS
+from qdtune.datasets import cifar, known, load
+from qdtune.datasets.dataset import DataFile
 
 TRAIN, TEST = 60, 20  # rows of the small idx sets written here
 FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -53,12 +54,17 @@ def network_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket, call, touched)
 
 
+def change(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
+    """Changes what is known of a data set."""
+    changed = [replace(one, **changes) if one.name == name else one for one in known.DATASETS]
+    monkeypatch.setattr(known, "DATASETS", tuple(changed))
+
+
 @pytest.fixture
 def arrays(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Contents of a small idx set, by file; `load` is told to expect its sizes."""
     for name in ("mnist", "kmnist"):
-        monkeypatch.setitem(DATASETS, name, type(DATASETS[name])(TRAIN, 784, 10))
-    monkeypatch.setattr(load, "_IDX_TEST_ROWS", TEST)
+        change(monkeypatch, name, train=TRAIN, test=TEST)
     random = np.random.RandomState(3)
     return {
         file: random.randint(0, 256, (rows, 28, 28), np.uint8)
@@ -75,8 +81,9 @@ def small(tmp_path: Path, arrays: dict[str, np.ndarray], monkeypatch: pytest.Mon
         (tmp_path / folder).mkdir(parents=True)
         for file, array in arrays.items():
             (tmp_path / folder / file).write_bytes(idx(array))
-    sums = tuple(hashlib.md5(idx(arrays[file])).hexdigest() for file in FILES)
-    monkeypatch.setitem(load._IDX_SUMS, "mnist", sums)
+    sums = (hashlib.md5(idx(arrays[file])).hexdigest() for file in FILES)
+    files = tuple(DataFile(f"MNIST/raw/{file}", md5) for file, md5 in zip(FILES, sums, strict=True))
+    change(monkeypatch, "mnist", files=files)
     return tmp_path
 
 
@@ -102,7 +109,7 @@ def assert_sound(found: load.Samples, train: int, val: int, test: int) -> None:
 @pytest.mark.parametrize(("name", "test"), [("digits", 360), ("synthetic", 256)])
 def test_builtin_sets_have_their_shapes(name: str, test: int, tmp_path: Path, network_forbidden: None) -> None:
     found, notes = load.load([name], tmp_path, 100)
-    info = DATASETS[name]
+    info = known.dataset_of(name)
     assert notes == []
     assert (found.name, found.inputs, found.classes) == (name, info.inputs, info.classes)
     assert_sound(found, info.train - 100, 100, test)
@@ -144,11 +151,11 @@ def test_cifar10_rows_are_channel_by_channel(tmp_path: Path, monkeypatch: pytest
     images, labels = random.randint(0, 256, (6, 32, 32, 3), np.uint8), [3, 1, 4, 1, 5, 9]
 
     class Stub:
-        load, targets = images, labels
+        data, targets = images, labels
 
-    monkeypatch.setattr(load, "_check", lambda name, path: None)
+    monkeypatch.setattr(cifar, "check_file", lambda dataset, file, root: None)
     monkeypatch.setattr(datasets, "CIFAR10", lambda root, train: Stub)
-    _, _, x, y = load._read_cifar10("cifar10", tmp_path)
+    _, _, x, y = cifar.CIFAR10.read(cifar.CIFAR10, tmp_path)
     assert (x.dtype, y.dtype) == (np.uint8, np.int64)
     assert np.array_equal(x[2].reshape(3, 32, 32)[1], images[2, :, :, 1])
     assert list(y) == labels
@@ -339,12 +346,14 @@ def test_label_out_of_range_is_refused_where_no_sum_is_known(small: Path) -> Non
 def test_any_flipped_bit_is_found(small: Path, file: str, where: float, bit: int) -> None:
     content = bytearray((small / "MNIST/raw" / file).read_bytes())
     content[int(where * len(content))] ^= 1 << bit
-    assert load._idx_fault("mnist", file, bytes(content)) is not None
+    mnist = known.dataset_of("mnist")
+    (known_file,) = [one for one in mnist.files if one.path.endswith(file)]
+    assert mnist.find_fault(mnist, known_file, bytes(content)) is not None
 
 
 def test_damaged_cifar_batch_is_refused_before_it_is_unpickled(tmp_path: Path, network_forbidden: None) -> None:
-    for file in load._CIFAR_FILES:
-        path = tmp_path / "cifar-10-batches-py" / file
+    for file in known.dataset_of("cifar10").files:
+        path = tmp_path / file.path
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no batch")
     with pytest.raises(load.DataError, match="data_batch_1 is damaged: its md5 must be"):

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from qdtune.model.factored import ACTIVATIONS, ORTHOGONAL_GAIN, FactoredLinear, decompose
+from qdtune.model.chain import ACTIVATIONS
+from qdtune.model.factored import ORTHOGONAL_GAIN, decompose
+from qdtune.model.layers.linear import FactoredLinear
 from qdtune.spec.axes import ACTIVATION, FACTOR_INIT
 from qdtune.spec.sizes import factor_dims
 

@@ -14,8 +14,9 @@ from torch import nn
 from qdtune import reader
 from qdtune.datasets.load import load
 from qdtune.model import packed
-from qdtune.model.factored import ACTIVATIONS
+from qdtune.model.chain import ACTIVATIONS
 from qdtune.model.formats.packed import one_seed
+from qdtune.model.layers.matrix import pack_codes
 from qdtune.model.quantize import count_sizes
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.reader import ReaderError
@@ -103,7 +104,7 @@ def test_codes_come_back_and_lie_where_the_layout_says(bits, levels, o, i, rando
     low, high = (-1, 1) if bits == 1 else (-(2 ** (bits - 1)) + (levels != "full"), 2 ** (bits - 1) - 1)
     apart = 2 if bits == 1 else 1
     values = [random.randrange(low, high + 1, apart) for _ in range(o * i)]
-    stream = packed.pack_codes(torch.tensor(values).reshape(o, i), bits, levels).numpy()
+    stream = pack_codes(torch.tensor(values).reshape(o, i), bits, levels).numpy()
     assert len(stream) == code_bytes(o * i, bits, levels)
     unsigned = [(code - low) // apart for code in values]
     if levels == "ternary" and bits == 2:

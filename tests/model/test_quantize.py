@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from qdtune.model import networks
-from qdtune.model.factored import FactoredLinear, decompose
-from qdtune.model.quantize import QuantLinear, calibrate, calibrate_alike, count_sizes, quantize
+from qdtune.model.factored import decompose
+from qdtune.model.layers.linear import FactoredLinear, QuantLinear
+from qdtune.model.quantize import calibrate, calibrate_alike, count_sizes, quantize
 from qdtune.model.quantizer import Quantizer, codes, fake_quantize, scale_mix
 from qdtune.spec.axes import DECOMPOSE, GRANULARITY, LEVELS, SCALE
 from qdtune.spec.sizes import mlp_sizes

@@ -239,5 +239,14 @@ def test_unmutated_files_are_planned(
     known = {name for source in sources for name in re.findall(r"^    (\w+): ", source, re.MULTILINE)}
     optional = {"scope", "min_delta", "n_startup_trials", "n_warmup_steps", "interval_steps", "percentile"}
     optional |= {"min_resource", "reduction_factor", "lower", "p_threshold"}  # of other pruners
-    optional |= {"factory", "sha256", "built", "shape", "content", "_found", "_name"}  # of plugins
+    optional |= {
+        "factory",
+        "sha256",
+        "built",
+        "shape",
+        "content",
+        "_found",
+        "_name",
+        "Augment",
+    }  # of plugins, and a type
     assert known - optional - {"values"} <= {key.decode() for key in KEY.findall(EVERY_KEY)}

@@ -19,7 +19,7 @@ from qdtune.spec.axes import LEVELS
 from qdtune.spec.choices import ORDERS
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.groups import Resources
-from qdtune.spec.objectives import BUDGETS
+from qdtune.spec.objectives import BOUNDED
 from qdtune.spec.plan import (
     Plan,
     candidates,
@@ -161,7 +161,7 @@ COMPARE = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator
 @settings(max_examples=300, deadline=None)
 @given(
     axes,
-    st.sampled_from(BUDGETS),
+    st.sampled_from(BOUNDED),
     st.sampled_from(sorted(COMPARE)),
     st.sampled_from([-1000, -1, -0.5, 0, 0, 0.5, 1, 1000]),
     st.randoms(use_true_random=False),

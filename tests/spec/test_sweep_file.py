@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdtune.datasets.known import DATASETS, DatasetInfo, image_side
+from qdtune.datasets.dataset import DatasetInfo, image_side
+from qdtune.datasets.known import dataset_of
 from qdtune.messages import MAX_LINES, Problem, SpecError
 from qdtune.spec import configuration
 from qdtune.spec.axes import AXIS_NAMES
@@ -847,7 +848,7 @@ def test_config_holds_the_axes_in_order() -> None:
 
 
 def test_ledger_is_that_of_the_network() -> None:
-    info = DATASETS["mnist"]
+    info = dataset_of("mnist")
     assert TRIAL.sizes == mlp_sizes(
         info.inputs, (64, 32), info.classes, depth=2, weight_bits=4, act_bits=None, batch_norm=True
     )

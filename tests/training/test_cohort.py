@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from qdtune.datasets.load import load
 from qdtune.model import networks
-from qdtune.model.factored import ACTIVATIONS, decompose
+from qdtune.model.chain import ACTIVATIONS
+from qdtune.model.factored import decompose
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.groups import Qat, Warmup

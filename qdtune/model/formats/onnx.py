@@ -17,7 +17,6 @@ from qdtune.spec.choices import FLOAT_BITS
 OPSET, IR = 21, 10
 INPUT = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
 RAW = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
-NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tanh", "identity": "Identity"}
 
 
 def to_onnx(model: Model, name: str) -> bytes:
@@ -33,12 +32,14 @@ def to_onnx(model: Model, name: str) -> bytes:
     kind = model.program["model"]
     if kind != "mlp":
         raise user_error(f"only the model mlp can be had as ONNX, got {format_value(kind)}: export it as packed")
+    from qdtune.model.layers.known import kind_of_op  # torch, which the other formats do without
+
     helper = library().helper
-    graph = _Graph(model)
+    graph = Graph(model)
     x = graph.add("Cast", ["pixels"], to=helper.TensorProto.FLOAT)
     x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
     for op in model.program["ops"]:
-        x = _operation(graph, op, x)
+        x = kind_of_op(op["op"]).add_nodes(graph, op, x)
     graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
     ends = [
         helper.make_tensor_value_info(end, kind, ["batch", model.program[width]])
@@ -69,7 +70,7 @@ def library() -> Any:
     return onnx
 
 
-class _Graph:
+class Graph:
     """Nodes and constants, as they are added."""
 
     def __init__(self, model: Model) -> None:
@@ -95,47 +96,35 @@ class _Graph:
     def tensor(self, name: str) -> str:
         return self.constant(self.model.stored[name], name=name)
 
+    def weight(self, op: dict[str, Any]) -> str:
+        """Adds the weight of an operation, in the shape of the operation."""
+        if op["bits"] == FLOAT_BITS:
+            return self.tensor(op["weight"])
+        narrow = next(n for n in (4, 8, 16) if op["bits"] <= n)
+        inputs = [self.constant(codes(self.model.stored, op), f"INT{narrow}", op["weight"])]
+        if not self.model.stored[op["step"]].ndim:
+            return self.add("DequantizeLinear", [*inputs, self.tensor(op["step"])])
+        steps = self.constant(self.model.stored[op["step"]].ravel(), name=op["step"])
+        return self.add("DequantizeLinear", [*inputs, steps], axis=0)  # a step for each output channel
+
+    def quantized_input(self, op: dict[str, Any], x: str) -> str:
+        """Adds the quantisation of an operation's input, if it has any; the name of what the operation takes."""
+        if op["act_bits"] is None:
+            return x
+        step = float(self.model.stored[op["input_step"]])
+        low, high, binary = GRIDS[op["act_bits"], op.get("input_levels")]
+        up = self.number(step)
+        if binary:  # two levels and no zero between them: QuantizeLinear has no such grid
+            return self.add("Where", [self.add("GreaterOrEqual", [x, self.number(0.0)]), up, self.number(-step)])
+        # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
+        x = self.add("Min", [self.add("Max", [x, self.number(low * step)]), self.number(high * step)])
+        kind = f"{'INT' if low else 'UINT'}{8 if high - low < 256 else 16}"
+        zero = self.constant(np.array(0), kind)
+        # QuantizeLinear rounds halves to the even neighbour, as the reader does.
+        return self.add("DequantizeLinear", [self.add("QuantizeLinear", [x, up, zero]), up, zero])
+
 
 def _nibbles(values: np.ndarray[Any, Any]) -> bytes:
     """Whole numbers of 4 bits, two to a byte, the first in its lower half."""
     low, high = np.pad(values.flatten() & 15, (0, values.size % 2)).reshape(-1, 2).T
     return (low | high << 4).astype(np.uint8).tobytes()
-
-
-def _operation(graph: _Graph, op: dict[str, Any], x: str) -> str:
-    """Adds one operation of a packed model, which takes x; the name of what it gives."""
-    if op["op"] == "linear":
-        if op["act_bits"] is not None:
-            step = float(graph.model.stored[op["input_step"]])
-            x = _quantised(graph, x, step, *GRIDS[op["act_bits"], op.get("input_levels")])
-        bias = [] if op["bias"] is None else [graph.tensor(op["bias"])]
-        return graph.add("Gemm", [x, _weight(graph, op), *bias], transB=1)
-    if op["op"] == "affine":
-        return graph.add("Add", [graph.add("Mul", [x, graph.tensor(op["scale"])]), graph.tensor(op["shift"])])
-    if op["op"] == "hardtanh":
-        return graph.add("Clip", [x, graph.number(-1.0), graph.number(1.0)])
-    return graph.add(NODES[op["op"]], [x], **({"alpha": 0.01} if op["op"] == "leaky_relu" else {}))
-
-
-def _weight(graph: _Graph, op: dict[str, Any]) -> str:
-    """Adds the weights (O, I) of a layer."""
-    if op["bits"] == FLOAT_BITS:
-        return graph.tensor(op["weight"])
-    model, narrow = graph.model, next(n for n in (4, 8, 16) if op["bits"] <= n)
-    inputs = [graph.constant(codes(model.stored, op), f"INT{narrow}", op["weight"])]
-    if not model.stored[op["step"]].ndim:
-        return graph.add("DequantizeLinear", [*inputs, graph.tensor(op["step"])])
-    steps = graph.constant(model.stored[op["step"]].ravel(), name=op["step"])
-    return graph.add("DequantizeLinear", [*inputs, steps], axis=0)  # a step for each output channel
-
-
-def _quantised(graph: _Graph, x: str, step: float, low: int, high: int, binary: bool) -> str:
-    """Adds the quantisation of a layer's input; QuantizeLinear rounds halves to even, as the reader does."""
-    up = graph.number(step)
-    if binary:  # two levels and no zero between them, and QuantizeLinear has no such grid
-        return graph.add("Where", [graph.add("GreaterOrEqual", [x, graph.number(0.0)]), up, graph.number(-step)])
-    # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
-    x = graph.add("Min", [graph.add("Max", [x, graph.number(low * step)]), graph.number(high * step)])
-    kind = f"{'INT' if low else 'UINT'}{8 if high - low < 256 else 16}"
-    zero = graph.constant(np.array(0), kind)
-    return graph.add("DequantizeLinear", [graph.add("QuantizeLinear", [x, up, zero]), up, zero])

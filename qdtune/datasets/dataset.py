@@ -1,0 +1,96 @@
+"""What is known of a data set before it is read.
+
+Sweep files are checked against it, so nothing heavy is imported here: readers import NumPy when they are called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Splits: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train_x, train_y, test_x, test_y
+
+
+class DataError(ValueError):
+    """A data set that cannot be had, or whose files are damaged; the message says what to do."""
+
+
+class DatasetInfo(NamedTuple):
+    """Training samples (validation split included), input features, classes."""
+
+    train: int
+    inputs: int
+    classes: int
+
+
+class DataFile(NamedTuple):
+    """One unpacked file of a data set: its path under the root of all data sets, and its md5 if one is known."""
+
+    path: str
+    md5: str | None = None
+
+
+class Archive(NamedTuple):
+    """One file to download: its path under the root of all data sets, and its md5."""
+
+    path: str
+    md5: str
+
+
+def find_no_fault(dataset: Dataset, file: DataFile, content: bytes) -> str | None:
+    """None: any content is accepted."""
+    return None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set.
+
+    Attributes:
+        name: what sweep files and tables call it.
+        text: one sentence for the docs.
+        train: training samples, validation split included.
+        test: test samples.
+        inputs: numbers per sample.
+        classes: number of labels.
+        read: its samples, given the data set and the root folder: train_x, train_y, test_x, test_y; x is uint8
+            (N, inputs), y is int64 (N,).
+        image: channels, height and width of a sample, channel by channel; None if samples are no images.
+        files: what has to lie under the root; empty if it comes with a package or is drawn.
+        find_fault: what is wrong with the content of one of its files, if anything.
+        source: the class of torchvision that downloads it; empty if there is nothing to download.
+        list_archives: what that class downloads.
+    """
+
+    name: str
+    text: str
+    train: int
+    test: int
+    inputs: int
+    classes: int
+    read: Callable[[Dataset, Path], Splits]
+    image: tuple[int, int, int] | None = None
+    files: tuple[DataFile, ...] = ()
+    find_fault: Callable[[Dataset, DataFile, bytes], str | None] = find_no_fault
+    source: str = ""
+    list_archives: Callable[[Any], list[Archive]] = lambda source: []
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Its sizes, as data of the user's own have them, too."""
+        return DatasetInfo(self.train, self.inputs, self.classes)
+
+
+def image_side(inputs: int) -> int | None:
+    """Pixels along a side of a square image with this many numbers, of one or three colours; None if it is none."""
+    for colours in (1, 3):
+        side = math.isqrt(inputs // colours)
+        if colours * side**2 == inputs:
+            return side
+    return None

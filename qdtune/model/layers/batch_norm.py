@@ -1,0 +1,40 @@
+"""Batch normalisations. What is shipped is a scale and a shift per feature, the statistics folded in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qdtune.model.layers.kind import LayerKind, Op
+from qdtune.spec.sizes import Sizes, norm_sizes
+
+if TYPE_CHECKING:
+    from qdtune.model.formats.onnx import Graph
+
+
+class BatchNorm(LayerKind):
+    """`nn.BatchNorm1d` and its relatives: x * scale + shift. It is neither split nor quantised."""
+
+    ops = ("affine",)
+
+    def owns(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+    def count(self, layer: Any) -> Sizes:
+        return norm_sizes(layer.num_features)
+
+    def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
+        """x * scale + shift, computed in double precision until the end."""
+        zeros = torch.zeros(layer.num_features, dtype=torch.float64)
+        ones = torch.ones(layer.num_features, dtype=torch.float64)
+        mean = zeros if layer.running_mean is None else layer.running_mean.double()
+        spread = ones if layer.running_var is None else (layer.running_var.double() + layer.eps).sqrt()
+        scale = (ones if layer.weight is None else layer.weight.double()) / spread
+        shift = (zeros if layer.bias is None else layer.bias.double()) - mean * scale
+        names = {"scale": f"{prefix}scale", "shift": f"{prefix}shift"}
+        return {"op": "affine", **names}, {names["scale"]: scale.float(), names["shift"]: shift.float()}
+
+    def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
+        return graph.add("Add", [graph.add("Mul", [x, graph.tensor(op["scale"])]), graph.tensor(op["shift"])])

@@ -1,0 +1,181 @@
+"""Layers whose weight is a matrix of O rows: how they are quantised, counted and packed.
+
+A weight of more axes, as of a convolution, counts as the matrix (O, everything else). Such a kind subclasses
+`MatrixKind`: it names its modules, builds its chain of factors and adds its node to an ONNX graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qdtune.model.chain import Chain
+from qdtune.model.layers.kind import LayerKind, Op
+from qdtune.model.quantizer import Quantizer, codes
+from qdtune.reader import GRIDS
+from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.sizes import TRITS, LayerShape, Sizes, matrix_sizes
+
+
+class Quantized(nn.Module):
+    """The part that all quantised layers share; a subclass names it before the layer's own class.
+
+    Attributes:
+        weight, bias: those of the layer it replaces; nothing is copied.
+        weight_bits: 1..16, or 32 for float weights.
+        act_bits: 1..16, or None for float inputs.
+        weight_quantizer, input_quantizer: None where the weights or the inputs are float.
+    """
+
+    weight: Tensor
+    bias: Any
+    weight_bits: int
+    act_bits: int | None
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+
+    def take_over(
+        self, layer: Any, weight_bits: int, act_bits: int | None, scale: str, levels: str, granularity: str
+    ) -> None:
+        """Takes over the weight and bias of a layer, and quantises them from now on.
+
+        Args:
+            layer: the layer it replaces.
+            weight_bits: 1..16, or 32 for float weights.
+            act_bits: 1..16, or None for float inputs.
+            scale: a name of `axes.SCALE`, for weights and inputs.
+            levels: of the weights, a name of `axes.LEVELS`.
+            granularity: of the weights' step size, a name of `axes.GRANULARITY`.
+
+        Raises:
+            ValueError: bits out of range.
+        """
+        if weight_bits != FLOAT_BITS and not 1 <= weight_bits <= 16:
+            raise ValueError(f"weight_bits must be 1 to 16, or 32 for float, got {weight_bits}")
+        if act_bits is not None and not 1 <= act_bits <= 16:
+            raise ValueError(f"act_bits must be 1 to 16, or None for float, got {act_bits}")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.weight_bits, self.act_bits = weight_bits, act_bits
+        self.weight_quantizer = self.input_quantizer = None
+        if weight_bits != FLOAT_BITS:
+            rows = len(self.weight) if granularity == "channel" else None
+            self.weight_quantizer = Quantizer(weight_bits, scale, levels, rows).to(self.weight.device)
+            self.weight_quantizer.start(self.weight.flatten(1))
+        if act_bits is not None:
+            self.input_quantizer = Quantizer(act_bits, scale, observe=True).to(self.weight.device)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """The input as the layer computes with it."""
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer computes with it."""
+        if self.weight_quantizer is None:
+            return self.weight
+        if self.weight.ndim == 2:  # two operations fewer per step than below
+            return self.weight_quantizer(self.weight)
+        return self.weight_quantizer(self.weight.flatten(1)).view(self.weight.shape)
+
+    @torch.no_grad()
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """The integer codes of the weight, in its shape, and the step size that multiplies them: what is shipped.
+
+        Raises:
+            ValueError: the weights of this layer are float.
+        """
+        quantizer = self.weight_quantizer
+        if quantizer is None:
+            raise ValueError("this layer's weights are float (weight_bits 32): they have no codes")
+        matrix = self.weight.flatten(1)
+        step = quantizer.step_size(matrix)
+        found = codes(matrix, step, quantizer.grid).to(torch.int32).view(self.weight.shape)
+        return found, step.view(-1, *[1] * (self.weight.ndim - 1)) if step.ndim else step
+
+
+class MatrixKind(LayerKind):
+    """A kind of layer whose weight is a matrix of O rows.
+
+    Attributes:
+        name: of its operation in a packed program.
+        plain: the float layer; its subclasses are left alone, because their owners may use them in other ways than
+            by calling them, as `nn.MultiheadAttention` does.
+        chain: what it is split into; None: it is never split.
+        quantized: a subclass of `Quantized` and of `plain`, called with a layer and the arguments of `take_over`.
+    """
+
+    name: ClassVar[str]
+    plain: ClassVar[type[nn.Module]]
+    chain: ClassVar[type[Chain] | None] = None
+    quantized: ClassVar[type[Quantized]]
+
+    def __init_subclass__(cls) -> None:
+        cls.ops = (cls.name,)
+
+    def plain_copy(self, layer: Any) -> nn.Module:
+        """A float layer like this quantised one, on the meta device; `quantize` gives it the weight and bias."""
+        raise NotImplementedError
+
+    def owns(self, module: nn.Module) -> bool:
+        return type(module) is self.plain or isinstance(module, self.quantized)
+
+    def can_split(self, module: nn.Module) -> bool:
+        return self.chain is not None and (type(module) is self.plain or isinstance(module, self.chain))
+
+    def quantize(
+        self, layer: Any, weight_bits: int, act_bits: int | None, scale: str, levels: str, granularity: str
+    ) -> nn.Module:
+        if weight_bits != FLOAT_BITS or act_bits is not None:
+            return self.quantized(layer, weight_bits, act_bits, scale, levels, granularity)
+        if type(layer) is self.plain:
+            return layer
+        plain: Any = self.plain_copy(layer)
+        plain.weight, plain.bias = layer.weight, layer.bias
+        return plain
+
+    def shape(self, layer: Any) -> LayerShape:
+        rows = len(layer.weight)
+        has_bias = layer.bias is not None
+        return LayerShape(layer.weight.numel() // rows, rows, has_bias, self.name, self.chain is not None)
+
+    def count(self, layer: Any) -> Sizes:
+        biases = 0 if layer.bias is None else layer.bias.numel()
+        if not isinstance(layer, Quantized):
+            return matrix_sizes(layer.weight.numel(), biases, FLOAT_BITS, None)
+        own = layer.weight_quantizer
+        of_weights = (own.levels, own.step.numel()) if own else ()
+        return matrix_sizes(layer.weight.numel(), biases, layer.weight_bits, layer.act_bits, *of_weights)
+
+    def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
+        bits, act_bits, found = FLOAT_BITS, None, {"weight": layer.weight.detach()}
+        levels = input_levels = "symmetric"
+        if isinstance(layer, Quantized):
+            bits, act_bits = layer.weight_bits, layer.act_bits
+            if layer.weight_quantizer is not None:
+                codes, found["step"] = layer.codes()
+                levels = layer.weight_quantizer.levels
+                found["weight"] = pack_codes(codes, bits, levels)
+            if layer.input_quantizer is not None:
+                input_levels = layer.input_quantizer.levels
+                found["input_step"] = layer.input_quantizer.current(layer.weight)  # in evaluation the same for any x
+        if layer.bias is not None:
+            found["bias"] = layer.bias.detach()
+        tensors = {f"{prefix}{role}": tensor for role, tensor in found.items()}
+        names = {
+            role: f"{prefix}{role}" if role in found else None for role in ("weight", "step", "bias", "input_step")
+        }
+        settings = {"bits": bits, "levels": levels, "act_bits": act_bits, "input_levels": input_levels}
+        return {"op": self.name, "shape": list(layer.weight.shape), **settings, **names}, tensors
+
+
+def pack_codes(codes: Tensor, bits: int, levels: str = "symmetric") -> Tensor:
+    """Codes of 1..16 bits in a row, uint8, `sizes.code_bytes` of them; `reader.codes` is the way back."""
+    low, _, binary = GRIDS[bits, levels]
+    unsigned = (codes - low) // (1 + binary)
+    if levels == "ternary" and bits == 2:
+        digits = nn.functional.pad(unsigned.flatten(), (0, -unsigned.numel() % TRITS)).reshape(-1, TRITS)
+        return (digits * 3 ** torch.arange(TRITS)).sum(1).to(torch.uint8)
+    stream = (unsigned.reshape(-1, 1) >> torch.arange(bits)) & 1  # (O*I, bits), the lowest first
+    padded = nn.functional.pad(stream.flatten(), (0, -stream.numel() % 8)).reshape(-1, 8)
+    return (padded << torch.arange(8)).sum(1).to(torch.uint8)
