@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from qdtune.analysis.comparisons import Comparison, at_bits, compare_activations, compare_depths
@@ -19,6 +17,7 @@ from qdtune.analysis.pairs import SIZES_APART, sides
 from qdtune.analysis.seed_tests import ALPHA, corrected, holm, paired, win_shares
 from qdtune.spec.axes import AXIS_NAMES, axis_of, idle_at_depth
 from qdtune.store.pareto_table import by_seed
+from qdtune.store.tables import Table, rows_equal, rows_known, rows_where
 
 NAMED = 3  # rivals of the best that are named
 SURE = 0.95  # probability from which a best depth is called decided
@@ -163,7 +162,7 @@ class Answers:
         } | {"best": (self.best.sentence,)}
 
 
-def answer(trials: pa.Table, history: pa.Table, pareto: pa.Table, budget: int | None = None) -> Answers:
+def answer(trials: Table, history: Table, pareto: Table, budget: int | None = None) -> Answers:
     """The answers in the tables of one sweep.
 
     Args:
@@ -182,15 +181,14 @@ def answer(trials: pa.Table, history: pa.Table, pareto: pa.Table, budget: int | 
     )
 
 
-def _finished(trials: pa.Table, pareto: pa.Table) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
+def _finished(trials: Table, pareto: Table) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
     """The ranked rows of the Pareto table by size, and their accuracies by seed (n, S), NaN where there is none."""
     keys = [*AXIS_NAMES, "dataset"]
-    rows = sorted(pareto.filter(pc.is_valid(pareto["pareto_rank"])).to_pylist(), key=_by_size)
+    rows = sorted(rows_known(pareto, "pareto_rank").to_pylist(), key=_by_size)
     place = {tuple(row[name] for name in keys): i for i, row in enumerate(rows)}
-    ok = trials.filter(pc.equal(trials["state"], "ok"))
+    ok = rows_equal(trials, "state", "ok")
     owner = [place.get(key, -1) for key in zip(*(ok[name].to_pylist() for name in keys), strict=True)]
-    mine = pa.array([i >= 0 for i in owner], pa.bool_())
-    ok, places = ok.filter(mine), np.array([i for i in owner if i >= 0], dtype=np.int64)
+    ok, places = rows_where(ok, [i >= 0 for i in owner]), np.array([i for i in owner if i >= 0], dtype=np.int64)
     return rows, by_seed(places, ok["seed"], ok["val_accuracy"])
 
 

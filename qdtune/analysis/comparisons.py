@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from qdtune.analysis.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle
 from qdtune.analysis.seed_tests import MANY, half_width, holm, paired, seeds_needed
 from qdtune.spec.axes import ASKED_AT, AXES, Axis, axis_fields, bits, idle_at_depth
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.values import cell_text
+from qdtune.store.tables import Table
 
 VERDICTS = ("helps", "hurts", "undecided", "refused")
 Pairs = list[tuple[Side, Side]]
@@ -146,7 +146,7 @@ def points(*fractions: float) -> list[str]:
     return [f"{100 * x:+.{digits}f}" for x in fractions]
 
 
-def compare_depths(everything: list[Side], history: pa.Table) -> tuple[Comparison, ...]:
+def compare_depths(everything: list[Side], history: Table) -> tuple[Comparison, ...]:
     """At each number of bits, scale rule and init: each depth against the smallest one at these bits.
 
     Chains are asked by what is between their factors: of those with an activation one learns whether they are worth
@@ -159,7 +159,7 @@ def compare_depths(everything: list[Side], history: pa.Table) -> tuple[Compariso
     return _judged(_drafted(draft, history) for draft in _depths(everything))
 
 
-def compare_activations(everything: list[Side], history: pa.Table) -> tuple[Comparison, ...]:
+def compare_activations(everything: list[Side], history: Table) -> tuple[Comparison, ...]:
     """At each number of bits, depth from 2 on, scale rule and init: each activation against identity.
 
     Args:
@@ -203,7 +203,7 @@ def _asked(axis: str, baseline: int | str, side: Side) -> Comparison:
     return Comparison(axis, side.key[axis], baseline, **shared)
 
 
-def _drafted(draft: Draft, history: pa.Table) -> tuple[Comparison, dict[int, float]]:
+def _drafted(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]]:
     """The comparison with what is known before the test, and its differences by seed; none where it is refused."""
     asked, group, baselines = draft
     idle = idle_at_depth(asked.baseline) if asked.axis == "depth" else []
@@ -245,7 +245,7 @@ def _refusal(asked: Comparison, why: str, pairs: Pairs) -> str:
     return f"{name} {how}, so this would compare training that failed, not {asked.axis}"
 
 
-def _stopped(asked: Comparison, pairs: Pairs, history: pa.Table) -> Comparison:
+def _stopped(asked: Comparison, pairs: Pairs, history: Table) -> Comparison:
     """What is stopped for being behind has no final accuracy; and those that were not are no fair choice of pairs."""
     stopped = [name for name, those in zip(asked.names, zip(*pairs, strict=True), strict=True) if _pruned(those)]
     reason = f"{' and '.join(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early, for being behind"

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, decisive_axes
 from qdtune.spec.sizes import mlp_structure
 from qdtune.store.columns import FINAL, STATES, TRIALS
 from qdtune.store.parquet import completed
+from qdtune.store.tables import Table, rows_among, rows_equal
 
 SIZES_APART, SIZES_EQUAL = 0.05, 0.01  # shares of the smaller: beyond is refused; what lies between is said
 KEYS = (*AXIS_NAMES, "dataset", "model")
@@ -69,7 +67,7 @@ class Side:
         return min(widths, default=None)
 
 
-def sides(trials: pa.Table) -> list[Side]:
+def sides(trials: Table) -> list[Side]:
     """The configurations of a table in an order of their own, whatever that of its rows.
 
     Args:
@@ -176,15 +174,15 @@ def differences(pairs: Sequence[tuple[Side, Side]]) -> dict[int, float]:
     return {s: math.fsum(a.accuracies[s] - b.accuracies[s] for a, b in pairs) / len(pairs) for s in sorted(shared)}
 
 
-def curve_difference(pairs: Sequence[tuple[Side, Side]], history: pa.Table) -> tuple[int, float] | None:
+def curve_difference(pairs: Sequence[tuple[Side, Side]], history: Table) -> tuple[int, float] | None:
     """The last QAT epoch that all sides have, and the mean difference of the accuracies there; None without any.
 
     Args:
         pairs: as `Baselines.pairs` gives them.
         history: one row per seed and epoch, as `columns.HISTORY`.
     """
-    ids = pa.array({i for pair in pairs for side in pair for i in side.trial_ids.values()}, pa.string())
-    rows = history.filter(pc.and_(pc.is_in(history["trial_id"], ids), pc.equal(history["phase"], "qat")))
+    ids = {i for pair in pairs for side in pair for i in side.trial_ids.values()}
+    rows = rows_equal(rows_among(history, "trial_id", ids), "phase", "qat")
     curves: dict[tuple[str, int], dict[int, float]] = {}
     columns = [rows[name].to_pylist() for name in ("trial_id", "seed", "epoch", "val_accuracy")]
     for trial_id, seed, epoch, accuracy in zip(*columns, strict=True):

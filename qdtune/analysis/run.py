@@ -9,8 +9,6 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from qdtune.analysis.answers import Answers, answer
@@ -24,6 +22,7 @@ from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.results import members
 from qdtune.store.store import Store
+from qdtune.store.tables import Table, cells_in_order, rows_agree, rows_among, rows_equal, rows_known, rows_up_to
 
 R = TypeVar("R", bound="Run")
 
@@ -51,9 +50,9 @@ class Run:
     name: str
     where: str
     spec: Spec
-    trials: pa.Table
-    history: pa.Table
-    pareto: pa.Table
+    trials: Table
+    history: Table
+    pareto: Table
     damaged: tuple[str, ...]
     planned: int
     budget: int | None = None
@@ -88,18 +87,18 @@ class Run:
 
         As `Queue` has it, which trains them once all others have ended.
         """
-        stopped = self.pareto.filter(pc.equal(self.pareto["state"], "pruned"))
+        stopped = rows_equal(self.pareto, "state", "pruned")
         rule = self.spec.early_terminate
         if rule.type == "none" or not rule.keeps_front or not stopped.num_rows:
             return 0
-        theirs = pc.is_in(self.history["trial_id"], stopped["trial_id"].combine_chunks())
-        curves = self.history.filter(pc.and_(theirs, pc.equal(self.history["phase"], "qat")))
+        theirs = rows_among(self.history, "trial_id", stopped["trial_id"].to_pylist())
+        curves = rows_equal(theirs, "phase", "qat")
         means = curves.group_by(["trial_id", "epoch"], use_threads=False).aggregate(
             [("val_accuracy", "mean"), ("val_accuracy", "count"), ("seed", "count")]
         )
-        means = means.filter(pc.equal(means["val_accuracy_count"], means["seed_count"]))  # else one has diverged
+        means = rows_agree(means, "val_accuracy_count", "seed_count")  # else one has diverged
         highest = means.group_by("trial_id", use_threads=False).aggregate([("val_accuracy_mean", "max")])
-        sizes = stopped["size_bytes"].take(pc.index_in(highest["trial_id"], stopped["trial_id"].combine_chunks()))
+        sizes = cells_in_order(stopped, "size_bytes", "trial_id", highest["trial_id"].to_pylist())
         ahead = highest["val_accuracy_mean_max"].to_numpy().round(12) > self._best_up_to(sizes.to_numpy()).round(12)
         return int(ahead.sum())
 
@@ -115,9 +114,9 @@ class Run:
         return int(((behind <= wanted.within) & (seeds < wanted.front)).sum())
 
     @property
-    def _ranked(self) -> pa.Table:
+    def _ranked(self) -> Table:
         """What of `pareto` has come to its end with all its seeds."""
-        return self.pareto.filter(pc.is_valid(self.pareto["pareto_rank"]))
+        return rows_known(self.pareto, "pareto_rank")
 
     def _best_up_to(self, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """The highest accuracy of what has come to its end and is not larger; minus infinity where nothing is."""
@@ -137,12 +136,12 @@ class Run:
             return self
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
             raise ValueError(f"budget must be a whole number of bytes from 1 on, got {budget!r}")
-        pareto, trials = (t.filter(pc.less_equal(t["size_bytes"], budget)) for t in (self.pareto, self.trials))
-        history = self.history.filter(pc.is_in(self.history["trial_id"], trials["trial_id"].combine_chunks()))
+        pareto, trials = (rows_up_to(t, "size_bytes", budget) for t in (self.pareto, self.trials))
+        history = rows_among(self.history, "trial_id", set(trials["trial_id"].to_pylist()))
         planned = self.planned - (self.pareto.num_rows - pareto.num_rows)
         return replace(self, trials=trials, history=history, pareto=pareto, planned=max(0, planned), budget=budget)
 
-    def front(self, budget: int | None = None) -> pa.Table:
+    def front(self, budget: int | None = None) -> Table:
         """The rows of `pareto` that are on the front, by ascending size; those of at most `budget` bytes."""
         return table_front(self.within(budget).pareto)
 
@@ -174,8 +173,8 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
     if not trials.num_rows:
         why = f" that can be read: {damaged[0]}" if damaged else " yet: its sweep has to run"
         raise RunError(one_line(f"{where} holds no results{why}"))
-    ids = pa.array(list(members(spec, trials)), pa.string())
-    trials, history = (table.filter(pc.is_in(table["trial_id"], ids)) for table in (trials, history))
+    ids = members(spec, trials).keys()
+    trials, history = (rows_among(table, "trial_id", ids) for table in (trials, history))
     found = kind(spec.name, where, spec, trials, history, aggregate(trials, True), tuple(damaged), planned)
     if not found.finished:
         there = ", ".join(f"{n} {state}" for state, n in sorted(found.states.items()))

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from qdtune import reader
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.messages import format_count, format_percent, format_value, one_line, user_error
@@ -32,6 +29,7 @@ from qdtune.store.folder import LocalFolder, StorageError, child, is_url
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.results import Result, results
 from qdtune.store.store import FAULTS, Store
+from qdtune.store.tables import rows_among
 from qdtune.terminal import console, text_table
 
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR [--format packed|onnx] [--seed N]"
@@ -131,7 +129,7 @@ def _chosen(arguments: argparse.Namespace, store: Store) -> tuple[list[Chosen], 
     spec, rows = loads(sweep_yaml, child(run, "sweep.yaml")), store.trials()
     damaged = list(store.damaged)
     ours = {result.trial.trial_id: result for result in results(spec, rows, HISTORY.empty_table())}
-    rows = rows.filter(pc.is_in(rows["trial_id"], pa.array(sorted(ours), pa.string())))
+    rows = rows_among(rows, "trial_id", ours)
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         groups.setdefault(_key(row), []).append(row)

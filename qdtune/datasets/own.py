@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdtune.datasets.load import Splits
 from qdtune.plugins import PluginError, blame_group, explain_errors, load_function, source_of
+
+if TYPE_CHECKING:
+    from qdtune.datasets.dataset import Splits
 
 MAX_CLASSES = 65_536
 

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from typing import Any
 
 import altair as alt
-import pyarrow as pa
 import vl_convert
 
 from qdtune.analysis.run import Run
@@ -28,6 +27,7 @@ from qdtune.store.folder import LocalFolder, StorageError
 from qdtune.store.front import front_cells
 from qdtune.store.parquet import DamagedError, parse
 from qdtune.store.store import Store
+from qdtune.store.tables import Table as Arrow
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 PIXELS = 2.0  # of a PNG per pixel of a figure
@@ -271,7 +271,7 @@ def provenance(run: Run) -> dict[str, str]:
     return {}
 
 
-def _versions(table: pa.Table) -> dict[str, str]:
+def _versions(table: Arrow) -> dict[str, str]:
     found = {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
     named = {key.removeprefix("qdtune.version."): v for key, v in found.items() if key.startswith("qdtune.version.")}
     commit = found.get("qdtune.git_commit")

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from qdtune.messages import format_percent
 from qdtune.spec.axes import AXIS_NAMES, Axis, axis_of
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.tables import Table, mean_curves, rows_equal
 
 MOST_EPOCHS = 24  # of a curve that are kept: 10,000 curves have to fit into one page
 MOST_FAINT = 300  # curves drawn behind those of the front: more would be a black area
@@ -28,11 +27,11 @@ class Recorded(Protocol):
     @property
     def spec(self) -> Spec: ...
     @property
-    def trials(self) -> pa.Table: ...
+    def trials(self) -> Table: ...
     @property
-    def history(self) -> pa.Table: ...
+    def history(self) -> Table: ...
     @property
-    def pareto(self) -> pa.Table: ...
+    def pareto(self) -> Table: ...
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _owners(run: Recorded, table: list[Row]) -> dict[str, int]:
 
 def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]:
     """index -> mean validation accuracy at which a configuration was stopped early, and of how many seeds."""
-    rows = run.trials.filter(pc.equal(run.trials["state"], "pruned"))
+    rows = rows_equal(run.trials, "state", "pruned")
     rows = rows.group_by("trial_id", use_threads=False).aggregate(
         [("val_accuracy", "mean"), ("val_accuracy", "count")]
     )
@@ -160,14 +159,7 @@ def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]
 
 def _curves(run: Recorded, own: dict[str, int], count: int) -> tuple[list[int], list[list[float | None]]]:
     """Epochs, at most `MOST_EPOCHS`, and for each configuration its mean accuracy over seeds at each, or None."""
-    history = run.history
-    index = pc.index_in(history["trial_id"], pa.array(list(own), pa.string()))
-    place = pa.array(list(own.values()), pa.int64()).take(index)
-    shift = pc.if_else(pc.equal(history["phase"], "warmup"), 0, run.spec.train.warmup.epochs)
-    flat = pa.table(
-        {"place": place, "epoch": pc.add(history["epoch"].cast(pa.int64()), shift), "val": history["val_accuracy"]}
-    )
-    means = flat.group_by(["place", "epoch"], use_threads=False).aggregate([("val", "mean")])
+    means = mean_curves(run.history, own, run.spec.train.warmup.epochs)
     every = sorted(set(means["epoch"].to_pylist()))
     chosen: Any = (
         np.unique(np.linspace(0, len(every) - 1, min(len(every), MOST_EPOCHS)).round().astype(int)) if every else []

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from qdtune.analysis.comparisons import VERDICTS, Comparison
 from qdtune.analysis.run import Run
@@ -17,11 +15,13 @@ from qdtune.messages import format_count, one_line
 from qdtune.pareto import front
 from qdtune.report.published import Published, published
 from qdtune.spec.axes import ASKED_AT, AXIS_NAMES, head_of
+from qdtune.store.tables import Table as Arrow
+from qdtune.store.tables import rows_among, rows_equal, rows_known
 
 DEPTH = "Which depth and bit width win at a given number of bytes?"
 EFFECT = "effect (points)"
 ACTIVATION = "Does an activation between the factors help?"
-LIVE = pa.array(["ok", "pruned"])  # states in which an error is a remark on the warm-up
+LIVE = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
     "Ours: with inputs of no more bits than theirs, and on the front of these, which validation draws; all bytes. "
     "Theirs: the bytes of the weights alone."
@@ -68,7 +68,7 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "stopped early by", run.spec.early_terminate.type
     if run.budget is not None:
         yield "shown", f"what has at most {run.budget:,} bytes"
-    newest = pc.max(run.trials["finished_at"]).as_py()
+    newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
     if newest is not None:
         yield "newest result", f"{newest:%Y-%m-%d %H:%M} UTC"
     if run.damaged:
@@ -81,7 +81,7 @@ def front_title(run: Run) -> str:
     return f"Pareto front of {format_count(run.pareto.num_rows, 'configuration')} on {run.spec.data.names[0]}{within}"
 
 
-def beside(pareto: pa.Table, dataset: str) -> Table | None:
+def beside(pareto: Arrow, dataset: str) -> Table | None:
     """Published networks, and for each the smallest of ours that is as accurate on the test set; None without any.
 
     Args:
@@ -89,7 +89,7 @@ def beside(pareto: pa.Table, dataset: str) -> Table | None:
         dataset: on which all are judged.
     """
     others = published(dataset)
-    ours = pareto.filter(pc.is_valid(pareto["pareto_rank"])).to_pylist()
+    ours = rows_known(pareto, "pareto_rank").to_pylist()
     rows = []
     for other in others:
         bits = math.inf if other.act_bits is None else other.act_bits
@@ -202,13 +202,13 @@ def trouble(run: Run) -> list[str]:
     """A line for each state in which configurations ended badly, with one of their errors."""
     lines = []
     for name in sorted(set(run.states) - {"ok", "pruned"}):
-        rows = run.trials.filter(pc.equal(run.trials["state"], name))
+        rows = rows_equal(run.trials, "state", name)
         errors = rows["error"].drop_null()
         why = f", such as: {one_line(errors[0].as_py())}" if len(errors) else ""
         lines.append(
             f"{format_count(run.states[name], 'configuration')} ended as {name}: see the column `error`{why}"
         )
-    chance = run.trials.filter(pc.and_(pc.is_in(run.trials["state"], LIVE), pc.is_valid(run.trials["error"])))
+    chance = rows_known(rows_among(run.trials, "state", LIVE), "error")
     if dead := len(set(zip(*(chance[axis].to_pylist() for axis in AXIS_NAMES), strict=True))):
         lines.append(
             f"{format_count(dead, 'configuration')} started from a warm-up that ended at chance: see `error`"

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qdtune.store.columns import TRIALS
+
 Table: TypeAlias = pa.Table
 
 
@@ -32,3 +34,39 @@ def rows_known(table: Table, column: str) -> Table:
 def rows_up_to(table: Table, column: str, most: float) -> Table:
     """The rows whose cell in a column is a number of at most `most`."""
     return table.filter(pc.less_equal(table[column], most))
+
+
+def rows_agree(table: Table, one: str, other: str) -> Table:
+    """The rows whose cells in two columns are equal."""
+    return table.filter(pc.equal(table[one], table[other]))
+
+
+def rows_where(table: Table, keep: Collection[bool]) -> Table:
+    """The rows for which `keep`, one flag per row, is true."""
+    return table.filter(pa.array(list(keep), pa.bool_()))
+
+
+def cells_in_order(table: Table, column: str, key: str, order: Collection[str]) -> Any:
+    """The cells of a column, of the row whose `key` is each of `order` in turn; null where there is none."""
+    return table[column].take(pc.index_in(pa.array(list(order), pa.string()), table[key].combine_chunks()))
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """Rows of the table `trials` as such a table."""
+    return pa.Table.from_pylist(rows, schema=TRIALS)
+
+
+def mean_curves(history: Table, owners: dict[str, int], warmup_epochs: int) -> Table:
+    """The mean over seeds of the accuracy at each epoch: columns `place`, `epoch` from 1, warm-up first, `val_mean`.
+
+    Args:
+        history: one row per seed and epoch.
+        owners: trial_id -> `place`.
+        warmup_epochs: how many epochs of QAT come after.
+    """
+    index = pc.index_in(history["trial_id"], pa.array(list(owners), pa.string()))
+    place = pa.array(list(owners.values()), pa.int64()).take(index)
+    shift = pc.if_else(pc.equal(history["phase"], "warmup"), 0, warmup_epochs)
+    epoch = pc.add(history["epoch"].cast(pa.int64()), shift)
+    flat = pa.table({"place": place, "epoch": epoch, "val": history["val_accuracy"]})
+    return flat.group_by(["place", "epoch"], use_threads=False).aggregate([("val", "mean")])

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from ray.util.metrics import Counter, Gauge
 
 from qdtune.pareto import hypervolume
@@ -22,6 +20,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import STATES
 from qdtune.store.pareto_table import table_front
+from qdtune.store.tables import Table, rows_known
 
 AGAIN_S = 4.0  # well below the ten seconds after which Ray forgets a gauge that nobody sets again
 METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
@@ -91,12 +90,12 @@ class SweepMetrics:
         self._say("qdtune_trials", running, "running")
         self._say("qdtune_trials", left - running, "waiting")
 
-    def stand(self, states: Iterable[str], table: pa.Table) -> None:
+    def stand(self, states: Iterable[str], table: Table) -> None:
         """Notes the states of all trials that have ended, and the Pareto table."""
         ended = list(states)
         for state in STATES:
             self._say("qdtune_trials", ended.count(state), state)
-        ranked = table.filter(pc.greater(table["pareto_rank"], 0))
+        ranked = rows_known(table, "pareto_rank")
         for row in ranked.group_by("weight_bits").aggregate([("val_accuracy", "max")]).to_pylist():
             self._say("qdtune_best_val_accuracy", row["val_accuracy_max"], str(row["weight_bits"]))
         front = table_front(table)

@@ -7,9 +7,8 @@ from collections import Counter, deque
 from types import TracebackType
 from typing import Any
 
-import pyarrow as pa
-
 from qdtune.store.front import front_table
+from qdtune.store.tables import Table
 from qdtune.terminal import Screen
 
 # Between two lines where stdout is no terminal: at least where a trial has begun or ended, and at most.
@@ -39,7 +38,7 @@ class SweepProgress:
         self.first: dict[str, tuple[str, float, int]] = {}  # of each: its phase, since when, epochs by then
         self.end = 0.0  # when all may be done, 0 where nobody knows
         self.line_at, self.changed = time.monotonic(), False
-        self.front: pa.Table | None = None
+        self.front: Table | None = None
         self.screen = Screen(out, "trials", total, done, self._below)
 
     def __enter__(self) -> SweepProgress:
@@ -71,7 +70,7 @@ class SweepProgress:
         self._guess()
         self.tick()
 
-    def finish(self, trial_id: str, state: str, front: pa.Table, done: int, total: int) -> None:
+    def finish(self, trial_id: str, state: str, front: Table, done: int, total: int) -> None:
         """Notes the end of a trial, the front with it, and how many trials are done and there are by now."""
         self.done, self.total = done, total
         self.forget(trial_id)

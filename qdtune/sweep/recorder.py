@@ -12,18 +12,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from ray import tune
 
 from qdtune.messages import one_line
 from qdtune.search.queue import Queue
 from qdtune.spec.configuration import Configuration
-from qdtune.store.columns import TRIALS
 from qdtune.store.folder import StorageError
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.provenance import provenance
 from qdtune.store.results import Result, Rows, result_of
 from qdtune.store.store import Store
+from qdtune.store.tables import table_of
 from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.trainable import over_time
@@ -259,7 +258,7 @@ class Recorder(tune.Callback):
         if not left or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
             self.front_at = time.monotonic()
             rows = [row for rows in self.known.values() for row in rows]
-            table = aggregate(pa.Table.from_pylist(rows, schema=TRIALS))
+            table = aggregate(table_of(rows))
             front = table_front(table)
             self.metrics.stand((result.state for result in self.queue.results.values()), table)
         self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from qdtune import plugins
 from qdtune.datasets import load
 from qdtune.machine import cache_dir, handling, has_compiler, is_compiled
@@ -31,6 +29,7 @@ from qdtune.store.front import front_table
 from qdtune.store.pareto_table import table_front
 from qdtune.store.results import Rows, results
 from qdtune.store.store import PAGE, Store
+from qdtune.store.tables import Table
 from qdtune.sweep.cluster import RayAt, connect
 from qdtune.sweep.placement import placement
 from qdtune.sweep.prepare import with_own_data
@@ -182,7 +181,7 @@ def _report(
     queue: Queue,
     store: Store,
     known: Rows,
-    table: pa.Table,
+    table: Table,
     stopped: int | None,
     error: StorageError | None,
     out: Any,

@@ -95,7 +95,7 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def _quantisable(model: nn.Module) -> Iterator[tuple[nn.Module, LayerShape]]:
-    """Each layer that `quantize` changes, with its shape; attention holds a subclass of a layer, which stays whole."""
+    """Each layer that `quantize` changes, with its shape; the subclass of a layer in attention stays whole."""
     for module in model.modules():
         kind = kind_of(module)
         if kind is not None and (shape := kind.shape(module)) is not None:
