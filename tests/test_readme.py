@@ -43,11 +43,17 @@ def test_grid_is_the_size_the_readme_says():
     assert "35 configurations" in README
 
 
-def test_files_named_in_the_readme_exist():
-    for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", README):
-        assert any((folder / name).exists() for folder in (ROOT, ROOT / "qdtune", ROOT / "sweeps")), name
-    for name in (path.name for path in (ROOT / "qdtune").glob("*.py") if path.stem != "__init__"):
-        assert name in README, f"{name} has no line in the README"
+def test_files_named_in_the_readme_and_the_docs_exist():
+    for page in (README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))):
+        for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", page):
+            folders = (ROOT, ROOT / "qdtune", ROOT / "sweeps", ROOT / "qdtune" / "model")
+            assert any((folder / name).exists() for folder in folders), name
+
+
+def test_every_package_is_on_the_map():
+    for path in (ROOT / "qdtune").glob("*/__init__.py"):
+        assert f"`{path.parent.name}/`" in README
+        assert f"`{path.parent.name}/`" in (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_the_ci_runs_the_readmes_test_command():
