@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import sklearn.datasets  # noqa: F401 - before any test: what users' modules import must not depend on their order
 import torch
 
 from qdtune import __main__, plugins
