@@ -83,14 +83,15 @@ class Recorder(tune.Callback):
 
     def next(self) -> Configuration | None:
         """The trial to start now; None if there is none now, or no longer any (see `over`)."""
-        if self.unwritten:
+        self._retry_write()  # once every running trial has ended, Tune waits in here and begins no step
+        if self.unwritten or self.signals:
             return None
         return self.returned.popleft() if self.returned else self.queue.next()
 
     @property
     def over(self) -> bool:
         """Whether no trial will come any more."""
-        return self.queue.over or self.error is not None
+        return self.queue.over or self.error is not None or bool(self.signals)
 
     def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
         """Whether a running trial is to end with this report, because it has been beaten."""
@@ -102,8 +103,7 @@ class Recorder(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.metrics.again()
         self.progress.tick()
-        if self.unwritten and time.monotonic() >= self.retry_at:
-            self._write()
+        self._retry_write()
         if (self.signals or self.error) and not self.ending:
             self._end()
 
@@ -213,6 +213,11 @@ class Recorder(tune.Callback):
         """Writes what could not be written before, if that is possible by now; else `error` is set."""
         if self.unwritten:
             self.failing_since = -math.inf  # no time is left to wait
+            self._write()
+
+    def _retry_write(self) -> None:
+        """Writes again what could not be written, if it is time for that."""
+        if self.unwritten and time.monotonic() >= self.retry_at:
             self._write()
 
     def _write(self) -> None:
