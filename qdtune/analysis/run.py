@@ -8,21 +8,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qdtune.analysis.answers import Answers, answer
 from qdtune.messages import SpecError, one_line
+from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
-from qdtune.spec.sweep_file import Spec, loads
-from qdtune.store.columns import FINAL
+from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import LocationError, StorageError, child
+from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
-from qdtune.store.results import members
-from qdtune.store.store import Store
-from qdtune.store.tables import Table, cells_in_order, rows_agree, rows_among, rows_equal, rows_known, rows_up_to
+from qdtune.store.tables import Table, rows_among, rows_up_to
+from qdtune.store.unfinished import Key, stored_cohorts, unfinished
 
 R = TypeVar("R", bound="Run")
 
@@ -45,6 +42,7 @@ class Run:
         damaged: a line for each file that cannot be believed and was left out.
         planned: configurations that the sweep is to train; for a search its `run_cap`.
         budget: bytes, above which there is nothing here; None: no limit. See `within`.
+        listed: the configurations of its plan, each as `Configuration.key`; None for a search, which has no list.
     """
 
     name: str
@@ -56,6 +54,7 @@ class Run:
     damaged: tuple[str, ...]
     planned: int
     budget: int | None = None
+    listed: frozenset[Key] | None = None
 
     def __str__(self) -> str:
         done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
@@ -76,53 +75,13 @@ class Run:
 
     @property
     def left(self) -> int:
-        """Configurations that have not come to their end: 0 where the sweep is done."""
-        pruning = self.spec.early_terminate.type != "none"  # else what was stopped is trained on
-        final = sum(n for state, n in self.states.items() if state in FINAL and (pruning or state != "pruned"))
-        return max(0, self.planned - final) + self._wrongly_stopped + self._to_replicate
+        """Configurations that have not come to their end, as `Queue` would train them: 0 where the sweep is done."""
+        return self._left
 
-    @property
-    def _wrongly_stopped(self) -> int:
-        """Configurations that were stopped early and are to be trained again, for nothing finished holds them down.
-
-        As `Queue` has it, which trains them once all others have ended.
-        """
-        stopped = rows_equal(self.pareto, "state", "pruned")
-        rule = self.spec.early_terminate
-        if rule.type == "none" or not rule.keeps_front or not stopped.num_rows:
-            return 0
-        theirs = rows_among(self.history, "trial_id", stopped["trial_id"].to_pylist())
-        curves = rows_equal(theirs, "phase", "qat")
-        means = curves.group_by(["trial_id", "epoch"], use_threads=False).aggregate(
-            [("val_accuracy", "mean"), ("val_accuracy", "count"), ("seed", "count")]
-        )
-        means = rows_agree(means, "val_accuracy_count", "seed_count")  # else one has diverged
-        highest = means.group_by("trial_id", use_threads=False).aggregate([("val_accuracy_mean", "max")])
-        sizes = cells_in_order(stopped, "size_bytes", "trial_id", highest["trial_id"].to_pylist())
-        ahead = highest["val_accuracy_mean_max"].to_numpy().round(12) > self._best_up_to(sizes.to_numpy()).round(12)
-        return int(ahead.sum())
-
-    @property
-    def _to_replicate(self) -> int:
-        """Configurations on the front, or close behind it, that `replicate` has yet to give more seeds."""
-        wanted = self.spec.replicate
-        if wanted is None:
-            return 0
-        ranked = self._ranked
-        sizes, accuracies, seeds = (ranked[name].to_numpy() for name in ("size_bytes", "val_accuracy", "n_seeds"))
-        behind = self._best_up_to(sizes) - accuracies
-        return int(((behind <= wanted.within) & (seeds < wanted.front)).sum())
-
-    @property
-    def _ranked(self) -> Table:
-        """What of `pareto` has come to its end with all its seeds."""
-        return rows_known(self.pareto, "pareto_rank")
-
-    def _best_up_to(self, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The highest accuracy of what has come to its end and is not larger; minus infinity where nothing is."""
-        ranked = self._ranked.sort_by("size_bytes")
-        best = np.maximum.accumulate([-np.inf, *ranked["val_accuracy"].to_pylist()])
-        return best[np.searchsorted(ranked["size_bytes"].to_numpy(), sizes, side="right")]
+    @cached_property
+    def _left(self) -> int:
+        cohorts = stored_cohorts(self.trials, self.history)
+        return unfinished(self.spec, cohorts, self.listed, self.planned).count
 
     def within(self, budget: int | None) -> Run:
         """The same run without what is larger than `budget` bytes, if that is given.
@@ -138,8 +97,11 @@ class Run:
             raise ValueError(f"budget must be a whole number of bytes from 1 on, got {budget!r}")
         pareto, trials = (rows_up_to(t, "size_bytes", budget) for t in (self.pareto, self.trials))
         history = rows_among(self.history, "trial_id", set(trials["trial_id"].to_pylist()))
-        planned = self.planned - (self.pareto.num_rows - pareto.num_rows)
-        return replace(self, trials=trials, history=history, pareto=pareto, planned=max(0, planned), budget=budget)
+        planned = max(0, self.planned - (self.pareto.num_rows - pareto.num_rows))
+        small = replace(self, trials=trials, history=history, pareto=pareto, planned=planned, budget=budget)
+        if self.listed is None:
+            return small
+        return replace(small, listed=self.listed - (_keys(self.pareto) - _keys(pareto)))
 
     def front(self, budget: int | None = None) -> Table:
         """The rows of `pareto` that are on the front, by ascending size; those of at most `budget` bytes."""
@@ -160,36 +122,37 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
     if os.path.isfile(run):
         raise RunError(f"{where} must be a run folder, such as runs/NAME, got a file")
     try:
-        store = Store(run)
-        spec = _spec(store, where)
-        planned = len(plan(spec).trials) if spec.method in PLANNED else spec.run_cap or 0
-        trials, damaged = store.trials(), store.damaged
-        # What is stored while this reads: a curve lies there before its rows do.
-        history, damaged = store.history(), damaged + store.damaged
+        opened = open_run(run)
+        spec = _launched(opened)
+        listed = frozenset(trial.key for trial in plan(spec).trials) if spec.method in PLANNED else None
+        rows = opened.read()
     except SpecError as error:
         raise RunError(str(error).splitlines()[0].removeprefix("error: ")) from None
     except (LocationError, NewerSchemaError, StorageError) as error:
         raise RunError(one_line(str(error))) from None
-    if not trials.num_rows:
-        why = f" that can be read: {damaged[0]}" if damaged else " yet: its sweep has to run"
+    if not rows.trials.num_rows:
+        why = f" that can be read: {rows.damaged[0]}" if rows.damaged else " yet: its sweep has to run"
         raise RunError(one_line(f"{where} holds no results{why}"))
-    ids = members(spec, trials).keys()
-    trials, history = (rows_among(table, "trial_id", ids) for table in (trials, history))
-    found = kind(spec.name, where, spec, trials, history, aggregate(trials, True), tuple(damaged), planned)
+    ours = rows.of_members()
+    pareto = aggregate(ours.trials, bootstrap=True)
+    planned = (spec.run_cap or 0) if listed is None else len(listed)
+    found = kind(
+        spec.name, where, spec, ours.trials, ours.history, pareto, rows.damaged, planned=planned, listed=listed
+    )
     if not found.finished:
         there = ", ".join(f"{n} {state}" for state, n in sorted(found.states.items()))
         raise RunError(f"{where} holds no finished configuration yet ({there or 'none'} of {planned})")
     return found
 
 
-def _spec(store: Store, where: str) -> Spec:
-    """The sweep as it stands in the folder."""
-    text = store.sweep_yaml()
-    if text is None:
-        raise RunError(f"{where} is no run folder: it holds no sweep.yaml")
-    spec = loads(text, child(where, "sweep.yaml"))
+def _launched(opened: OpenedRun) -> Spec:
+    """The sweep of a run folder, if a launch wrote it there."""
+    spec = opened.spec
     if len(spec.data.names) > 1 or spec.data.info is None or (spec.model.factory and not spec.model.built):
-        raise RunError(
-            f"{child(where, 'sweep.yaml')} must be as a launch writes it, with one data set: run its sweep"
-        )
+        where = child(opened.where, "sweep.yaml")
+        raise RunError(f"{where} must be as a launch writes it, with one data set: run its sweep")
     return spec
+
+
+def _keys(pareto: Table) -> set[Key]:
+    return set(zip(*(pareto[axis].to_pylist() for axis in AXIS_NAMES), strict=True))

@@ -74,6 +74,7 @@ def _put(log: str, target: Path) -> int:
     """Unpacks an archive, judges it, puts it in its place and verifies it; what was there is set aside."""
     from qdtune.commands.verify import check
     from qdtune.remote.archive import ArchiveError, unpack_lines
+    from qdtune.store.opened import open_run
     from qdtune.store.store import Store
 
     os.umask(0o077)  # as a launch: for the user alone
@@ -88,8 +89,8 @@ def _put(log: str, target: Path) -> int:
                 print(f"what was in {target} is now in {aside}")
             os.rename(Path(folder) / "run", target)
     print(f"{format_count(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
-    store = Store(target)
-    with store.lock():
-        code = check(store, str(target))
+    opened = open_run(target)
+    with opened.store.lock():
+        code = check(opened)
     print(f"qdtune report {shlex.quote(str(target))}")
     return code

@@ -22,10 +22,10 @@ from qdtune.search.simulation import Score, score
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, loads
-from qdtune.store.folder import LocationError, StorageError, child
+from qdtune.store.folder import LocationError, StorageError
+from qdtune.store.opened import open_run
 from qdtune.store.parquet import NewerSchemaError
-from qdtune.store.results import Result, results
-from qdtune.store.store import Store
+from qdtune.store.results import Result
 from qdtune.terminal import console, text_table
 
 USAGE = "qdtune replay RUN [--pruner RULE ...] [--orders N] [--at-once N,N] [--order ORDER] [--jobs N]"
@@ -129,12 +129,8 @@ def recording(run: str) -> tuple[Spec, list[Result]]:
         SpecError: there is nothing to replay.
     """
     try:
-        store = Store(run)
-        text = store.sweep_yaml()
-        if text is None:
-            raise user_error(f"{run} is no run folder: it holds no sweep.yaml")
-        spec = loads(text, child(run, "sweep.yaml"))
-        found = results(spec, store.trials(), store.history())
+        opened = open_run(run)
+        spec, found = opened.spec, opened.read().results
     except (StorageError, LocationError, NewerSchemaError) as error:
         raise user_error(str(error)) from None
     stopped = sum(result.state == "pruned" for result in found)

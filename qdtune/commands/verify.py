@@ -9,14 +9,13 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from qdtune.commands.parser import Parser, print_error, run_command
-from qdtune.messages import format_count, one_line, user_error
+from qdtune.messages import format_count, one_line
 from qdtune.model.signed_file import find_fault
-from qdtune.spec.sweep_file import loads
 from qdtune.store.columns import PARETO
-from qdtune.store.folder import child
+from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import DamagedError, parse
-from qdtune.store.results import Result, results
+from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
 
 USAGE = "qdtune verify RUN"
@@ -43,41 +42,39 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _verify(arguments: argparse.Namespace) -> int:
     try:
-        store = Store(arguments.run)
-        if store.sweep_yaml() is None:  # before the lock, which would make the folder
-            raise user_error(f"{one_line(arguments.run)} is no run folder: it holds no sweep.yaml")
-        with store.lock():
-            return check(store, arguments.run)
+        opened = open_run(arguments.run)  # before the lock, which would make the folder
+        with opened.store.lock():
+            return check(opened)
     except tuple(FAULTS) as error:
         return print_error(error, FAULTS)
 
 
-def check(store: Store, run: str) -> int:
+def check(opened: OpenedRun) -> int:
     """Sets aside what is damaged and says so; 0 if all is whole, else 3. To be called under the lock.
 
     Args:
-        store: of a run folder.
-        run: what it is called.
+        opened: the run folder.
 
     Raises:
         SpecError: its sweep.yaml is none.
         NewerSchemaError, StorageError: as of `Store.trials`.
     """
+    store = opened.store
     damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
     damaged += [f"{line}: set aside, is trained again" for line in _damaged(store, "warmup")]
     damaged += [f"{line}: set aside, the result stands but cannot be exported" for line in _damaged(store, "weights")]
-    spec = loads(store.sweep_yaml() or b"", child(run, "sweep.yaml"))
-    rows, history = store.trials(), store.history()
-    ours = results(spec, rows, history)
+    rows = opened.read()
+    ours = rows.results
     anew = [f"{line}: written anew" for line in _wrong_table(store, ours)]
     for line in [*damaged, *anew, *_remarks(ours, len(store.ids()))]:
         print(one_line(line))
     counts = (
         format_count(len(store.ids()), "trial"),
-        format_count(len(rows), "row"),
-        format_count(len(history), "epoch"),
+        format_count(len(rows.trials), "row"),
+        format_count(len(rows.history), "epoch"),
     )
-    print(one_line(f"{run}: {', '.join(counts)}: {format_count(len(damaged), 'fault') if damaged else 'all whole'}"))
+    verdict = format_count(len(damaged), "fault") if damaged else "all whole"
+    print(one_line(f"{opened.where}: {', '.join(counts)}: {verdict}"))
     return DAMAGED if damaged else WHOLE
 
 

@@ -6,19 +6,17 @@ The same for a sweep on a cluster and for one that is replayed from its curves: 
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from qdtune.search.study import Key, Study, further_seeds
+from qdtune.search.study import Study, further_seeds
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import ordered
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.columns import FINAL
-from qdtune.store.results import Result, mean
+from qdtune.store.results import Result
+from qdtune.store.unfinished import count_unasked, is_ended, to_replicate, wrongly_stopped
 
 
 class Queue:
@@ -39,7 +37,7 @@ class Queue:
     def __init__(self, spec: Spec, planned: Sequence[Configuration], study: Study, results: Iterable[Result]) -> None:
         self.spec, self.planned, self.study = spec, planned, study
         self.results = {result.trial.trial_id: result for result in results}
-        done = {trial_id for trial_id, result in self.results.items() if self._is_done(result)}
+        done = {trial_id for trial_id, result in self.results.items() if is_ended(spec, result.state)}
         study.restore(result for trial_id, result in self.results.items() if trial_id in done)
         self.searching = spec.method not in PLANNED
         first = [result.trial for result in self.results.values()] if self.searching else planned
@@ -51,12 +49,6 @@ class Queue:
         self.alone = False
         self.tried_alone: set[str] = set()
         self.again: set[str] = set()  # what was started after the search or the plan was through
-
-    def _is_done(self, result: Result) -> bool:
-        """Whether a result of an earlier launch needs no further attempt."""
-        if result.state == "pruned":
-            return self.spec.early_terminate.type != "none"
-        return result.state in FINAL
 
     def next(self) -> Configuration | None:
         """The trial to start now, noted as running; None if there is none until another one has ended."""
@@ -101,7 +93,7 @@ class Queue:
         if not self.searching or not self.judged or self.dry:
             return 0
         known = {*self.study.seeds, *(trial.key for trial in self.waiting)}
-        return max(0, (self.spec.run_cap or 0) - len(known))
+        return count_unasked(self.spec.run_cap or 0, len(known))
 
     @property
     def over(self) -> bool:
@@ -119,33 +111,18 @@ class Queue:
         self.study.finish(trial_id, result.state, result.accuracy, result.curve)
 
     def _wrongly_stopped(self) -> list[Configuration]:
-        """What was stopped although nothing that was finished, and is no larger, is as good as it already was.
-
-        The trial that was ahead of it may have diverged or fallen back since. Only where the rule compares with
-        trials of no larger size: any other one promises nothing.
-        """
-        if not self.spec.early_terminate.keeps_front:
-            return []
-        best = _best_up_to(self._finished())
-        stopped = [r for r in self.results.values() if r.state == "pruned"]
-        return self._not_yet(r.trial for r in stopped if r.best > best(r.trial.sizes.size_bytes))
+        """The trials that are trained again because nothing finished beats them any more."""
+        return self._not_yet(result.trial for result in wrongly_stopped(self.spec, self.results.values()))
 
     def _replicates(self) -> list[Configuration]:
-        """More seeds of what is on the front, or close behind it, and has fewer than wanted."""
-        wanted = self.spec.replicate
-        if wanted is None:
-            return []
+        """Trials with more seeds of the configurations on the front, or close behind it."""
         more = []
-        finished = self._finished()
-        best = _best_up_to(finished)
-        for size, accuracy, group in finished:
-            behind = best(size) - accuracy
-            seeds = [seed for r in group for seed in r.trial.seeds]
-            if behind <= wanted.within and len(seeds) < wanted.front:
-                new = further_seeds(seeds, wanted.front - len(seeds))
-                # As many at a time as the sweep trains together: a cohort of another size is compiled anew.
-                chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
-                more += [replace(group[0].trial, seeds=chunk) for chunk in chunks]
+        for found in to_replicate(self.spec, self.results.values()):
+            assert self.spec.replicate is not None
+            new = further_seeds(found.seeds, self.spec.replicate.front - len(found.seeds))
+            # As many at a time as the sweep trains together: a cohort of another size is compiled anew.
+            chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
+            more += [replace(found.cohorts[0].trial, seeds=chunk) for chunk in chunks]
         return self._not_yet(more)
 
     def _out_of_memory(self) -> list[Configuration]:
@@ -153,24 +130,6 @@ class Queue:
         out = [r.trial for r in self.results.values() if r.state == "oom"]
         return ordered([trial for trial in out if trial.trial_id not in self.tried_alone], self.spec.run.order)
 
-    def _finished(self) -> list[tuple[int, float, list[Result]]]:
-        """Size, accuracy and results of each configuration that is ranked: all its seeds ended `ok`."""
-        groups: dict[Key, list[Result]] = {}
-        for result in self.results.values():
-            if result.state in FINAL:
-                groups.setdefault(result.trial.key, []).append(result)
-        means = [(mean([r.accuracy for r in group for _ in r.trial.seeds]), group) for group in groups.values()]
-        return [(group[0].trial.sizes.size_bytes, a, group) for a, group in means if not math.isnan(a)]
-
     def _not_yet(self, trials: Iterable[Configuration]) -> list[Configuration]:
         """Those that this launch has not tried to train to their end yet, in the order of the sweep."""
         return ordered([t for t in trials if t.trial_id not in self.again], self.spec.run.order)
-
-
-def _best_up_to(finished: list[tuple[int, float, list[Result]]]) -> Callable[[int], float]:
-    """The highest accuracy among what is finished and not larger than a size; minus infinity where nothing is."""
-    sizes, bests = [], [-math.inf]
-    for size, accuracy, _ in sorted(finished, key=lambda entry: entry[0]):
-        sizes.append(size)
-        bests.append(max(bests[-1], accuracy))
-    return lambda size: bests[bisect_right(sizes, size)]

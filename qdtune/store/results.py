@@ -44,6 +44,21 @@ class Result:
     finished_at: datetime
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """The axes of its configuration."""
+        return self.trial.key
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were trained together."""
+        return self.trial.seeds
+
+    @property
+    def size_bytes(self) -> int:
+        """Of one replica."""
+        return self.trial.sizes.size_bytes
+
+    @property
     def best(self) -> float:
         """The highest mean accuracy of its curve; minus infinity where there is none."""
         return max((m for m in map(mean, self.curve.values()) if not math.isnan(m)), default=-math.inf)

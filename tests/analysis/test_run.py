@@ -220,8 +220,9 @@ def test_a_sweep_is_not_finished_before_its_front_has_the_seeds_it_asked_for(rec
         close = [row for row, top in zip(rows, best, strict=True) if top - row["val_accuracy"] <= within]
         assert asked.left == run.left + len(close)
         assert len(close) > sum(row["is_pareto"] for row in rows) * (within > 0)
-        given = pa.Table.from_pylist([row | {"n_seeds": 5} for row in run.pareto.to_pylist()], schema=PARETO)
-        assert dataclasses.replace(asked, pareto=given).left == run.left
+        more = [row | {"trial_id": f"{row['trial_id']}b", "seed": row["seed"] + 3} for row in run.trials.to_pylist()]
+        given = pa.concat_tables([run.trials, pa.Table.from_pylist(more, schema=TRIALS)])
+        assert dataclasses.replace(asked, trials=given).left == run.left
 
 
 def test_a_run_within_a_budget_is_the_one_that_never_had_anything_larger(recording):

@@ -1,0 +1,228 @@
+"""What of a sweep is left to do: one answer, for the queue that trains it and for whoever reads its run folder.
+
+Everything here is about cohorts: seeds of one configuration that were trained together. A configuration has several
+of them once `replicate` or `duplicates` gave it more seeds. A `Result` is a cohort, and so is a `StoredCohort`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.columns import FINAL, STATES
+from qdtune.store.results import mean
+from qdtune.store.tables import Table, rows_among, rows_equal
+
+Key = tuple[Any, ...]  # the axes of a configuration, as `Configuration.key`
+
+
+class Cohort(Protocol):
+    """Seeds of one configuration that were trained together, and have ended."""
+
+    @property
+    def key(self) -> Key:
+        """The axes of its configuration."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Its seeds."""
+
+    @property
+    def size_bytes(self) -> float:
+        """Of one replica."""
+
+    @property
+    def state(self) -> str:
+        """The worst of its seeds' states."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """The mean validation accuracy of its seeds at the end, 0..1; None unless all are `ok`."""
+
+    @property
+    def best(self) -> float:
+        """The highest mean accuracy of its curve; minus infinity where there is none."""
+
+
+C = TypeVar("C", bound=Cohort)
+
+
+@dataclass(frozen=True)
+class Finished(Generic[C]):
+    """A configuration whose seeds all ended `ok`; cohorts that are to run again do not count.
+
+    Attributes:
+        size_bytes: of one replica.
+        accuracy: validation accuracy, the mean of all its seeds, 0..1.
+        cohorts: those that came to their end, at least one.
+    """
+
+    size_bytes: float
+    accuracy: float
+    cohorts: list[C]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all its cohorts."""
+        return [seed for cohort in self.cohorts for seed in cohort.seeds]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What is left of a sweep, by the axes of the configurations.
+
+    Attributes:
+        waiting: listed in the plan, or begun by the search, without a result that counts.
+        unasked: how many configurations the search may still propose.
+        wrongly_stopped: see `wrongly_stopped`.
+        to_replicate: see `to_replicate`.
+    """
+
+    waiting: frozenset[Key]
+    unasked: int
+    wrongly_stopped: frozenset[Key]
+    to_replicate: frozenset[Key]
+
+    @property
+    def count(self) -> int:
+        """How many configurations are left; each counts once."""
+        return len(self.waiting | self.wrongly_stopped | self.to_replicate) + self.unasked
+
+
+def unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | None, planned: int) -> Unfinished:
+    """What is left of a sweep of which nothing runs at the moment.
+
+    Args:
+        spec: resolved.
+        cohorts: all that the run folder holds of this sweep.
+        listed: the configurations of the plan; None where the method searches.
+        planned: how many configurations a search proposes in all; not read where they are listed.
+    """
+    known = list(cohorts)
+    if listed is None:
+        waiting = {cohort.key for cohort in known if not is_ended(spec, cohort.state)}
+    else:
+        first = [cohort for cohort in known if sorted(cohort.seeds) == sorted(spec.seeds)]
+        waiting = set(listed) - {cohort.key for cohort in first if is_ended(spec, cohort.state)}
+    return Unfinished(
+        frozenset(waiting),
+        count_unasked(planned, len({cohort.key for cohort in known})) if listed is None else 0,
+        frozenset(cohort.key for cohort in wrongly_stopped(spec, known)),
+        frozenset(found.cohorts[0].key for found in to_replicate(spec, known)),
+    )
+
+
+def is_ended(spec: Spec, state: str) -> bool:
+    """Whether a result in this state needs no further attempt. Without a pruner, a stopped trial is trained again."""
+    if state == "pruned":
+        return spec.early_terminate.type != "none"
+    return state in FINAL
+
+
+def count_unasked(planned: int, known: int) -> int:
+    """How many configurations a search may still propose, of `planned`, once `known` are proposed."""
+    return max(0, planned - known)
+
+
+def wrongly_stopped(spec: Spec, cohorts: Iterable[C]) -> list[C]:
+    """The cohorts that were stopped, and that no finished configuration of equal or smaller size beats.
+
+    The trial that was ahead of it may have diverged or fallen back since. Only a rule that compares with trials of no
+    larger size promises to keep the front; under any other one nothing is stopped wrongly.
+    """
+    if not spec.early_terminate.keeps_front:
+        return []
+    known = list(cohorts)
+    best = best_up_to(finished(known))
+    return [cohort for cohort in known if cohort.state == "pruned" and cohort.best > best(cohort.size_bytes)]
+
+
+def to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[Finished[C]]:
+    """The configurations on the front, or close behind it, with fewer seeds than `replicate` asks for."""
+    wanted = spec.replicate
+    if wanted is None:
+        return []
+    ended = finished(cohorts)
+    best = best_up_to(ended)
+    near = [one for one in ended if best(one.size_bytes) - one.accuracy <= wanted.within]
+    return [one for one in near if len(one.seeds) < wanted.front]
+
+
+def finished(cohorts: Iterable[C]) -> list[Finished[C]]:
+    """The configurations that have an accuracy, in the order of their first cohorts."""
+    groups: dict[Key, list[C]] = {}
+    for cohort in cohorts:
+        if cohort.state in FINAL:
+            groups.setdefault(cohort.key, []).append(cohort)
+    means = [(mean([cohort.accuracy for cohort in group for _ in cohort.seeds]), group) for group in groups.values()]
+    return [Finished(group[0].size_bytes, a, group) for a, group in means if not math.isnan(a)]
+
+
+def best_up_to(found: Iterable[Finished[C]]) -> Callable[[float], float]:
+    """A function of a size: the highest accuracy up to that size; minus infinity where nothing is that small."""
+    sizes, bests = [], [-math.inf]
+    for one in sorted(found, key=lambda one: one.size_bytes):
+        sizes.append(one.size_bytes)
+        bests.append(max(bests[-1], one.accuracy))
+    return lambda size: bests[bisect_right(sizes, size)]
+
+
+@dataclass(frozen=True)
+class StoredCohort:
+    """A `Cohort` read from tables."""
+
+    key: Key
+    seeds: tuple[int, ...]
+    size_bytes: float
+    state: str
+    accuracy: float | None
+    best: float = -math.inf
+
+
+def stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
+    """The cohorts in the tables of a run folder, `best` only of those that were stopped: it decides nothing else.
+
+    Args:
+        trials: one row per seed, as `columns.TRIALS`; of this sweep alone.
+        history: one row per seed and epoch, as `columns.HISTORY`.
+    """
+    by_seed, shared = ("seed", "state", "val_accuracy"), ("size_bytes", *AXIS_NAMES)
+    asked = [(name, "list") for name in by_seed] + [(name, "first") for name in shared]
+    groups = trials.group_by("trial_id", use_threads=False).aggregate(asked)
+    names = ["trial_id", *(f"{name}_list" for name in by_seed), *(f"{name}_first" for name in shared)]
+    columns = (groups[name].to_pylist() for name in names)
+    found: dict[str, StoredCohort] = {}
+    for trial_id, seeds, states, accuracies, size, *axes in zip(*columns, strict=True):
+        state = max(states, key=STATES.index)
+        accuracy = mean(accuracies) if state == "ok" else None
+        found[trial_id] = StoredCohort(
+            tuple(axes), tuple(sorted(seeds)), math.inf if size is None else size, state, accuracy
+        )
+    stopped = {trial_id: len(cohort.seeds) for trial_id, cohort in found.items() if cohort.state == "pruned"}
+    for trial_id, best in _best_of_curves(history, stopped).items():
+        cohort = found[trial_id]
+        found[trial_id] = StoredCohort(cohort.key, cohort.seeds, cohort.size_bytes, cohort.state, None, best)
+    return list(found.values())
+
+
+def _best_of_curves(history: Table, seeds: Mapping[str, int]) -> dict[str, float]:
+    """trial_id -> the highest mean accuracy after an epoch of QAT that all of its `seeds` reached with a number."""
+    if not seeds:
+        return {}
+    curves = rows_equal(rows_among(history, "trial_id", seeds.keys()), "phase", "qat")
+    sums = curves.group_by(["trial_id", "epoch"], use_threads=False).aggregate(
+        [("val_accuracy", "sum"), ("val_accuracy", "count")]
+    )
+    columns: Sequence[list[Any]] = [
+        sums[name].to_pylist() for name in ("trial_id", "val_accuracy_sum", "val_accuracy_count")
+    ]
+    found: dict[str, float] = {}
+    for trial_id, total, count in zip(*columns, strict=True):
+        if count == seeds[trial_id] and not math.isnan(total):
+            found[trial_id] = max(found.get(trial_id, -math.inf), round(total / count, 12))
+    return found
