@@ -6,8 +6,9 @@ A `Problem` is one such sentence with its place; `SpecError` carries all of them
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 MAX_LINES = 20
@@ -54,6 +55,15 @@ class SpecError(ValueError):
 def user_error(what: str, *path: str | int) -> SpecError:
     """The error for one mistake of no known place; `path` is the key to blame, if any."""
     return SpecError([Problem(None, path, what)])
+
+
+@contextmanager
+def blame(source: str) -> Iterator[None]:
+    """Mistakes of no known place are those of `source`: a file, or an option."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError([replace(p, place=p.place or Place(source)) for p in error.problems]) from None
 
 
 def one_line(text: str) -> str:

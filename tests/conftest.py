@@ -4,6 +4,7 @@ The ordinary suite runs in several processes (pytest-xdist); anything narrower, 
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 # Before anything imports torch: two threads on a busy machine make a step tens of times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
-# As `cluster.prepare` sets them: Ray reads them when it is first imported, whichever test does that.
+# As `cluster.set_environment` sets them: Ray reads them when it is first imported, whichever test does that.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
@@ -71,3 +72,16 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("QDTUNE_DATA is not set: it names a folder that holds MNIST/raw and FashionMNIST/raw")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test is granted is granted to no other one, and what it imports is forgotten."""
+    monkeypatch.setattr("qdtune.plugins._grants", [])
+    monkeypatch.setattr("qdtune.plugins._sources", {})
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(Path(os.environ.get("TMPDIR", "/tmp")))):
+            del sys.modules[name]

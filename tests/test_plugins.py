@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import sklearn.datasets  # noqa: F401 - before any test: what users' modules import must not depend on their order
 import torch
 
 from qdtune import __main__, plugins
@@ -28,9 +27,9 @@ from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import check_comparable, plan
 from qdtune.spec.sweep_file import Spec, loads
-from qdtune.sweep.prepare import with_own_data
+from qdtune.sweep.prepare import call_own_data
 from qdtune.training.cohort import Tensors
-from qdtune.training.own_model import described
+from qdtune.training.own_model import describe_own_model, try_own_model
 from qdtune.training.train import train_configuration
 from tests.training.test_cohort import CPU, a_trial, generator
 from tests.training.test_train import Kept, numbers
@@ -107,19 +106,6 @@ train: {batch_size: 16}
 """
 
 
-@pytest.fixture(autouse=True)
-def door(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test is granted is granted to no other one, and what it imports is forgotten."""
-    monkeypatch.setattr(plugins, "_grants", [])
-    monkeypatch.setattr(plugins, "_sources", {})
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(Path(os.environ.get("TMPDIR", "/tmp")))):
-            del sys.modules[name]
-
-
 def planted(folder: Path, text: str, name: str = "planted") -> Grant:
     """A module that may be imported."""
     (folder / f"{name}.py").write_text(text)
@@ -136,7 +122,7 @@ def spec_of(model: str = "", data: str = "") -> Spec:
 
 def own_model(folder: Path, net: str) -> OwnModel:
     planted(folder, MODELS)
-    trial = plan(described(spec_of(f"planted:{net}"))).trials[0]
+    trial = plan(describe_own_model(spec_of(f"planted:{net}"))).trials[0]
     assert trial.own_model is not None
     return trial.own_model
 
@@ -161,7 +147,7 @@ def test_our_own_mlp_as_a_factory_gives_the_numbers_of_the_built_in_one(tmp_path
     factory = "qdtune.model.networks:mlp"
     plugins.allow(Grant(("qdtune.model.networks",), ()))
     trial = a_trial(hidden=(8,), activation="identity", **changes)
-    spec = described(spec_of(factory))
+    spec = describe_own_model(spec_of(factory))
     own = replace(trial, own_model=plan(spec).trials[0].own_model)
     assert own.sizes == trial.sizes
     (rows, history), (expected, curves) = numbers(last(own, tensors)), numbers(last(trial, tensors))
@@ -224,7 +210,7 @@ def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
 @pytest.mark.parametrize(("net", "linears"), [("encoder", 4), ("attention", 6), ("conv", 2)])
 def test_ledger_by_arithmetic_is_the_one_of_the_tensors(tmp_path, net, linears):
     own = own_model(tmp_path, net)
-    for trial in plan(described(spec_of(f"planted:{net}"))).trials:
+    for trial in plan(describe_own_model(spec_of(f"planted:{net}"))).trials:
         model = networks.own(*own[:2], *INFO[1:2], (8,), INFO.classes, seed=0)
         whole = sum(p.numel() for p in model.parameters())
         decompose(model, trial.depth, generator=generator("init", 0))
@@ -262,21 +248,21 @@ def test_trial_ids_tell_factories_and_sources_apart_and_never_change():
 
 def test_a_changed_source_is_refused_where_results_are_kept(tmp_path):
     planted(tmp_path, MODELS)
-    spec = described(spec_of("planted:conv"))
+    spec = describe_own_model(spec_of("planted:conv"))
     kept = spec.to_yaml().encode()
     check_comparable(spec, kept, "run")
     wider = loads(spec.to_yaml().replace("hidden: [8]", "hidden: [9]").encode(), "x.yaml")
-    check_comparable(described(wider), kept, "run")  # an axis may change
+    check_comparable(describe_own_model(wider), kept, "run")  # an axis may change
     with pytest.raises(SpecError, match=rf"not comparable \(model.sha256: {spec.model.sha256} there, {'a' * 64} now"):
         check_comparable(spec.changed("model", sha256="a" * 64), kept, "run")
     with pytest.raises(SpecError, match=r"planted.py has changed: its sha256 was aaaa"):
-        described(spec.changed("model", sha256="a" * 64))
+        describe_own_model(spec.changed("model", sha256="a" * 64))
 
 
 def test_canonical_text_holds_what_is_known(tmp_path):
     planted(tmp_path, MODELS + "\n" + PY)
-    spec, _ = with_own_data(spec_of("planted:conv", "planted:digits"), tmp_path)
-    spec = described(spec)
+    spec, _ = call_own_data(spec_of("planted:conv", "planted:digits"), tmp_path)
+    spec = describe_own_model(spec)
     again = loads(spec.to_yaml().encode(), "again.yaml")
     assert again == spec
     assert plan(again).trials == plan(spec).trials
@@ -352,7 +338,7 @@ BAD_MODELS = [
 def test_a_model_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
     planted(tmp_path, text)
     with pytest.raises(SpecError, match=message) as caught:
-        described(spec_of("planted:f"))
+        try_own_model(describe_own_model(spec_of("planted:f")))
     assert str(caught.value).startswith("error: model.factory: ")
     assert str(caught.value).isprintable()
 
@@ -384,7 +370,7 @@ BAD_DATA = [
 def test_data_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
     planted(tmp_path, text)
     with pytest.raises(SpecError, match=message) as caught:
-        with_own_data(spec_of(data="planted:f"), tmp_path)
+        call_own_data(spec_of(data="planted:f"), tmp_path)
     assert str(caught.value).startswith("error: data.factory: ")
     assert "\n" not in str(caught.value)
 
@@ -399,13 +385,13 @@ def test_data_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
 def test_data_too_small_for_the_spec_is_told_as_for_a_known_set(tmp_path, rows, line):
     planted(tmp_path, f"{DATA}x[:{rows}], y[:{rows}], x, y")
     with pytest.raises(SpecError) as caught:
-        with_own_data(spec_of(data="planted:f"), tmp_path)
+        call_own_data(spec_of(data="planted:f"), tmp_path)
     assert str(caught.value) == f"error: {line}"
 
 
 def test_data_come_as_a_known_set_does_whatever_their_types(tmp_path):
     planted(tmp_path, f"import torch\n{DATA}torch.arange(1200).to(torch.uint8).view(6, 200).T, y.astype('u1'), x, y")
-    spec, found = with_own_data(spec_of(data="planted:f"), tmp_path)
+    spec, found = call_own_data(spec_of(data="planted:f"), tmp_path)
     assert (found.name, found.inputs, found.classes) == ("planted:f", 6, 3)
     assert spec.data.info == DatasetInfo(200, 6, 3)
     assert (len(found.train_x), len(found.val_x), len(found.test_x)) == (72, 128, 200)
@@ -421,11 +407,11 @@ def test_data_that_changed_under_the_same_source_get_another_id(tmp_path):
     specs = []
     for number in "12":
         (tmp_path / "n").write_text(number)
-        specs.append(with_own_data(spec_of(data="planted:f"), tmp_path)[0])
+        specs.append(call_own_data(spec_of(data="planted:f"), tmp_path)[0])
     a, b = (plan(spec).trials[0].trial_id for spec in specs)
     assert a != b
     with pytest.raises(SpecError, match="planted:f gives other data than when `content` was written"):
-        with_own_data(specs[0], tmp_path)
+        call_own_data(specs[0], tmp_path)
 
 
 # --- the door

@@ -381,7 +381,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_local_cluster_is_closed_by_its_environment(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_TUNE_CALLBACKS", "os.system")
-    cluster.prepare(None)
+    cluster.set_environment(None)
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
@@ -396,13 +396,13 @@ def test_token_file_that_holds_none_is_told(bare: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(bare / "token"))
     for address in (None, "10.0.0.1:6379"):
         with pytest.raises(SpecError, match=r"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got \S+token"):
-            cluster.prepare(address)
+            cluster.set_environment(address)
 
 
 def test_home_that_cannot_hold_a_token_is_told(bare: Path) -> None:
     (bare / ".ray").write_text("")
     with pytest.raises(SpecError, match=r"Ray's token must be kept in ~/.ray/auth_token: .*File exists"):
-        cluster.prepare(None)
+        cluster.set_environment(None)
 
 
 # --- What reaches the terminal

@@ -2,76 +2,79 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from qdtune.machine import gpus
-from qdtune.messages import one_line, user_error
+from qdtune.messages import format_count, one_line, user_error
 from qdtune.spec.choices import PLANNED
-from qdtune.spec.plan import Plan, check_comparable
+from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.placement import Placement
+from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch
 
 FEW = 8  # sizes that are listed one by one
+Facts = Iterator[tuple[str, str]]  # name and text
 
 
-def _likely(spec: Spec, data_dir: Path) -> Spec:
-    """The spec on the data set that a run would probably take: the first on disk."""
-    from qdtune.datasets.load import on_disk
-
-    names = spec.data.names
-    return spec.resolve(next((name for name in names if on_disk(name, data_dir)), names[0]))
-
-
-def there_already(arguments: argparse.Namespace, spec: Spec, data_dir: Path) -> tuple[str, set[str]]:
-    """The run folder and the trials that it has a result of, if any."""
-    from qdtune.store.folder import LocationError, StorageError, child, is_url, open_folder
-
-    where = child(arguments.runs_dir, spec.name)
-    if not is_url(where) and not os.path.isdir(where) and ":/" not in where:
-        return where, set()
-    from qdtune.store.store import Store
-
-    try:
-        open_folder(arguments.runs_dir)
-        if arguments.fresh:
-            return where, set()
-        store, likely = Store(where), _likely(spec, data_dir)
-        wanted = spec.data.names[0]
-        missing = None if likely.data.names[0] == wanted else f"{wanted} is not in {data_dir}"
-        check_comparable(likely, store.sweep_yaml(), where, missing)
-        return where, store.ids()
-    except (LocationError, StorageError) as error:
-        raise user_error(str(error)) from None
-
-
-def describe(spec: Spec, planned: Plan, placed: Placement, data_dir: Path, there: tuple[str, set[str]]) -> None:
+def describe(options: LaunchOptions) -> None:
     """Prints what a launch would run.
 
     Args:
-        spec: as loaded.
-        planned: of the spec on the first of its data sets.
-        placed: how its trials would share this machine.
-        data_dir: where data sets lie.
-        there: the run folder and the trials that have a result in it, see `there_already`.
+        options: of a dry run.
+
+    Raises:
+        SpecError: what the user has to mend.
     """
+    from qdtune.store.folder import LocationError, StorageError
     from qdtune.terminal import print_facts
 
-    print_facts(_facts(spec, planned, placed, data_dir, there))
+    try:
+        prepared = prepare_launch(options)
+        ids = _find_ids(prepared)
+    except (LocationError, StorageError) as error:
+        raise user_error(str(error)) from None
+    print_facts(_list_facts(prepared, ids))
 
 
-def _facts(
-    spec: Spec, planned: Plan, placed: Placement, data_dir: Path, there: tuple[str, set[str]]
-) -> Iterator[tuple[str, str]]:
-    """What a dry run says, as (name, text)."""
-    from qdtune.messages import format_count
-    from qdtune.sweep.preflight import room
+def _find_ids(prepared: Prepared) -> set[str]:
+    """The trials that have a result in the run folder."""
+    if prepared.earlier is None:
+        return set()
+    from qdtune.store.store import Store
 
+    return Store(prepared.folder).ids()
+
+
+def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
+    """What a dry run says.
+
+    Args:
+        prepared: the launch.
+        ids: the trials that have a result in the run folder.
+    """
+    spec, planned, placed = prepared.spec, prepared.plan, prepared.forecast
+    assert placed is not None, "a dry run supposes this machine"
+    yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
+    yield from _space_facts(spec, planned)
+    done = 0
+    if ids and spec.method in PLANNED:  # the hashes cost too much if there is nothing to compare them with
+        done = sum(trial.trial_id in ids for trial in planned.trials)
+        yield "  there", f"{done:,} have a result in {prepared.folder}"
+    yield from _training_facts(spec, planned)
+    yield "data", _data_text(prepared)
+    if spec.factories:
+        from qdtune.plugins import sources
+
+        for source in sources():
+            yield "plugin", f"{source.path}, sha256 {source.sha256}"
+    yield from _machine_facts(prepared, placed, len(planned.trials) - done)
+
+
+def _space_facts(spec: Spec, planned: Plan) -> Facts:
+    """How many configurations there are, and what is left out."""
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
-    yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
     searching = spec.method not in PLANNED
     kinds = f"{planned.points:,} points, {removed:,} excluded, {planned.infeasible:,} infeasible"
     if searching:
@@ -89,11 +92,10 @@ def _facts(
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.warning:
         yield "  warning", planned.warning
-    folder, ids = there
-    done = 0
-    if ids and not searching:  # the hashes cost too much where there is nothing to compare them with
-        done = sum(trial.trial_id in ids for trial in planned.trials)
-        yield "  there", f"{done:,} have a result in {folder}"
+
+
+def _training_facts(spec: Spec, planned: Plan) -> Facts:
+    """How each configuration is trained, and the sizes that come out."""
     yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
     if spec.replicate:
         yield (
@@ -103,7 +105,7 @@ def _facts(
     if spec.early_terminate.type != "none":
         options = ", ".join(f"{key} {value}" for key, value in spec.early_terminate.options.items())
         yield "stopped early", f"by {spec.early_terminate.type}: {options}"
-    of_sample = " in the sample" if searching else ""
+    of_sample = "" if spec.method in PLANNED else " in the sample"
     yield "float warm-ups", f"{planned.warmups:,}{of_sample}, each trained once and shared"
     sizes = planned.distinct_sizes
     few = ", ".join(f"{size:,}" for size in sizes)
@@ -111,34 +113,34 @@ def _facts(
         "sizes",
         f"{few} bytes" if len(sizes) <= FEW else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
     )
-    yield "data", _data_text(spec, data_dir)
-    if spec.factories:
-        from qdtune.plugins import sources
 
-        for source in sources():
-            yield "plugin", f"{source.path}, sha256 {source.sha256}"
+
+def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:
+    """How `left` trials would share this machine, and its disk."""
+    from qdtune.sweep.preflight import needed_bytes
+
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
     yield (
         "at once",
-        f"{placed.concurrent:,} trials{shared}, so {format_count(placed.waves(count - done), 'wave')} ({here})",
+        f"{placed.concurrent:,} trials{shared}, so {format_count(placed.waves(left), 'wave')} ({here})",
     )
-    yield "disk", f"about {room(spec, planned) / 1e6:,.1f} MB in {one_line(folder)}"
+    size = needed_bytes(prepared.spec, prepared.plan)
+    yield "disk", f"about {size / 1e6:,.1f} MB in {one_line(prepared.folder)}"
     for note in placed.notes:
         yield "note", note
 
 
-def _data_text(spec: Spec, data_dir: Path) -> str:
-    from qdtune.datasets.load import on_disk
-
-    name, *fallbacks = spec.data.names
-    assert spec.data.info is not None
-    train = spec.data.info.train - spec.data.val_size
-    text = f"{name}: {train:,} samples to train on, {spec.data.val_size:,} to judge by; "
-    if spec.data.factory:
+def _data_text(prepared: Prepared) -> str:
+    group = prepared.spec.data
+    assert group.info is not None
+    train = group.info.train - group.val_size
+    text = f"{group.names[0]}: {train:,} samples to train on, {group.val_size:,} to judge by; "
+    if not isinstance(prepared.data, Unread):
         return f"{text}in memory"
-    if on_disk(name, data_dir):
+    name, *fallbacks = prepared.data.names
+    if prepared.data.on_disk == name:
         return f"{text}on disk"
     instead = f", and if that fails {' or '.join(fallbacks)} taken instead" if fallbacks else ""
-    return f"{text}not in {one_line(str(data_dir))}, so it would be downloaded{instead}"
+    return f"{text}not in {one_line(str(prepared.data_dir))}, so it would be downloaded{instead}"

@@ -11,12 +11,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdtune.commands.dry_run import describe, there_already
-from qdtune.commands.parser import Parser, blame, exit_now, print_error, run_command
-from qdtune.machine import gpus
-from qdtune.spec.plan import Plan, plan
-from qdtune.spec.sweep_file import Spec, load
-from qdtune.sweep.placement import Node, placement
+from qdtune.commands.dry_run import describe
+from qdtune.commands.parser import Parser, exit_now, print_error, run_command
+from qdtune.sweep.prepare import LaunchOptions, prepare_launch
 
 USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
 
@@ -62,71 +59,55 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    spec = load(arguments.sweep, arguments.set)
-    from qdtune.datasets.load import default_root  # NumPy: not needed to say that a file is wrong
-
-    data_dir = arguments.data_dir or default_root()
-    planned = None
-    with blame(arguments.sweep):
-        if spec.factories:
-            spec = _opened(spec, arguments, data_dir)
-        if arguments.dry_run or not spec.factories:  # else a run asks the factories, once
-            planned = plan(spec.resolve(spec.data.names[0]))
-        address = arguments.address or os.environ.get("RAY_ADDRESS") or None
-        if arguments.dry_run or address is None:
-            placed = placement(spec.resources, [Node(os.cpu_count() or 1, gpus())], spec.run.max_concurrent_trials)
-    if arguments.dry_run and planned is not None:
-        there = there_already(arguments, spec, data_dir)
-        describe(spec, planned, placed, data_dir, there)
+    options = LaunchOptions(
+        sweep=arguments.sweep,
+        overrides=arguments.set,
+        plugins=arguments.allow_plugin,
+        runs_dir=arguments.runs_dir,
+        data_dir=arguments.data_dir,
+        address=arguments.address or os.environ.get("RAY_ADDRESS") or None,
+        is_fresh=arguments.fresh,
+        is_dry=arguments.dry_run,
+    )
+    if options.is_dry:
+        describe(options)
         return 0
-    return _run(spec, planned, arguments, data_dir, address)
+    return _run(options, has_dashboard=not arguments.no_dashboard)
 
 
-def _opened(spec: Spec, arguments: argparse.Namespace, data_dir: Path) -> Spec:
-    """The spec whose factories may now be imported; for a dry run with what they give."""
-    from qdtune import plugins
-    from qdtune.sweep import prepare
-
-    plugins.permit(spec.factories, arguments.allow_plugin, [Path(arguments.sweep).parent, Path.cwd()])
-    if arguments.dry_run and spec.data.factory:
-        spec, _ = prepare.with_own_data(spec, data_dir)
-    if arguments.dry_run and spec.model.factory:
-        from qdtune.training.own_model import described  # torch
-
-        spec = described(spec)
-    return spec
-
-
-def _run(spec: Spec, planned: Plan | None, arguments: argparse.Namespace, data_dir: Path, address: str | None) -> int:
-    """Starts what takes seconds to import, in the order that Ray needs; says in one line what stands in the way."""
-    from qdtune.sweep import cluster
-    from qdtune.sweep.preflight import preflight
-
-    preflight(spec, planned, arguments.runs_dir, address, arguments.fresh)
-    cluster.prepare(address)
-
-    from qdtune.datasets.load import DataError
-    from qdtune.report.follow import drawing
-    from qdtune.store.folder import StorageError
-    from qdtune.store.store import FAULTS
-    from qdtune.sweep import session
-
-    codes: dict[type[Exception], int] = {DataError: 2, cluster.NoClusterError: 2, **FAULTS}
+def _run(options: LaunchOptions, has_dashboard: bool) -> int:
+    """Prepares and runs a sweep, in the order of imports that Ray needs; the exit code."""
     try:
-        ray_at = cluster.RayAt(address, dashboard=not arguments.no_dashboard)
-        code = session.run_sweep(
-            spec,
-            runs_dir=arguments.runs_dir,
-            data_dir=data_dir,
-            ray_at=ray_at,
-            drawing=drawing,
-            fresh=arguments.fresh,
-        )
+        prepared = prepare_launch(options)
+        from qdtune.sweep import cluster
+
+        cluster.set_environment(options.address)  # before anything imports Ray
+        from qdtune.report.follow import drawing
+        from qdtune.sweep import session
+
+        ray_at = cluster.RayAt(options.address, dashboard=has_dashboard)
+        code = session.run_sweep(prepared, ray_at=ray_at, drawing=drawing)
         if code > 128:
             exit_now(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
         return code
-    except StorageError as error:
-        what = "mend that and run the same command again, what was finished is kept"
-        return print_error(StorageError(f"{error}: {what}"), codes)
-    except tuple(codes) as error:
-        return print_error(error, codes)
+    except (ValueError, OSError) as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Says in one line what stands in the way of a launch; the exit code.
+
+    Raises:
+        Exception: the error itself, if it is a mistake in the sweep file or none of those that a launch may meet.
+    """
+    from qdtune.datasets.dataset import DataError
+    from qdtune.store.folder import StorageError
+    from qdtune.store.store import FAULTS
+    from qdtune.sweep.cluster import NoClusterError
+
+    codes: dict[type[Exception], int] = {DataError: 2, NoClusterError: 2, **FAULTS}
+    if not isinstance(error, tuple(codes)):
+        raise error
+    if isinstance(error, StorageError):
+        error = StorageError(f"{error}: mend that and run the same command again, what was finished is kept")
+    return print_error(error, codes)

@@ -6,12 +6,11 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
-from qdtune.messages import Place, SpecError, describe_unknown, one_line, user_error
+from qdtune.messages import SpecError, describe_unknown, one_line, user_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,12 +79,3 @@ def exit_now(code: int) -> NoReturn:
             with suppress(OSError):
                 stream.flush()
     os._exit(code)
-
-
-@contextmanager
-def blame(source: str) -> Iterator[None]:
-    """Mistakes of no known place are those of `source`: a file, or an option."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError([replace(p, place=p.place or Place(source)) for p in error.problems]) from None

@@ -23,8 +23,8 @@ from qdtune.commands.job_parser import (
     read_arguments,
     run_job_command,
 )
-from qdtune.commands.parser import blame, run_command
-from qdtune.messages import printable, user_error
+from qdtune.commands.parser import run_command
+from qdtune.messages import blame, printable, user_error
 from qdtune.remote.protocol import HERE, SWEEP, entrypoint, failed, next_id, server_at
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, load

@@ -1,6 +1,6 @@
 """The jobs of a cluster, through the job server of its head: HTTP on the port of Ray's dashboard, and nothing else.
 
-`cluster.prepare` has to be called before this file is imported, for it imports Ray.
+`cluster.set_environment` has to be called before this file is imported, for it imports Ray.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where Ray's own command
 @contextmanager
 def server_at(address: str) -> Iterator[Jobs]:
     """The job server at an address; what is wrong with it, or with a job, is a mistake of the user's."""
-    from qdtune.sweep.cluster import prepare
+    from qdtune.sweep.cluster import set_environment
 
-    prepare(address)
+    set_environment(address)
     from qdtune.remote.job_server import (
         JobError,
         Jobs,  # Ray

@@ -1,6 +1,6 @@
 """The Ray cluster a sweep runs on: one of its own on this machine, or one that is running already.
 
-`prepare` has to be called before ray is imported for the first time: much of what it sets is read then.
+`set_environment` has to be called before ray is imported for the first time: much of what it sets is read then.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + BEGIN + bytes(5)
 INSTEAD = "leave out --address, or unset RAY_ADDRESS, to start Ray here"
 
 
-def prepare(address: str | None) -> None:
+def set_environment(address: str | None) -> None:
     """Sets the environment of Ray and its workers; keeps what the user has set, but for code from outside.
 
     Args:

@@ -48,30 +48,41 @@ class Placement:
         return sum(_rooms(nodes, round(self.gpu * UNIT), round(self.cpu * UNIT)))
 
 
-def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
-    """How trials that ask for `resources` share some machines; a trial is always on one of them.
-
-    Without a GPU anywhere they run on CPUs alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.
-    A share that is `auto` counts as a whole GPU until it has been measured (`probe`).
+def check_fits(resources: Resources, nodes: Sequence[Node]) -> None:
+    """Checks that one trial has room on one of these machines; a trial is always on one of them.
 
     Raises:
-        SpecError: one trial asks for more than any node has.
+        SpecError: it asks for more than any node has.
     """
-    gpu = UNIT if resources.gpu == "auto" else round(resources.gpu * UNIT)
-    cpu = round(resources.cpu * UNIT)
+    gpu, cpu = _asked(resources, nodes)
     cpus, gpus = (max(each) for each in zip(*nodes, strict=True))
     problems = []
     if cpu > cpus * UNIT:
         problems.append(_too_much("cpu", resources.cpu, cpus))
     if gpu > UNIT and 0 < gpus * UNIT < gpu:
         problems.append(_too_much("gpu", gpu / UNIT, gpus))
+    if not problems and not sum(_rooms(nodes, gpu, cpu)):
+        what = f"{resources.cpu:g} CPUs and {gpu / UNIT:g} GPUs per trial asked, and no node has both"
+        problems.append(Problem(None, ("resources",), what))
     if problems:
         raise SpecError(problems)
+
+
+def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
+    """How trials that ask for `resources` share some machines.
+
+    Without a GPU anywhere they run on CPUs alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.
+    A share that is `auto` counts as a whole GPU until it has been measured (`gpu_share`).
+
+    Raises:
+        SpecError: one trial asks for more than any node has.
+    """
+    check_fits(resources, nodes)
+    gpu, cpu = _asked(resources, nodes)
     notes, per_gpu = [], 0
-    if gpu and not gpus:
+    if resources.gpu and not gpu:
         asked = "auto" if resources.gpu == "auto" else f"{resources.gpu:g}"
         notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {asked} is not used")
-        gpu = 0
     rooms = _rooms(nodes, gpu, cpu)
     if gpu:
         per_gpu = UNIT // gpu
@@ -82,16 +93,17 @@ def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int |
         if sum(rooms) < sum(by_gpu):
             there = sum(node.cpus for node in nodes if node.gpus)
             notes.append(f"{sum(by_gpu)} trials fit on the GPUs, but {there} CPUs let only {sum(rooms)} run at once")
-    concurrent = sum(rooms)
-    if not concurrent:
-        what = f"{resources.cpu:g} CPUs and {gpu / UNIT:g} GPUs per trial asked, and no node has both"
-        raise SpecError([Problem(None, ("resources",), what)])
     if idle := sum(not room and node.cpus > 0 for room, node in zip(rooms, nodes, strict=True)):
         share = f"{gpu / UNIT:g} GPU and {cpu / UNIT:g} CPU" if gpu else f"{cpu / UNIT:g} CPU"
         notes.append(f"{idle} of {len(nodes)} nodes take no trial, which holds {share}")
-    if max_concurrent is not None:
-        concurrent = min(concurrent, max_concurrent)
+    concurrent = sum(rooms) if max_concurrent is None else min(sum(rooms), max_concurrent)
     return Placement(gpu / UNIT, cpu / UNIT, per_gpu, concurrent, tuple(notes))
+
+
+def _asked(resources: Resources, nodes: Sequence[Node]) -> tuple[int, int]:
+    """What one trial holds of GPUs and CPUs, in 1/10000ths; no GPU if no node has any."""
+    gpu = UNIT if resources.gpu == "auto" else round(resources.gpu * UNIT)
+    return (gpu if any(node.gpus for node in nodes) else 0), round(resources.cpu * UNIT)
 
 
 def _rooms(nodes: Sequence[Node], gpu: int, cpu: int) -> list[int]:

@@ -9,14 +9,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from qdtune.messages import SpecError, one_line, user_error
 from qdtune.spec.choices import PLANNED
-from qdtune.spec.plan import Plan, check_comparable
+from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.cluster import NoClusterError, knock
 
@@ -30,39 +30,58 @@ LEAST = {
 CONFIGURATION, ROW, EPOCH, FACTOR = 21_000, 30, 150, 400
 
 
-def preflight(spec: Spec, planned: Plan | None, runs_dir: str, address: str | None, fresh: bool = False) -> None:
-    """Returns where a sweep can start as far as can be known before; nothing is made.
+def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
+    """Checks the versions of libraries, the place of the run folder and the address, before a launch costs anything.
 
     Args:
-        spec: as loaded.
-        planned: of the spec resolved on the first of its data sets; None where a factory has still to be called.
-        runs_dir: where run folders are made; of a URL (`scheme://...`) nothing is looked at.
+        runs_dir: where run folders are made; a URL (`scheme://...`) is left to `store.folder`.
+        name: of the sweep.
         address: of a running Ray cluster, None for one that is started here.
-        fresh: whether what is in the run folder is going to be set aside.
 
     Raises:
         SpecError: what stands in the way, and what to do.
     """
     check_versions()
     if "://" not in runs_dir:
-        folder = Path(runs_dir) / spec.name
-        try:
+        folder = Path(runs_dir) / name
+        with _write_errors(folder):
             _check_kind(folder, Path(runs_dir))
             _check_place(folder)
-            if planned is not None:
-                _check_room(folder, room(spec, planned), fresh)
-        except (OSError, ValueError) as error:
-            if isinstance(error, SpecError):
-                raise
-            what = getattr(error, "strerror", None) or error
-            raise user_error(f"cannot write to {_named(folder)}: {what} (choose another --runs-dir)") from None
-        if not fresh and spec.data.dataset and not spec.model.factory:  # else it is known when that was asked
-            _check_some_data_set(spec, spec.data.dataset, folder)
     if address is not None:
         try:
             knock(address)
         except NoClusterError as error:
             raise user_error(one_line(str(error))) from None
+
+
+def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None:
+    """Checks that the disk has room for what a sweep writes; an object store always has.
+
+    Args:
+        spec: resolved.
+        planned: its configurations.
+        runs_dir: where run folders are made.
+        is_fresh: whether what is in the run folder is going to be set aside.
+
+    Raises:
+        SpecError: it has not, with both numbers.
+    """
+    if "://" not in runs_dir:
+        folder = Path(runs_dir) / spec.name
+        with _write_errors(folder):
+            _check_free(folder, needed_bytes(spec, planned), is_fresh)
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """What the system says of a folder, as a mistake of the user's in one line."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise user_error(f"cannot write to {_named(folder)}: {what} (choose another --runs-dir)") from None
 
 
 def check_versions() -> None:
@@ -74,7 +93,7 @@ def check_versions() -> None:
             raise user_error(f"{name} must be {wanted} or newer, got {found} (pip install -U {name})")
 
 
-def room(spec: Spec, planned: Plan) -> int:
+def needed_bytes(spec: Spec, planned: Plan) -> int:
     """About how many bytes a sweep writes that has nothing yet."""
     count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
     seeds = max(len(spec.seeds), spec.replicate.front if spec.replicate else 0)
@@ -113,27 +132,14 @@ def _check_kind(folder: Path, runs_dir: Path) -> None:
         raise user_error(f"{_named(folder)} must be a run folder or empty, got {what} (choose another name)")
 
 
-def _check_room(folder: Path, whole: int, fresh: bool) -> None:
+def _check_free(folder: Path, whole: int, is_fresh: bool) -> None:
     """Raises where the disk has less room than what is still to be written takes."""
     there = next(part for part in (folder, *folder.parents) if part.is_dir())
     free = shutil.disk_usage(there).free
     held = sum(file.stat().st_size for file in folder.glob("**/*") if file.is_file())
-    needed = whole - (0 if fresh else held)
+    needed = whole - (0 if is_fresh else held)
     if needed > free:
         have, want = f"{free / 1e6:,.1f} MB free", f"about {needed / 1e6:,.1f} MB"
         raise user_error(
             f"{_named(there)} has {have}, the sweep needs {want} (make room, or choose another --runs-dir)"
         )
-
-
-def _check_some_data_set(spec: Spec, names: Sequence[str], folder: Path) -> None:
-    """Raises where the results in the folder could be compared on none of the data sets that may be taken."""
-    first, file = None, folder / "sweep.yaml"
-    sweep_yaml = file.read_bytes() if file.is_file() else None
-    for name in names:
-        try:
-            return check_comparable(spec.resolve(name), sweep_yaml, str(folder))
-        except SpecError as error:
-            first = first or error
-    assert first is not None, "a spec names a data set"
-    raise first

@@ -1,15 +1,166 @@
-"""What a launch decides before it starts."""
+"""What a launch decides before it makes anything: one step after the other, each taken once.
+
+`prepare_launch` returns one `Prepared`, which a dry run prints and a sweep trains. Two things are known later, and
+`Prepared` says so. Which data set can be had: `Unread`, which `read_data` settles. The nodes, and what `gpu: auto`
+comes to: a `forecast` on this machine, until `driver.decide_placement` knows the nodes of Ray. Nothing heavy is
+imported here unless the sweep names code of the user's.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qdtune.datasets.load import Samples, cut
-from qdtune.datasets.own import load_own
-from qdtune.spec.sweep_file import Spec
+from qdtune import plugins
+from qdtune.machine import gpus
+from qdtune.messages import SpecError, blame
+from qdtune.spec.plan import Plan, check_comparable, plan
+from qdtune.spec.sweep_file import Spec, load
+from qdtune.sweep.placement import Node, Placement, placement
+
+if TYPE_CHECKING:
+    from qdtune.datasets.load import Samples
 
 
-def with_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What a user asks of a launch.
+
+    Attributes:
+        sweep: path of the sweep file.
+        overrides: `KEY=VALUE` texts that replace keys of the file.
+        plugins: modules of the user's own that may be imported.
+        runs_dir: a path or a URL; the run folder is made in it, under the sweep's name.
+        data_dir: where data sets lie or are downloaded to; None for `QDTUNE_DATA`, else `data`.
+        address: of a running Ray cluster; None for one that is started here.
+        is_fresh: whether an earlier run is set aside.
+        is_dry: whether nothing is started: the network is left alone, and the nodes are this machine.
+    """
+
+    sweep: str
+    overrides: Sequence[str] = ()
+    plugins: Sequence[str] = ()
+    runs_dir: str = "runs"
+    data_dir: Path | None = None
+    address: str | None = None
+    is_fresh: bool = False
+    is_dry: bool = False
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Known data sets that are not read yet: a launch takes the first that it can have.
+
+    Attributes:
+        names: in the order of the sweep file.
+        on_disk: the first of them that lies on disk; None if none does.
+    """
+
+    names: tuple[str, ...]
+    on_disk: str | None
+
+    @property
+    def possible(self) -> tuple[str, ...]:
+        """The names that a launch may take: those before the one on disk may be downloaded."""
+        return self.names if self.on_disk is None else self.names[: self.names.index(self.on_disk) + 1]
+
+    @property
+    def likely(self) -> str:
+        """The name that a launch takes without a network."""
+        return self.on_disk or self.names[0]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One launch, decided.
+
+    Attributes:
+        options: what the user asked.
+        asked: the sweep file with what the user's code gives, on all of its data sets.
+        spec: the same on one data set: the first, until `read_data` settles which.
+        plan: the configurations of `spec`.
+        data: of the user's own, or the names of what is to be read.
+        data_dir: where data sets lie.
+        folder: the run folder, a path or a URL.
+        earlier: the sweep file that the run folder holds; None if there is no run to finish.
+        comparable: the data sets on which results could be compared with those in the run folder.
+        forecast: how trials would share this machine; None if they run on a cluster elsewhere.
+    """
+
+    options: LaunchOptions
+    asked: Spec
+    spec: Spec
+    plan: Plan
+    data: Samples | Unread
+    data_dir: Path
+    folder: str
+    earlier: bytes | None
+    comparable: frozenset[str]
+    forecast: Placement | None
+
+
+def prepare_launch(options: LaunchOptions) -> Prepared:
+    """The launch that `options` ask for, decided step by step; nothing is made.
+
+    Raises:
+        SpecError: what the user has to mend.
+        LocationError, StorageError: the run folder, in an object store, cannot be used or read.
+    """
+    asked = load(options.sweep, options.overrides)
+    from qdtune.store.folder import child  # Arrow: not needed to say that a file is wrong
+
+    folder = child(options.runs_dir, asked.name)
+    with blame(options.sweep):
+        _permit_plugins(asked, options)
+    if not options.is_dry:
+        from qdtune.sweep.preflight import check_surroundings
+
+        check_surroundings(options.runs_dir, asked.name, options.address)
+    with blame(options.sweep):
+        asked, data, data_dir = _choose_data(asked, options)
+        asked, spec, planned = _decide_on(asked, asked.data.names[0])
+        forecast = _forecast(spec, options)
+    earlier = _read_earlier(options, folder)
+    comparable = _find_comparable(asked, data, data_dir, folder, earlier, options.is_dry)
+    prepared = Prepared(options, asked, spec, planned, data, data_dir, folder, earlier, comparable, forecast)
+    if not options.is_dry:
+        from qdtune.sweep.preflight import check_room
+
+        check_room(spec, planned, options.runs_dir, options.is_fresh)
+    return prepared
+
+
+def read_data(prepared: Prepared, out: Any) -> tuple[Prepared, Samples, list[str]]:
+    """The launch on the data set that could be had, its data, and why that is not the first one, if so.
+
+    Args:
+        prepared: by `prepare_launch`.
+        out: where to say that something is downloaded.
+
+    Raises:
+        DataError: none of the data sets can be had.
+        SpecError: the sweep cannot use the one that can, or the run folder holds results on another one.
+    """
+    if not isinstance(prepared.data, Unread):
+        return prepared, prepared.data, []
+    from qdtune.datasets.load import load, on_disk
+
+    names, data_dir = prepared.data.names, prepared.data_dir
+    if not on_disk(names[0], data_dir):
+        out.print(f"{names[0]} is not in {data_dir}: downloading it")
+    data, notes = load(names, data_dir, lambda name: prepared.asked.resolve(name).data.val_size)
+    if data.name != prepared.spec.data.names[0]:  # other configurations: no decision on them has been taken yet
+        asked, spec, planned = _decide_on(prepared.asked, data.name)
+        prepared = replace(prepared, asked=asked, spec=spec, plan=planned)
+    if data.name not in prepared.comparable:
+        check_comparable(prepared.spec, prepared.earlier, prepared.folder, notes[0] if notes else None)
+    return prepared, data, notes
+
+
+def call_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
     """The data that the factory of a spec gives, and the spec with what is now known of it.
 
     Args:
@@ -19,7 +170,94 @@ def with_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
     Raises:
         SpecError: the factory cannot be used, or its data does not fit the rest of the spec.
     """
+    from qdtune.datasets.load import cut
+    from qdtune.datasets.own import load_own
+
     data = spec.data
     splits, known = load_own(data.factory or "", root, data.sha256, data.content)
-    spec = spec.changed("data", **known)  # raises where there are too few rows
+    spec = spec.changed("data", **known)  # raises if there are too few rows
     return spec, cut(data.factory or "", splits, data.val_size)
+
+
+def _permit_plugins(spec: Spec, options: LaunchOptions) -> None:
+    """Lets the user's modules be imported that the file names and the command allows."""
+    if spec.factories:
+        plugins.permit(spec.factories, options.plugins, [Path(options.sweep).parent, Path.cwd()])
+
+
+def _choose_data(spec: Spec, options: LaunchOptions) -> tuple[Spec, Samples | Unread, Path]:
+    """The spec with the sizes of its data known, that data or its names, and the folder of the data sets.
+
+    A factory is called; a known data set is neither read nor downloaded, because its sizes are known.
+    """
+    from qdtune.datasets.load import default_root, on_disk
+
+    data_dir = options.data_dir or default_root()
+    if spec.data.factory:
+        spec, data = call_own_data(spec, data_dir)
+        return spec, data, data_dir
+    names = tuple(spec.data.names)
+    return spec, Unread(names, next((name for name in names if on_disk(name, data_dir)), None)), data_dir
+
+
+def _decide_on(asked: Spec, dataset: str) -> tuple[Spec, Spec, Plan]:
+    """The spec with its model known, the same on one data set, and its configurations there.
+
+    A model of the user's own is built for each choice of hidden widths, and trained once for a moment.
+    """
+    spec = asked.resolve(dataset)
+    if spec.model.factory:
+        from qdtune.training.own_model import describe_own_model, try_own_model  # torch
+
+        spec = describe_own_model(spec)
+        try_own_model(spec)
+        asked = asked.changed("model", sha256=spec.model.sha256)
+    return asked, spec, plan(spec)
+
+
+def _forecast(spec: Spec, options: LaunchOptions) -> Placement | None:
+    """How trials would share this machine, as far as that is known without Ray; None on a cluster elsewhere.
+
+    Raises:
+        SpecError: one trial asks for more than this machine has.
+    """
+    if options.address is not None and not options.is_dry:
+        return None
+    here = Node(os.cpu_count() or 1, gpus())
+    return placement(spec.resources, [here], spec.run.max_concurrent_trials)
+
+
+def _read_earlier(options: LaunchOptions, folder: str) -> bytes | None:
+    """The sweep file of the run that a launch would finish; None if it begins one."""
+    from qdtune.store.folder import open_folder
+
+    runs = open_folder(options.runs_dir)
+    if not options.is_dry:
+        runs.probe()
+    return None if options.is_fresh else open_folder(folder).read("sweep.yaml")
+
+
+def _find_comparable(
+    asked: Spec, data: Samples | Unread, data_dir: Path, folder: str, earlier: bytes | None, is_dry: bool
+) -> frozenset[str]:
+    """The data sets, of those that the launch may take, on which its results could be compared with earlier ones.
+
+    Raises:
+        SpecError: there is none; it speaks of the first.
+    """
+    missing = None
+    names: Sequence[str] = asked.data.names
+    if isinstance(data, Unread):
+        names = (data.likely,) if is_dry else data.possible
+        if is_dry and data.likely != data.names[0]:
+            missing = f"{data.names[0]} is not in {data_dir}"
+    found, first = [], None
+    for name in names:
+        try:
+            check_comparable(asked.resolve(name), earlier, folder, missing)
+            found.append(name)
+        except SpecError as error:
+            first = first or error
+    if first is not None and not found:
+        raise first
+    return frozenset(found)

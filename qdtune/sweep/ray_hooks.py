@@ -8,10 +8,14 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from qdtune.sweep.recorder import Recorder
+from qdtune.sweep.search_space import check_space
 
 
 class QueueSearcher(Searcher):
-    """Hands the trials of a sweep to Ray Tune, one whenever there is room for it."""
+    """Hands the trials of a sweep to Ray Tune, one whenever there is room for it.
+
+    Tune hands its `param_space` to `set_search_properties`: it must be that of the sweep, from which the queue draws.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -20,7 +24,8 @@ class QueueSearcher(Searcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        return True  # what may be chosen is known to the queue
+        check_space(self.recorder.queue.spec, config)
+        return True
 
     def suggest(self, trial_id: str) -> Any:
         trial = self.recorder.next()

@@ -30,11 +30,11 @@ from qdtune.training.train import Nowhere, train_configuration
 TRIED_ROWS = 8
 
 
-def described(spec: Spec) -> Spec:
-    """The spec with what its model's factory builds for each choice of hidden widths; the first one is tried out.
+def describe_own_model(spec: Spec) -> Spec:
+    """The spec with what its model's factory builds for each choice of hidden widths.
 
     Args:
-        spec: its `model` has a factory; the sizes of its (first) data set are known.
+        spec: its `model` has a factory; the sizes of its data set are known.
 
     Raises:
         SpecError: the factory or its model cannot be used.
@@ -43,16 +43,36 @@ def described(spec: Spec) -> Spec:
     assert info is not None, "the data comes first"
     with plugins.blame_group("model"):
         plugins.load_function(factory, spec.model.sha256)
-        sha256 = plugins.source_of(factory).sha256
-        choices = spec.axes["hidden"].choices or ()
-        built = {hidden: _parts(OwnModel(factory, sha256), info, hidden) for hidden in choices}
-        first = choices[0]
-        with plugins.explain_errors(f"{factory} builds a model that cannot be split, quantised and trained"):
-            _try_out(OwnModel(factory, sha256, built[first]), info, first)
-    return spec.changed("model", sha256=sha256, built={cell_text(hidden): parts for hidden, parts in built.items()})
+        own = OwnModel(factory, plugins.source_of(factory).sha256)
+        built = {hidden: _structure(own, info, hidden) for hidden in spec.axes["hidden"].choices or ()}
+    return spec.changed(
+        "model", sha256=own.sha256, built={cell_text(hidden): parts for hidden, parts in built.items()}
+    )
 
 
-def _parts(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
+def try_own_model(spec: Spec) -> None:
+    """Trains the model of the first hidden widths for a moment, split in two and quantised, as a trial would.
+
+    Args:
+        spec: by `describe_own_model`.
+
+    Raises:
+        SpecError: it cannot be split, quantised and trained.
+    """
+    factory, info, built = spec.model.factory or "", spec.data.info, spec.model.built
+    assert info is not None, "the model is described first"
+    assert built, "the model is described first"
+    assert spec.model.sha256, "the model is described first"
+    first = (spec.axes["hidden"].choices or ())[0]
+    own = OwnModel(factory, spec.model.sha256, built[cell_text(first)])
+    with (
+        plugins.blame_group("model"),
+        plugins.explain_errors(f"{factory} builds a model that cannot be split, quantised and trained"),
+    ):
+        _train_for_a_moment(own, info, first)
+
+
+def _structure(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
     """What the model of these hidden widths consists of."""
     model, twin = (networks.own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
     for built in (model, twin):
@@ -129,7 +149,7 @@ def _faults(model: nn.Module) -> Iterator[str]:
             yield f"with dropout {drop:g} in {name}: replicas that are trained together cannot draw, set it to 0"
 
 
-def _try_out(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
+def _train_for_a_moment(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
     """Trains two replicas for an epoch on random rows, split in two and quantised, as a trial would."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(256, (TRIED_ROWS, info.inputs), generator=draw, dtype=torch.uint8)

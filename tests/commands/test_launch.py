@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,9 @@ from qdtune.commands import launch
 from qdtune.report.follow import drawing
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
-from qdtune.sweep import session
+from qdtune.sweep import summary
 from qdtune.sweep.cluster import RayAt
+from qdtune.sweep.prepare import Prepared, Unread
 from qdtune.terminal import console
 
 GOOD = """\
@@ -165,7 +167,7 @@ def test_launch_and_dry_run_warn_of_what_would_be_trained_twice(
         found = load(folder / "a.yaml", [f"exclude={exclude}"]).resolve("digits")
         queue = SimpleNamespace(searching=False, total=12, left=12)
         data = SimpleNamespace(name="digits", train_x=[], val_x=[])
-        session._announce(found, data, plan(found), queue, [], console())  # type: ignore[arg-type]
+        summary.announce(found, data, plan(found), queue, [], console())  # type: ignore[arg-type]
         out = capsys.readouterr().out
         assert [line.startswith(f"warning: {warned}") for line in out.splitlines() if "warning" in line] == [
             True
@@ -248,20 +250,22 @@ def test_argument_that_is_not_text_is_told(folder: Path) -> None:
 
 
 def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
-    def run(spec: object, **options: object) -> int:
-        seen.update(options, spec=spec)
+    def run(prepared: Prepared, **options: object) -> int:
+        seen.update(options, prepared=prepared)
         return 3
 
     monkeypatch.setattr("qdtune.sweep.session.run_sweep", run)
     monkeypatch.delenv("QDTUNE_DATA", raising=False)
     path = str(folder / "a.yaml")
     assert launch.main([path, "--fresh", "--no-dashboard", "--set", "data.dataset=[digits, synthetic]"]) == 3
-    assert seen.pop("spec") == launch.load(path, ["data.dataset=[digits, synthetic]"])
-    at = RayAt(None, dashboard=False)
-    wanted = {"runs_dir": "runs", "data_dir": Path("data"), "ray_at": at, "drawing": drawing, "fresh": True}
-    assert seen == wanted
+    prepared = seen.pop("prepared")
+    assert prepared.asked == load(path, ["data.dataset=[digits, synthetic]"])
+    assert prepared.spec == prepared.asked.resolve("digits")
+    assert (prepared.options.runs_dir, prepared.data_dir, prepared.options.is_fresh) == ("runs", Path("data"), True)
+    assert prepared.data == Unread(("digits", "synthetic"), on_disk="digits")
+    assert seen == {"ray_at": RayAt(None, dashboard=False), "drawing": drawing}
 
 
 @pytest.mark.parametrize(

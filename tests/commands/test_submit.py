@@ -117,7 +117,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server()
     monkeypatch.setattr(job_submission, "JobSubmissionClient", lambda address: server)
     monkeypatch.setattr(job_server.Jobs, "_knock", lambda self: None)
-    monkeypatch.setattr("qdtune.sweep.cluster.prepare", lambda address: None)
+    monkeypatch.setattr("qdtune.sweep.cluster.set_environment", lambda address: None)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):

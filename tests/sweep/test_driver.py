@@ -217,14 +217,14 @@ def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(com
 
 
 def test_node_that_leaves_or_joins_is_told_with_how_many_trials_run_now(monkeypatch, capsys):
-    from qdtune.sweep import driver
+    from qdtune.sweep import watches
     from qdtune.sweep.placement import Node, Placement
     from qdtune.terminal import console
 
     there = {"10.0.0.1 (aaaaaa)": Node(2), "10.0.0.2 (bbbbbb)": Node(2, 1)}
-    monkeypatch.setattr(driver, "nodes_now", lambda: dict(there))
-    monkeypatch.setattr(driver, "LOOK_S", 0.0)
-    watch = driver.NodeWatch(dict(there), Placement(0.25, 1, per_gpu=4, concurrent=3, notes=()), 3, console())
+    monkeypatch.setattr(watches, "nodes_now", lambda: dict(there))
+    monkeypatch.setattr(watches, "LOOK_S", 0.0)
+    watch = watches.NodeWatch(dict(there), Placement(0.25, 1, per_gpu=4, concurrent=3, notes=()), 3, console())
 
     def seen():
         watch.on_step_begin(0, [])
@@ -244,8 +244,8 @@ def test_node_that_leaves_or_joins_is_told_with_how_many_trials_run_now(monkeypa
 def test_a_killed_nodes_last_log_is_not_printed():
     """Ray sends it to every driver, `log_to_driver` or not; how it filters is read when it is imported."""
     code = """
-from qdtune.sweep.cluster import prepare
-prepare("somewhere:1")
+from qdtune.sweep.cluster import set_environment
+set_environment("somewhere:1")
 from ray._private.worker import print_to_stdstream
 dead = "The node with node id: 12 and address: 127.0.0.2 has been marked dead\\n (2) state-dump"
 for text in ("Raylet is terminated. Termination is unexpected.\\n    [state-dump] x", dead, "another message"):

@@ -186,7 +186,7 @@ TWO_NODES = """
 import sys, threading, time
 from pathlib import Path
 from qdtune import cluster, launch
-cluster.prepare("auto")
+cluster.set_environment("auto")
 from ray.cluster_utils import Cluster
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = nodes.add_node(num_cpus=1)

@@ -1,4 +1,4 @@
-"""What Ray Tune asks of the recorder while it begins no step: writes are retried, and a stopped sweep hands out none."""
+"""What Ray Tune asks of the recorder while it begins no step: writes are retried, no trial starts after a signal."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def ray_here(tmp_path_factory):
         for name in (*cluster.SETTINGS, "RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        cluster.prepare(None)
+        cluster.set_environment(None)
         import ray
 
         options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 128 * 2**20}
@@ -121,7 +121,7 @@ def trial_parameters(ray, tmp_path, spec):
 
 
 def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
-    from qdtune.sweep.driver import param_space
+    from qdtune.sweep.search_space import param_space
     from qdtune.sweep.trainable import trainable
 
     spec = loads(SWEEP, "byhand.yaml")
@@ -351,7 +351,7 @@ def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
 def test_a_worker_is_named_by_the_configuration_that_it_trains_now(ray_here, tmp_path):
     from ray import tune
 
-    from qdtune.sweep.driver import param_space
+    from qdtune.sweep.search_space import param_space
     from qdtune.sweep.trainable import QATTrial, sized
 
     class Titled(QATTrial):
@@ -373,17 +373,17 @@ def shares(ray, tmp_path, monkeypatch, capsys, measure):
     """The share of a GPU that `auto` becomes where `measure` stands for the GPU, and what was printed."""
     from qdtune.search.queue import Queue
     from qdtune.search.study import Study
-    from qdtune.sweep import driver
+    from qdtune.sweep import gpu_share
     from qdtune.sweep.cluster import Cluster
     from qdtune.terminal import console
 
-    monkeypatch.setattr(driver, "_measure", measure)
+    monkeypatch.setattr(gpu_share, "_measure", measure)
     spec = loads(SWEEP, "byhand.yaml", ["resources.gpu=auto"])
     data, _ = load(["synthetic"], tmp_path, 128)
     queue = Queue(spec, plan(spec).trials, Study(spec), [])
     cluster = Cluster(nodes=(Node(16), Node(16, 1)), dashboard=None)
-    found = driver._measured(spec, cluster, data, queue, [], console())
-    return found.resources.gpu, capsys.readouterr().out
+    found = gpu_share.measure_share(spec, cluster, data, queue, [], console())
+    return found.gpu, capsys.readouterr().out
 
 
 def test_an_automatic_share_is_what_the_largest_trial_was_measured_to_take(ray_here, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,61 @@
+"""The run folder that a launch holds: the results in it, and the trials that are left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdtune.search.queue import Queue
+from qdtune.search.study import Study
+from qdtune.spec.plan import Plan
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.columns import TRIALS
+from qdtune.store.opened import read_rows
+from qdtune.store.results import Rows
+from qdtune.store.store import Store
+
+JOURNAL = "study.journal"  # of the Optuna studies, in the run folder
+
+
+@dataclass(frozen=True)
+class HeldRun:
+    """A run folder that a launch holds the lock of.
+
+    Attributes:
+        spec: resolved.
+        store: the folder.
+        queue: the trials, with the results of earlier launches.
+        known: rows of those results, to which later ones are added.
+    """
+
+    spec: Spec
+    store: Store
+    queue: Queue
+    known: Rows
+
+
+def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any) -> HeldRun:
+    """The run of a sweep, made if it is not there yet; to be called under the lock of its folder.
+
+    Args:
+        spec: resolved; what the folder holds can be compared with it.
+        planned: its configurations.
+        store: the folder.
+        workspace: where the journal of the studies grows.
+        out: where to say what is damaged.
+
+    Raises:
+        StorageError: the folder cannot be read or written.
+    """
+    store.create(spec.to_yaml())
+    store.pack()
+    rows = read_rows(store, spec)
+    for line in rows.damaged:
+        out.print(f"damaged, runs again: {line}", style="yellow")
+    queue = Queue(spec, planned.trials, Study(spec, workspace / JOURNAL), rows.results)
+    known: Rows = {}
+    for row in rows.trials.select(TRIALS.names).to_pylist():
+        if row["trial_id"] in queue.results:
+            known.setdefault(row["trial_id"], []).append(row)
+    return HeldRun(spec, store, queue, known)

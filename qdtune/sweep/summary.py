@@ -1,0 +1,131 @@
+"""What a launch prints before it trains, and what came out of it."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from typing import Any
+
+from qdtune.datasets.load import Samples
+from qdtune.machine import cache_dir, has_compiler, is_compiled
+from qdtune.messages import format_count, one_line
+from qdtune.search.queue import Queue
+from qdtune.spec.plan import Plan
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.columns import FINAL
+from qdtune.store.folder import StorageError
+from qdtune.store.front import front_table
+from qdtune.store.pareto_table import table_front
+from qdtune.store.store import PAGE
+from qdtune.store.tables import Table
+from qdtune.sweep.held_run import HeldRun
+
+DONE, FAILED_TRIALS = 0, 3  # exit codes; 130 and 143 after a signal
+
+
+def announce(spec: Spec, data: Samples, planned: Plan, queue: Queue, notes: list[str], out: Any) -> None:
+    """Says what is going to be trained, and what is not as it should be."""
+    count = (spec.run_cap or 0) if queue.searching else len(planned.trials)
+    size = f"{format_count(count, 'configuration')} x {format_count(len(spec.seeds), 'seed')} on {data.name}"
+    samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
+    done = f"{queue.total - queue.left} done before" if queue.left else "all done before"
+    out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
+    if queue.left and not has_compiler():
+        what = "no C++ compiler (g++, or what CXX names) and openssl here"
+        out.print(f"{what}: training runs uncompiled, slowly", style="yellow")
+    elif queue.left and _compiles(spec, len(data.train_x)) and not any(cache_dir().glob("steps/*.so")):
+        shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
+        what = f"{format_count(shapes, 'shape')} of network, {'one' if shapes == 1 else 'each'} some 30 s, once"
+        out.print(f"nothing is compiled yet: long trainings compile their steps first ({what} for all sweeps)")
+    if queue.left and planned.warning:
+        out.print(f"warning: {planned.warning}", style="yellow")
+    for note in notes:
+        out.print(f"WARNING: {note}", style="bold white on red")
+
+
+def print_summary(run: HeldRun, table: Table, stopped: int | None, error: StorageError | None, out: Any) -> int:
+    """Prints the front, what went wrong and where the files are; the exit code.
+
+    Args:
+        run: at its end.
+        table: the Pareto table.
+        stopped: the signal that ended it, if any.
+        error: why no more results could be stored, if so.
+        out: where to print.
+
+    Raises:
+        StorageError: the given one.
+    """
+    spec, queue = run.spec, run.queue
+    states = Counter(result.state for result in queue.results.values())
+    out.print()
+    _print_front(run, table, out)
+    _print_losses(run, states, out)
+    _print_dead_warmups(run, out)
+    if table.num_rows:
+        out.print(f"full table: {run.store.folder.name('pareto.parquet')}; rows: {run.store.folder.name('trials')}")
+        if PAGE in run.store.folder.files():
+            out.print(f"report: {run.store.folder.name(PAGE)}")
+    if error:
+        raise error
+    if queue.left:
+        why = f"stopped by {signal.Signals(stopped).name}" if stopped else "ended early"
+        if spec.run.time_budget_s and not stopped:
+            why = "the time budget is spent"
+        left = f"{queue.left} of {format_count(queue.total, 'trial')} left to do"
+        out.print(f"{why}: {left}; the same command goes on from here")
+        return 128 + stopped if stopped else FAILED_TRIALS
+    return DONE if set(states) <= FINAL else FAILED_TRIALS
+
+
+def _print_front(run: HeldRun, table: Table, out: Any) -> None:
+    """Prints the Pareto front, and how to read it."""
+    rows = table.to_pylist()
+    front = table_front(table)
+    varying = {axis for axis in run.spec.axes if len({row[axis] for row in rows}) > 1}
+    if front.num_rows:
+        title = f"Pareto front of {format_count(len(rows), 'configuration')} on {run.spec.data.names[0]}"
+        out.print(front_table(front, varying, title))
+        if max(row["n_seeds"] for row in front.to_pylist()) > 1:
+            out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+        if other := max(row["other_bytes"] or 0 for row in front.to_pylist()):
+            what = "are float32 at any bits, in what is no linear layer: see the column `other_bytes`"
+            out.print(f"up to {other:,} bytes of each {what}", style="dim")
+
+
+def _print_losses(run: HeldRun, states: Counter[str], out: Any) -> None:
+    """Says how many trials were stopped early, and how many ended otherwise."""
+    spec, queue = run.spec, run.queue
+    if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
+        out.print(_pruned_line(spec, queue, states["pruned"]))
+    for state in sorted(set(states) - {"ok", "pruned"}):
+        theirs = (row for t, rows in run.known.items() if queue.results[t].state == state for row in rows)
+        why = next((f", such as: {one_line(row['error'])}" for row in theirs if row["error"]), "")
+        what = f"{format_count(states[state], 'trial')} ended as {state}: see the column `error`{why}"
+        out.print(what, style="yellow")
+
+
+def _pruned_line(spec: Spec, queue: Queue, pruned: int) -> str:
+    """How much was stopped early, and the QAT epochs that this saved."""
+    planned = spec.train.qat.epochs * len(queue.results)
+    spared = sum(spec.train.qat.epochs - len(r.curve) for r in queue.results.values() if r.state == "pruned")
+    rule = f"{format_count(pruned, 'trial')} stopped early by {spec.early_terminate.type}"
+    return f"{rule}: {(spared - queue.twice) / planned:.0%} of all QAT epochs saved; see the column `pruned_by`"
+
+
+def _print_dead_warmups(run: HeldRun, out: Any) -> None:
+    dead = {
+        run.queue.results[trial_id].trial.key
+        for trial_id, rows in run.known.items()
+        if any(row["state"] in ("ok", "pruned") and row["error"] for row in rows)
+    }
+    if dead:
+        out.print(
+            f"{format_count(len(dead), 'configuration')} started from a warm-up that ended at chance: see `error`",
+            style="yellow",
+        )
+
+
+def _compiles(spec: Spec, samples: int) -> bool:
+    phases = (spec.train.warmup, spec.train.qat)
+    return any(is_compiled(spec.run.compile, phase.epochs, spec.train.batch_size, samples) for phase in phases)

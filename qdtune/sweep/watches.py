@@ -1,0 +1,112 @@
+"""What is watched while a sweep runs: signals, the nodes, and whether Ray's head is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import ray
+from ray import tune
+
+from qdtune.machine import handling
+from qdtune.messages import format_count
+from qdtune.sweep.cluster import nodes_now
+from qdtune.sweep.placement import Node, Placement
+
+BEAT_S, GONE_S = 1.0, 10.0  # how often Ray's head is looked for, and how long it may be silent
+LOOK_S = 3.0  # between two looks at the nodes
+
+
+class NodeWatch(tune.Callback):
+    """Says in one line which nodes have left or joined, and how many trials run at a time now.
+
+    Args:
+        known: the nodes that were there, as `nodes_now` has them.
+        place: what each trial holds.
+        most: how many trials may run at a time, None for as many as there is room for.
+        out: where to say it.
+    """
+
+    def __init__(self, known: dict[str, Node], place: Placement, most: int | None, out: Any) -> None:
+        self.known, self.place, self.most, self.out = known, place, most, out
+        self.looked_at = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the recorder
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked_at < LOOK_S:
+            return
+        before, self.known, self.looked_at = self.known, nodes_now(), time.monotonic()
+        changes = [f"node {name} has left" for name in before if name not in self.known]
+        changes += [f"node {name} has joined" for name in self.known if name not in before]
+        if changes:
+            n = self.place.at_once(list(self.known.values()))
+            n = n if self.most is None else min(n, self.most)
+            wait = "" if n else ", until a node has room for one"
+            self.out.print(f"{', '.join(changes)}: {format_count(n, 'trial')} at a time now{wait}")
+
+
+@contextmanager
+def watch_head(stopped: list[int]) -> Iterator[None]:
+    """Ends the process if Ray's head is gone, within a `with` block: Ray would wait a minute and abort silently.
+
+    What is finished is stored, and the kernel frees the lock. A SIGTERM to the whole process group, as `timeout` or a
+    batch system sends it, ends a local head, too.
+
+    Args:
+        stopped: the signals received so far.
+    """
+    over = threading.Event()
+    threading.Thread(target=_watch_head, args=(stopped, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _watch_head(stopped: list[int], over: threading.Event) -> None:
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    silent = 0.0
+    while not over.wait(BEAT_S):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=BEAT_S).close()
+        except OSError:
+            silent += BEAT_S
+        else:
+            silent = 0.0
+        if silent >= GONE_S:
+            if stopped:
+                _leave(f"stopped by {signal.Signals(stopped[0]).name}, which ended Ray, too", 128 + stopped[0])
+            _leave("Ray's head is gone; what was finished is kept", 4)
+
+
+def _leave(what: str, code: int) -> NoReturn:
+    """Ends the process at once, with what it was and what to do."""
+    cursor = "\x1b[?25h" if sys.stdout is not None and sys.stdout.isatty() else ""  # which the progress bar hides
+    os.write(2, f"{cursor}\n{what}; the same command goes on from here\n".encode())
+    os._exit(code)
+
+
+@contextmanager
+def note_signals(received: list[int]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the sweep in order, a second one at once; they are noted in `received`.
+
+    To be entered after ray.init, which sets handlers of its own.
+    """
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            _leave("stopped", 128 + number)
+        os.write(2, b"\nstopping in order, what is finished is kept (once more: stop at once)\n")
+
+    with handling(handle):
+        yield

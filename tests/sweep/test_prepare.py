@@ -1,0 +1,173 @@
+"""What a launch decides: each step once, whether it is a dry run or not, and anew only where the data set changes."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qdtune import plugins
+from qdtune.datasets.load import Samples
+from qdtune.messages import SpecError
+from qdtune.spec.sweep_file import load
+from qdtune.store.store import Store
+from qdtune.sweep import prepare
+from qdtune.sweep.prepare import LaunchOptions, Unread, prepare_launch, read_data
+from qdtune.terminal import console
+from qdtune.training import own_model
+
+SWEEP = """\
+version: 1
+name: a
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 4]}}
+seeds: [0, 1]
+data: {dataset: [mnist, digits], val_size: 100}
+model: {hidden: [8]}
+"""
+MINE = """\
+import numpy as np
+import torch
+from torch import nn
+
+
+def data(root):
+    with open(root / "calls", "a") as file:
+        file.write("x")
+    x, y = np.arange(1200, dtype=np.uint8).reshape(200, 6), np.arange(200) % 3
+    return x, y, x, y
+
+
+def net(inputs, hidden, classes, *, seed):
+    return nn.Sequential(nn.Linear(inputs, hidden[0]), nn.ReLU(), nn.Linear(hidden[0], classes))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a sweep file and a module of the user's, which no other test is granted."""
+    (tmp_path / "a.yaml").write_text(SWEEP)
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QDTUNE_DATA", str(tmp_path))
+    monkeypatch.setattr(plugins, "_grants", [])
+    monkeypatch.setattr(plugins, "_sources", {})
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr("qdtune.datasets.load.download", no_network)
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def no_network(*_: object) -> None:
+    raise OSError("no network")
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each step is taken from now on."""
+    calls: Counter[str] = Counter()
+
+    def counted(module: Any, name: str) -> None:
+        step = getattr(module, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return step(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("load", "plan", "check_comparable", "placement", "call_own_data"):
+        counted(prepare, name)
+    for name in ("describe_own_model", "try_own_model"):
+        counted(own_model, name)
+    return calls
+
+
+@pytest.mark.parametrize("is_dry", [True, False])
+def test_every_step_is_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch, is_dry: bool) -> None:
+    own = {"overrides": ["data={factory: 'mine:data', val_size: 50}", "model={factory: 'mine:net', hidden: [8]}"]}
+    earlier = prepare_launch(LaunchOptions("a.yaml", plugins=["mine"], is_dry=True, **own))
+    Store(folder / "runs" / "a").create(earlier.spec.to_yaml())
+    (folder / "calls").unlink()
+    calls = count_calls(monkeypatch)
+    prepared = prepare_launch(LaunchOptions("a.yaml", plugins=["mine"], is_dry=is_dry, **own))
+    again, data, notes = read_data(prepared, console())
+    assert calls == dict.fromkeys(
+        ("load", "plan", "check_comparable", "placement", "call_own_data", "describe_own_model", "try_own_model"), 1
+    )
+    assert (folder / "calls").read_text() == "x"
+    assert (again, notes) == (prepared, [])
+    assert data is prepared.data
+    assert prepared.spec.model.sha256 == hashlib.sha256(MINE.encode()).hexdigest()
+    assert len(prepared.plan.trials) == 4
+
+
+def test_a_launch_elsewhere_forecasts_nothing_and_a_dry_run_supposes_this_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qdtune.sweep.preflight.knock", lambda address: None)
+    assert prepare_launch(LaunchOptions("a.yaml", address="10.0.0.1:6379")).forecast is None
+    assert prepare_launch(LaunchOptions("a.yaml", address="10.0.0.1:6379", is_dry=True)).forecast is not None
+    assert prepare_launch(LaunchOptions("a.yaml")).forecast is not None
+
+
+def test_a_data_set_that_cannot_be_had_is_decided_anew_on_the_one_that_can(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare_launch(LaunchOptions("a.yaml"))
+    assert prepared.data == Unread(("mnist", "digits"), on_disk="digits")
+    assert prepared.plan.trials[0].dataset == "mnist"
+    calls = count_calls(monkeypatch)
+    settled, data, notes = read_data(prepared, console())
+    assert capsys.readouterr().out == f"mnist is not in {folder}: downloading it\n"
+    assert (data.name, settled.spec.data.names, settled.plan.trials[0].dataset) == ("digits", ("digits",), "digits")
+    assert notes == [
+        f"mnist could not be had (not in {folder}, download failed: no network): training on digits instead"
+    ]
+    assert calls == {"plan": 1}, "what was decided on digits before is not decided again"
+
+
+def test_results_on_a_data_set_that_could_not_be_had_are_told_with_the_reason(folder: Path) -> None:
+    Store(folder / "runs" / "a").create(load("a.yaml").resolve("mnist").to_yaml())
+    prepared = prepare_launch(LaunchOptions("a.yaml"))
+    assert prepared.comparable == {"mnist"}
+    with pytest.raises(
+        SpecError, match=r"mnist could not be had .*; runs/a holds results on mnist: point --data-dir"
+    ):
+        read_data(prepared, console())
+    with pytest.raises(
+        SpecError, match=rf"mnist is not in {folder}; runs/a holds results on mnist: point --data-dir"
+    ):
+        prepare_launch(LaunchOptions("a.yaml", is_dry=True))
+
+
+def test_results_on_a_fallback_are_not_gone_on_from_with_the_wanted_data_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(folder / "runs" / "a").create(load("a.yaml").resolve("digits").to_yaml())
+    prepared = prepare_launch(LaunchOptions("a.yaml"))
+    assert prepared.comparable == {"digits"}
+    mnist = SimpleNamespace(name="mnist")
+    monkeypatch.setattr("qdtune.datasets.load.load", lambda *_: (mnist, []))
+    with pytest.raises(SpecError, match=r"runs/a holds results that are not comparable \(data.dataset: "):
+        read_data(prepared, console())
+
+
+def test_results_of_an_own_model_are_compared_once_its_source_is_known(folder: Path) -> None:
+    options = LaunchOptions("a.yaml", ["model={factory: 'mine:net', hidden: [8]}"], ["mine"])
+    spec = prepare_launch(options).asked.resolve("digits")
+    Store(folder / "runs" / "a").create(spec.to_yaml())
+    assert prepare_launch(options).comparable == {"digits"}
+    Store(folder / "runs" / "a").create(spec.changed("model", sha256="a" * 64).to_yaml())
+    with pytest.raises(SpecError, match=rf"model.sha256: {'a' * 64} there, {spec.model.sha256} now"):
+        prepare_launch(options)
+
+
+def test_data_in_memory_are_handed_on_as_they_are(folder: Path) -> None:
+    own = ["data={factory: 'mine:data', val_size: 50}"]
+    prepared = prepare_launch(LaunchOptions("a.yaml", own, ["mine"]))
+    assert isinstance(prepared.data, Samples)
+    assert prepared.data.name == "mine:data"
