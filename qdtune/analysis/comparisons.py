@@ -16,7 +16,8 @@ import numpy as np
 
 from qdtune.analysis.pairs import KEYS, SIZES_EQUAL, Baselines, Side, curve_difference, differences, obstacle
 from qdtune.analysis.seed_tests import MANY, half_width, holm, paired, seeds_needed
-from qdtune.spec.axes import ASKED_AT, AXES, Axis, axis_fields, bits, idle_at_depth
+from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits, idle_at_depth
+from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.values import cell_text
 from qdtune.store.tables import Table

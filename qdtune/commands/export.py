@@ -23,13 +23,10 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import find_fault, split_file
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.sweep_file import loads
-from qdtune.store.columns import HISTORY
-from qdtune.store.folder import LocalFolder, StorageError, child, is_url
+from qdtune.store.folder import LocalFolder, StorageError, is_url
+from qdtune.store.opened import open_run
 from qdtune.store.pareto_table import aggregate, table_front
-from qdtune.store.results import Result, results
 from qdtune.store.store import FAULTS, Store
-from qdtune.store.tables import rows_among
 from qdtune.terminal import console, text_table
 
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR [--format packed|onnx] [--seed N]"
@@ -98,9 +95,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    store = Store(arguments.run)
     try:
-        chosen, damaged = _chosen(arguments, store)
+        chosen, damaged = _chosen(arguments)
         folder, files = LocalFolder(Path(arguments.out)), _files(chosen, arguments.format)
         found = {name: folder.read(name) for name in files}
         for name, data in found.items():
@@ -118,18 +114,15 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(arguments: argparse.Namespace, store: Store) -> tuple[list[Chosen], list[str]]:
+def _chosen(arguments: argparse.Namespace) -> tuple[list[Chosen], tuple[str, ...]]:
     """What was asked for, every file of it read and found whole; and a line for each file of rows that was not."""
     run = one_line(arguments.run)
     if os.path.isfile(arguments.run):
         raise user_error(f"{run} must be a run folder, such as runs/NAME, got a file")
-    sweep_yaml = store.sweep_yaml()
-    if sweep_yaml is None:
-        raise user_error(f"{run} is no run folder: it holds no sweep.yaml")
-    spec, rows = loads(sweep_yaml, child(run, "sweep.yaml")), store.trials()
-    damaged = list(store.damaged)
-    ours = {result.trial.trial_id: result for result in results(spec, rows, HISTORY.empty_table())}
-    rows = rows_among(rows, "trial_id", ours)
+    opened = open_run(arguments.run)
+    read = opened.read(with_history=False)
+    store, damaged, ours = opened.store, read.damaged, read.members
+    rows = read.of_members().trials
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         groups.setdefault(_key(row), []).append(row)
@@ -146,7 +139,7 @@ def _chosen(arguments: argparse.Namespace, store: Store) -> tuple[list[Chosen], 
     for entry in entries:
         row = _best(entry, groups[_key(entry)], arguments.seed)
         blob, model = _packed(store, row, run)
-        trial = ours[entry["trial_id"]].trial
+        trial = ours[entry["trial_id"]]
         chosen.append(Chosen(entry, row, trial, blob, model, store.metadata(row["trial_id"])))
     return chosen, damaged
 
@@ -155,7 +148,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in (*AXIS_NAMES, "dataset"))
 
 
-def _known(given: str, ours: Mapping[str, Result], run: str) -> str:
+def _known(given: str, ours: Mapping[str, Configuration], run: str) -> str:
     """The trial whose id this is, or begins with."""
     found = [given] if given in ours else sorted(trial_id for trial_id in ours if trial_id.startswith(given))
     if len(found) > 1:

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from qdtune.messages import format_percent
-from qdtune.spec.axes import AXIS_NAMES, Axis, axis_of
+from qdtune.spec.axes import AXIS_NAMES, axis_of
+from qdtune.spec.axis import Axis
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.tables import Table, mean_curves, rows_equal
 

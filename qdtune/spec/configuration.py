@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.spec.axes import AXES, axis_fields, label
+from qdtune.spec.axis import Axis
 from qdtune.spec.groups import Phase
 from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
@@ -22,7 +23,7 @@ RESULTS_VERSION = 1  # raise it when the same configuration would give other num
 # What the float warm-up does not see: how things are quantised, and QAT.
 _NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage == "quantisation"} | {"inputs", "qat"})
 # Those of the phases of a training are in the phases.
-_AxisFields: Any = axis_fields("_AxisFields", [a.name for a in AXES if a.home[:1] != ("train",)], frozen=True)
+_AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 
 
 class OwnModel(NamedTuple):
@@ -96,10 +97,10 @@ class Configuration(_AxisFields):
     @property
     def values(self) -> dict[str, Any]:
         """The axes, typed."""
-        return {axis.name: self._value(axis.home, axis.name) for axis in AXES}
+        return {axis.name: self._value(axis) for axis in AXES}
 
-    def _value(self, home: tuple[str, ...], name: str) -> Any:
-        return getattr(getattr(self, home[1]), home[2]) if home[:1] == ("train",) else getattr(self, name)
+    def _value(self, axis: Axis) -> Any:
+        return getattr(getattr(self, axis.phase), axis.home[-1]) if axis.phase else getattr(self, axis.name)
 
     @property
     def cells(self) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class Configuration(_AxisFields):
             data["inputs"] = INPUTS_VERSION
         phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
         for axis in AXES:  # what was trained before there was such an axis keeps its id
-            for group in (phases.values() if axis.home[:1] == ("train",) else [data]) if axis.is_new else ():
+            for group in (phases.values() if axis.phase else [data]) if axis.is_new else ():
                 key = axis.home[-1] if axis.home else axis.name
                 if group[key] == axis.before:
                     del group[key]

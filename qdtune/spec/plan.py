@@ -257,8 +257,8 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
     axes, norm = dict(zip(AXIS_NAMES, point, strict=True)), spec.model.batch_norm
     phases: dict[str, dict[str, Any]] = {"warmup": {}, "qat": {}}
     for axis in AXES:
-        if axis.home[:1] == ("train",):
-            phases[axis.home[1]][axis.home[2]] = axes.pop(axis.name)
+        if axis.phase:
+            phases[axis.phase][axis.home[-1]] = axes.pop(axis.name)
     return Configuration(
         **axes,
         batch_norm=norm if axes["depth"] > 1 else bool(norm),  # one factor has nothing in between: the same network

@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.messages import KeyPath, Place, Problem, SpecError, describe_unknown, format_value, printable, user_error
-from qdtune.spec.axes import AXES, Axis, Excluded, Parameters
+from qdtune.spec.axes import AXES, Excluded, Parameters
+from qdtune.spec.axis import Axis
 from qdtune.spec.checks import choice, matching, whole
 from qdtune.spec.choices import METHODS, PLANNED
 from qdtune.spec.groups import (

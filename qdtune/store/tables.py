@@ -36,19 +36,9 @@ def rows_up_to(table: Table, column: str, most: float) -> Table:
     return table.filter(pc.less_equal(table[column], most))
 
 
-def rows_agree(table: Table, one: str, other: str) -> Table:
-    """The rows whose cells in two columns are equal."""
-    return table.filter(pc.equal(table[one], table[other]))
-
-
 def rows_where(table: Table, keep: Collection[bool]) -> Table:
     """The rows for which `keep`, one flag per row, is true."""
     return table.filter(pa.array(list(keep), pa.bool_()))
-
-
-def cells_in_order(table: Table, column: str, key: str, order: Collection[str]) -> Any:
-    """The cells of a column, of the row whose `key` is each of `order` in turn; null where there is none."""
-    return table[column].take(pc.index_in(pa.array(list(order), pa.string()), table[key].combine_chunks()))
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:

@@ -14,6 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import load
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 IDS, NUMBERS, WORDS, RUN = HERE / "ids.txt", HERE / "numbers.json", HERE / "words", HERE / "runs" / "eager"
@@ -23,20 +26,11 @@ CLOCK = {"started_at", "finished_at", "seconds", "device"}  # columns that anoth
 
 def ids() -> list[str]:
     """`SWEEP DATASET TRIAL_ID WARMUP_ID` of every configuration of every sweep file, on each of its data sets."""
-    try:
-        from qdtune.spec.plan import plan
-        from qdtune.spec.sweep_file import load
-    except ImportError:  # the flat package
-        from qdtune.plan import plan
-
-        from qdtune.spec import load
-
     lines = []
     for path in SWEEPS:
         spec = load(path)
         for dataset in spec.data.names:
-            planned = plan(spec.resolve(dataset))
-            found = getattr(planned, "trials", None) or planned.configurations
+            found = plan(spec.resolve(dataset)).trials
             lines += [f"{path.stem} {dataset} {one.trial_id} {one.warmup_id}" for one in found]
     return lines
 

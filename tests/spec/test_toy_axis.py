@@ -35,7 +35,7 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.search.samplers import distribution
 from qdtune.store.columns import PARETO, SCHEMA_VERSION, TRIALS
-from qdtune.sweep.driver import param_space
+from qdtune.sweep.search_space import param_space
 
 file = b"version: 1\\nname: a\\nparameters: {depth: {values: [1, 2]}, toy: {values: [plain, fancy]}}\\n"
 file += b"exclude: [{depth: 2, toy: plain}]\\ndata: {dataset: synthetic, val_size: 100}\\n"

@@ -7,6 +7,7 @@ kinds. To add a kind, write its class, name it in `known.LAYERS`, and add its op
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Op = dict[str, Any]  # one operation of a packed program, see `packed`
 
 
-class LayerKind:
+class LayerKind(ABC):
     """One kind of layer. The defaults describe a layer that is neither split nor quantised and has no numbers.
 
     Attributes:
@@ -31,9 +32,9 @@ class LayerKind:
     ops: ClassVar[tuple[str, ...]]
     has_tensors: ClassVar[bool] = True
 
+    @abstractmethod
     def owns(self, module: nn.Module) -> bool:
         """Whether the module is a layer of this kind, float or quantised, but not a chain of factors."""
-        raise NotImplementedError
 
     def can_split(self, module: nn.Module) -> bool:
         """Whether `decompose` splits the module: a float layer, or the chain that such a layer was split into."""
@@ -48,7 +49,7 @@ class LayerKind:
             activation: between the factors, a name of `chain.ACTIVATIONS`.
             norm: whether a batch normalisation stands before each of these activations.
         """
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} splits no layer, so it is not asked to")
 
     def quantize(
         self, layer: nn.Module, weight_bits: int, act_bits: int | None, scale: str, levels: str, granularity: str
@@ -64,6 +65,7 @@ class LayerKind:
         """The weights and bytes of the layer, from its tensors."""
         return Sizes()
 
+    @abstractmethod
     def pack(self, layer: nn.Module, prefix: str) -> tuple[Op, dict[str, Tensor]]:
         """The operation of a packed program that does what the layer does, and the tensors it refers to, by name.
 
@@ -71,8 +73,8 @@ class LayerKind:
             layer: in evaluation mode.
             prefix: of the names, such as `0.factors.1.`; empty for the root.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         """Adds one of its operations to an ONNX graph.
 
@@ -84,4 +86,3 @@ class LayerKind:
         Returns:
             The name of its output.
         """
-        raise NotImplementedError

@@ -6,6 +6,7 @@ A weight of more axes, as of a convolution, counts as the matrix (O, everything 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -113,9 +114,9 @@ class MatrixKind(LayerKind):
     def __init_subclass__(cls) -> None:
         cls.ops = (cls.name,)
 
+    @abstractmethod
     def plain_copy(self, layer: Any) -> nn.Module:
         """A float layer like this quantised one, on the meta device; `quantize` gives it the weight and bias."""
-        raise NotImplementedError
 
     def owns(self, module: nn.Module) -> bool:
         return type(module) is self.plain or isinstance(module, self.quantized)
