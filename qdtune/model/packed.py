@@ -2,7 +2,7 @@
 
 What is kept of a finished trial is this form and not its float weights: it is exactly what is shipped and what was
 tested, and a few kilobytes. `reader.py` reads it without torch. All replicas of a trial lie in one file, tensor NAME
-of seed S under `S/NAME`, until `qdtune.export` takes one of them out.
+of seed S under `S/NAME`, until `qdtune export` takes one of them out.
 
 The layout, version 2. 8 bytes: N, unsigned; N bytes: JSON in UTF-8; the rest: the data, which is as long as the
 model's `size_bytes`. All numbers are little-endian. The JSON maps the name of each tensor to its `dtype`, `shape` and
@@ -13,6 +13,10 @@ model's `size_bytes`. All numbers are little-endian. The JSON maps the name of e
     qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}
     qdtune.sha256  in hexadecimal, of the JSON above without this entry (keys sorted, ASCII, ", " and ": " between),
                    followed by the data
+
+The writer makes equal bytes of equal models. It sorts the keys of every object of that JSON, `__metadata__` included.
+It writes ASCII with ", " and ": " between, and adds spaces at the end until N is a multiple of 8. The tensors lie as
+safetensors lays them out: wider dtypes first, then by name. A reader accepts any order: older writers kept none.
 
 `ops` are applied in turn, the first to pixels / 127.5 - 1, all in float32; NAME is that of a tensor, or null:
 

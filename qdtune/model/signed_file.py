@@ -1,4 +1,8 @@
-"""Safetensors files with a checksum in their header, written and judged without torch."""
+"""Safetensors files with a checksum in their header, written and judged without torch.
+
+Equal contents give equal bytes: the keys of the header are sorted. Safetensors itself writes them in any order.
+Files of older versions have such headers. They verify all the same, because the checksum sorts the keys first.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,29 @@ CHECKSUM = "qdtune.sha256"
 
 
 def sign_file(header: dict[str, Any], data: bytes) -> bytes:
-    """A safetensors file of this header and these numbers, with its checksum in the metadata."""
+    """A safetensors file with a checksum in its metadata; the order of the header's keys makes no difference.
+
+    Args:
+        header: of safetensors: tensor name -> dtype, shape and place; `__metadata__` may have an old checksum.
+        data: the numbers of the tensors.
+    """
     metadata = {**header.get("__metadata__", {}), CHECKSUM: _digest(header, data)}
-    text = json.dumps({**header, "__metadata__": metadata}).encode()
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     return len(text).to_bytes(8, "little") + text + data
 
 
 def checksum(blob: bytes) -> str:
-    """A checksum of the numbers in a safetensors file, and of what its header says of them."""
+    """The checksum of a safetensors file: of its numbers and its header, without the checksum in it."""
     return _digest(*split_file(blob))
 
 
 def find_fault(blob: bytes, older: bool = True) -> str | None:
-    """What is wrong with the bytes of a file that was `signed`, if anything.
+    """What is wrong with the bytes of a file that `sign_file` made; None if nothing is.
 
     Args:
         blob: the whole file.
-        older: whether it may have no checksum: warm-ups of older versions have none.
+        older: whether the file may lack a checksum, as warm-ups of older versions do.
     """
     try:
         promised = (split_file(blob)[0].get("__metadata__") or {}).get(CHECKSUM)
@@ -40,7 +49,11 @@ def find_fault(blob: bytes, older: bool = True) -> str | None:
 
 
 def split_file(blob: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header of a safetensors file and its numbers; ValueError where it is cut off or no JSON."""
+    """The header of a safetensors file and its numbers.
+
+    Raises:
+        ValueError: the file is cut off, or its header is no JSON.
+    """
     end = 8 + int.from_bytes(blob[:8], "little")  # the layout of safetensors: length, JSON header, data
     if len(blob) < 8 or end > len(blob):
         raise ValueError("cut off")
@@ -50,6 +63,6 @@ def split_file(blob: bytes) -> tuple[dict[str, Any], bytes]:
 def _digest(header: dict[str, Any], data: bytes) -> str:
     said = {key: value for key, value in (header.get("__metadata__") or {}).items() if key != CHECKSUM}
     whole = {**header, "__metadata__": said}
-    if not said:  # as it always was for warm-ups, of which nothing else is said
+    if not said:  # warm-ups have no other metadata, and their checksums must stay what they were
         del whole["__metadata__"]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode() + data).hexdigest()
