@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import singledispatch
 from typing import Any
 
 from optuna.pruners import (
@@ -28,7 +29,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qdtune.messages import describe_unknown
 from qdtune.search.samplers import experimental
-from qdtune.spec.pruners import SIGNALS, EarlyTerminate
+from qdtune.spec.pruners import (
+    SIGNALS,
+    EarlyTerminate,
+    Hyperband,
+    Median,
+    NoPruner,
+    Pareto,
+    Patient,
+    Percentile,
+    Pruner,
+    ScopedPruner,
+    SuccessiveHalving,
+    Threshold,
+    Wilcoxon,
+)
 
 SIZE = "size_bytes"
 SEEDS = "val_accuracy_of_seeds_epoch_"
@@ -41,33 +56,72 @@ def make_pruner(rule: EarlyTerminate, epochs: int) -> BasePruner | None:
         rule: its type and options.
         epochs: of QAT.
     """
-    options = {key: value for key, value in rule.options.items() if key != "scope"}
+    wanted = rule.pruner
     with experimental():
-        pruner = _of_type(rule.type, options, epochs)
-    return SizeScope(pruner) if pruner is not None and rule.scope == "size" else pruner
+        pruner = build(wanted, epochs)
+    is_scoped = isinstance(wanted, ScopedPruner) and wanted.scope == "size"
+    return SizeScope(pruner) if pruner is not None and is_scoped else pruner
 
 
-def _of_type(kind: str, options: dict[str, Any], epochs: int) -> BasePruner | None:
-    match kind:
-        case "none":
-            return None
-        case "pareto":
-            return ParetoPruner(**options)
-        case "median":
-            return MedianPruner(**options)
-        case "percentile":
-            return PercentilePruner(**options)
-        case "hyperband":
-            return HyperbandPruner(max_resource=epochs, **options)
-        case "successive_halving":
-            return SuccessiveHalvingPruner(**options)
-        case "patient":
-            return PatientPruner(None, **options)
-        case "threshold":
-            return ThresholdPruner(**options)
-        case "wilcoxon":
-            return SeedWilcoxon(**options)
-    raise AssertionError(f"a type of schema.PRUNERS without a pruner: {kind}")
+@singledispatch
+def build(wanted: Pruner, epochs: int) -> BasePruner | None:
+    """The pruner that `wanted` describes, blind to its `scope`; each pruner registers its builder below.
+
+    Args:
+        wanted: one of `spec.pruners.PRUNERS`, with its values.
+        epochs: of QAT.
+
+    Raises:
+        NotImplementedError: it has no builder.
+    """
+    raise NotImplementedError(
+        f"pruner {wanted.name} must have a builder, got none: register one in search/pruners.py"
+    )
+
+
+@build.register
+def _none(wanted: NoPruner, epochs: int) -> None:
+    return None
+
+
+@build.register
+def _pareto(wanted: Pareto, epochs: int) -> BasePruner:
+    return ParetoPruner(wanted.margin, wanted.signal, wanted.min_epochs, wanted.patience)
+
+
+@build.register
+def _median(wanted: Median, epochs: int) -> BasePruner:
+    return MedianPruner(wanted.n_startup_trials, wanted.n_warmup_steps, wanted.interval_steps)
+
+
+@build.register
+def _percentile(wanted: Percentile, epochs: int) -> BasePruner:
+    return PercentilePruner(wanted.percentile, wanted.n_startup_trials, wanted.n_warmup_steps, wanted.interval_steps)
+
+
+@build.register
+def _hyperband(wanted: Hyperband, epochs: int) -> BasePruner:
+    return HyperbandPruner(wanted.min_resource, epochs, wanted.reduction_factor)
+
+
+@build.register
+def _successive_halving(wanted: SuccessiveHalving, epochs: int) -> BasePruner:
+    return SuccessiveHalvingPruner(wanted.min_resource, wanted.reduction_factor)
+
+
+@build.register
+def _patient(wanted: Patient, epochs: int) -> BasePruner:
+    return PatientPruner(None, wanted.patience, wanted.min_delta)
+
+
+@build.register
+def _threshold(wanted: Threshold, epochs: int) -> BasePruner:
+    return ThresholdPruner(wanted.lower, n_warmup_steps=wanted.n_warmup_steps, interval_steps=wanted.interval_steps)
+
+
+@build.register
+def _wilcoxon(wanted: Wilcoxon, epochs: int) -> BasePruner:
+    return SeedWilcoxon(wanted.p_threshold, wanted.n_warmup_steps)
 
 
 class ParetoPruner(BasePruner):
@@ -88,7 +142,11 @@ class ParetoPruner(BasePruner):
     """
 
     def __init__(
-        self, margin: float = 0.01, signal: str = "best_so_far", min_epochs: int = 2, patience: int = 1
+        self,
+        margin: float = Pareto.margin,
+        signal: str = Pareto.signal,
+        min_epochs: int = Pareto.min_epochs,
+        patience: int = Pareto.patience,
     ) -> None:
         if not 0 <= margin <= 1:
             raise ValueError(f"margin must be an accuracy from 0 to 1, got {margin}")
@@ -160,7 +218,9 @@ class SeedWilcoxon(BasePruner):
         n_warmup_steps: the first epoch at which a trial may be stopped, as in Optuna.
     """
 
-    def __init__(self, p_threshold: float = 0.1, n_warmup_steps: int = 0) -> None:
+    def __init__(
+        self, p_threshold: float = Wilcoxon.p_threshold, n_warmup_steps: int = Wilcoxon.n_warmup_steps
+    ) -> None:
         self.inner, self.n_warmup_steps = WilcoxonPruner(p_threshold=p_threshold), n_warmup_steps
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:

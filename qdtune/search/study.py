@@ -218,7 +218,7 @@ class Study:
             last = next(reversed(means.values()), math.nan) if state == TrialState.PRUNED else result.accuracy
             value = None if last is None or math.isnan(last) else last
             curves.append(create_trial(value=value, intermediate_values=means, **known))
-        if self.spec.early_terminate.type in ("hyperband", "successive_halving"):
+        if self.spec.early_terminate.pruner.has_rungs:
             curves = self._climbed(curves)
         self.search.add_trials(searched)
         self.curves.add_trials(curves)
@@ -245,7 +245,7 @@ class Study:
 
     @property
     def _by_seed(self) -> bool:
-        return self.spec.early_terminate.type == "wilcoxon"
+        return self.spec.early_terminate.pruner.is_by_seed
 
     def _trial(self, params: dict[str, Any]) -> Configuration:
         config = {}

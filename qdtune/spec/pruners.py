@@ -1,68 +1,256 @@
-"""The rules that stop weak trials."""
+"""The pruners, which stop weak trials during QAT.
+
+Each pruner is one frozen dataclass in `PRUNERS`: its name, its keys with defaults and checks, and one line for the
+docs. The group `early_terminate` of a sweep file, its messages and the table in the docs are derived from it;
+`search/pruners.py` builds it. To add one, add a class at the end of `PRUNERS` and its builder there.
+
+Accuracies are fractions, epochs are QAT epochs from 1: warm-up epochs never count.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, get_type_hints
 
-from pydantic import model_validator
+from pydantic import create_model, model_validator
 
 from qdtune.spec.checks import choice, number, whole
 from qdtune.spec.values import Frozen
 
-# The keys of each pruner and what they are where not given. The names are Optuna's, but for `pareto`, which is ours.
-PRUNERS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "pareto": {"margin": 0.01, "signal": "best_so_far", "min_epochs": 2, "patience": 1},
-    "median": {"scope": "size", "n_startup_trials": 5, "n_warmup_steps": 0, "interval_steps": 1},
-    "percentile": {
-        "scope": "size",
-        "percentile": 25.0,
-        "n_startup_trials": 5,
-        "n_warmup_steps": 0,
-        "interval_steps": 1,
-    },
-    "hyperband": {"scope": "size", "min_resource": 1, "reduction_factor": 3},
-    "successive_halving": {"scope": "size", "min_resource": 1, "reduction_factor": 3},
-    "patient": {"patience": 2, "min_delta": 0.0},
-    "threshold": {"lower": 0.2, "n_warmup_steps": 0, "interval_steps": 1},
-    "wilcoxon": {"scope": "size", "p_threshold": 0.1, "n_warmup_steps": 0},
-}
 SIGNALS = ("best_so_far", "raw", "ema")
 
+# Keys with the same name have the same check in all pruners.
+Scope = Annotated[str, choice(("size", "all"))]
+Signal = Annotated[str, choice(SIGNALS)]
+Accuracy = Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)]
+Percent = Annotated[float, number("0 to 100", lambda x: 0 <= x <= 100)]
+Probability = Annotated[float, number("above 0, up to 1", lambda x: 0 < x <= 1)]
+TrialCount = Annotated[int, whole(0, 1_000_000)]
+EpochCount = Annotated[int, whole(1, 100_000)]
+FirstEpoch = Annotated[int, whole(0, 100_000)]
+Factor = Annotated[int, whole(2, 1000)]
 
-class EarlyTerminate(Frozen):
-    """Which rule stops weak trials during QAT; every key that belongs to `type` has a value, the others are None.
 
-    Accuracies are fractions, epochs are QAT epochs from 1: warm-up epochs never count.
+@dataclass(frozen=True)
+class Pruner:
+    """A pruner as a sweep file asks for it; its fields are its keys.
+
+    Attributes:
+        name: its `type` in a sweep file.
+        text: what it stops, in one line of Markdown for the docs.
+        has_rungs: whether it marks the trials that it has judged: a relaunch has to show it every curve again.
+        is_by_seed: whether it needs the accuracy of every seed and not only their mean.
     """
 
-    type: Annotated[str, choice(PRUNERS)] = "none"
-    scope: Annotated[str, choice(("size", "all"))] | None = None
-    margin: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] | None = None
-    signal: Annotated[str, choice(SIGNALS)] | None = None
-    min_epochs: Annotated[int, whole(1, 100_000)] | None = None
-    patience: Annotated[int, whole(1, 100_000)] | None = None
-    min_delta: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] | None = None
-    n_startup_trials: Annotated[int, whole(0, 1_000_000)] | None = None
-    n_warmup_steps: Annotated[int, whole(0, 100_000)] | None = None
-    interval_steps: Annotated[int, whole(1, 100_000)] | None = None
-    percentile: Annotated[float, number("0 to 100", lambda x: 0 <= x <= 100)] | None = None
-    min_resource: Annotated[int, whole(1, 100_000)] | None = None
-    reduction_factor: Annotated[int, whole(2, 1000)] | None = None
-    lower: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] | None = None
-    p_threshold: Annotated[float, number("above 0, up to 1", lambda x: 0 < x <= 1)] | None = None
+    name: ClassVar[str]
+    text: ClassVar[str]
+    has_rungs: ClassVar[bool] = False
+    is_by_seed: ClassVar[bool] = False
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Its keys in the order in which messages list them, with their defaults."""
+        return {key.name: key.default for key in fields(cls)}
+
+    @property
+    def keeps_front(self) -> bool:
+        """Whether it compares a trial only with trials of equal or smaller size, so that the front survives."""
+        return False
+
+    def misfits(self, n_seeds: int) -> Iterator[tuple[str, str]]:
+        """The keys that do not fit a sweep of so many seeds per configuration, each with the reason."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class ScopedPruner(Pruner):
+    """A pruner that sees all trials, or with `scope: size` only those of equal or smaller size."""
+
+    scope: Scope = "size"
+
+    @property
+    def keeps_front(self) -> bool:
+        return self.scope == "size"
+
+
+@dataclass(frozen=True)
+class NoPruner(Pruner):
+    """Stops nothing."""
+
+    name: ClassVar = "none"
+    text: ClassVar = "nothing: every trial is trained to its end"
+
+
+@dataclass(frozen=True)
+class Pareto(Pruner):
+    """Our own: stops a trial only if another one of equal or smaller size is ahead of it."""
+
+    name: ClassVar = "pareto"
+    text: ClassVar = (
+        "trials more than `margin` behind another one of equal or smaller size, at each of the last `patience` epochs"
+    )
+
+    margin: Accuracy = 0.01
+    signal: Signal = "best_so_far"
+    min_epochs: EpochCount = 2
+    patience: EpochCount = 1
+
+    @property
+    def keeps_front(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Median(ScopedPruner):
+    """Optuna's MedianPruner."""
+
+    name: ClassVar = "median"
+    text: ClassVar = "trials whose best accuracy so far is below the median of the others at the same epoch"
+
+    n_startup_trials: TrialCount = 5
+    n_warmup_steps: FirstEpoch = 0
+    interval_steps: EpochCount = 1
+
+
+@dataclass(frozen=True)
+class Percentile(ScopedPruner):
+    """Optuna's PercentilePruner."""
+
+    name: ClassVar = "percentile"
+    text: ClassVar = "trials whose best accuracy so far is not in the top `percentile` % at the same epoch"
+
+    percentile: Percent = 25.0
+    n_startup_trials: TrialCount = 5
+    n_warmup_steps: FirstEpoch = 0
+    interval_steps: EpochCount = 1
+
+
+@dataclass(frozen=True)
+class Hyperband(ScopedPruner):
+    """Optuna's HyperbandPruner."""
+
+    name: ClassVar = "hyperband"
+    text: ClassVar = "as `successive_halving`, in several groups that start to halve at different epochs"
+    has_rungs: ClassVar = True
+
+    min_resource: EpochCount = 1
+    reduction_factor: Factor = 3
+
+
+@dataclass(frozen=True)
+class SuccessiveHalving(ScopedPruner):
+    """Optuna's SuccessiveHalvingPruner."""
+
+    name: ClassVar = "successive_halving"
+    text: ClassVar = (
+        "trials outside the best 1/`reduction_factor` at epochs 1, 3, 9, … (`min_resource`, times `reduction_factor`)"
+    )
+    has_rungs: ClassVar = True
+
+    min_resource: EpochCount = 1
+    reduction_factor: Factor = 3
+
+
+@dataclass(frozen=True)
+class Patient(Pruner):
+    """Optuna's PatientPruner around no other one."""
+
+    name: ClassVar = "patient"
+    text: ClassVar = "trials that have not improved by `min_delta` for more than `patience` epochs"
+
+    patience: EpochCount = 2
+    min_delta: Accuracy = 0.0
+
+
+@dataclass(frozen=True)
+class Threshold(Pruner):
+    """Optuna's ThresholdPruner with its lower limit."""
+
+    name: ClassVar = "threshold"
+    text: ClassVar = "trials with an accuracy below `lower`"
+
+    lower: Accuracy = 0.2
+    n_warmup_steps: FirstEpoch = 0
+    interval_steps: EpochCount = 1
+
+
+@dataclass(frozen=True)
+class Wilcoxon(ScopedPruner):
+    """Optuna's WilcoxonPruner over the seeds at one epoch."""
+
+    name: ClassVar = "wilcoxon"
+    text: ClassVar = (
+        "trials whose seeds are behind those of the best one at the same epoch, with a p below `p_threshold`"
+    )
+    is_by_seed: ClassVar = True
+
+    p_threshold: Probability = 0.1
+    n_warmup_steps: FirstEpoch = 0
+
+    def misfits(self, n_seeds: int) -> Iterator[tuple[str, str]]:
+        least = 0.5**n_seeds
+        if least >= self.p_threshold:
+            what = f"p_threshold {self.p_threshold:g} is never reached: the least p of {n_seeds} seeds is {least:g}"
+            yield "p_threshold", f"{what} (more seeds)"
+
+
+PRUNERS: tuple[type[Pruner], ...] = (
+    NoPruner,
+    Pareto,
+    Median,
+    Percentile,
+    Hyperband,
+    SuccessiveHalving,
+    Patient,
+    Threshold,
+    Wilcoxon,
+)
+# Canonical text starts with these keys; the others follow in the order of PRUNERS. Recorded sweep files keep their
+# text that way.
+FIRST_KEYS = ("scope", "margin", "signal", "min_epochs", "patience", "min_delta")
+
+
+# --- What is made of the pruners, once.
+
+
+def pruner_of(name: object) -> type[Pruner]:
+    """The pruner with this name; `NoPruner`, which has no keys, if there is none."""
+    return next((pruner for pruner in PRUNERS if pruner.name == name), NoPruner)
+
+
+def _key_fields() -> dict[str, Any]:
+    """Every key of any pruner as a field for pydantic, in the order of canonical text."""
+    found: dict[str, Any] = {}
+    for pruner in PRUNERS:
+        types = get_type_hints(pruner, include_extras=True)
+        for key in pruner.defaults():
+            if found.setdefault(key, types[key]) != types[key]:
+                what = f"{key} must have the same type in all pruners, got {types[key]} in {pruner.name}"
+                raise TypeError(f"{what}: share the type, or rename the key")
+    return {key: (found[key] | None, None) for key in (*FIRST_KEYS, *found)}
+
+
+# A group with the keys of all pruners, so that a message can say which type a key belongs to.
+_Keys: Any = create_model(
+    "_Keys",
+    __base__=Frozen,
+    type=(Annotated[str, choice(pruner.name for pruner in PRUNERS)], NoPruner.name),
+    **_key_fields(),
+)
+
+
+class EarlyTerminate(_Keys):
+    """Which pruner stops weak trials; every key that belongs to `type` has a value, the others are None."""
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        kind = data.get("type", "none")
-        return {**PRUNERS.get(kind, {}), **data} if isinstance(kind, str) else data
+    def _fill_in(cls, data: Any) -> Any:
+        return {**pruner_of(data.get("type")).defaults(), **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
-    def _keys_of_type(self) -> EarlyTerminate:
-        own = PRUNERS[self.type]
+    def _check_keys(self) -> EarlyTerminate:
+        own = pruner_of(self.type).defaults()
         for key in type(self).model_fields:
             if key != "type" and key not in own and getattr(self, key) is not None:
                 own_keys = ", ".join(own) or "it has none: name a type, such as pareto"
@@ -71,12 +259,32 @@ class EarlyTerminate(Frozen):
                 raise ValueError(f"{key} must have a value (default: {own[key]})")
         return self
 
+    @classmethod
+    def keys_of(cls, name: object) -> list[str]:
+        """The keys that a message lists for this type; those of all pruners if the type has none or is unknown."""
+        own = pruner_of(name).defaults()
+        return ["type", *own] if own else list(cls.model_fields)
+
     @property
     def options(self) -> dict[str, Any]:
         """The keys of this type with their values."""
-        return {key: getattr(self, key) for key in PRUNERS[self.type]}
+        return {key: getattr(self, key) for key in pruner_of(self.type).defaults()}
+
+    @property
+    def pruner(self) -> Pruner:
+        """The pruner of this type with these values."""
+        return pruner_of(self.type)(**self.options)
 
     @property
     def keeps_front(self) -> bool:
-        """Whether a trial is compared only with trials that are not larger, so that no front member is in the way."""
-        return self.type == "pareto" or self.scope == "size"
+        """Whether a trial is compared only with trials of equal or smaller size, so that the front survives."""
+        return self.pruner.keeps_front
+
+
+def pruner_table() -> str:
+    """The pruners as a table in Markdown: type, keys with defaults, what it stops."""
+    rows = ["| type | keys | what it stops |", "|---|---|---|"]
+    for pruner in PRUNERS:
+        keys = ", ".join(f"`{key}: {default}`" for key, default in pruner.defaults().items())
+        rows.append(f"| `{pruner.name}` | {keys} | {pruner.text} |")
+    return "\n".join(rows)

@@ -34,7 +34,7 @@ from qdtune.spec.groups import (
     Seed,
     Train,
 )
-from qdtune.spec.pruners import PRUNERS, EarlyTerminate
+from qdtune.spec.pruners import EarlyTerminate
 from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values, cell_text
 from qdtune.spec.yaml_reader import Document, override, parse, read_file
 
@@ -172,10 +172,8 @@ def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         yield ("run_cap",), f"no value (how many configurations method {spec.method} draws)"
     if spec.duplicates == "replicate" and spec.method in PLANNED:
         yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
-    p = spec.early_terminate.p_threshold
-    if p is not None and (least := 0.5 ** len(spec.seeds)) >= p:
-        what = f"p_threshold {p:g} is never reached: the least p of {len(spec.seeds)} seeds is {least:g}"
-        yield ("early_terminate", "p_threshold"), f"{what} (more seeds)"
+    for key, what in spec.early_terminate.pruner.misfits(len(spec.seeds)):
+        yield ("early_terminate", key), what
     if spec.replicate and spec.replicate.front <= len(spec.seeds):
         what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
         yield ("replicate", "front"), f"{what} (or leave replicate out)"
@@ -304,8 +302,8 @@ def _place_of(path: KeyPath, document: Document) -> Place | None:
 def _keys_at(path: KeyPath, document: Document) -> list[str]:
     """The keys that the group at `path` knows."""
     kind: Any = Spec
-    if path == ("early_terminate",) and (own := PRUNERS.get(str(document.value[path[0]].get("type", "none")))):
-        return ["type", *own]
+    if path == ("early_terminate",):
+        return EarlyTerminate.keys_of(document.value[path[0]].get("type"))
     for part in path:
         kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
         if NoneType in get_args(kind):

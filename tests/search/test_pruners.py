@@ -15,14 +15,15 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import wilcoxon
 
-from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, SizeScope, make_pruner
-from qdtune.spec.pruners import PRUNERS, SIGNALS, EarlyTerminate
+from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, SizeScope, build, make_pruner
+from qdtune.spec.pruners import PRUNERS, SIGNALS, EarlyTerminate, Pruner, ScopedPruner, pruner_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAN = math.nan
 RUNNING, COMPLETE, PRUNED, FAIL = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
-OPTUNA_KINDS = sorted(PRUNERS.keys() - {"none", "pareto"})
-SCOPED = sorted(kind for kind, keys in PRUNERS.items() if "scope" in keys)
+KINDS = [pruner.name for pruner in PRUNERS]
+OPTUNA_KINDS = sorted(set(KINDS) - {"none", "pareto"})
+SCOPED = sorted(pruner.name for pruner in PRUNERS if issubclass(pruner, ScopedPruner))
 
 
 def entry(size: int, curve: list[float | None], state: TrialState = COMPLETE, **attrs: Any) -> FrozenTrial:
@@ -210,7 +211,7 @@ def test_an_inner_pruner_sees_exactly_what_is_not_larger():
 def options(kind: str, scope: str | None = None) -> EarlyTerminate:
     """A rule that judges early and often."""
     eager = {"n_startup_trials": 1, "p_threshold": 0.2, "patience": 1, "lower": 0.4, "reduction_factor": 2}
-    given = {key: value for key, value in eager.items() if key in PRUNERS[kind]}
+    given = {key: value for key, value in eager.items() if key in pruner_of(kind).defaults()}
     return EarlyTerminate.model_validate({"type": kind, **given} | ({"scope": scope} if scope else {}))
 
 
@@ -255,13 +256,55 @@ def test_scope_decides_whether_a_small_weak_model_lives(kind):
 # --- the rules of a sweep file
 
 
-@pytest.mark.parametrize("kind", PRUNERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_rule_of_a_sweep_file_makes_its_pruner_without_a_warning(kind):
     pruner = make_pruner(EarlyTerminate(type=kind), 10)
     assert (pruner is None) is (kind == "none")
     assert isinstance(pruner, SizeScope) is (kind in SCOPED)
     if kind in SCOPED:
         assert not isinstance(make_pruner(EarlyTerminate(type=kind, scope="all"), 10), SizeScope)
+
+
+def test_a_pruner_without_a_builder_is_refused():
+    class Homeless(Pruner):
+        name = "homeless"
+
+    with pytest.raises(NotImplementedError, match="pruner homeless must have a builder, got none"):
+        build(Homeless(), 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("median", {"n_startup_trials": 7, "n_warmup_steps": 8, "interval_steps": 9}, (50.0, 7, 8, 9)),
+        (
+            "percentile",
+            {"percentile": 6.0, "n_startup_trials": 7, "n_warmup_steps": 8, "interval_steps": 9},
+            (6.0, 7, 8, 9),
+        ),
+    ],
+)
+def test_values_of_a_sweep_file_reach_the_percentile_pruners(kind, given, expected):
+    inner = make_pruner(EarlyTerminate(type=kind, scope="all", **given), 10)
+    assert (inner._percentile, inner._n_startup_trials, inner._n_warmup_steps, inner._interval_steps) == expected
+
+
+def test_values_of_a_sweep_file_reach_the_other_pruners():
+    def made(kind, **given):
+        return make_pruner(EarlyTerminate(type=kind, **given), 10)
+
+    given = {"margin": 0.3, "signal": "ema", "min_epochs": 4, "patience": 5}
+    assert vars(made("pareto", **given)) == given
+    pruner = made("hyperband", scope="all", min_resource=2, reduction_factor=5)
+    assert (pruner._min_resource, pruner._max_resource, pruner._reduction_factor) == (2, 10, 5)
+    pruner = made("successive_halving", scope="all", min_resource=2, reduction_factor=5)
+    assert (pruner._min_resource, pruner._reduction_factor) == (2, 5)
+    pruner = made("patient", patience=3, min_delta=0.5)
+    assert (pruner._wrapped_pruner, pruner._patience, pruner._min_delta) == (None, 3, 0.5)
+    pruner = made("threshold", lower=0.6, n_warmup_steps=3, interval_steps=4)
+    assert (pruner._lower, pruner._n_warmup_steps, pruner._interval_steps) == (0.6, 3, 4)
+    pruner = made("wilcoxon", scope="all", p_threshold=0.3, n_warmup_steps=4)
+    assert (pruner.inner._p_threshold, pruner.n_warmup_steps) == (0.3, 4)
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # NumPy's; a sweep is spared of it by its study

@@ -22,7 +22,7 @@ from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import plan
-from qdtune.spec.pruners import PRUNERS
+from qdtune.spec.pruners import PRUNERS, ScopedPruner, pruner_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL
 from qdtune.store.results import Epochs, Result, mean
@@ -189,14 +189,16 @@ def flat_trainer(accuracies: dict[int, float], **options: Any) -> Trainer:
 # --- the life of every pruner
 
 SCOPES = [
-    (kind, scope) for kind, keys in PRUNERS.items() for scope in (("size", "all") if "scope" in keys else ("",))
+    (pruner.name, scope)
+    for pruner in PRUNERS
+    for scope in (("size", "all") if issubclass(pruner, ScopedPruner) else ("",))
 ]
 
 
 def rule(kind: str, scope: str) -> dict[str, Any]:
     """A rule that judges early."""
     eager = {"n_startup_trials": 2, "lower": 0.1, "p_threshold": 0.1, "percentile": 40.0}
-    own = {key: value for key, value in eager.items() if key in PRUNERS[kind]}
+    own = {key: value for key, value in eager.items() if key in pruner_of(kind).defaults()}
     return {"type": kind, **own} | ({"scope": scope} if scope else {})
 
 

@@ -22,7 +22,7 @@ from qdtune.search.samplers import OPENING, STARTUP, make_sampler
 from qdtune.search.study import REPEATS, TRIES, Study
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import candidates, held
-from qdtune.spec.pruners import PRUNERS
+from qdtune.spec.pruners import PRUNERS, pruner_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import StorageError
 from qdtune.store.results import Result
@@ -383,9 +383,9 @@ def test_reports_of_a_restarted_trial_change_nothing():
     assert len(study.search.trials) == len(study.curves.trials) == 1
 
 
-@pytest.mark.parametrize("kind", sorted(PRUNERS))
+@pytest.mark.parametrize("kind", sorted(pruner.name for pruner in PRUNERS))
 def test_a_trial_without_any_number_is_judged_without_a_warning(kind):
-    few = {key: 0 for key in ("n_startup_trials",) if key in PRUNERS[kind]}
+    few = {key: 0 for key in ("n_startup_trials",) if key in pruner_of(kind).defaults()}
     study = Study(spec(early_terminate={"type": kind, **few}, seeds=[0, 1, 2, 3]))
     lost = next(candidates(study.spec))
     whole = replace(lost, seeds=(4, 5, 6, 7))
