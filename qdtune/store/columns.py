@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import pyarrow as pa
 
 from qdtune.spec.axes import AXES
@@ -15,63 +18,89 @@ STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best t
 # The other states may come out differently another time, so they run again on the next launch.
 FINAL = frozenset({"ok", "pruned", "diverged"})
 _ARROW = {"int32": pa.int32(), "float64": pa.float64(), "string": pa.string()}
-_AXES = [(axis.name, _ARROW[axis.column]) for axis in AXES]
-TRIALS = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        *_AXES,
-        ("seed", pa.int64()),
-        ("dataset", pa.string()),
-        ("model", pa.string()),  # mlp, or the user's factory
-        ("state", pa.string()),
-        ("epochs", pa.int32()),
-        ("train_loss", pa.float64()),
-        ("val_accuracy", pa.float64()),
-        ("test_accuracy", pa.float64()),
-        ("float_val_accuracy", pa.float64()),
-        *[(one.name, pa.int64()) for one in KNOWN_BEFORE],
-        ("inner_dims", pa.list_(pa.list_(pa.int32()))),
-        ("seconds", pa.float64()),
-        ("device", pa.string()),
-        ("error", pa.string()),
-        ("pruned_by", pa.string()),  # a trial_id, or the rule where no single trial beat it
-        ("started_at", pa.timestamp("us", tz="UTC")),
-        ("finished_at", pa.timestamp("us", tz="UTC")),
-        ("attempt", pa.int32()),
-    ]
+
+
+class Column(NamedTuple):
+    """A column of a table: its name, its Arrow type, and a few words for the docs."""
+
+    name: str
+    kind: pa.DataType
+    text: str
+
+
+def _schema(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema([(column.name, column.kind) for column in columns])
+
+
+_AXES = [Column(axis.name, _ARROW[axis.column], axis.text) for axis in AXES]
+TRIAL_COLUMNS = (
+    Column("trial_id", pa.string(), "hash of everything that changes the result"),
+    *_AXES,
+    Column("seed", pa.int64(), "seed of first weights and batch order"),
+    Column("dataset", pa.string(), "data set, or your factory"),
+    Column("model", pa.string(), "`mlp`, or your factory"),
+    Column("state", pa.string(), "`ok`, `pruned`, `diverged`, `timeout`, `oom` or `failed`"),
+    Column("epochs", pa.int32(), "epochs trained, warm-up included"),
+    Column("train_loss", pa.float64(), "training loss of the last epoch"),
+    Column("val_accuracy", pa.float64(), "accuracy on the validation split, 0 to 1"),
+    Column("test_accuracy", pa.float64(), "accuracy on the test set, 0 to 1"),
+    Column("float_val_accuracy", pa.float64(), "validation accuracy at the end of the float warm-up, 0 to 1"),
+    *[Column(one.name, pa.int64(), one.text) for one in KNOWN_BEFORE],
+    Column("inner_dims", pa.list_(pa.list_(pa.int32())), "inner widths of each layer's factors"),
+    Column(
+        "seconds",
+        pa.float64(),
+        "seconds of training of this seed, without compiling; a shared warm-up counts for the trial that trained it",
+    ),
+    Column("device", pa.string(), "device that trained it"),
+    Column("error", pa.string(), "why it ended, or that its warm-up ended at chance"),
+    Column("pruned_by", pa.string(), "`trial_id` that was ahead of it, or the rule if no single trial was"),
+    Column("started_at", pa.timestamp("us", tz="UTC"), "start"),
+    Column("finished_at", pa.timestamp("us", tz="UTC"), "end"),
+    Column("attempt", pa.int32(), "number of the attempt that gave this row"),
 )
-HISTORY = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("seed", pa.int64()),
-        ("phase", pa.string()),  # warmup | qat
-        ("epoch", pa.int32()),  # 1-based within its phase
-        ("train_loss", pa.float64()),
-        ("val_accuracy", pa.float64()),
-        ("seconds", pa.float64()),
-    ]
+TRIALS = _schema(TRIAL_COLUMNS)
+HISTORY_COLUMNS = (
+    Column("trial_id", pa.string(), "as in `trials/`"),
+    Column("seed", pa.int64(), "as in `trials/`"),
+    Column("phase", pa.string(), "`warmup` or `qat`"),
+    Column("epoch", pa.int32(), "epoch of its phase, from 1"),
+    Column("train_loss", pa.float64(), "mean training loss of the epoch"),
+    Column("val_accuracy", pa.float64(), "accuracy on the validation split, 0 to 1"),
+    Column("seconds", pa.float64(), "seconds of this seed and epoch"),
 )
+HISTORY = _schema(HISTORY_COLUMNS)
 _LATER = tuple(one.name for one in KNOWN_BEFORE if one.since > FIRST_VERSION)
 _SHARED = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by", *_LATER)  # by the seeds of a row
 _SPREAD = ("", "_std", "_low", "_high")
-PARETO = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        *_AXES,
-        ("dataset", pa.string()),
-        ("model", pa.string()),
-        ("n_seeds", pa.int32()),
-        *[(f"val_accuracy{suffix}", pa.float64()) for suffix in _SPREAD],
-        *[(f"test_accuracy{suffix}", pa.float64()) for suffix in _SPREAD],
-        ("size_bytes", pa.int64()),
-        ("other_bytes", pa.int64()),
-        ("params", pa.int64()),
-        *[(name, pa.int64()) for name in _LATER],
-        ("state", pa.string()),
-        ("pruned_by", pa.string()),
-        ("epochs", pa.int32()),
-        ("pareto_rank", pa.int32()),
-        ("is_pareto", pa.bool_()),
-        ("p_front", pa.float64()),
+_SPREAD_TEXTS = ("mean", "standard deviation", "lower end of the 95 % interval", "upper end of the 95 % interval")
+
+
+def _spread(name: str, text: str) -> list[Column]:
+    return [
+        Column(f"{name}{suffix}", pa.float64(), f"{text}: {words}")
+        for suffix, words in zip(_SPREAD, _SPREAD_TEXTS, strict=True)
     ]
+
+
+def _objectives(*names: str) -> list[Column]:
+    return [Column(one.name, pa.int64(), one.text) for name in names for one in KNOWN_BEFORE if one.name == name]
+
+
+PARETO_COLUMNS = (
+    Column("trial_id", pa.string(), "as in `trials/`"),
+    *_AXES,
+    Column("dataset", pa.string(), "data set, or your factory"),
+    Column("model", pa.string(), "`mlp`, or your factory"),
+    Column("n_seeds", pa.int32(), "seeds that ended `ok`"),
+    *_spread("val_accuracy", "validation accuracy over the seeds"),
+    *_spread("test_accuracy", "test accuracy over the seeds"),
+    *_objectives("size_bytes", "other_bytes", "params", *_LATER),
+    Column("state", pa.string(), "worst state of the seeds"),
+    Column("pruned_by", pa.string(), "as in `trials/`"),
+    Column("epochs", pa.int32(), "epochs trained, warm-up included"),
+    Column("pareto_rank", pa.int32(), "1 = on the front; null unless all seeds are `ok`"),
+    Column("is_pareto", pa.bool_(), "whether it is on the front"),
+    Column("p_front", pa.float64(), "share of 1,000 bootstrap draws over the seeds in which it is on the front"),
 )
+PARETO = _schema(PARETO_COLUMNS)
