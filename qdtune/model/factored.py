@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qdtune.model.chain import Chain, last_factor
 from qdtune.model.layers.known import splitter_of
+from qdtune.model.layers.matrix import as_matrix
 from qdtune.spec.axes import DECOMPOSE, FACTOR_INIT
 
 # Gain of a whole chain of orthogonal factors. With 1 (orthonormal) or 0.58 (the variance of `nn.Linear`) chains of
@@ -68,7 +69,7 @@ def decompose(
         last: Any = last_factor(layer)
         matrix = _matrix(layer) if factor_init == "svd" else None
         chain = kind.split(layer, 1 if layer is head else depth, activation, norm).to(last.weight)
-        weights = [_as_matrix(factor) for factor in chain.factors]
+        weights = [_weight_matrix(factor) for factor in chain.factors]
         if matrix is not None:
             _split_svd(weights, matrix)
         else:
@@ -109,22 +110,22 @@ def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> 
     return visit(model)
 
 
-def _as_matrix(layer: Any) -> Tensor:
+def _weight_matrix(layer: Any) -> Tensor:
     """The weight (O, ...) of a layer as a matrix (O, I) that shares its memory."""
-    return layer.weight.detach().flatten(1)
+    return as_matrix(layer.weight.detach())
 
 
 def _matrix(layer: nn.Module) -> Tensor:
     """The one matrix (O, I) that a layer, or a chain, amounts to."""
     if not isinstance(layer, Chain):
-        return _as_matrix(layer)
+        return _weight_matrix(layer)
     if len(layer.factors) > 1 and (layer.norms or not isinstance(layer.activation, nn.Identity)):
         what = "a normalisation" if layer.norms else "an activation"
         raise ValueError(f"svd needs layers that are one matrix: there is {what} between these factors")
     first, *others = layer.factors
-    matrix = _as_matrix(first)
+    matrix = _weight_matrix(first)
     for factor in others:
-        matrix = _as_matrix(factor) @ matrix
+        matrix = _weight_matrix(factor) @ matrix
     return matrix
 
 

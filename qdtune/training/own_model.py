@@ -126,11 +126,11 @@ def _faults(model: nn.Module) -> Iterator[str]:
     """What would be wrong without a word, or only be seen in a worker."""
     layers = [layer for layer, _ in _quantisable(model)]
     if not layers:
-        known = " or ".join(f"nn.{kind.plain.__name__}" for kind in LAYERS if isinstance(kind, MatrixKind))
+        known = " or ".join(_class_name(kind.plain) for kind in LAYERS if isinstance(kind, MatrixKind))
         yield f"without any {known}: there is nothing to split and quantise"
     for layer in layers:
         if layer._forward_hooks or layer._forward_pre_hooks:
-            name = f"nn.{type(layer).__name__}"
+            name = _class_name(type(layer))
             yield f"with hooks on an {name} (weight_norm sets one), which a layer that is split would lose"
     names: dict[int, str] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -147,6 +147,12 @@ def _faults(model: nn.Module) -> Iterator[str]:
             drop = m.dropout
         if drop > 0:
             yield f"with dropout {drop:g} in {name}: replicas that are trained together cannot draw, set it to 0"
+
+
+def _class_name(layer: type[nn.Module]) -> str:
+    """The name of a layer class as users write it."""
+    is_from_torch = layer.__module__.startswith("torch.nn.")
+    return f"nn.{layer.__name__}" if is_from_torch else layer.__name__
 
 
 def _train_for_a_moment(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:

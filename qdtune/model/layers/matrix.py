@@ -63,7 +63,7 @@ class Quantized(nn.Module):
         if weight_bits != FLOAT_BITS:
             rows = len(self.weight) if granularity == "channel" else None
             self.weight_quantizer = Quantizer(weight_bits, scale, levels, rows).to(self.weight.device)
-            self.weight_quantizer.start(self.weight.flatten(1))
+            self.weight_quantizer.start(as_matrix(self.weight))
         if act_bits is not None:
             self.input_quantizer = Quantizer(act_bits, scale, observe=True).to(self.weight.device)
 
@@ -77,7 +77,7 @@ class Quantized(nn.Module):
             return self.weight
         if self.weight.ndim == 2:  # two operations fewer per step than below
             return self.weight_quantizer(self.weight)
-        return self.weight_quantizer(self.weight.flatten(1)).view(self.weight.shape)
+        return self.weight_quantizer(as_matrix(self.weight)).view(self.weight.shape)
 
     @torch.no_grad()
     def codes(self) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class Quantized(nn.Module):
         quantizer = self.weight_quantizer
         if quantizer is None:
             raise ValueError("this layer's weights are float (weight_bits 32): they have no codes")
-        matrix = self.weight.flatten(1)
+        matrix = as_matrix(self.weight)
         step = quantizer.step_size(matrix)
         found = codes(matrix, step, quantizer.grid).to(torch.int32).view(self.weight.shape)
         return found, step.view(-1, *[1] * (self.weight.ndim - 1)) if step.ndim else step
@@ -168,6 +168,11 @@ class MatrixKind(LayerKind):
         }
         settings = {"bits": bits, "levels": levels, "act_bits": act_bits, "input_levels": input_levels}
         return {"op": self.name, "shape": list(layer.weight.shape), **settings, **names}, tensors
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """The weight (O, ...) of a layer as a matrix (O, I) that shares its memory; a vector is a matrix (O, 1)."""
+    return weight[:, None] if weight.ndim == 1 else weight.flatten(1)
 
 
 def pack_codes(codes: Tensor, bits: int, levels: str = "symmetric") -> Tensor:
