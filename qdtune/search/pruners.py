@@ -58,13 +58,13 @@ def make_pruner(rule: EarlyTerminate, epochs: int) -> BasePruner | None:
     """
     wanted = rule.pruner
     with experimental():
-        pruner = build(wanted, epochs)
+        pruner = build_pruner(wanted, epochs)
     is_scoped = isinstance(wanted, ScopedPruner) and wanted.scope == "size"
     return SizeScope(pruner) if pruner is not None and is_scoped else pruner
 
 
 @singledispatch
-def build(wanted: Pruner, epochs: int) -> BasePruner | None:
+def build_pruner(wanted: Pruner, epochs: int) -> BasePruner | None:
     """The pruner that `wanted` describes, blind to its `scope`; each pruner registers its builder below.
 
     Args:
@@ -79,48 +79,48 @@ def build(wanted: Pruner, epochs: int) -> BasePruner | None:
     )
 
 
-@build.register
-def _none(wanted: NoPruner, epochs: int) -> None:
+@build_pruner.register
+def _build_none(wanted: NoPruner, epochs: int) -> None:
     return None
 
 
-@build.register
-def _pareto(wanted: Pareto, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_pareto(wanted: Pareto, epochs: int) -> BasePruner:
     return ParetoPruner(wanted.margin, wanted.signal, wanted.min_epochs, wanted.patience)
 
 
-@build.register
-def _median(wanted: Median, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_median(wanted: Median, epochs: int) -> BasePruner:
     return MedianPruner(wanted.n_startup_trials, wanted.n_warmup_steps, wanted.interval_steps)
 
 
-@build.register
-def _percentile(wanted: Percentile, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_percentile(wanted: Percentile, epochs: int) -> BasePruner:
     return PercentilePruner(wanted.percentile, wanted.n_startup_trials, wanted.n_warmup_steps, wanted.interval_steps)
 
 
-@build.register
-def _hyperband(wanted: Hyperband, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_hyperband(wanted: Hyperband, epochs: int) -> BasePruner:
     return HyperbandPruner(wanted.min_resource, epochs, wanted.reduction_factor)
 
 
-@build.register
-def _successive_halving(wanted: SuccessiveHalving, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_successive_halving(wanted: SuccessiveHalving, epochs: int) -> BasePruner:
     return SuccessiveHalvingPruner(wanted.min_resource, wanted.reduction_factor)
 
 
-@build.register
-def _patient(wanted: Patient, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_patient(wanted: Patient, epochs: int) -> BasePruner:
     return PatientPruner(None, wanted.patience, wanted.min_delta)
 
 
-@build.register
-def _threshold(wanted: Threshold, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_threshold(wanted: Threshold, epochs: int) -> BasePruner:
     return ThresholdPruner(wanted.lower, n_warmup_steps=wanted.n_warmup_steps, interval_steps=wanted.interval_steps)
 
 
-@build.register
-def _wilcoxon(wanted: Wilcoxon, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_wilcoxon(wanted: Wilcoxon, epochs: int) -> BasePruner:
     return SeedWilcoxon(wanted.p_threshold, wanted.n_warmup_steps)
 
 

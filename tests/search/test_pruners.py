@@ -15,7 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import wilcoxon
 
-from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, SizeScope, build, make_pruner
+from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, SizeScope, build_pruner, make_pruner
 from qdtune.spec.pruners import PRUNERS, SIGNALS, EarlyTerminate, Pruner, ScopedPruner, pruner_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -270,7 +270,7 @@ def test_a_pruner_without_a_builder_is_refused():
         name = "homeless"
 
     with pytest.raises(NotImplementedError, match="pruner homeless must have a builder, got none"):
-        build(Homeless(), 10)
+        build_pruner(Homeless(), 10)
 
 
 @pytest.mark.parametrize(

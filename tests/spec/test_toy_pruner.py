@@ -34,8 +34,8 @@ class ToyPruner(BasePruner):
         return last is not None and last >= self.min_epochs and trial.intermediate_values[last] < self.floor
 
 
-@build.register
-def _toy(wanted: Toy, epochs: int) -> BasePruner:
+@build_pruner.register
+def _build_toy(wanted: Toy, epochs: int) -> BasePruner:
     return ToyPruner(wanted.floor, wanted.min_epochs)
 """
 SCRIPT = """
