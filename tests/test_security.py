@@ -430,7 +430,7 @@ def test_mistake_with_control_characters_is_one_printable_line() -> None:
 def test_error_of_a_trial_is_stored_printable() -> None:
     from qdtune.sweep.trainable import QATTrial
 
-    ended = QATTrial._ended(object.__new__(QATTrial), RuntimeError(EVIL))
+    ended = QATTrial._describe_error(object.__new__(QATTrial), RuntimeError(EVIL))
     assert ended["error"].startswith("RuntimeError: ]0;owned")
     assert ended["error"].isprintable()
     assert "[bold]x[/bold]" in ended["error"]

@@ -30,12 +30,12 @@ from qdtune.store.store import Store
 from qdtune.store.warmups import WarmupFolder
 from qdtune.sweep.cluster import Cluster, nodes_now
 from qdtune.sweep.gpu_share import measure_share
-from qdtune.sweep.placement import Node, Placement, placement
+from qdtune.sweep.placement import Node, Placement, place_trials
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.ray_hooks import PruningScheduler, QueueSearcher
 from qdtune.sweep.recorder import Recorder
 from qdtune.sweep.search_space import param_space
-from qdtune.sweep.trainable import trainable
+from qdtune.sweep.trainable import make_trainable
 from qdtune.sweep.watches import NodeWatch, note_signals, watch_head
 
 Connect = Callable[[int], AbstractContextManager[Cluster]]
@@ -77,7 +77,8 @@ def run_trials(
         with SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs) as progress:
             recorder = Recorder(queue, store, progress, warmups, known, stopped, Path(scratch))
             recorder.metrics.granted(place.gpu)
-            kind = trainable(place, spec=spec, data=data, warmups=warmups, stacks=scratch, grant=plugins.granted())
+            given = {"spec": spec, "data": data, "warmups": warmups, "stacks": scratch, "grant": plugins.granted()}
+            kind = make_trainable(place, **given)
             with watch_head(stopped):
                 if not stopped:
                     _tune(spec, kind, place, recorder, scratch, NodeWatch(nodes, place, _most(spec, place), out))
@@ -93,7 +94,7 @@ def decide_placement(
     if resources.gpu == "auto" and any(node.gpus for node in cluster.nodes):
         resources = measure_share(spec, cluster, data, queue, stopped, out)
     nodes = nodes_now()  # a cluster may have grown since it was joined
-    return placement(resources, list(nodes.values()), spec.run.max_concurrent_trials), nodes
+    return place_trials(resources, list(nodes.values()), spec.run.max_concurrent_trials), nodes
 
 
 def _announce_placement(place: Placement, cluster: Cluster, trials: int, out: Any) -> None:

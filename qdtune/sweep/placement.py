@@ -68,7 +68,7 @@ def check_fits(resources: Resources, nodes: Sequence[Node]) -> None:
         raise SpecError(problems)
 
 
-def placement(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
+def place_trials(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
     """How trials that ask for `resources` share some machines.
 
     Without a GPU anywhere they run on CPUs alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.

@@ -19,7 +19,7 @@ from qdtune.machine import gpus
 from qdtune.messages import SpecError, blame
 from qdtune.spec.plan import Plan, check_comparable, plan
 from qdtune.spec.sweep_file import Spec, load
-from qdtune.sweep.placement import Node, Placement, placement
+from qdtune.sweep.placement import Node, Placement, place_trials
 
 if TYPE_CHECKING:
     from qdtune.datasets.load import Samples
@@ -224,7 +224,7 @@ def _forecast(spec: Spec, options: LaunchOptions) -> Placement | None:
     if options.address is not None and not options.is_dry:
         return None
     here = Node(os.cpu_count() or 1, gpus())
-    return placement(spec.resources, [here], spec.run.max_concurrent_trials)
+    return place_trials(spec.resources, [here], spec.run.max_concurrent_trials)
 
 
 def _read_earlier(options: LaunchOptions, folder: str) -> bytes | None:

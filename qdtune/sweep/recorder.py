@@ -25,7 +25,7 @@ from qdtune.store.store import Store
 from qdtune.store.tables import table_of
 from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
-from qdtune.sweep.trainable import over_time
+from qdtune.sweep.trainable import describe_timeout
 
 FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
 RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a storage may fail before the sweep ends
@@ -185,7 +185,7 @@ class Recorder(tune.Callback):
         place = _stack_location(self.stacks / ours.trial_id) if self.stacks else ""
         if limit is not None and silent >= limit:
             return f"no report for {limit:g} s (run.stall_timeout_s){place}"
-        return f"{over_time(whole)}{place}" if whole is not None and place else None
+        return f"{describe_timeout(whole)}{place}" if whole is not None and place else None
 
     def _end_early(self, ours: Configuration, state: str, error: str, attempts: int) -> None:
         self._finish(ours, unfinished_rows(ours, state, error), self.curves.get(ours.trial_id, []), attempts)

@@ -1,17 +1,19 @@
 """The Ray Tune trainable: one configuration in, one report per epoch out.
 
-A trial needs no checkpoint and no file system shared with others: it is short, so a lost one starts again, and its
-rows travel to the driver inside its last report. The driver, which trains nothing, imports this file, too: torch is
-imported where a trial starts.
+A trial needs neither checkpoints nor a shared file system. It is short, so a lost trial starts again from the
+beginning, and its rows travel to the driver inside its last report. torch is imported only when a trial starts,
+because the driver imports this file too and trains nothing.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,43 +26,64 @@ from qdtune.messages import printable
 from qdtune.spec.axes import label
 from qdtune.spec.plan import make_trial
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.results import mean
 from qdtune.sweep.placement import MEMORY_SHARE, Placement
 
 if TYPE_CHECKING:
     from qdtune.training.cohort import Tensors
 
 
-POLL_S = 0.2  # between two questions whether somebody else's warm-up is ready
-GRACE_S = 10.0  # a trial over its time may end its epoch within this, and then ends by itself
+POLL_S = 0.2  # how often a waiting trial asks for a warm-up that another trial trains
+RELEASE_S = 5.0  # how long a trial that ends waits until its claim is released
+GRACE_S = 10.0  # a trial over its time ends by itself if its epoch ends within these seconds; then it is killed
 
 
 class SharedWarmups:
-    """The sweep's `WarmupFolder` as one trial sees it: a claim waits while another trial trains."""
+    """The `WarmupFolder` as one trial uses it: a claim waits while another trial trains the warm-up.
 
-    def __init__(self, folder: Any, holder: str, alive: Callable[[], None]) -> None:
-        self.folder, self.holder, self.alive, self.waited_s = folder, holder, alive, 0.0
+    Args:
+        folder: the actor.
+        holder: the name under which this trial claims.
+        report_alive: called while the trial waits.
+    """
+
+    def __init__(self, folder: Any, holder: str, report_alive: Callable[[], None]) -> None:
+        self.folder, self.holder, self.report_alive = folder, holder, report_alive
+        self.waited_s = 0.0
+        self.is_training = False  # whether this trial has claimed a warm-up and not kept it yet
 
     def claim(self, key: str) -> bytes | None:
         while True:
             answer, blob = ray.get(self.folder.claim.remote(key, self.holder))
             if answer != "wait":
+                self.is_training = answer == "train"
                 return blob
             time.sleep(POLL_S)
             self.waited_s += POLL_S
-            self.alive()
+            self.report_alive()
 
     def keep(self, key: str, blob: bytes) -> None:
         ray.get(self.folder.keep.remote(key, blob))
+        self.is_training = False
+
+    def release(self) -> None:
+        """Lets another trial train the warm-up that this trial has claimed and not finished."""
+        if self.is_training:
+            self.is_training = False
+            with suppress(ray.exceptions.RayError):  # nobody waits for it if the actor is gone
+                ray.get(self.folder.release.remote(self.holder), timeout=RELEASE_S)
 
 
 class QATTrial(tune.Trainable):
-    """Trains the configuration in its config, the axes by name, and reports every epoch.
+    """Trains the configuration in its config and reports every epoch.
 
-    `seeds` in the config are taken instead of the sweep's own; with `alone` it may fill all memory of its GPU. The
-    folder `stacks`, where there is one, gets a file TRIAL_ID with the stack of a trial that fell silent.
+    The config maps axis names to values. Its optional keys are `seeds`, which replace the seeds of the spec;
+    `alone`, with which the trial may fill the memory of its GPU; and `trial_id`. A trial that hangs is killed and
+    leaves its stack in the file TRIAL_ID of the folder `stacks`, if that folder exists.
 
-    A report is what `train.train_configuration` yields; where training raised, `state` and `error` instead, because
-    Ray may retry a lost worker but must not retry a mistake.
+    A report is what `train.train_configuration` yields, and two numbers for Tune's own schedulers and searchers:
+    `qat_epoch`, which is 0 during the warm-up, and `mean_val_accuracy`, which is NaN if a seed has diverged. If
+    training raises, the report holds `state` and `error`, because Ray may retry a lost worker but not a mistake.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
@@ -76,17 +99,26 @@ class QATTrial(tune.Trainable):
         grant: plugins.Grant = plugins.NOTHING,
     ) -> None:
         plugins.allow(grant)
-        # Ray also sets up actors that a reused one has already replaced: nothing heavy may happen here.
+        # Ray also sets up actors that a reused actor has already replaced, so nothing heavy may happen here.
         self._spec, self._data, self._folder, self._cpu, self._gpu = spec, data, warmups, cpu, gpu
         self._tensors: Tensors | None = None
         self._reports: Iterator[dict[str, Any]] | None = None
         self._began, self._stacks = 0.0, stacks
-        self._stack: int | None = None  # the file for it, open while it may have to be written
+        self._stack: int | None = None  # the open file for the stack, only while an epoch runs
         self._warmups = SharedWarmups(warmups, "", self._watch)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._reports = None
+        self._stop_training()
         return True
+
+    def cleanup(self) -> None:
+        self._stop_training()
+        self._tensors = None
+
+    def _stop_training(self) -> None:
+        """Drops the training, finished or not, and its claim on a warm-up: a scheduler may stop it at any epoch."""
+        self._reports = None
+        self._warmups.release()
 
     def step(self) -> dict[str, Any]:
         try:
@@ -96,8 +128,8 @@ class QATTrial(tune.Trainable):
             self._watch()
             self._show()
             report = next(self._reports)
-        except Exception as error:  # the boundary between a trial and its sweep: the rest goes on
-            return self._ended(error)
+        except Exception as error:  # the boundary between a trial and its sweep: the other trials go on
+            return self._end(self._describe_error(error))
         finally:
             faulthandler.cancel_dump_traceback_later()
             if self._stack is not None:
@@ -105,8 +137,18 @@ class QATTrial(tune.Trainable):
                 self._stack = None
         limit = self._spec.run.trial_timeout_s
         if "done" not in report and limit is not None and self._taken() > limit:
-            return {"state": "timeout", "error": over_time(limit), "done": True}
-        return {"done": False, "node": ray.get_runtime_context().get_node_id()} | report | self._gpu_memory()
+            return self._end({"state": "timeout", "error": describe_timeout(limit)})
+        numbers = {
+            "qat_epoch": report["epoch"] if report["phase"] == "qat" else 0,
+            "mean_val_accuracy": mean(report.get("val_accuracy", ())),
+        }
+        where = {"node": ray.get_runtime_context().get_node_id()}
+        return {"done": False} | where | numbers | report | self._gpu_memory()
+
+    def _end(self, failure: dict[str, Any]) -> dict[str, Any]:
+        """The last report of a trial that failed; Tune requires the metric in every report."""
+        self._stop_training()
+        return failure | {"mean_val_accuracy": math.nan, "done": True}
 
     def _gpu_memory(self) -> dict[str, float]:
         if self._tensors is None:
@@ -116,13 +158,13 @@ class QATTrial(tune.Trainable):
         return memory_peak(self._tensors.train_x.device)
 
     def _taken(self) -> float:
-        """Seconds since it began, without those in which it waited for another trial."""
+        """The seconds since the trial began, without those in which it waited for another trial."""
         return time.monotonic() - self._began - self._warmups.waited_s
 
     def _watch(self) -> None:
-        """Ends this process if it neither reports nor waits for too long, even where Python is stuck in C.
+        """Kills this process if it hangs, even inside C code; each call restarts the clock.
 
-        The driver sees a lost worker and the time that has passed; where on its machine, also the stack.
+        The driver then sees a lost worker and the time that has passed, and the stack if both share a machine.
         """
         run = self._spec.run
         limits = [run.stall_timeout_s] if run.stall_timeout_s is not None else []
@@ -135,7 +177,8 @@ class QATTrial(tune.Trainable):
                 self._stack = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             faulthandler.dump_traceback_later(min(limits), exit=True, file=self._stack)
 
-    def _ended(self, error: BaseException) -> dict[str, Any]:
+    def _describe_error(self, error: BaseException) -> dict[str, Any]:
+        """The state and the error in one line; frees the memory that the failed training holds."""
         from qdtune.training.device import free_memory, is_out_of_memory
 
         traceback.print_exception(error)
@@ -144,12 +187,11 @@ class QATTrial(tune.Trainable):
         while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
             chain.append(before)
         for e in chain:
-            e.__traceback__ = None  # its frames hold tensors, too
+            e.__traceback__ = None  # its frames hold tensors
         free_memory()
         return {
             "state": "oom" if is_out_of_memory(chain) else "failed",
             "error": f"{type(error).__name__}: {' '.join(printable(str(error)).split())}"[:500],
-            "done": True,
         }
 
     def _start(self) -> Iterator[dict[str, Any]]:
@@ -165,44 +207,52 @@ class QATTrial(tune.Trainable):
             cap_memory(self._tensors.train_x.device, share)
         seeds = self.config.get("seeds")
         trial = make_trial(self._spec, self.config, None if seeds is None else tuple(seeds))
-        self._warmups = SharedWarmups(self._folder, trial.trial_id, self._watch)
+        # The sweep's recorder releases claims by the configuration's id. A search by hand gives no such id and may
+        # try one configuration twice, so that there the holder is Tune's trial.
+        holder = self.config.get("trial_id") or self.trial_id
+        self._warmups = SharedWarmups(self._folder, holder, self._watch)
         return train_configuration(trial, self._tensors, self._warmups, self._spec.run.compile)
 
     def __repr__(self) -> str:
-        """What the Ray dashboard calls this actor for as long as it lives: Ray asks once, when it is made."""
+        """The name of this actor in the Ray dashboard; Ray reads it once, when the actor starts."""
         return f"QATTrial(first {label(self.config)})"
 
     def _show(self) -> None:
-        """Names this process by the configuration that it trains now, until Ray takes the method's name again.
+        """Names this process by the configuration that it trains now; Ray renames it after each step.
 
-        The page Cluster of the dashboard shows it, as `ps` does; an actor trains one after the other.
+        An actor trains one configuration after another. The Cluster page of the dashboard and `ps` show the name.
         """
-        if ray.get_runtime_context().get_actor_id() is not None:  # not a driver, which is somebody else's
+        if ray.get_runtime_context().get_actor_id() is not None:  # a driver is the user's process: keep its name
             ray._raylet.setproctitle(f"ray::QATTrial({label(self.config)})")  # type: ignore[attr-defined]
 
 
-def over_time(limit: float) -> str:
-    """What a trial that took longer than `limit` seconds is told to have ended with."""
+def describe_timeout(limit: float) -> str:
+    """The error of a trial that took longer than `limit` seconds."""
     return f"not finished after {limit:g} s (run.trial_timeout_s)"
 
 
-def trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
-    """`QATTrial` with its parameters in the object store, once per node, and with its share of a machine.
+def make_trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
+    """`QATTrial` with its parameters and its share of a machine; any `tune.Tuner` takes it.
+
+    The parameters lie in Ray's object store, once per node.
 
     Args:
         place: the CPUs and the fraction of a GPU that each trial gets.
         parameters: `spec`, `data`, `warmups`, `stacks` and `grant` of `QATTrial.setup`.
     """
-    return sized(tune.with_parameters(QATTrial, cpu=place.cpu, gpu=place.gpu, **parameters), place)
+    return set_share(tune.with_parameters(QATTrial, cpu=place.cpu, gpu=place.gpu, **parameters), place)
 
 
-def sized(kind: type[tune.Trainable], place: Placement) -> type[tune.Trainable]:
-    """The trainable with its share of a machine; not `tune.with_resources`, which renames it in the dashboard."""
+def set_share(kind: type[tune.Trainable], place: Placement) -> type[tune.Trainable]:
+    """The trainable with its share of a machine.
+
+    `tune.with_resources` would also change its name in the dashboard.
+    """
     bundle = {"CPU": place.cpu} | ({"GPU": place.gpu} if place.gpu else {})
 
     def default_resource_request(cls: type[tune.Trainable], config: dict[str, Any]) -> PlacementGroupFactory:
         return PlacementGroupFactory([bundle])
 
-    kind.__qualname__ = kind.__name__  # which process titles show
+    kind.__qualname__ = kind.__name__  # process titles show it
     kind.default_resource_request = classmethod(default_resource_request)  # type: ignore[assignment]
     return kind

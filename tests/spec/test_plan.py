@@ -33,7 +33,7 @@ from qdtune.spec.plan import (
     warmups_first,
 )
 from qdtune.spec.sweep_file import Spec
-from qdtune.sweep.placement import Need, Node, Placement, placement
+from qdtune.sweep.placement import Need, Node, Placement, place_trials
 
 
 def spec(**given: Any) -> Spec:
@@ -460,7 +460,7 @@ def test_plan_wants_one_data_set() -> None:
 
 
 def place(gpu: Any, cpu: Any = 1, *, cpus: int = 16, gpus: int = 1, most: int | None = None) -> Placement:
-    return placement(Resources(gpu=gpu, cpu=cpu), [Node(cpus, gpus)], most)
+    return place_trials(Resources(gpu=gpu, cpu=cpu), [Node(cpus, gpus)], most)
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_trials_at_once_are_what_each_node_takes(nodes: list[Node], cpu: int, gp
     cpu, gpu = round(asked.cpu * 10_000), gpu if any(node.gpus for node in nodes) else 0
     expected = sum(packed(node, cpu, gpu) for node in nodes)
     if expected:
-        found = placement(asked, nodes)
+        found = place_trials(asked, nodes)
         assert found.concurrent == found.at_once(nodes) == expected
         assert found.at_once(nodes[1:]) == sum(packed(node, cpu, gpu) for node in nodes[1:])
         idle = sum(node.cpus > 0 and not packed(node, cpu, gpu) for node in nodes)
@@ -594,16 +594,16 @@ def test_trials_at_once_are_what_each_node_takes(nodes: list[Node], cpu: int, gp
         )
     else:
         with pytest.raises(SpecError, match=r"per trial asked, (largest node has|and no node has both)"):
-            placement(asked, nodes)
+            place_trials(asked, nodes)
 
 
 def test_halves_of_two_nodes_make_no_place() -> None:
     three = Resources(gpu=0, cpu=2)
-    assert placement(three, [Node(3), Node(3)]).concurrent == 2  # a plain sum would say 3
+    assert place_trials(three, [Node(3), Node(3)]).concurrent == 2  # a plain sum would say 3
     with pytest.raises(
         SpecError, match=r"^error: resources: 8 CPUs and 1 GPUs per trial asked, and no node has both$"
     ):
-        placement(Resources(gpu=1, cpu=8), [Node(16), Node(4, 2)])
-    beside = placement(Resources(gpu=0.25, cpu=1), [Node(16), Node(2, 1)])
+        place_trials(Resources(gpu=1, cpu=8), [Node(16), Node(4, 2)])
+    beside = place_trials(Resources(gpu=0.25, cpu=1), [Node(16), Node(2, 1)])
     assert beside.concurrent == 2
     assert beside.notes[-1] == "1 of 2 nodes take no trial, which holds 0.25 GPU and 1 CPU"

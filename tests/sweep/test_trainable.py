@@ -1,5 +1,6 @@
 """Trials on a real Ray: their share of a GPU, a search space used by hand, lost workers, what is stopped early."""
 
+import math
 import os
 import signal
 from collections import Counter
@@ -17,7 +18,7 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store.pareto_table import final_ids
 from qdtune.sweep import cluster
-from qdtune.sweep.placement import Node, Placement, placement
+from qdtune.sweep.placement import Node, Placement, place_trials
 
 pytestmark = pytest.mark.timeout(300)  # beside other tests, on a machine that may be slow
 SWEEP = b"""
@@ -70,7 +71,7 @@ def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
     from ray import tune
     from ray.util import placement_group_table
 
-    from qdtune.sweep.trainable import sized
+    from qdtune.sweep.trainable import set_share
 
     @ray_here.remote(num_cpus=0)
     class Door:
@@ -105,10 +106,10 @@ def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
                 pass
             return {"most": ray.get(self.door.leave.remote()), "done": True}
 
-    place = placement(Resources(gpu=0.125, cpu=1), [Node(16, 1)])
+    place = place_trials(Resources(gpu=0.125, cpu=1), [Node(16, 1)])
     assert (place.per_gpu, place.concurrent) == (8, 8)
     door = Door.remote()
-    grid = tuner_for(sized(Waits, place), {"door": door, "n": tune.grid_search(list(range(9)))}, tmp_path).fit()
+    grid = tuner_for(set_share(Waits, place), {"door": door, "n": tune.grid_search(list(range(9)))}, tmp_path).fit()
     assert max(result.metrics["most"] for result in grid) == 8
 
 
@@ -122,11 +123,11 @@ def trial_parameters(ray, tmp_path, spec):
 
 def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
     from qdtune.sweep.search_space import param_space
-    from qdtune.sweep.trainable import trainable
+    from qdtune.sweep.trainable import make_trainable
 
     spec = loads(SWEEP, "byhand.yaml")
     place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=8, notes=())
-    kind = trainable(place, **trial_parameters(ray_here, tmp_path, spec))
+    kind = make_trainable(place, **trial_parameters(ray_here, tmp_path, spec))
     assert kind.__name__ == "QATTrial"
     grid = tuner_for(kind, param_space(spec), tmp_path, reuse_actors=True, max_concurrent_trials=2).fit()
     got = {row["trial_id"]: row["size_bytes"] for result in grid for row in result.metrics["rows"]}
@@ -144,7 +145,7 @@ def swept(ray, tmp_path, spec, kind, place):
     from qdtune.sweep.driver import _tune
     from qdtune.sweep.progress import SweepProgress
     from qdtune.sweep.recorder import Recorder
-    from qdtune.sweep.trainable import QATTrial, sized
+    from qdtune.sweep.trainable import QATTrial, set_share
     from qdtune.terminal import console
 
     parameters = trial_parameters(ray, tmp_path, spec)
@@ -156,7 +157,7 @@ def swept(ray, tmp_path, spec, kind, place):
         recorder = Recorder(queue, store, progress, parameters["warmups"], {}, [], tmp_path)
         sizes = {"cpu": place.cpu, "gpu": 0.0}
         whole = tune.with_parameters(kind or QATTrial, **sizes, **parameters)
-        _tune(spec, sized(whole, place), place, recorder, str(tmp_path))
+        _tune(spec, set_share(whole, place), place, recorder, str(tmp_path))
         recorder.close()
     if recorder.error:
         raise recorder.error
@@ -299,14 +300,20 @@ def queue_of(spec, store):
     return Queue(spec, plan(spec).trials, Study(spec), results(spec, store.trials(), store.history()))
 
 
+def trial_by_hand(kind, config, trial_info=None, **parameters):
+    """A trainable that is set up without Tune."""
+    trial = kind.__new__(kind)
+    trial.config, trial._trial_info = config, trial_info
+    trial.setup(config, **parameters, cpu=1, gpu=0.0)
+    return trial
+
+
 def reports_of(ray, tmp_path, spec, monkeypatch, **changes):
     """The reports of one trial whose trainable is stepped by hand, without Tune."""
     from qdtune.sweep.trainable import QATTrial
 
     parameters = trial_parameters(ray, tmp_path, spec)
-    trial = QATTrial.__new__(QATTrial)
-    trial.config = plan(spec).trials[0].cells
-    trial.setup(trial.config, **parameters, cpu=1, gpu=0.0)
+    trial = trial_by_hand(QATTrial, plan(spec).trials[0].cells, **parameters)
     for name, value in changes.items():
         monkeypatch.setattr(f"qdtune.training.train.{name}", value)
     reports = [trial.step()]
@@ -333,11 +340,49 @@ def test_a_mistake_in_training_ends_as_failed_and_out_of_memory_as_oom(ray_here,
 
     spec = loads(SWEEP, "byhand.yaml")
     reports = reports_of(ray_here, tmp_path, spec, monkeypatch, train_configuration=broken(ValueError("no\nway")))
-    assert reports[-1] == {"state": "failed", "error": "ValueError: no way", "done": True}
+    ended = {"done": True, "mean_val_accuracy": pytest.approx(math.nan, nan_ok=True)}
+    assert reports[-1] == {"state": "failed", "error": "ValueError: no way"} | ended
     reports = reports_of(
         ray_here, tmp_path, spec, monkeypatch, train_configuration=broken(torch.OutOfMemoryError("2 GiB"))
     )
-    assert reports[-1] == {"state": "oom", "error": "OutOfMemoryError: 2 GiB", "done": True}
+    assert reports[-1] == {"state": "oom", "error": "OutOfMemoryError: 2 GiB"} | ended
+
+
+def test_reports_hold_the_numbers_that_schedulers_of_ray_compare(ray_here, tmp_path, monkeypatch):
+    reports = reports_of(ray_here, tmp_path, loads(SWEEP, "byhand.yaml"), monkeypatch)
+    assert [report["qat_epoch"] for report in reports] == [0, 1, 2]
+    means = [sum(report["val_accuracy"]) / 2 for report in reports]
+    assert [report["mean_val_accuracy"] for report in reports] == pytest.approx(means)
+
+
+@pytest.mark.parametrize("ending", ["cleanup", "reset_config", "fault"])
+def test_a_trial_that_ends_in_its_warmup_leaves_it_to_others(ray_here, tmp_path, monkeypatch, ending):
+    from types import SimpleNamespace
+
+    from qdtune.sweep.trainable import QATTrial
+
+    spec = loads(SWEEP, "byhand.yaml", ["train.warmup.epochs=2", "run.stall_timeout_s=100"])
+    configuration = plan(spec).trials[0]
+    parameters = trial_parameters(ray_here, tmp_path, spec)
+    trial = trial_by_hand(QATTrial, configuration.cells, SimpleNamespace(trial_id="first"), **parameters)
+    open_files = len(os.listdir("/proc/self/fd"))
+    report = trial.step()
+    assert (report["phase"], report["epoch"], report["done"]) == ("warmup", 1, False)
+
+    def ask():
+        return ray_here.get(parameters["warmups"].claim.remote(configuration.warmup_id, "second"))
+
+    assert ask() == ("wait", None)
+    if ending == "cleanup":
+        trial.cleanup()
+    elif ending == "reset_config":
+        assert trial.reset_config(configuration.cells)
+    else:
+        monkeypatch.setattr(trial, "_show", lambda: 1 / 0)
+        assert trial.step()["error"].startswith("ZeroDivisionError")
+    assert ask() == ("train", None)
+    assert trial._stack is None
+    assert len(os.listdir("/proc/self/fd")) <= open_files + 1  # torch may keep one
 
 
 def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
@@ -352,7 +397,7 @@ def test_a_worker_is_named_by_the_configuration_that_it_trains_now(ray_here, tmp
     from ray import tune
 
     from qdtune.sweep.search_space import param_space
-    from qdtune.sweep.trainable import QATTrial, sized
+    from qdtune.sweep.trainable import QATTrial, set_share
 
     class Titled(QATTrial):
         def _start(self):
@@ -363,7 +408,7 @@ def test_a_worker_is_named_by_the_configuration_that_it_trains_now(ray_here, tmp
     place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=1, notes=())
     whole = tune.with_parameters(Titled, cpu=1, gpu=0.0, **trial_parameters(ray_here, tmp_path, spec))
     tuning = {"reuse_actors": True, "max_concurrent_trials": 1}
-    grid = tuner_for(sized(whole, place), param_space(spec), tmp_path, **tuning).fit()
+    grid = tuner_for(set_share(whole, place), param_space(spec), tmp_path, **tuning).fit()
     titles = {result.metrics["title"] for result in grid}
     assert titles == {f"ray::QATTrial({trial.label})" for trial in plan(spec).trials}
     assert len({result.metrics["pid"] for result in grid}) < len(titles)
