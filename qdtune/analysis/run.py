@@ -14,7 +14,7 @@ from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.folder import LocationError, StorageError, child
+from qdtune.store.folder import LocationError, StorageError, join_location
 from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
@@ -149,7 +149,7 @@ def _launched(opened: OpenedRun) -> Spec:
     """The sweep of a run folder, if a launch wrote it there."""
     spec = opened.spec
     if len(spec.data.names) > 1 or spec.data.info is None or (spec.model.factory and not spec.model.built):
-        where = child(opened.where, "sweep.yaml")
+        where = join_location(opened.where, "sweep.yaml")
         raise RunError(f"{where} must be as a launch writes it, with one data set: run its sweep")
     return spec
 

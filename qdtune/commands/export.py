@@ -23,7 +23,8 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import find_fault, split_file
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
-from qdtune.store.folder import LocalFolder, StorageError, is_url
+from qdtune.store.disk_folder import DiskFolder
+from qdtune.store.folder import StorageError, is_url
 from qdtune.store.opened import open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.store import FAULTS, Store
@@ -97,15 +98,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _export(arguments: argparse.Namespace) -> int:
     try:
         chosen, damaged = _chosen(arguments)
-        folder, files = LocalFolder(Path(arguments.out)), _files(chosen, arguments.format)
-        found = {name: folder.read(name) for name in files}
+        folder, files = DiskFolder(Path(arguments.out)), _files(chosen, arguments.format)
+        found = {name: folder.read_file(name) for name in files}
         for name, data in found.items():
             if data not in (None, files[name]):
-                what = f"{folder.name(name)} holds something else, and nothing is overwritten"
+                what = f"{folder.full_name(name)} holds something else, and nothing is overwritten"
                 raise user_error(one_line(f"{what}: choose another --out, or move it away"))
         for name, data in files.items():
             if found[name] is None:
-                folder.write(name, data)
+                folder.write_file(name, data)
         for one in chosen:
             _check(folder, one, arguments.format)
     except tuple(FAULTS) as error:
@@ -245,7 +246,7 @@ def _card(one: Chosen, kind: str, file: str, file_bytes: int) -> bytes:
     return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _check(folder: LocalFolder, one: Chosen, kind: str) -> None:
+def _check(folder: DiskFolder, one: Chosen, kind: str) -> None:
     """Raises StorageError where a file does not read back as what was to be written."""
     path = folder.root / f"{one.name}{SUFFIXES[kind]}"
     if kind == "onnx":

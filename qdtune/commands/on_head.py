@@ -16,7 +16,7 @@ from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.messages import one_line, user_error
 from qdtune.remote.archive import archive_lines
 from qdtune.remote.protocol import HERE, SWEEP
-from qdtune.store.folder import child
+from qdtune.store.folder import join_location
 from qdtune.store.store import FAULTS, Store
 
 USAGE = "python -m qdtune.commands.on_head VERSION launch|pack ..."
@@ -54,7 +54,7 @@ def _pack(argv: list[str]) -> int:
     parser.add_argument("name")
     parser.add_argument("--runs-dir", default=os.environ.get("QDTUNE_RUNS") or "runs")
     arguments = parser.read(argv)
-    where = child(arguments.runs_dir, arguments.name)
+    where = join_location(arguments.runs_dir, arguments.name)
     try:
         store = Store(where)
         if store.sweep_yaml() is None:

@@ -29,7 +29,7 @@ from qdtune.report.words import (
     trouble,
     varying,
 )
-from qdtune.store.folder import LocalFolder
+from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.front import front_table
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table
@@ -136,18 +136,18 @@ def _within(run: Run, budget: int | None) -> Run:
 def _written(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
     """Writes the page, and of a single run its figures; a line each for where they are."""
     folder = Store(sheets[0].run.where).folder
-    live = not arguments.out and folder.in_use()  # its launch draws the page, too: it is to go on loading itself
+    live = not arguments.out and folder.is_in_use()  # its launch draws the page, too: it is to go on loading itself
     drawn = page(sheets, arguments.reference, int(LEAST_S) if live else 0)
     if arguments.out:
         target = Path(arguments.out)
-        LocalFolder(target.parent).write(target.name, drawn)
+        DiskFolder(target.parent).write_file(target.name, drawn)
         return [f"report: {target}"]
-    folder.write(PAGE, drawn)
+    folder.write_file(PAGE, drawn)
     names = []
     for name, data in images(sheets[0], arguments.reference):
-        folder.write(name, data)
+        folder.write_file(name, data)
         names.append(name.rpartition(".")[0])
-    lines = [f"report: {folder.name(PAGE)}"]
+    lines = [f"report: {folder.full_name(PAGE)}"]
     return [*lines, f"figures: {', '.join(dict.fromkeys(names))} (.svg, .png) beside it"] if names else lines
 
 
@@ -160,7 +160,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     def draw(live: bool) -> bool:
         nonlocal said
         found = _drawn(run, live, arguments.budget, arguments.reference)
-        line = "nothing has finished yet" if found is None else f"{state(found)}: {Store(run).folder.name(PAGE)}"
+        line = "nothing has finished yet" if found is None else f"{state(found)}: {Store(run).folder.full_name(PAGE)}"
         if line != said:
             out.print(line)
         said = line
@@ -202,7 +202,7 @@ def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = Fa
     except RunError:  # nothing has finished yet
         return None
     reload_s = int(LEAST_S) if live and found.left else 0
-    Store(run).folder.write(PAGE, page([sheet(found)], reference, reload_s))
+    Store(run).folder.write_file(PAGE, page([sheet(found)], reference, reload_s))
     return found
 
 

@@ -80,18 +80,18 @@ def check(opened: OpenedRun) -> int:
 
 def _damaged(store: Store, within: str) -> Iterator[str]:
     """Sets damaged safetensors files aside; a line for each."""
-    for file in store.folder.files(within):
+    for file in store.folder.list_files(within):
         name = f"{within}/{file}"
         if not file.endswith(".safetensors") or file[0] == ".":
             continue
-        if why := find_fault(store.folder.read(name) or b"", older=within == "warmup"):
-            store.folder.rename(name, f"{name}.damaged")
-            yield f"{store.folder.name(name)}: {why}"
+        if why := find_fault(store.folder.read_file(name) or b"", older=within == "warmup"):
+            store.folder.rename_file(name, f"{name}.damaged")
+            yield f"{store.folder.full_name(name)}: {why}"
 
 
 def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
     """Writes `pareto.parquet` where it is not what the rows say; none is there before the first launch has ended."""
-    data, name = store.folder.read("pareto.parquet"), store.folder.name("pareto.parquet")
+    data, name = store.folder.read_file("pareto.parquet"), store.folder.full_name("pareto.parquet")
     if data is None:
         return
     ids = [result.trial.trial_id for result in ours]

@@ -43,11 +43,11 @@ def archive_lines(folder: Folder) -> Iterator[str]:
     Raises:
         StorageError: a file cannot be read.
     """
-    names = [name for name in folder.paths() if not name.endswith(DRAWN)]
+    names = [name for name in folder.list_paths() if not name.endswith(DRAWN)]
     yield BEGIN
     deflate, digest, rest = zlib.compressobj(), hashlib.sha256(), b""
     for name in names:
-        data = folder.read(name) or b""
+        data = folder.read_file(name) or b""
         head = json.dumps([name, len(data)]).encode() + b"\n"
         rest += deflate.compress(head) + deflate.compress(data)
         digest.update(head + data)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qdtune.store.folder import LocalFolder
+from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.store import Store
 
 LEAST_S = 3.0  # between two drawings
@@ -52,8 +52,8 @@ def follow(run: str, draw: Callable[[bool], bool], over: Callable[[float], bool]
 def _stamp(run: str) -> object:
     """What changes with every result that is stored."""
     store = Store(run)
-    if not isinstance(store.folder, LocalFolder):
-        return [store.folder.files(kind) for kind in ("trials", "history")]
+    if not isinstance(store.folder, DiskFolder):
+        return [store.folder.list_files(kind) for kind in ("trials", "history")]
     paths = [store.root / name for name in ("sweep.yaml", "trials", "history")]
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
 

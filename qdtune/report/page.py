@@ -23,7 +23,8 @@ from qdtune.report.figures import MANY, NAME, Figure, apart, figures, overlay
 from qdtune.report.plot_data import Sheet
 from qdtune.report.words import BESIDE, Table, beside, facts, front_title, questions, trouble, varying
 from qdtune.store.columns import TRIALS
-from qdtune.store.folder import LocalFolder, StorageError
+from qdtune.store.disk_folder import DiskFolder
+from qdtune.store.folder import StorageError
 from qdtune.store.front import front_cells
 from qdtune.store.parquet import DamagedError, parse
 from qdtune.store.store import Store
@@ -172,7 +173,7 @@ def vega() -> str:
         )
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        LocalFolder(cached.parent).write(file, bundle.encode())
+        DiskFolder(cached.parent).write_file(file, bundle.encode())
     except (OSError, StorageError):  # it is made again the next time
         pass
     return bundle
@@ -262,9 +263,11 @@ def _text(text: str) -> str:
 def provenance(run: Run) -> dict[str, str]:
     """Versions and commit that the newest file of results was made with, as far as it can be read."""
     folder = Store(run.where).folder
-    for file in reversed([file for file in folder.files("trials") if file.endswith(".parquet") and file[0] != "."]):
+    for file in reversed(
+        [file for file in folder.list_files("trials") if file.endswith(".parquet") and file[0] != "."]
+    ):
         try:
-            table = parse(folder.read(f"trials/{file}") or b"", file, TRIALS, whole=True)
+            table = parse(folder.read_file(f"trials/{file}") or b"", file, TRIALS, whole=True)
         except DamagedError:
             continue
         return _versions(table)

@@ -16,7 +16,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.store import results as stored_results
 from qdtune.store.columns import HISTORY
-from qdtune.store.folder import child
+from qdtune.store.folder import join_location
 from qdtune.store.results import Result
 from qdtune.store.store import Store
 from qdtune.store.tables import Table, rows_among
@@ -76,7 +76,7 @@ class OpenedRun:
         Raises:
             SpecError: `sweep.yaml` is no sweep file.
         """
-        return loads(self.sweep_yaml, child(self.where, "sweep.yaml"))
+        return loads(self.sweep_yaml, join_location(self.where, "sweep.yaml"))
 
     def read(self, with_history: bool = True) -> StoredRows:
         """The rows as they are now, see `read_rows`."""

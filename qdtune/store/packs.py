@@ -18,7 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qdtune.store.folder import Folder, LocalFolder, sync
+from qdtune.store.disk_folder import DiskFolder, sync_folder
+from qdtune.store.folder import Folder
 from qdtune.store.parquet import DamagedError, check_rows, merge, parse, to_bytes
 
 PACK = 500  # configurations per packed file: few files to read, and damage to one costs no more than these
@@ -58,7 +59,7 @@ class Packs:
             files = self._files()
             if wanted is not None:
                 files = [file for file in files if _is_pack(file) or file.removesuffix(".parquet") in wanted]
-            contents = list(self.folder.read_all([f"{self.kind}/{file}" for file in files]))
+            contents = list(self.folder.read_files([f"{self.kind}/{file}" for file in files]))
             if None not in contents:  # else some were packed since they were listed: look again
                 break
         tables, damaged, merged = [self.schema.empty_table()], [], self.schema
@@ -87,25 +88,25 @@ class Packs:
             DamagedError: it cannot be believed.
         """
         file = self.file_of(trial_id)
-        data = self.folder.read(f"{self.kind}/{file}")
+        data = self.folder.read_file(f"{self.kind}/{file}")
         return None if data is None else self._table(file, data, whole=True)
 
     def write(self, trial_id: str, table: pa.Table) -> None:
         """Commits the rows of a trial in place of any earlier ones."""
         self._unpack(trial_id)
-        self.folder.write(f"{self.kind}/{trial_id}.parquet", to_bytes(table))
+        self.folder.write_file(f"{self.kind}/{trial_id}.parquet", to_bytes(table))
         self._loose[trial_id] = table
 
     def set_aside(self, file: str) -> None:
         """Renames a file to `FILE.damaged`, so that it is kept but counts no more."""
-        self.folder.rename(f"{self.kind}/{file}", f"{self.kind}/{file}.damaged")
+        self.folder.rename_file(f"{self.kind}/{file}", f"{self.kind}/{file}.damaged")
 
     def set_damaged_aside(self) -> list[str]:
         """Sets every damaged file aside; a line for each."""
         lines = []
         for file in self._files():
             try:
-                self._table(file, self.folder.read(f"{self.kind}/{file}") or b"")
+                self._table(file, self.folder.read_file(f"{self.kind}/{file}") or b"")
             except DamagedError as error:
                 self.set_aside(file)
                 lines.append(f"{self._name(file)}: {error}")
@@ -116,14 +117,14 @@ class Packs:
 
     def clear(self) -> None:
         """Removes what a launch that was killed while packing left: the old folder after the step, else a new one."""
-        if isinstance(self.folder, LocalFolder):
+        if isinstance(self.folder, DiskFolder):
             shutil.rmtree(self._staging(self.folder), ignore_errors=True)
 
     def pack(self) -> bool:
         """Packs what lies in single files, if these are `PACK` or more; whether it did. Only on a disk that can."""
         files = self._files()
         singles = [file for file in files if not _is_pack(file)]
-        if not isinstance(self.folder, LocalFolder) or len(singles) < PACK:
+        if not isinstance(self.folder, DiskFolder) or len(singles) < PACK:
             return False
         groups: dict[tuple[tuple[bytes, bytes], ...], list[pa.Table]] = {}  # by provenance, which is one per file
         gone = set()
@@ -131,7 +132,7 @@ class Packs:
             table = self._loose.get(file.removesuffix(".parquet"))
             if table is None:
                 with contextlib.suppress(DamagedError):  # stays where it is
-                    table = self._table(file, self.folder.read(f"{self.kind}/{file}") or b"", whole=True)
+                    table = self._table(file, self.folder.read_file(f"{self.kind}/{file}") or b"", whole=True)
             if table is not None and table.schema.names == self.schema.names:
                 groups.setdefault(tuple(sorted((table.schema.metadata or {}).items())), []).append(table)
                 gone.add(file)
@@ -145,7 +146,7 @@ class Packs:
                 self._packs |= dict.fromkeys(table["trial_id"].unique().to_pylist(), name)
         return swapped
 
-    def _swap(self, run: LocalFolder, gone: set[str], packs: dict[str, pa.Table]) -> bool:
+    def _swap(self, run: DiskFolder, gone: set[str], packs: dict[str, pa.Table]) -> bool:
         """Puts a folder with the packs, and without the files in them, in the place of ours; whether it did."""
         staging, folder = self._staging(run), run.root / self.kind
         try:
@@ -154,16 +155,16 @@ class Packs:
             for name in set(os.listdir(folder)) - gone:
                 os.link(folder / name, staging / name)
             for name, table in packs.items():
-                LocalFolder(staging).write(name, to_bytes(table))
-            sync(staging)
+                DiskFolder(staging).write_file(name, to_bytes(table))
+            sync_folder(staging)
             swapped = _exchange(staging, folder)
-            sync(folder.parent)
+            sync_folder(folder.parent)
         except OSError:  # a full disk, or one that knows no links: what is there is as good
             swapped = False
         shutil.rmtree(staging, ignore_errors=True)
         return swapped
 
-    def _staging(self, run: LocalFolder) -> Path:
+    def _staging(self, run: DiskFolder) -> Path:
         return run.root / f".{self.kind}.packing"
 
     def _unpack(self, trial_id: str) -> None:
@@ -171,9 +172,9 @@ class Packs:
         if (pack := self._packed().pop(trial_id, None)) is None:
             return
         with contextlib.suppress(DamagedError):  # then nothing of it counts
-            table = self._table(pack, self.folder.read(f"{self.kind}/{pack}") or b"", whole=True)
+            table = self._table(pack, self.folder.read_file(f"{self.kind}/{pack}") or b"", whole=True)
             rest = table.filter(pc.not_equal(table["trial_id"], trial_id))
-            self.folder.write(f"{self.kind}/{pack}", to_bytes(rest))
+            self.folder.write_file(f"{self.kind}/{pack}", to_bytes(rest))
 
     def _packed(self) -> dict[str, str]:
         """trial_id -> the pack that holds it."""
@@ -181,7 +182,7 @@ class Packs:
             found: dict[str, str] = {}
             for pack in filter(_is_pack, self._files()):
                 with contextlib.suppress(DamagedError):
-                    table = self._table(pack, self.folder.read(f"{self.kind}/{pack}") or b"")
+                    table = self._table(pack, self.folder.read_file(f"{self.kind}/{pack}") or b"")
                     found |= dict.fromkeys(table["trial_id"].unique().to_pylist(), pack)
             self._packs = found
         return self._packs
@@ -189,10 +190,10 @@ class Packs:
     # --- files
 
     def _files(self) -> list[str]:
-        return [file for file in self.folder.files(self.kind) if file.endswith(".parquet") and file[0] != "."]
+        return [file for file in self.folder.list_files(self.kind) if file.endswith(".parquet") and file[0] != "."]
 
     def _name(self, file: str) -> str:
-        return self.folder.name(f"{self.kind}/{file}")
+        return self.folder.full_name(f"{self.kind}/{file}")
 
     def _table(self, file: str, data: bytes, whole: bool = False) -> pa.Table:
         """The rows in a file's bytes, checked; `whole` with its metadata."""

@@ -20,7 +20,9 @@ import pyarrow.compute as pc
 
 from qdtune.store import packs
 from qdtune.store.columns import HISTORY, TRIALS
-from qdtune.store.folder import LocalFolder, LocationError, RunInUse, StorageError, open_folder, storage_errors
+from qdtune.store.disk_folder import DiskFolder
+from qdtune.store.folder import LocationError, RunInUse, StorageError, storage_errors
+from qdtune.store.open_folder import open_folder
 from qdtune.store.packs import Packs
 from qdtune.store.pareto_table import aggregate, final_ids
 from qdtune.store.parquet import DamagedError, NewerSchemaError, check_rows, stamped, to_bytes, to_table
@@ -49,7 +51,7 @@ class Store:
     @property
     def root(self) -> Path:
         """The folder on this machine's disk; only where it is on one."""
-        assert isinstance(self.folder, LocalFolder)
+        assert isinstance(self.folder, DiskFolder)
         return self.folder.root
 
     def create(self, sweep_yaml: str) -> None:
@@ -58,7 +60,7 @@ class Store:
         Raises:
             StorageError: the folder cannot be written.
         """
-        self.folder.write("sweep.yaml", sweep_yaml.encode())
+        self.folder.write_file("sweep.yaml", sweep_yaml.encode())
 
     def sweep_yaml(self) -> bytes | None:
         """What `create` wrote; None where nothing is.
@@ -66,7 +68,7 @@ class Store:
         Raises:
             StorageError: it cannot be read.
         """
-        return self.folder.read("sweep.yaml")
+        return self.folder.read_file("sweep.yaml")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -84,7 +86,7 @@ class Store:
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
         """A folder on this machine's disk for files that grow: the run folder itself where it is on one."""
-        if isinstance(self.folder, LocalFolder):
+        if isinstance(self.folder, DiskFolder):
             yield self.root
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -96,9 +98,9 @@ class Store:
         Raises:
             StorageError: it cannot be read or written.
         """
-        if not isinstance(self.folder, LocalFolder):
+        if not isinstance(self.folder, DiskFolder):
             with storage_errors(file):
-                self.folder.write(file.name, file.read_bytes())
+                self.folder.write_file(file.name, file.read_bytes())
 
     def set_aside(self) -> str | None:
         """Renames the folder to `NAME.1`, or the next number that is free; the new place, None if there was none.
@@ -153,9 +155,9 @@ class Store:
                 if not _stopped(own) or _stopped(results):
                     return False
         if weights is None:
-            self.folder.remove(_weights(trial_id))
+            self.folder.remove_file(_weights(trial_id))
         else:
-            self.folder.write(_weights(trial_id), weights)
+            self.folder.write_file(_weights(trial_id), weights)
         self._history.write(trial_id, curves)
         self._trials.write(trial_id, results)  # the last, because its presence says "done"
         if self._trials.loose >= packs.PACK:
@@ -191,7 +193,7 @@ class Store:
         Raises:
             StorageError: they cannot be read.
         """
-        return self.folder.read(_weights(trial_id))
+        return self.folder.read_file(_weights(trial_id))
 
     def metadata(self, trial_id: str) -> dict[str, str]:
         """The provenance of a trial, as `write` was given it; empty where its file is damaged; else like `trials`."""
@@ -205,7 +207,7 @@ class Store:
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
         """Writes `pareto.parquet` over all trials, or those of `ids`, and returns it; else like `trials`."""
         table = aggregate(self.trials(ids), bootstrap=True)
-        self.folder.write("pareto.parquet", to_bytes(stamped(table, {})))
+        self.folder.write_file("pareto.parquet", to_bytes(stamped(table, {})))
         return table
 
     def set_damaged_aside(self) -> list[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from typing import Literal
 
-from qdtune.store.folder import StorageError, open_folder
+from qdtune.store.folder import StorageError
+from qdtune.store.open_folder import open_folder
 
 Answer = Literal["kept", "train", "wait"]
 
@@ -32,7 +33,7 @@ class WarmupFolder:
         blob = self.unwritten.get(key)
         if blob is None:
             with contextlib.suppress(StorageError):  # as good as not there
-                blob = self.folder.read(_file(key))
+                blob = self.folder.read_file(_file(key))
         if blob is not None:
             return "kept", blob
         if self.training.setdefault(key, holder) == holder:
@@ -43,9 +44,9 @@ class WarmupFolder:
         """Keeps a trained warm-up: the file appears whole or not at all. One there before was damaged: set aside."""
         file = _file(key)
         try:
-            if self.folder.read(file) is not None:
-                self.folder.rename(file, f"{file}.damaged")
-            self.folder.write(file, blob)
+            if self.folder.read_file(file) is not None:
+                self.folder.rename_file(file, f"{file}.damaged")
+            self.folder.write_file(file, blob)
         except StorageError:
             self.unwritten[key] = blob
         self.training.pop(key, None)

@@ -24,7 +24,7 @@ from qdtune.messages import format_count
 from qdtune.search.queue import Queue
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.folder import StorageError, child
+from qdtune.store.folder import StorageError, join_location
 from qdtune.store.results import Rows
 from qdtune.store.store import Store
 from qdtune.store.warmups import WarmupFolder
@@ -115,7 +115,7 @@ def _warmup_actor(store: Store) -> Any:
     """The actor that keeps the warm-ups, on this node, where the run folder is; started again if it is lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(WarmupFolder).options(**options).remote(child(store.folder.where, "warmup"))
+    return ray.remote(WarmupFolder).options(**options).remote(join_location(store.folder.where, "warmup"))
 
 
 def _most(spec: Spec, place: Placement) -> int | None:

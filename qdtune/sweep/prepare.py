@@ -110,9 +110,9 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
         LocationError, StorageError: the run folder, in an object store, cannot be used or read.
     """
     asked = load(options.sweep, options.overrides)
-    from qdtune.store.folder import child  # Arrow: not needed to say that a file is wrong
+    from qdtune.store.folder import join_location  # Arrow: not needed to say that a file is wrong
 
-    folder = child(options.runs_dir, asked.name)
+    folder = join_location(options.runs_dir, asked.name)
     with blame(options.sweep):
         _permit_plugins(asked, options)
     if not options.is_dry:
@@ -229,12 +229,12 @@ def _forecast(spec: Spec, options: LaunchOptions) -> Placement | None:
 
 def _read_earlier(options: LaunchOptions, folder: str) -> bytes | None:
     """The sweep file of the run that a launch would finish; None if it begins one."""
-    from qdtune.store.folder import open_folder
+    from qdtune.store.open_folder import open_folder
 
     runs = open_folder(options.runs_dir)
     if not options.is_dry:
         runs.probe()
-    return None if options.is_fresh else open_folder(folder).read("sweep.yaml")
+    return None if options.is_fresh else open_folder(folder).read_file("sweep.yaml")
 
 
 def _find_comparable(

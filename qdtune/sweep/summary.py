@@ -63,9 +63,10 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
     _print_losses(run, states, out)
     _print_dead_warmups(run, out)
     if table.num_rows:
-        out.print(f"full table: {run.store.folder.name('pareto.parquet')}; rows: {run.store.folder.name('trials')}")
-        if PAGE in run.store.folder.files():
-            out.print(f"report: {run.store.folder.name(PAGE)}")
+        folder = run.store.folder
+        out.print(f"full table: {folder.full_name('pareto.parquet')}; rows: {folder.full_name('trials')}")
+        if PAGE in folder.list_files():
+            out.print(f"report: {folder.full_name(PAGE)}")
     if error:
         raise error
     if queue.left:

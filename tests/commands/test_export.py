@@ -23,7 +23,7 @@ from qdtune.model.signed_file import sign_file, split_file
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
 from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import loads
-from qdtune.store import folder
+from qdtune.store import disk_folder
 from qdtune.store.pareto_table import table_front
 from qdtune.store.provenance import provenance
 from qdtune.store.store import Store
@@ -287,7 +287,7 @@ def test_an_out_that_cannot_be_written_is_one_line_of_why(swept, tmp_path, capsy
     def read_only(path, mode):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(folder, "open", read_only, raising=False)
+    monkeypatch.setattr(disk_folder, "open", read_only, raising=False)
     name, *options = command
     out = tmp_path / "out.html"
     assert __main__.main([name, str(swept[0].root), *options, "--out", str(out)]) == 4

@@ -27,7 +27,7 @@ from qdtune.commands import on_head
 from qdtune.remote import job_server, protocol
 from qdtune.remote.archive import archive_lines
 from qdtune.spec.sweep_file import load, loads
-from qdtune.store.folder import open_folder
+from qdtune.store.open_folder import open_folder
 from tests.fake import launch as faked
 from tests.sweep.test_kills import rows_of
 

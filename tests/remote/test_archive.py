@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qdtune.remote import archive
 from qdtune.remote.archive import BEGIN, END, ArchiveError, Packed, archive_lines, unpack_lines
-from qdtune.store.folder import open_folder
+from qdtune.store.open_folder import open_folder
 
 FILES = {
     "sweep.yaml": b"version: 1\n",

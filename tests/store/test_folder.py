@@ -11,8 +11,9 @@ import pytest
 from pyarrow import fs
 
 from qdtune.commands import launch
-from qdtune.store import folder as folder_module
-from qdtune.store.folder import LocationError, RunInUse, StorageError, open_folder
+from qdtune.store import object_folder
+from qdtune.store.folder import LocationError, RunInUse, StorageError
+from qdtune.store.open_folder import open_folder
 from qdtune.store.store import Store
 from qdtune.store.warmups import WarmupFolder
 from tests.store.test_packs import rows_of
@@ -62,16 +63,16 @@ def test_a_folder_in_an_object_store_behaves_as_one_on_a_disk(bucket, tmp_path):
     for where in (f"{bucket}/some/run", tmp_path / "run"):
         folder = open_folder(where)
         folder.probe()
-        said = [folder.exists(), folder.files(), folder.files("deep"), folder.read("a")]
+        said = [folder.exists(), folder.list_files(), folder.list_files("deep"), folder.read_file("a")]
         for name in ("deep/b", "deep/a", "a"):
-            folder.write(name, name.encode() * 100_000)
-        folder.write("a", b"new")
-        folder.rename("deep/b", "deep/c")
-        said += [folder.exists(), folder.files(), folder.files("deep"), folder.read("a")]
-        said += list(folder.read_all(["deep/c", "none", "a"]))
+            folder.write_file(name, name.encode() * 100_000)
+        folder.write_file("a", b"new")
+        folder.rename_file("deep/b", "deep/c")
+        said += [folder.exists(), folder.list_files(), folder.list_files("deep"), folder.read_file("a")]
+        said += list(folder.read_files(["deep/c", "none", "a"]))
         other = open_folder(f"{os.fspath(where)}.1")
         folder.move_to(other)
-        said += [folder.exists(), folder.files("deep"), other.files("deep"), other.read("a")]
+        said += [folder.exists(), folder.list_files("deep"), other.list_files("deep"), other.read_file("a")]
         seen.append(said)
     in_store, on_disk = seen
     assert in_store == on_disk
@@ -86,11 +87,11 @@ def test_a_store_gives_the_same_rows_wherever_it_lies(bucket, tmp_path):
             said = [save(store, "b"), save(store, "a", state="oom"), save(store, "a", attempt=2), save(store, "a")]
             said += [store.ids(), rows_of(store), rows_of(store, ["a"]), store.pack()]
             said += [store.write("c", [row("c", 0)], [], {}, b"packed"), store.weights("c"), store.weights("a")]
-            store.folder.remove("weights/c.safetensors")
-            store.folder.remove("weights/none")
-            said += [store.weights("c"), store.folder.files("weights")]
+            store.folder.remove_file("weights/c.safetensors")
+            store.folder.remove_file("weights/none")
+            said += [store.weights("c"), store.folder.list_files("weights")]
             said += [store.write_pareto().to_pylist(), store.sweep_yaml(), store.damaged]
-        said += [store.folder.files(), str(store.set_aside()).removeprefix(os.fspath(where))]
+        said += [store.folder.list_files(), str(store.set_aside()).removeprefix(os.fspath(where))]
         seen.append([*said, store.set_aside(), store.ids()])
     assert seen[0] == [
         entry if entry != [".lock", "pareto.parquet", "sweep.yaml"] else entry[1:] for entry in seen[1]
@@ -101,10 +102,10 @@ def test_a_damaged_object_is_set_aside_and_runs_again(bucket):
     store = Store(f"{bucket}/runs/a")
     save(store, "a")
     save(store, "b")
-    store.folder.write("trials/a.parquet", (store.folder.read("trials/a.parquet") or b"")[:-9])
+    store.folder.write_file("trials/a.parquet", (store.folder.read_file("trials/a.parquet") or b"")[:-9])
     assert store.trials()["trial_id"].to_pylist() == ["b", "b"]
     assert save(store, "a")
-    assert store.folder.files("trials") == ["a.parquet", "a.parquet.damaged", "b.parquet"]
+    assert store.folder.list_files("trials") == ["a.parquet", "a.parquet.damaged", "b.parquet"]
 
 
 def test_warmups_are_kept_in_an_object_store(bucket):
@@ -120,25 +121,25 @@ def test_one_launch_holds_the_lock_and_a_dead_one_loses_it(bucket, monkeypatch):
         told = rf"it is held by pid {os.getpid()} on host .*, last seen \d+ s ago: wait"
         with pytest.raises(RunInUse, match=told), second.lock():
             pass
-        monkeypatch.setattr(folder_module, "STALE_S", -1.0)  # nobody has renewed it for long enough
+        monkeypatch.setattr(object_folder, "STALE_S", -1.0)  # nobody has renewed it for long enough
         with second.lock():
-            mine = second.folder.read(".lock")
+            mine = second.folder.read_file(".lock")
         assert mine is not None
-    assert second.folder.read(".lock") is None
+    assert second.folder.read_file(".lock") is None
 
 
 def test_a_lock_that_was_taken_over_ends_the_launch_in_order(bucket, monkeypatch):
-    monkeypatch.setattr(folder_module, "BEAT_S", 0.01)
+    monkeypatch.setattr(object_folder, "RENEW_S", 0.01)
     told = []
-    monkeypatch.setattr(folder_module.os, "kill", lambda pid, number: told.append((pid, number)))
+    monkeypatch.setattr(object_folder.os, "kill", lambda pid, number: told.append((pid, number)))
     folder = open_folder(f"{bucket}/run")
     with folder.lock():
         while not told:
-            folder.write(
+            folder.write_file(
                 ".lock", b"somebody else"
             )  # again and again, for a beat may have looked before and write after
     assert told == [(os.getpid(), signal.SIGTERM)]
-    assert folder.read(".lock") == b"somebody else"
+    assert folder.read_file(".lock") == b"somebody else"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_a_server_that_is_gone_is_a_storage_error(bucket, monkeypatch):
     with pytest.raises(LocationError, match=r"s3://x/run must be readable and writable, got .*: see its bucket"):
         open_folder("s3://x/run").probe()
     with pytest.raises(StorageError, match=r"s3://x/run/a must be readable and writable, got .*"):
-        open_folder("s3://x/run").read("a")
+        open_folder("s3://x/run").read_file("a")
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_a_file_system_that_cannot_pack_keeps_its_files(store, monkeypatch, lack
         (store.root / "trials" / "note.txt").write_text("links into the packed folder")
         monkeypatch.setattr(os, "link", refuse)
     else:
-        monkeypatch.setattr(packs, "sync", refuse)
+        monkeypatch.setattr(packs, "sync_folder", refuse)
     for n in range(12):
         save(store, f"{n:x}")
     assert len(attempts) >= 2

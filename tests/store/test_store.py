@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune.spec.axes import AXES, AXIS_NAMES
-from qdtune.store import folder as folder_module
+from qdtune.store import disk_folder
 from qdtune.store.columns import FINAL, HISTORY, PARETO, STATES, TRIALS
 from qdtune.store.folder import RunInUse, StorageError
 from qdtune.store.pareto_table import aggregate, final_ids, table_front
@@ -394,7 +394,7 @@ def test_a_full_disk_is_one_line_and_harms_no_committed_file(store, monkeypatch,
     save(store, "a")
     save(store, "b", state="oom")
     before = snapshot(store)
-    monkeypatch.setattr(folder_module, "open", lambda path, mode: FullDisk(path, room), raising=False)
+    monkeypatch.setattr(disk_folder, "open", lambda path, mode: FullDisk(path, room), raising=False)
     for act in (
         lambda: save(store, "b"),
         lambda: save(store, "c"),
@@ -442,7 +442,7 @@ def test_a_kill_at_any_step_leaves_the_old_result_or_the_new(store, monkeypatch)
             return call
 
         with monkeypatch.context() as patched:
-            patched.setattr(folder_module, "open", deadly(open, after=False), raising=False)
+            patched.setattr(disk_folder, "open", deadly(open, after=False), raising=False)
             for name in ("fsync", "replace"):
                 patched.setattr(os, name, deadly(getattr(os, name)))
             try:

@@ -26,7 +26,7 @@ def test_weights_are_kept_beside_the_rows_and_are_no_result_themselves(store):
     assert save(store, "a", BLOB)
     assert save(store, "b")
     assert [store.weights(trial_id) for trial_id in ("a", "b", "c")] == [BLOB, None, None]
-    store.folder.write("weights/c.safetensors", BLOB)  # as of a launch that was killed before the rows
+    store.folder.write_file("weights/c.safetensors", BLOB)  # as of a launch that was killed before the rows
     assert store.ids() == {"a", "b"}
     assert store.trials()["trial_id"].to_pylist() == ["a", "b"]
     assert store.damaged == []
@@ -41,20 +41,20 @@ def test_weights_go_with_the_result_they_belong_to(store):
     assert store.weights("a") == OTHER
     assert save(store, "a", BLOB) is False
     assert store.weights("a") == OTHER
-    store.folder.write("weights/b.safetensors", BLOB)  # of a launch that was killed; this time it comes out otherwise
+    store.folder.write_file("weights/b.safetensors", BLOB)  # of a killed launch; this time the result differs
     assert save(store, "b", state="diverged")
     assert store.weights("b") is None
 
 
 def test_rows_never_come_before_their_weights(store, monkeypatch):
-    write = store.folder.write
+    write = store.folder.write_file
 
     def failing(file, data):
         if file.startswith(failing.kind):
             raise StorageError("full")
         write(file, data)
 
-    monkeypatch.setattr(store.folder, "write", failing)
+    monkeypatch.setattr(store.folder, "write_file", failing)
     for failing.kind, there in (("weights", None), ("trials", BLOB)):
         with pytest.raises(StorageError, match="full"):
             save(store, "a", BLOB)
@@ -67,8 +67,8 @@ def test_rows_never_come_before_their_weights(store, monkeypatch):
 def test_writing_lists_no_folder(store, monkeypatch):
     save(store, "a", BLOB)
     listed = []
-    files = store.folder.files
-    monkeypatch.setattr(store.folder, "files", lambda within="": listed.append(within) or files(within))
+    files = store.folder.list_files
+    monkeypatch.setattr(store.folder, "list_files", lambda within="": listed.append(within) or files(within))
     save(store, "b", BLOB)
     save(store, "c", state="failed")
     assert "weights" not in listed
@@ -78,7 +78,7 @@ def test_packing_and_starting_over_leave_weights_whole(store, monkeypatch):
     monkeypatch.setattr("qdtune.store.packs.PACK", 3)
     for name in "abcd":
         save(store, name, BLOB)
-    assert store.folder.files("trials") == ["d.parquet", "packed-1.parquet"]
+    assert store.folder.list_files("trials") == ["d.parquet", "packed-1.parquet"]
     assert [store.weights(name) for name in "abcd"] == [BLOB] * 4
     aside = store.set_aside()
     assert Store(aside).weights("a") == BLOB

@@ -80,8 +80,8 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> str
 def test_launch_goes_on_where_nothing_stands_in_the_way(
     folder: Path, started: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("probe", "read"):  # there is no such bucket
-        monkeypatch.setattr(f"qdtune.store.folder.Folder.{name}", lambda *_: None)
+    for name in ("probe", "read_file"):  # there is no such bucket
+        monkeypatch.setattr(f"qdtune.store.object_folder.ObjectFolder.{name}", lambda *_: None)
     (folder / "s3:").touch()  # as a path, the URL would lead through it
     before = tree(folder)
     for argv in ([], ["--runs-dir", "new/deep"], ["--runs-dir", str(folder)], ["--runs-dir", "s3://bucket/prefix"]):
