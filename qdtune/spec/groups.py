@@ -69,7 +69,9 @@ else:
 class Plugged(Frozen):
     """A group whose content has a name of ours or comes from a factory, a function of the user's.
 
-    `sha256` is that of the factory's source: found when it is imported, or given, to be held against it.
+    Attributes:
+        factory: your function, `package.module:function`, in place of a name
+        sha256: SHA-256 of the factory's file; found when it is imported, or given to pin it
     """
 
     factory: Factory | None = None
@@ -95,6 +97,10 @@ class DataGroup(Plugged):
 
     Either data sets in order of preference, or a factory; of that `content` is the hash of its arrays, `shape` the
     number of training samples, inputs and classes.
+
+    Attributes:
+        dataset: a data set, or a list of which the first one that is available is used
+        val_size: training samples held out for validation
     """
 
     dataset: Annotated[Several[Annotated[str, choice(DATASET_NAMES)]], BeforeValidator(as_list)] | None = None
@@ -122,6 +128,11 @@ class ModelGroup(Plugged):
     """The network before it is factorised: its hidden widths, and what is normalised (see `choices.NORMS`).
 
     Of a factory's, `built` says what it consists of, by hidden widths as they stand in tables.
+
+    Attributes:
+        name: linear layers with ReLU between them
+        hidden: widths of the hidden layers before they are split
+        batch_norm: a normalisation after each hidden layer; `factors`: also between factors
     """
 
     name: Annotated[str, choice(("mlp",))] | None = None
@@ -148,6 +159,14 @@ class Phase(Frozen):
     """One part of a training: `epochs` at learning rate `lr`.
 
     With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`) or bent (`elastic`).
+
+    Attributes:
+        epochs: passes over the training set
+        optimizer: optimizer
+        lr: learning rate
+        momentum: momentum of `sgd`
+        schedule: course of the learning rate over the epochs
+        augment: distortion of each image, drawn anew in every epoch
     """
 
     epochs: Annotated[int, whole(0, 100_000)]
@@ -179,7 +198,11 @@ class Qat(Phase):
 
 
 class Train(Frozen):
-    """How every configuration is trained; `batch_size` in samples."""
+    """How every configuration is trained.
+
+    Attributes:
+        batch_size: samples per step
+    """
 
     batch_size: Annotated[int, whole(1, 10_000_000)] = 64
     warmup: Warmup = Warmup()
@@ -187,14 +210,24 @@ class Train(Frozen):
 
 
 class Replicate(Frozen):
-    """After the search: how many seeds the front, and what is less than `within` (accuracy) behind it, shall have."""
+    """After the search: how many seeds the front, and what is less than `within` (accuracy) behind it, shall have.
+
+    Attributes:
+        front: seeds of each configuration on the front, or close behind it, after the search
+        within: accuracy behind the front that still counts as close
+    """
 
     front: Annotated[int, whole(2, 10_000)]
     within: Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)] = 0.005
 
 
 class Resources(Frozen):
-    """What one trial holds, in GPUs (auto: measured when the sweep starts) and CPU cores, in whole 1/10000ths."""
+    """What one trial holds, in GPUs (auto: measured when the sweep starts) and CPU cores, in whole 1/10000ths.
+
+    Attributes:
+        gpu: share of a GPU per trial, or GPUs per trial; `auto` measures it at the start
+        cpu: CPU cores per trial
+    """
 
     gpu: Annotated[
         float | Literal["auto"],
@@ -204,7 +237,17 @@ class Resources(Frozen):
 
 
 class RunGroup(Frozen):
-    """The order in which what is planned starts, limits (None: none; times in seconds), and what is compiled."""
+    """The order in which what is planned starts, limits (None: none; times in seconds), and what is compiled.
+
+    Attributes:
+        order: order in which a grid starts: by bytes, at random or as listed
+        max_concurrent_trials: trials at a time; null: as many as the resources allow
+        time_budget_s: seconds for one launch; the same command finishes the rest
+        max_failures: times that a trial starts again after its worker was lost
+        trial_timeout_s: seconds for one trial
+        stall_timeout_s: seconds without a report of a trial, compiling included
+        compile: which training steps are compiled; `auto`: those of phases of 800 steps or more
+    """
 
     order: Annotated[str, choice(ORDERS)] = "small_first"
     max_concurrent_trials: Annotated[int, whole(1, 100_000)] | None = None
