@@ -42,7 +42,21 @@ MAX_POINTS = 100_000
 
 
 class Spec(Frozen):
-    """A whole sweep file, every default filled in."""
+    """A whole sweep file, every default filled in.
+
+    Attributes:
+        version: version of the file format
+        name: name of the sweep and of its run folder
+        description: a text that is kept with the results
+        method: how configurations are chosen
+        run_cap: configurations to train, if the method is not `grid`
+        duplicates: what happens with a configuration that is chosen twice
+        parameters: the axes
+        exclude: partial assignments that are not run
+        seeds: seeds of every configuration, trained together
+        replicate: more seeds for the front, after the search
+        constraints: limits such as `size_bytes <= 8192`
+    """
 
     version: Annotated[int, whole(1, 1)]
     name: RunName
