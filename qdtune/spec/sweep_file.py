@@ -54,6 +54,7 @@ class Spec(Frozen):
         parameters: the axes
         exclude: partial assignments that are not run
         seeds: seeds of every configuration, trained together
+        early_terminate: which pruner stops weak trials
         replicate: more seeds for the front, after the search
         constraints: limits such as `size_bytes <= 8192`
     """
