@@ -23,14 +23,12 @@ from qdtune.report.words import (
     Question,
     Table,
     beside,
-    front_title,
     questions,
     state,
     trouble,
-    varying,
 )
 from qdtune.store.disk_folder import DiskFolder
-from qdtune.store.front import front_table
+from qdtune.store.front import print_front
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table
 
@@ -211,10 +209,7 @@ def _print(run: Run, out: Any, reference: bool) -> None:
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
-    front = run.front()
-    out.print(front_table(front, varying(run), front_title(run), WIDTH))
-    if max(front["n_seeds"].to_pylist()) > 1:
-        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+    print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=WIDTH)
     for line in trouble(run):
         out.print(line, style="yellow")
     for question in questions(run):

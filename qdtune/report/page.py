@@ -21,11 +21,11 @@ from qdtune.machine import cache_dir
 from qdtune.messages import printable
 from qdtune.report.figures import MANY, NAME, Figure, apart, figures, overlay
 from qdtune.report.plot_data import Sheet
-from qdtune.report.words import BESIDE, Table, beside, facts, front_title, questions, trouble, varying
+from qdtune.report.words import BESIDE, Table, beside, facts, questions, trouble
 from qdtune.store.columns import TRIALS
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
-from qdtune.store.front import front_cells
+from qdtune.store.front import front_cells, front_title, varying_axes
 from qdtune.store.parquet import DamagedError, parse
 from qdtune.store.store import Store
 from qdtune.store.tables import Table as Arrow
@@ -192,10 +192,10 @@ def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
     yield "</header>"
     yield "<section><h2>The front</h2>"
     front = run.front()
-    heads, rows = front_cells(front, varying(run))
+    heads, rows = front_cells(front, varying_axes(run.pareto))
     trials = front["trial_id"].to_pylist()
     rows = [[*cells, trial_id] for cells, trial_id in zip(rows, trials, strict=True)]
-    yield _table(Table(front_title(run), [*heads, "trial"], rows))
+    yield _table(Table(front_title(run.pareto, run.spec.data.names[0], run.budget), [*heads, "trial"], rows))
     yield "</section>"
     for question in questions(run):
         yield f"<section><h2>{_text(question.title)}</h2>"

@@ -47,11 +47,6 @@ class Question(NamedTuple):
     table: Table | None
 
 
-def varying(run: Run) -> set[str]:
-    """The axes of more than one value."""
-    return {axis for axis in AXIS_NAMES if len(run.pareto[axis].unique()) > 1}
-
-
 def state(run: Run) -> str:
     """How far the sweep is: `finished: 9 ok, 26 pruned`, or `12 of 35 done: ...`."""
     return str(run).removeprefix(f"{run.name}: ")
@@ -73,12 +68,6 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "newest result", f"{newest:%Y-%m-%d %H:%M} UTC"
     if run.damaged:
         yield "left out", f"{format_count(len(run.damaged), 'damaged file')}: see `qdtune verify`"
-
-
-def front_title(run: Run) -> str:
-    """The line above the front."""
-    within = "" if run.budget is None else f", within {run.budget:,} bytes"
-    return f"Pareto front of {format_count(run.pareto.num_rows, 'configuration')} on {run.spec.data.names[0]}{within}"
 
 
 def beside(pareto: Arrow, dataset: str) -> Table | None:

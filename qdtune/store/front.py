@@ -1,33 +1,36 @@
-"""The front as text, the same on a terminal, on the page and while a sweep runs."""
+"""The front as text: the one table that a sweep draws live and prints at its end, and that a report shows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-
-from qdtune.messages import format_percent
-from qdtune.spec.axes import SHOWN, head_of
+from qdtune.messages import format_count, format_percent
+from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of
+from qdtune.store.pareto_table import table_front
+from qdtune.store.tables import Table
 from qdtune.terminal import text_table
 
 
-def front_cells(front: pa.Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
-    """The heads and rows of the front as text, by size: bytes, the axes that vary, accuracies, n, `p front`."""
-    axes = [axis.name for axis in SHOWN if axis.name in varying]
-    rows = []
-    for row in front.to_pylist():
-        accuracies = [
-            format_percent(*(row[f"{split}_accuracy{part}"] for part in ("", "_low", "_high")))
-            for split in ("val", "test")
-        ]
-        sure = "-" if row["p_front"] is None else f"{row['p_front']:.2f}"
-        axis_cells = [_cell(row[axis]) for axis in axes]
-        rows.append([f"{row['size_bytes']:,}", *axis_cells, *accuracies, str(row["n_seeds"]), sure])
-    return ["bytes", *map(head_of, axes), "validation", "test", "n", "p front"], rows
+def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = None, width: int = 0) -> None:
+    """Prints the front under its title, and how to read its accuracies; nothing if it is empty.
+
+    Args:
+        pareto: the Pareto table.
+        dataset: the name of its data set.
+        out: the console.
+        budget: the size limit of the table in bytes; None: no limit.
+        width: characters that the table may take to show the column `p front`.
+    """
+    front = table_front(pareto)
+    if not front.num_rows:
+        return
+    out.print(front_table(front, varying_axes(pareto), front_title(pareto, dataset, budget), width))
+    if max(front["n_seeds"].to_pylist()) > 1:
+        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
 
 
-def front_table(front: pa.Table, varying: set[str], title: str, width: int = 0) -> Any:
-    """The front as `front_cells` has it, to be printed; `p front` only where all fit into `width` characters."""
+def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> Any:
+    """The text table of `front_cells`; `p front` is a column only if all columns fit into `width` characters."""
     heads, rows = front_cells(front, varying)
     needed = sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)) - 2
     if needed > width:
@@ -35,7 +38,38 @@ def front_table(front: pa.Table, varying: set[str], title: str, width: int = 0) 
     return text_table(heads, rows, title=title)
 
 
-def _cell(value: Any) -> str:
+def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
+    """The heads and the rows of the front as text: bytes, the varying axes, accuracies, n, `p front`.
+
+    Args:
+        front: rows of the Pareto table.
+        varying: names of the axes to show.
+    """
+    axes = [axis.name for axis in SHOWN if axis.name in varying]
+    rows = []
+    for row in front.to_pylist():
+        accuracies = [
+            format_percent(*(row[f"{split}_accuracy{part}"] for part in ("", "_low", "_high")))
+            for split in ("val", "test")
+        ]
+        p_front = "-" if row["p_front"] is None else f"{row['p_front']:.2f}"
+        axis_cells = [_format_cell(row[axis]) for axis in axes]
+        rows.append([f"{row['size_bytes']:,}", *axis_cells, *accuracies, str(row["n_seeds"]), p_front])
+    return ["bytes", *map(head_of, axes), "validation", "test", "n", "p front"], rows
+
+
+def front_title(pareto: Table, dataset: str, budget: int | None = None) -> str:
+    """The line above the front of a Pareto table."""
+    within = "" if budget is None else f", within {budget:,} bytes"
+    return f"Pareto front of {format_count(pareto.num_rows, 'configuration')} on {dataset}{within}"
+
+
+def varying_axes(pareto: Table) -> set[str]:
+    """The names of the axes that have several values in a Pareto table."""
+    return {axis for axis in AXIS_NAMES if len(pareto[axis].unique()) > 1}
+
+
+def _format_cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

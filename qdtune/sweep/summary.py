@@ -14,7 +14,7 @@ from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL
 from qdtune.store.folder import StorageError
-from qdtune.store.front import front_table
+from qdtune.store.front import print_front
 from qdtune.store.pareto_table import table_front
 from qdtune.store.store import PAGE
 from qdtune.store.tables import Table
@@ -80,18 +80,11 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
 
 
 def _print_front(run: HeldRun, table: Table, out: Any) -> None:
-    """Prints the Pareto front, and how to read it."""
-    rows = table.to_pylist()
-    front = table_front(table)
-    varying = {axis for axis in run.spec.axes if len({row[axis] for row in rows}) > 1}
-    if front.num_rows:
-        title = f"Pareto front of {format_count(len(rows), 'configuration')} on {run.spec.data.names[0]}"
-        out.print(front_table(front, varying, title))
-        if max(row["n_seeds"] for row in front.to_pylist()) > 1:
-            out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
-        if other := max(row["other_bytes"] or 0 for row in front.to_pylist()):
-            what = "are float32 at any bits, in what is no linear layer: see the column `other_bytes`"
-            out.print(f"up to {other:,} bytes of each {what}", style="dim")
+    """Prints the Pareto front, and how many bytes of its models stay float32 at any number of bits."""
+    print_front(table, run.spec.data.names[0], out)
+    if other := max((row["other_bytes"] or 0 for row in table_front(table).to_pylist()), default=0):
+        what = "are float32 at any bits, in what is no linear layer: see the column `other_bytes`"
+        out.print(f"up to {other:,} bytes of each {what}", style="dim")
 
 
 def _print_losses(run: HeldRun, states: Counter[str], out: Any) -> None:

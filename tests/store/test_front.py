@@ -1,0 +1,45 @@
+"""The one table of the front: what a sweep prints at its end and what a report prints."""
+
+import pytest
+
+from qdtune.store.columns import TRIALS
+from qdtune.store.front import print_front
+from qdtune.store.pareto_table import aggregate
+from qdtune.store.parquet import to_table
+from qdtune.terminal import console
+from tests.store.test_store import row
+
+NOTE = "accuracy: mean of n seeds ± half of its 95 % interval (Student t)"
+
+
+def pareto(*rows):
+    return aggregate(to_table(list(rows), TRIALS, {}), bootstrap=True)
+
+
+def printed(capsys, *args, **options):
+    print_front(*args, console(), **options)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("width", "last"), [(0, "n"), (40, "n"), (80, "p front")])
+def test_p_front_is_shown_only_if_it_fits(capsys, width, last):
+    table = pareto(*(row("a", seed) for seed in (0, 1)))
+    title, heads, cells, note = printed(capsys, table, "toy", width=width)
+    assert title == "Pareto front of 1 configuration on toy"
+    assert heads.split("  ")[-1].strip() == last
+    assert cells.startswith(f"{table['size_bytes'][0].as_py():,}".rjust(5))
+    assert note == NOTE
+
+
+def test_one_seed_has_no_interval_to_explain_and_a_budget_stands_in_the_title(capsys):
+    title, _, _ = printed(capsys, pareto(row("a", 0)), "toy", budget=4096)
+    assert title == "Pareto front of 1 configuration on toy, within 4,096 bytes"
+
+
+def test_an_empty_front_prints_nothing(capsys):
+    assert printed(capsys, pareto(row("a", 0, state="failed")), "toy") == []
+
+
+def test_only_axes_that_vary_are_columns(capsys):
+    _, heads, *_ = printed(capsys, pareto(row("a", 0, depth=1), row("b", 0, depth=2, size_bytes=1)), "toy")
+    assert heads.split() == ["bytes", "depth", "validation", "test", "n"]
