@@ -59,10 +59,8 @@ from qdtune.model.chain import Chain
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of, kind_of_op
 from qdtune.model.quantize import saved_buffers
-from qdtune.model.signed_file import sign_file, split_file
+from qdtune.model.signed_file import TRIAL, sign_file, split_file
 from qdtune.reader import MODEL, PACKED, VERSION
-
-TRIAL = "qdtune.trial_id"
 
 
 def pack_replicas(

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 CHECKSUM = "qdtune.sha256"
+TRIAL = "qdtune.trial_id"  # of the trial that trained what a file of weights holds
 
 
 def sign_file(header: dict[str, Any], data: bytes) -> bytes:

@@ -18,6 +18,7 @@ from qdtune import __main__, reader
 from qdtune.commands import export
 from qdtune.datasets.load import load
 from qdtune.model.formats import onnx as onnx_format
+from qdtune.model.formats.known import FORMAT_NAMES, FORMATS
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import sign_file, split_file
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
@@ -166,7 +167,7 @@ def test_all_seeds_of_a_configuration_count(swept, tmp_path, capsys):
 def test_of_equal_seeds_the_lowest_is_taken():
     rows = [stored_row(seed=s, val_accuracy=a, state=z) for s, a, z in
             ((4, 0.9, "ok"), (1, 0.9, "ok"), (3, 0.8, "ok"), (0, 0.99, "diverged"))]  # fmt: skip
-    assert export._best({}, rows, None)["seed"] == 1
+    assert export._best_row({}, rows, None)["seed"] == 1
 
 
 def test_the_copied_reader_needs_nothing_of_ours(swept, tmp_path, capsys):
@@ -234,11 +235,11 @@ def test_trial_is_found_by_how_its_id_begins(swept, tmp_path, capsys):
         rows = [row for row in store.trials().to_pylist() if row["trial_id"] == trial_id]
         assert [card["configuration"]["weight_bits"] for card in cards] == [rows[0]["weight_bits"]]
     ours = dict.fromkeys(["ab1", "ab", "ac2", *(f"d{n}" for n in range(7, 0, -1))])
-    assert [export._known(given, ours, "run") for given in ("ab", "ab1", "ac")] == ["ab", "ab1", "ac2"]
+    assert [export._find_trial(given, ours, "run") for given in ("ab", "ab1", "ac")] == ["ab", "ab1", "ac2"]
     with pytest.raises(ValueError, match=r"--trial must name one trial of run, got 'a': ab, ab1, ac2$"):
-        export._known("a", ours, "run")
+        export._find_trial("a", ours, "run")
     with pytest.raises(ValueError, match=r"got 'd': d1, d2, d3, d4, d5 and 2 more$"):
-        export._known("d", ours, "run")
+        export._find_trial("d", ours, "run")
 
 
 def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
@@ -293,6 +294,34 @@ def test_an_out_that_cannot_be_written_is_one_line_of_why(swept, tmp_path, capsy
     assert __main__.main([name, str(swept[0].root), *options, "--out", str(out)]) == 4
     err = capsys.readouterr().err
     assert re.fullmatch(rf"error: {out}\S* must be readable and writable, got Read-only file system\n", err), err
+
+
+@pytest.mark.parametrize(
+    ("form", "what"),
+    [("packed", "must read back as it was written, got a damaged"), ("onnx", "must pass ONNX's own")],
+)
+def test_a_file_that_is_wrong_once_written_is_told(swept, tmp_path, capsys, monkeypatch, form, what):
+    """A disk that loses the end of what was written."""
+    write, (trial_id, *_) = disk_folder.DiskFolder.write_file, sorted(swept[0].ids())
+    monkeypatch.setattr(disk_folder.DiskFolder, "write_file", lambda self, name, data: write(self, name, data[:-9]))
+    code, printed, err = told(capsys, swept[0].root, "--trial", trial_id, "--out", tmp_path, "--format", form)
+    assert (code, printed) == (4, "")
+    assert re.fullmatch(rf"error: {tmp_path}/\S* {what}.*\n", err), err
+
+
+def test_no_two_formats_share_a_name_or_a_file():
+    assert len(set(FORMAT_NAMES)) == len(FORMATS)
+    ends = [end for form in FORMATS for end in (form.suffix, form.card_suffix)]
+    assert len(set(ends)) == len(ends)
+    assert FORMAT_NAMES[0] == "packed"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["export", "--help"]], ids=lambda argv: argv[0])
+def test_help_loads_nothing_heavy(argv):
+    code = f"import sys; from qdtune.__main__ import main\ntry: main({argv})\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'onnx', 'ray', 'optuna'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("[]", "")
 
 
 def test_a_missing_onnx_is_told_and_how_to_get_it(swept, tmp_path, capsys, monkeypatch):

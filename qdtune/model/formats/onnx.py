@@ -6,17 +6,44 @@ of 1 to 4 bits are int4, two to a byte, of up to 8 int8, of up to 16 int16: ONNX
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qdtune.messages import format_value, user_error
+from qdtune.messages import format_value, one_line, user_error
+from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel
 from qdtune.reader import GRIDS, Model, codes
 from qdtune.spec.choices import FLOAT_BITS
 
-OPSET, IR = 21, 10
-INPUT = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
-RAW = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
+OPSET, IR_VERSION = 21, 10
+INTERFACE = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
+RAW_DTYPES = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
+
+
+class OnnxFormat(Format):
+    """An ONNX graph, for any runtime that knows its opset."""
+
+    def write(self, model: TrainedModel, options: Mapping[str, str]) -> bytes:
+        return to_onnx(model.model, model.name)
+
+    def find_fault(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> str | None:
+        blob = path.read_bytes()
+        try:
+            check_onnx(blob)
+        except Exception as error:  # the checker raises its own errors, and those of protobuf
+            return f"must pass ONNX's own checker, got {one_line(str(error))[:300]}"
+        return None
+
+
+ONNX = OnnxFormat(
+    name="onnx",
+    suffix=".onnx",
+    card_suffix=".onnx.json",
+    usage=f"any ONNX runtime of opset {OPSET}; {INTERFACE}",
+    package=OptionalPackage("onnx", "pip install 'qdtune[onnx]'"),
+)
 
 
 def to_onnx(model: Model, name: str) -> bytes:
@@ -27,14 +54,15 @@ def to_onnx(model: Model, name: str) -> bytes:
         name: of the graph.
 
     Raises:
-        SpecError: the model is a user's own, or the package onnx is not there.
+        SpecError: the model is a user's own.
+        ImportError: the package onnx is not there.
     """
     kind = model.program["model"]
     if kind != "mlp":
         raise user_error(f"only the model mlp can be had as ONNX, got {format_value(kind)}: export it as packed")
     from qdtune.model.layers.known import kind_of_op  # torch, which the other formats do without
 
-    helper = library().helper
+    helper = _library().helper
     graph = Graph(model)
     x = graph.add("Cast", ["pixels"], to=helper.TensorProto.FLOAT)
     x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
@@ -48,25 +76,25 @@ def to_onnx(model: Model, name: str) -> bytes:
             ("logits", helper.TensorProto.FLOAT, "outputs"),
         )
     ]
-    made = helper.make_graph(graph.nodes, name, ends[:1], ends[1:], graph.tensors, doc_string=INPUT)
+    made = helper.make_graph(graph.nodes, name, ends[:1], ends[1:], graph.tensors, doc_string=INTERFACE)
     opset = [helper.make_opsetid("", OPSET)]
-    whole = helper.make_model(made, producer_name="qdtune", opset_imports=opset, ir_version=IR, doc_string=INPUT)
-    return checked(whole.SerializeToString())
-
-
-def checked(blob: bytes) -> bytes:
-    """The bytes of an ONNX file, once ONNX's own checker has passed them."""
-    onnx = library()
-    onnx.checker.check_model(onnx.load_from_string(blob), full_check=True)
+    whole = helper.make_model(
+        made, producer_name="qdtune", opset_imports=opset, ir_version=IR_VERSION, doc_string=INTERFACE
+    )
+    blob: bytes = whole.SerializeToString()
+    check_onnx(blob)
     return blob
 
 
-def library() -> Any:
-    """The package onnx, which nothing else needs; SpecError where it is not there."""
-    try:
-        import onnx
-    except ImportError:
-        raise user_error("--format onnx needs the package onnx: pip install 'qdtune[onnx]'") from None
+def check_onnx(blob: bytes) -> None:
+    """Returns if ONNX's own checker passes the bytes of a file; otherwise it raises, and so does its parser."""
+    onnx = _library()
+    onnx.checker.check_model(onnx.load_from_string(blob), full_check=True)
+
+
+def _library() -> Any:
+    import onnx  # an optional package, which nothing else needs
+
     return onnx
 
 
@@ -79,14 +107,14 @@ class Graph:
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Adds a node; the name of what comes out of it."""
         name = f"x{len(self.nodes)}"
-        self.nodes.append(library().helper.make_node(kind, inputs, [name], **attributes))
+        self.nodes.append(_library().helper.make_node(kind, inputs, [name], **attributes))
         return name
 
     def constant(self, values: np.ndarray[Any, Any], kind: str = "FLOAT", name: str | None = None) -> str:
         """Adds a constant of a type of ONNX's; its name. As bytes: in a list a negative number would take ten."""
         name = name or f"c{len(self.tensors)}"
-        data = _nibbles(values) if kind == "INT4" else values.astype(RAW[kind]).tobytes()
-        helper = library().helper
+        data = _nibbles(values) if kind == "INT4" else values.astype(RAW_DTYPES[kind]).tobytes()
+        helper = _library().helper
         self.tensors.append(helper.make_tensor(name, getattr(helper.TensorProto, kind), values.shape, data, raw=True))
         return name
 

@@ -1,0 +1,48 @@
+"""The model card: a JSON file beside each exported model."""
+
+from __future__ import annotations
+
+import json
+
+from qdtune.model.formats.format import Format, TrainedModel
+from qdtune.spec.axes import AXIS_NAMES
+
+SPLITS = {"validation": "val_accuracy", "test": "test_accuracy"}  # name in the card -> column
+MADE_WITH = ("qdtune.version.", "qdtune.git_commit")  # how the metadata begins that goes into the card
+
+
+def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> bytes:
+    """What a user of an exported model must know, as JSON.
+
+    Args:
+        model: that is exported.
+        form: the format of its file.
+        file: the name of its file.
+        file_bytes: the length of its file.
+    """
+    entry, row, trial = model.entry, model.row, model.trial
+    spread = {
+        split: {"mean": entry[name], "low": entry[f"{name}_low"], "high": entry[f"{name}_high"]}
+        for split, name in SPLITS.items()
+    }
+    training = {"batch_size": trial.batch_size, "warmup": trial.warmup.model_dump(), "qat": trial.qat.model_dump()}
+    versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
+    card = {
+        "trial_id": entry["trial_id"],
+        "configuration": {axis: entry[axis] for axis in AXIS_NAMES},
+        "model": entry["model"],
+        "batch_norm": trial.batch_norm,
+        "training": training,
+        "dataset": entry["dataset"],
+        "seed": row["seed"],
+        "trained_by": row["trial_id"],
+        "accuracy": {split: row[name] for split, name in SPLITS.items()},
+        "accuracy_of_the_configuration": {"seeds": entry["n_seeds"], "interval": 0.95, **spread},
+        "size_bytes": entry["size_bytes"],
+        "file": file,
+        "file_bytes": file_bytes,
+        "format": form.name,
+        "read_with": form.usage,
+        "made_with": {key.removeprefix("qdtune."): value for key, value in versions.items()},
+    }
+    return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()

@@ -1,0 +1,120 @@
+"""The interface of an export format: `qdtune export` knows formats by this alone.
+
+A format is one file beside this one, with one frozen object of a class of its own, named in `known.FORMATS`. The
+modules of formats are imported for `qdtune export --help`, so each imports torch and its own library only inside the
+functions that need them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdtune.reader import Model
+from qdtune.spec.configuration import Configuration
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One seed of a configuration, chosen to be exported.
+
+    Attributes:
+        entry: the row of the configuration in the Pareto table.
+        row: the row of this seed in the table `trials`.
+        trial: the configuration, as it was trained.
+        blob: the packed file of this seed, see `model/packed.py`.
+        model: the same, read.
+        metadata: of the result file that holds the row.
+    """
+
+    entry: Mapping[str, Any]
+    row: Mapping[str, Any]
+    trial: Configuration
+    blob: bytes
+    model: Model
+    metadata: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The trial_id, after which its files are named."""
+        return str(self.entry["trial_id"])
+
+
+@dataclass(frozen=True)
+class OptionalPackage:
+    """A package that one format needs and nothing else does: its name, and the command that installs it."""
+
+    name: str
+    install: str
+
+
+@dataclass(frozen=True)
+class FormatOption:
+    """An option of `qdtune export` that goes with some formats only. Two formats may share one.
+
+    Attributes:
+        flag: such as `--target`.
+        default: the value when the option is not given.
+        help: one line for `--help`.
+        choices: the values that it may have; empty if it may have any.
+    """
+
+    flag: str
+    default: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Format(ABC):
+    """One export format.
+
+    Attributes:
+        name: the value of `--format`.
+        suffix: of its files, after the trial_id.
+        card_suffix: of the model cards; no other format has the same, because formats may lie side by side.
+        usage: what the model card says on how to use the file.
+        package: the optional package that it needs, if any.
+        options: the options of `qdtune export` that it takes.
+        closing: what the command says at its end of the shared files.
+    """
+
+    name: str
+    suffix: str
+    card_suffix: str
+    usage: str
+    package: OptionalPackage | None = None
+    options: tuple[FormatOption, ...] = ()
+    closing: str = ""
+
+    @abstractmethod
+    def write(self, model: TrainedModel, options: Mapping[str, str]) -> bytes:
+        """The content of the file of one model.
+
+        Args:
+            model: a packed one, of any layers.
+            options: flag -> value, for each of the format's `options`.
+
+        Raises:
+            SpecError: the format cannot hold this model.
+            ImportError: its optional package is missing.
+        """
+
+    @abstractmethod
+    def find_fault(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> str | None:
+        """What is wrong with a file that was written, as `must ..., got ...`; None if nothing is.
+
+        Args:
+            path: of the file.
+            model, options: those that it was written from.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+
+    def shared_files(self) -> dict[str, bytes]:
+        """Name -> content of the files that all models of a folder share."""
+        return {}
