@@ -72,7 +72,7 @@ ACTIVATION = Axis(
     "identity",
     "structure",
     "string",
-    "between the factors of one layer",
+    "activation between the factors of one layer",
     place=3,
     is_split=True,
     idle=({"depth": 1},),  # a single factor has nothing in between

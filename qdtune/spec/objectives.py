@@ -56,11 +56,17 @@ OTHER_BYTES = Objective(
     "other_bytes",
     "minimize",
     "bytes",
-    "what is neither a linear layer nor a batch normalisation, float32",
+    "parameters and buffers of all other layers, float32",
     lambda c: c.sizes.other_bytes,
     since=3,
 )
-FP32_BYTES = Objective("fp32_bytes", "minimize", "bytes", "the same, nothing quantised", lambda c: c.sizes.fp32_bytes)
+FP32_BYTES = Objective(
+    "fp32_bytes",
+    "minimize",
+    "bytes",
+    "everything that is shipped, if nothing were quantised",
+    lambda c: c.sizes.fp32_bytes,
+)
 OBJECTIVES = (
     VAL_ACCURACY,
     PARAMS,
