@@ -1,17 +1,10 @@
 """An axis added through its one place: the rest of the package follows without an edit."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.golden import trees
+from tests.toy import copy_package, evaluate, run
 
-ROOT = Path(__file__).parents[2]
 ENTRY = """TOY = Axis(
     "toy",
     _named("plain", "fancy"),
@@ -59,29 +52,13 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A copy of the package with one entry more, and the file that holds it is the only one that differs."""
+    edits = {"AXES = (\n": f"{ENTRY}\n", "    AUGMENT,\n)": "    AUGMENT,\n    TOY,\n)"}
     folder = tmp_path_factory.mktemp("tree")
-    for name in ("qdtune", "sweeps", "tests/golden"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "tests" / "__init__.py").touch()
-    path = folder / "qdtune" / "spec" / "axes.py"
-    text = path.read_text()
-    assert text.count("AXES = (\n") == 1
-    text = text.replace("AXES = (\n", f"{ENTRY}\n").replace("    AUGMENT,\n)", "    AUGMENT,\n    TOY,\n)")
-    path.write_text(text)
-    return folder
-
-
-def run(tree, *argv):
-    environment = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run(
-        [sys.executable, *argv], cwd=tree, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return copy_package(folder, edits={"spec/axes.py": edits}, beside=("sweeps", "tests/golden"))
 
 
 def test_everything_follows_from_the_entry(tree):
-    found = json.loads(run(tree, "-c", SCRIPT))
+    found = evaluate(tree, SCRIPT)
     assert sorted(found["labels"]) == ["d1 w32 identity", "d1 w32 identity fancy", "d2 w32 identity fancy"]
     assert (found["ids"], found["warmups"], found["twins"]) == (3, 2, 1)  # at depth 1 it changes nothing
     assert (found["columns"], found["version"], found["head"]) == ([True, True], 6, "toys")
@@ -90,11 +67,11 @@ def test_everything_follows_from_the_entry(tree):
 
 
 def test_what_was_there_before_keeps_its_ids(tree):
-    found = run(tree, "-c", "from tests.golden import trees; print('\\n'.join(trees.ids()))")
+    found = run(tree, "-c", "from tests.golden import trees; print('\\n'.join(trees.ids()))").stdout
     assert found.split("\n")[:-1] == trees.IDS.read_text().splitlines()
 
 
 def test_an_older_run_is_read_with_what_was_before(tree):
     run_folder = str(tree / "tests" / "golden" / "runs" / "eager")
     code = f"import qdtune; run = qdtune.load({run_folder!r}); print(set(run.pareto['toy'].to_pylist()))"
-    assert run(tree, "-c", code).strip() == "{'plain'}"
+    assert run(tree, "-c", code).stdout.strip() == "{'plain'}"
