@@ -23,9 +23,10 @@ from qdtune.model.factored import decompose
 from qdtune.model.layers.linear import FactoredLinear
 from qdtune.model.quantize import count_sizes, quantize
 from qdtune.plugins import Grant, PluginError
+from qdtune.spec.comparable import check_comparable
 from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
-from qdtune.spec.plan import check_comparable, plan
+from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.sweep.prepare import call_own_data
 from qdtune.training.cohort import Tensors
@@ -144,7 +145,7 @@ def last(trial, tensors, compile="never"):
     "changes", [{}, {"depth": 1, "act_bits": 8, "scale": "lsq"}, {"factor_init": "svd"}], ids=str
 )
 def test_our_own_mlp_as_a_factory_gives_the_numbers_of_the_built_in_one(tmp_path, tensors, changes):
-    factory = "qdtune.model.networks:mlp"
+    factory = "qdtune.model.networks:build_mlp"
     plugins.allow(Grant(("qdtune.model.networks",), ()))
     trial = a_trial(hidden=(8,), activation="identity", **changes)
     spec = describe_own_model(spec_of(factory))
@@ -196,7 +197,7 @@ def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
     sha256 = hashlib.sha256(MODELS.encode()).hexdigest()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    place = lambda seed: networks.own("planted:attention", sha256, 16, (8,), 4, seed=seed).place  # noqa: E731
+    place = lambda seed: networks.build_own("planted:attention", sha256, 16, (8,), 4, seed=seed).place  # noqa: E731
     first, other = place(1), place(2)
     assert torch.equal(torch.get_rng_state(), before)
     torch.randn(3)
@@ -211,7 +212,7 @@ def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
 def test_ledger_by_arithmetic_is_the_one_of_the_tensors(tmp_path, net, linears):
     own = own_model(tmp_path, net)
     for trial in plan(describe_own_model(spec_of(f"planted:{net}"))).trials:
-        model = networks.own(*own[:2], *INFO[1:2], (8,), INFO.classes, seed=0)
+        model = networks.build_own(*own[:2], *INFO[1:2], (8,), INFO.classes, seed=0)
         whole = sum(p.numel() for p in model.parameters())
         decompose(model, trial.depth, generator=generator("init", 0))
         assert sum(isinstance(m, FactoredLinear) for m in model.modules()) == linears

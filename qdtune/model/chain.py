@@ -1,4 +1,4 @@
-"""Factors in a row, whatever kind of layer they are: what one layer becomes when it is split.
+"""A chain of factors, of any layer kind. A layer that is split becomes a chain.
 
 Source: the notebook's `DecomposedLinear`.
 """
@@ -20,11 +20,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Chain(nn.Module):
-    """Factors in a row, with a normalisation and an activation after every factor but the last.
+    """Applies factors in turn, with a normalisation and an activation after every factor but the last.
 
     Args:
         factors: at least one; each has a `weight`, whose rows are its outputs, and only the last may have a `bias`.
-        norms: one per factor but the last, or none at all.
+        norms: one for each factor but the last; or empty.
         activation: a name of `ACTIVATIONS`.
 
     Raises:
@@ -33,7 +33,7 @@ class Chain(nn.Module):
 
     def __init__(self, factors: Iterable[nn.Module], norms: Iterable[nn.Module], activation: str) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:  # before the factors draw their first weights
+        if activation not in ACTIVATIONS:  # checked before the factors draw their first weights
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.factors = nn.ModuleList(factors)
         self.norms = nn.ModuleList(norms)
@@ -52,5 +52,5 @@ class Chain(nn.Module):
 
 
 def last_factor(layer: nn.Module) -> nn.Module:
-    """The factor that holds the bias: the last of a chain, or the layer itself if it is not split."""
+    """The factor that holds the bias: the last one of a chain; a layer that is not split is its own last factor."""
     return layer.factors[-1] if isinstance(layer, Chain) else layer

@@ -1,4 +1,4 @@
-"""Layers split into factors at constant parameter count: one layer becomes D of its kind in a row.
+"""Splits layers into factors at a constant parameter count: one layer becomes a chain of D layers of its kind.
 
 Source: the notebook's `replace_linear_with_decomposedlinear`.
 """
@@ -17,11 +17,11 @@ from qdtune.model.layers.known import splitter_of
 from qdtune.model.layers.matrix import as_matrix
 from qdtune.spec.axes import DECOMPOSE, FACTOR_INIT
 
-# Gain of a whole chain of orthogonal factors. With 1 (orthonormal) or 0.58 (the variance of `nn.Linear`) chains of
-# three and four factors diverge or die in the notebook's warm-up at rate 0.1; with 0.3 depths 1 to 4 train, with and
-# without ReLU between (measured, MNIST, 784-24-10, 3 seeds).
+# The gain of a whole chain of orthogonal factors. With 1 (orthonormal) or 0.58 (the variance of `nn.Linear`), chains
+# of three and four factors diverge or die in the notebook's warm-up at learning rate 0.1. With 0.3, depths 1 to 4
+# train, with and without ReLU between the factors (measured, MNIST, 784-24-10, 3 seeds).
 ORTHOGONAL_GAIN = 0.3
-RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.GELU)  # pass half of the variance on (He et al. 2015, section 2.2)
+RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.GELU)  # they pass on half of the variance (He et al. 2015, section 2.2)
 
 
 def decompose(
@@ -33,33 +33,35 @@ def decompose(
     decomposed: str = "all",
     norm: bool = False,
 ) -> nn.Module:
-    """The model with every layer that its kind can split, at any level, made `depth` factors; changed in place.
+    """The model with every layer split into `depth` factors, at any level, if its kind can split it; in place.
 
-    A chain of factors is split again, from the one matrix it is. A layer used in two places stays one layer.
+    A chain is split again: its product is one matrix, which gets new factors. A layer used in two places stays one
+    layer. Over 50 lines because of this docstring.
 
     Args:
-        model: any module; if it is such a layer itself, the returned one replaces it.
+        model: any module; if it is a layer that is split, the returned module replaces it.
         depth: D >= 1.
         activation: between the factors, a name of `chain.ACTIVATIONS`.
-        factor_init: `default` draws each factor as `nn.Linear` does (the notebook); `orthogonal` gives each
-            factor orthogonal rows or columns and the whole chain the gain `ORTHOGONAL_GAIN`, at every depth;
-            `isometry` makes the first and the last factor orthogonal and those between them the identity, which a
-            rectifier lets pass as it is: the chain starts as two factors do, at every depth (orthogonal chains:
-            Saxe et al. 2014, section 3.2; identities between rectifiers: Le et al. 2015, section 2);
-            `svd` starts from the layer's own weights: the singular values above the inner width are cut, the
-            rest is shared evenly by the factors.
-        generator: where the draws come from.
-        decomposed: `all`, or `hidden`: the head, the last of these layers in the order of modules, stays one factor.
-            The logits then have the same rank at every depth: split in two, a head 24 -> 10 has rank 7, in eight 4.
-        norm: whether there is a batch normalisation (Ioffe and Szegedy 2015, section 3.2) after every factor but the
-            last, before the activation. Factors of one bit between rectifiers train with it alone.
+        factor_init: `default` draws each factor as `nn.Linear` does (the notebook). `orthogonal` gives each
+            factor orthogonal rows or columns and the whole chain the gain `ORTHOGONAL_GAIN`, at every depth.
+            `isometry` makes the first and the last factor orthogonal and the others the identity. A rectifier
+            does not change the output of an identity after a rectifier, so a chain starts as two factors do, at
+            every depth (orthogonal chains: Saxe et al. 2014, section 3.2; identities between rectifiers: Le et al.
+            2015, section 2). `svd` starts from the layer's own weights: it drops the singular values above the
+            inner width, and the factors share the others evenly.
+        generator: the source of the draws.
+        decomposed: `all`, or `hidden`: the head, which is the last of these layers in the order of modules, stays
+            one factor. The logits then have the same rank at every depth. A head 24 -> 10 split in two has rank 7,
+            split in eight rank 4.
+        norm: whether a batch normalisation (Ioffe and Szegedy 2015, section 3.2) follows every factor but the
+            last, before the activation. One-bit factors between rectifiers train only with it.
 
     Raises:
         ValueError: an unknown name, depth below 1, or `svd` of factors with an activation between them.
     """
     FACTOR_INIT.check(factor_init)
     DECOMPOSE.check(decomposed)
-    layers = dict.fromkeys(_splittable(model))  # each once, where it comes first
+    layers = dict.fromkeys(_find_splittable(model))  # a shared layer counts once, at its first place
     head = [*layers][-1] if layers and decomposed == "hidden" else None
 
     def split(layer: nn.Module) -> nn.Module | None:
@@ -67,34 +69,34 @@ def decompose(
         if kind is None:
             return None
         last: Any = last_factor(layer)
-        matrix = _matrix(layer) if factor_init == "svd" else None
+        matrix = _multiply_factors(layer) if factor_init == "svd" else None
         chain = kind.split(layer, 1 if layer is head else depth, activation, norm).to(last.weight)
         weights = [_weight_matrix(factor) for factor in chain.factors]
         if matrix is not None:
-            _split_svd(weights, matrix)
+            _fill_by_svd(weights, matrix)
         else:
-            _draw(weights, factor_init, isinstance(chain.activation, RECTIFIERS), generator)
+            _draw_weights(weights, factor_init, isinstance(chain.activation, RECTIFIERS), generator)
         if last.bias is not None:
             with torch.no_grad():
                 last_factor(chain).bias.copy_(last.bias)  # type: ignore[operator]
         return chain
 
-    # Modules draw their first weights from the global generator; where another is given, that one stays as it was.
+    # Modules draw their first weights from the global generator. If another one is given, the global one is restored.
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
-        return swap(model, split)
+        return swap_modules(model, split)
 
 
-def _splittable(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers that are split, in the order of modules."""
+def _find_splittable(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers that `decompose` splits, in the order of modules."""
     if splitter_of(module) is not None:
         yield module
     else:
         for child in module.children():
-            yield from _splittable(child)
+            yield from _find_splittable(child)
 
 
-def swap(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """The model with every module for which `replace` gives another one exchanged, from the root down, in place."""
+def swap_modules(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """The model with each module exchanged for what `replace` returns, root first, in place; None keeps it."""
     done: dict[nn.Module, nn.Module] = {}
 
     def visit(module: nn.Module) -> nn.Module:
@@ -115,8 +117,12 @@ def _weight_matrix(layer: Any) -> Tensor:
     return as_matrix(layer.weight.detach())
 
 
-def _matrix(layer: nn.Module) -> Tensor:
-    """The one matrix (O, I) that a layer, or a chain, amounts to."""
+def _multiply_factors(layer: nn.Module) -> Tensor:
+    """The one matrix (O, I) that a layer or a chain computes.
+
+    Raises:
+        ValueError: the chain is not linear.
+    """
     if not isinstance(layer, Chain):
         return _weight_matrix(layer)
     if len(layer.factors) > 1 and (layer.norms or not isinstance(layer.activation, nn.Identity)):
@@ -130,8 +136,8 @@ def _matrix(layer: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def _split_svd(weights: list[Tensor], matrix: Tensor) -> None:
-    """Fills the factors so that their product is the best approximation of the matrix, shared evenly."""
+def _fill_by_svd(weights: list[Tensor], matrix: Tensor) -> None:
+    """Fills the factors so that their product approximates the matrix best; they share the singular values evenly."""
     if len(weights) == 1:
         weights[0].copy_(matrix)
         return
@@ -145,7 +151,10 @@ def _split_svd(weights: list[Tensor], matrix: Tensor) -> None:
 
 
 @torch.no_grad()
-def _draw(weights: list[Tensor], factor_init: str, rectified: bool, generator: torch.Generator | None) -> None:
+def _draw_weights(
+    weights: list[Tensor], factor_init: str, rectified: bool, generator: torch.Generator | None
+) -> None:
+    """Fills the factors with the draws of a rule other than `svd`; see `decompose`."""
     last = len(weights) - 1
     for k, weight in enumerate(weights):
         if factor_init == "orthogonal":
@@ -156,7 +165,7 @@ def _draw(weights: list[Tensor], factor_init: str, rectified: bool, generator: t
         elif factor_init == "isometry" and 0 < k < last:
             nn.init.eye_(weight)
         elif factor_init == "isometry":
-            # The first rectifier takes half of the variance, the others nothing from what is no longer negative.
+            # The first rectifier halves the variance. The others change nothing: their inputs are never negative.
             gain = math.sqrt(2) if rectified and k < last else 1.0
             nn.init.orthogonal_(weight, gain, generator=generator)
         else:

@@ -1,4 +1,4 @@
-"""Networks for ONE replica: plain functions from sizes to a module. Stacking is `cohort.py`'s business."""
+"""Builds networks of one replica from their sizes; `training/cohort.py` stacks replicas."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from torch import nn
 from qdtune import plugins
 
 
-def mlp(inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = False, seed: int) -> nn.Sequential:
-    """The notebook's network, of any widths: linear layers with ReLU between them, from (B, I) to (B, classes).
+def build_mlp(
+    inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = False, seed: int
+) -> nn.Sequential:
+    """The notebook's network at any widths: linear layers with ReLU between them, from (B, I) to (B, classes).
 
     Args:
-        inputs: I, numbers per sample.
+        inputs: I, features per sample.
         hidden: the widths between input and output, each >= 1; the notebook's is [24].
         classes: O of the last layer.
-        batch_norm: a normalisation after each hidden layer, which then has no bias of its own.
+        batch_norm: whether a batch normalisation follows each hidden layer, which then has no bias.
         seed: of the initial weights.
     """
     layers: list[nn.Module] = []
-    # `nn.Linear` draws from the global generator and takes no other: lend it one, and put the old one back.
+    # `nn.Linear` draws only from the global generator, so that one is seeded here and restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = inputs
@@ -35,21 +37,21 @@ def mlp(inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = 
     return nn.Sequential(*layers)
 
 
-def own(factory: str, sha256: str, inputs: int, hidden: Sequence[int], classes: int, *, seed: int) -> nn.Module:
-    """What a factory of the user's builds, with first weights that come from `seed`; sizes as of `mlp`.
+def build_own(factory: str, sha256: str, inputs: int, hidden: Sequence[int], classes: int, *, seed: int) -> nn.Module:
+    """The module that a user's factory builds, with the first weights of `seed`; the sizes are those of `build_mlp`.
 
     Args:
-        factory: `package.module:function`, of the signature of `mlp` without `batch_norm`.
+        factory: `package.module:function`, with the signature of `build_mlp` without `batch_norm`.
         sha256: of its source.
 
     Raises:
-        PluginError: it may not be imported, its source is another one by now, or it raises.
+        PluginError: it may not be imported, its source has changed, or it raises.
     """
     function = plugins.load_function(factory, sha256)
-    # The fast path reads weights out of layers that are split by now instead of calling them; the fused kernels of
-    # attention do not know vmap and would take the replicas one by one.
+    # The fast path of attention reads the weights of its layers, which may be split, instead of calling the layers.
+    # The fused kernels of attention do not support vmap and would run the replicas one by one.
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.cuda.enable_flash_sdp(False)  # on a CPU, too
+    torch.backends.cuda.enable_flash_sdp(False)  # this one also runs on a CPU
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
     with torch.random.fork_rng(devices=[]), plugins.explain_errors(f"{factory} cannot build a model"):

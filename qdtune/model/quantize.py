@@ -1,4 +1,4 @@
-"""Networks of few bits: layers with quantised weights and inputs, their calibration, and the bytes they ship as."""
+"""Quantises networks: layers with quantised weights and inputs, their calibration, and their bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qdtune.model.factored import swap
+from qdtune.model.factored import swap_modules
 from qdtune.model.layers.known import kind_of
 from qdtune.model.quantizer import Quantizer
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
@@ -22,17 +22,17 @@ def quantize(
     levels: str = "symmetric",
     granularity: str = "tensor",
 ) -> nn.Module:
-    """The model with every layer that its kind can quantise, at any level, made one of few bits; changed in place.
+    """The model with every layer quantised, at any level, if its kind can quantise it; in place.
 
-    Layers quantised before get the new bits; 32 bits without `act_bits` makes them plain layers again.
+    A layer that is already quantised gets the new bits. 32 bits without `act_bits` make it a float layer again.
 
     Args:
-        model: any module; if it is such a layer itself, the returned one replaces it.
+        model: any module; if it is a layer that is quantised, the returned module replaces it.
         weight_bits: 1..16, or 32 for float weights.
         act_bits: bits of each layer's input, 1..16, or None for float.
-        scale: how the step size is chosen, a name of `axes.SCALE`.
-        levels: the codes of the weights, a name of `axes.LEVELS`.
-        granularity: of the weights' step size: one for the `tensor`, or one for each output `channel`.
+        scale: the rule of the step size, a name of `axes.SCALE`.
+        levels: of the weights, a name of `axes.LEVELS`.
+        granularity: a name of `axes.GRANULARITY`: one step size for the weight `tensor`, or one per output `channel`.
 
     Raises:
         ValueError: bits out of range or an unknown name.
@@ -44,33 +44,37 @@ def quantize(
         kind = kind_of(layer)
         return kind.quantize(layer, weight_bits, act_bits, scale, levels, granularity) if kind else None
 
-    return swap(model, replace)
+    return swap_modules(model, replace)
 
 
 def calibrate_alike(models: Sequence[nn.Module], x: Tensor) -> None:
-    """Calibrates models of one structure, which are packed as one program: what is signed in any is so in all."""
+    """Calibrates models of one structure.
+
+    One program describes all of them, so an input that is signed in one model is signed in all.
+    """
     for model in models:
         calibrate(model, x)
-    for place in zip(*map(_observers, models), strict=True):
+    for place in zip(*map(_find_observers, models), strict=True):
         for quantizer in place:
             quantizer.signed = any(other.levels == "symmetric" for other in place)
     for model in models:
-        if any(quantizer.signed != (quantizer.levels == "symmetric") for quantizer in _observers(model)):
+        if any(quantizer.signed != (quantizer.levels == "symmetric") for quantizer in _find_observers(model)):
             calibrate(model, x)
 
 
-def _observers(model: nn.Module) -> list[Quantizer]:
+def _find_observers(model: nn.Module) -> list[Quantizer]:
+    """The quantisers of activations, in the order of modules."""
     return [m for m in model.modules() if isinstance(m, Quantizer) and m.observe]
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor) -> None:
-    """Sets the steps of all activation quantisers from one batch x (B, ...), layer by layer in the order of use."""
+    """Sets the step sizes of all activation quantisers from one batch x (B, ...), in order of use."""
 
     def set_first(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
         quantizer.start(args[0])  # type: ignore[operator]
 
-    observers = _observers(model)
+    observers = _find_observers(model)
     hooks = [m.register_forward_pre_hook(set_first) for m in observers]
     try:
         if observers:
@@ -82,27 +86,26 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
 
 
 def count_sizes(model: nn.Module) -> Sizes:
-    """The bytes that have to be shipped for a built model, from its tensors.
+    """The bytes to ship of a built model, counted from its tensors.
 
-    Each kind counts its layers; of other modules every parameter counts four bytes, and tables (buffers that are
-    saved) count what they take.
+    Each kind counts its layers. Of other modules, a parameter counts four bytes, and a saved buffer its own bytes.
     """
     total = Sizes()
     for module in model.modules():
         if isinstance(module, Quantizer):
-            continue  # its step is counted with the layer it belongs to
+            continue  # its layer counts its step size
         kind = kind_of(module)
         total += _other_sizes(module) if kind is None else kind.count(module)
     return total
 
 
 def _other_sizes(module: nn.Module) -> Sizes:
-    """The bytes of a module of no known kind, without those of the modules in it."""
+    """The bytes of a module that belongs to no kind, without its child modules."""
     params = sum(p.numel() for p in module.parameters(recurse=False))
     return other_sizes(params, FLOAT_BYTES * params + sum(b.nbytes for b in saved_buffers(module).values()))
 
 
 def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers of a module itself that go with a saved model."""
+    """The buffers of a module that a saved model holds, without those of its child modules."""
     own = module.named_buffers(recurse=False)
     return {name: buffer for name, buffer in own if name not in module._non_persistent_buffers_set}

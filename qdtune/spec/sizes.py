@@ -200,7 +200,7 @@ class Structure(NamedTuple):
 
 
 def mlp_structure(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool | str = False) -> Structure:
-    """The parts of `networks.mlp`. A layer that is followed by a normalisation has no bias: the shift does its work.
+    """The parts of `networks.build_mlp`. A layer before a normalisation has no bias, because the shift replaces it.
 
     Args:
         batch_norm: true, false, or one of `choices.NORMS`.
@@ -221,5 +221,5 @@ def mlp_sizes(
     batch_norm: bool | str = False,
     **axes: str,
 ) -> Sizes:
-    """The bytes of `networks.mlp` after `decompose` and `quantize`; `axes` as of `Structure.sizes`."""
+    """The bytes of `networks.build_mlp` after `decompose` and `quantize`; `axes` as of `Structure.sizes`."""
     return mlp_structure(inputs, hidden, classes, batch_norm).sizes(depth, weight_bits, act_bits, **axes)

@@ -74,7 +74,7 @@ def try_own_model(spec: Spec) -> None:
 
 def _structure(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
     """What the model of these hidden widths consists of."""
-    model, twin = (networks.own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
+    model, twin = (networks.build_own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
     for built in (model, twin):
         if not isinstance(built, nn.Module):
             raise PluginError(f"{own.factory} must return an nn.Module, got {type(built).__name__}")

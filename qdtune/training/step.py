@@ -67,8 +67,8 @@ class Shape:
     def undivided(self, seed: int) -> nn.Module:
         """One replica before its layers are split, with the first weights of a seed."""
         if self.own:
-            return networks.own(*self.own, self.inputs, self.hidden, self.classes, seed=seed)
-        return networks.mlp(self.inputs, self.hidden, self.classes, batch_norm=bool(self.batch_norm), seed=seed)
+            return networks.build_own(*self.own, self.inputs, self.hidden, self.classes, seed=seed)
+        return networks.build_mlp(self.inputs, self.hidden, self.classes, batch_norm=bool(self.batch_norm), seed=seed)
 
     def template(self) -> nn.Module:
         """One replica of this shape without numbers."""

@@ -63,7 +63,7 @@ def cohort(data: Tensors, depth: int, replicas: int, way: str) -> Cohort:
     """K replicas of 784-24-10 in QAT, whose step runs in one of `WAYS`."""
     modules: list[nn.Module] = []
     for seed in range(replicas):
-        model = networks.mlp(784, (24,), 10, seed=seed)
+        model = networks.build_mlp(784, (24,), 10, seed=seed)
         decompose(model, depth, "identity", "orthogonal", generator("init", seed))
         modules.append(quantize(model, BITS))
     shape = Shape(784, 10, (24,), False, depth, "identity", False, True, "sgd", 0.0)
@@ -97,7 +97,7 @@ def epochs(data: Tensors, depth: int, replicas: int, way: str, repeats: int) -> 
 
 def notebook_epoch(data: Tensors, steps: int) -> float:
     """Seconds per epoch of a plain loop of one network here, the loss read in every step; so many steps are timed."""
-    model = networks.mlp(784, (24,), 10, seed=0)
+    model = networks.build_mlp(784, (24,), 10, seed=0)
     decompose(model, 2, "identity", "default", generator("init", 0))
     model = quantize(model, BITS, None, "minmax").to(data.train_x.device)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -75,7 +75,7 @@ def cohort(data: Tensors, depth: int, phase: str, replicas: int) -> Cohort:
     """K replicas of qdtune, compiled."""
     modules: list[nn.Module] = []
     for seed in range(replicas):
-        model = networks.mlp(WIDTHS[0], WIDTHS[1:-1], WIDTHS[-1], seed=seed)
+        model = networks.build_mlp(WIDTHS[0], WIDTHS[1:-1], WIDTHS[-1], seed=seed)
         decompose(model, depth, "identity", "orthogonal", generator("init", seed))
         modules.append(quantize(model, BITS if phase == "qat" else FLOAT_BITS))
     floats = phase == "warmup"

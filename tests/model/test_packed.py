@@ -91,8 +91,8 @@ def test_packed_model_is_as_long_as_promised_and_gives_the_tested_numbers(data, 
         assert (logits.argmax(1) == expected.argmax(1))[close].all()
         assert row["test_accuracy"] == pytest.approx((logits.argmax(1) == data.test_y.numpy()).mean(), abs=1 - least)
         for name, module in replica.named_modules():
-            if hasattr(module, "codes") and module.weight_quantizer is not None:
-                codes, step = module.codes()
+            if hasattr(module, "weight_codes") and module.weight_quantizer is not None:
+                codes, step = module.weight_codes()
                 assert np.array_equal(model.tensors[f"{name}.weight"], (codes * step).numpy())
 
 

@@ -13,7 +13,7 @@ from qdtune.model import networks
 from qdtune.model.factored import decompose
 from qdtune.model.layers.linear import FactoredLinear, QuantLinear
 from qdtune.model.quantize import calibrate, calibrate_alike, count_sizes, quantize
-from qdtune.model.quantizer import Quantizer, codes, fake_quantize, scale_mix
+from qdtune.model.quantizer import Quantizer, fake_quantize, round_to_codes, scale_mix
 from qdtune.spec.axes import DECOMPOSE, GRANULARITY, LEVELS, SCALE
 from qdtune.spec.sizes import mlp_sizes
 
@@ -70,18 +70,23 @@ def test_codes_are_symmetric_whole_numbers_within_range(bits, scale):
     quantizer = Quantizer(bits, scale)
     x = sample(50, 40) * 3
     quantizer.start(x)
-    c = codes(x, quantizer.step_size(x), quantizer.grid)
+    c = round_to_codes(x, quantizer.step_size(x), quantizer.grid)
     assert torch.equal(c, c.round())
     assert c.abs().max() <= max_code(bits)
     if bits == 1:
         assert set(c.unique().tolist()) == {-1.0, 1.0}
     else:
-        mirrored = codes(-x, quantizer.step_size(x), quantizer.grid)
+        mirrored = round_to_codes(-x, quantizer.step_size(x), quantizer.grid)
         assert torch.equal(mirrored, -c)
 
 
 def test_codes_of_one_bit_call_zero_positive():
-    assert codes(torch.tensor([0.0, -0.0, -1e-30, 2.0]), torch.tensor(1.0), constants(1)).tolist() == [1, 1, -1, 1]
+    assert round_to_codes(torch.tensor([0.0, -0.0, -1e-30, 2.0]), torch.tensor(1.0), constants(1)).tolist() == [
+        1,
+        1,
+        -1,
+        1,
+    ]
 
 
 @settings(max_examples=200)
@@ -93,7 +98,7 @@ def test_codes_of_one_bit_call_zero_positive():
 )
 def test_codes_are_the_nearest_there_are(bits, levels, eighths, step):
     there, x = values(bits, levels), eighths / 8
-    code = codes(torch.tensor(x), torch.tensor(step), constants(bits, levels)).item()
+    code = round_to_codes(torch.tensor(x), torch.tensor(step), constants(bits, levels)).item()
     assert code in there
     assert abs(x - code * step) == min(abs(x - c * step) for c in there)
 
@@ -284,14 +289,14 @@ def test_quantize_of_float_weights_with_few_bit_inputs():
     assert layer.weight_quantizer is None
     assert len(layer.input_quantizer(x).unique()) <= 3
     with pytest.raises(ValueError, match="weights are float"):
-        layer.codes()
+        layer.weight_codes()
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
 @pytest.mark.parametrize("scale", SCALE.names)
 def test_codes_times_step_is_what_the_layer_computes_with(bits, scale):
     layer = quantize(nn.Linear(30, 20), bits, scale=scale)
-    c, step = layer.codes()
+    c, step = layer.weight_codes()
     assert c.dtype == torch.int32
     x = sample(8, 30)
     torch.testing.assert_close(layer(x), x @ (c * step).T + layer.bias, rtol=1e-4, atol=1e-5)
@@ -343,9 +348,9 @@ def test_inputs_that_are_never_negative_waste_no_code(bits):
     first, last = model[0].input_quantizer, model[2].input_quantizer
     assert (first.levels, last.levels) == ("symmetric", "unsigned")
     inner = torch.relu(model[0](x))
-    found = codes(inner, last.current(inner), last.grid).unique().tolist()
+    found = round_to_codes(inner, last.current_step(inner), last.grid).unique().tolist()
     assert set(found) <= set(range(2**bits))
-    signed = codes(inner, last.current(inner), constants(bits)).clamp(min=0).unique()
+    signed = round_to_codes(inner, last.current_step(inner), constants(bits)).clamp(min=0).unique()
     assert len(found) > len(signed) or bits == 8  # where steps are that fine, few inputs lie far out
 
 
@@ -361,7 +366,7 @@ def test_ledger_of_tensors_equals_the_one_by_arithmetic(depth, batch_norm):
             GRANULARITY.names[bits // 3 % 2],
             DECOMPOSE.names[bits // 2 % 2],
         )
-        model = networks.mlp(64, [24, 12], 10, batch_norm=bool(batch_norm), seed=0)
+        model = networks.build_mlp(64, [24, 12], 10, batch_norm=bool(batch_norm), seed=0)
         decompose(model, depth, decomposed=which, norm=batch_norm == "factors")
         quantize(model, bits, act_bits, "lsq", levels, granularity)
         axes = {"levels": levels, "granularity": granularity, "decompose": which}

@@ -49,7 +49,7 @@ def a_trial(**changes):
 
 
 def a_replica(trial, seed):
-    model = networks.mlp(16, trial.hidden, 4, batch_norm=bool(trial.batch_norm), seed=seed)
+    model = networks.build_mlp(16, trial.hidden, 4, batch_norm=bool(trial.batch_norm), seed=seed)
     norm = trial.batch_norm == "factors"
     between = (trial.depth, trial.activation, trial.factor_init)
     decompose(model, *between, generator("init", seed), trial.decompose, norm)

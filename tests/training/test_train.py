@@ -179,7 +179,7 @@ def test_a_replica_that_diverges_keeps_its_row_and_its_curve(data, phase):
 
 def test_one_diverged_replica_does_not_touch_the_others(data, monkeypatch):
     whole = last(a_trial(), data)
-    build = networks.mlp
+    build = networks.build_mlp
 
     def poisoned(*args, seed, **kwargs):
         model = build(*args, seed=seed, **kwargs)

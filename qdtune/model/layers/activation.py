@@ -1,4 +1,4 @@
-"""Activations: they have no numbers, so they are only packed and exported."""
+"""Activations. They have no parameters, so they are only packed and exported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tan
 
 
 class Activation(LayerKind):
-    """The modules of `chain.ACTIVATIONS`, each an operation of its name."""
+    """The modules of `chain.ACTIVATIONS`; the name of each is its operation."""
 
     ops = tuple(ACTIVATIONS)
     has_tensors = False

@@ -1,4 +1,4 @@
-"""Batch normalisations. What is shipped is a scale and a shift per feature, the statistics folded in."""
+"""Batch normalisations. A packed file has a scale and a shift per feature, with the statistics folded in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BatchNorm(LayerKind):
-    """`nn.BatchNorm1d` and its relatives: x * scale + shift. It is neither split nor quantised."""
+    """`nn.BatchNorm1d` and its relatives: x * scale + shift. They are neither split nor quantised."""
 
     ops = ("affine",)
 
@@ -26,7 +26,7 @@ class BatchNorm(LayerKind):
         return norm_sizes(layer.num_features)
 
     def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
-        """x * scale + shift, computed in double precision until the end."""
+        """The operation x * scale + shift; both are computed in double precision and then rounded to float32."""
         zeros = torch.zeros(layer.num_features, dtype=torch.float64)
         ones = torch.ones(layer.num_features, dtype=torch.float64)
         mean = zeros if layer.running_mean is None else layer.running_mean.double()

@@ -1,4 +1,4 @@
-"""The layer kinds there are. What belongs to none of them stays as it is, and its bytes count as float32."""
+"""All layer kinds. A module that belongs to none of them is not changed, and its parameters count as float32."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ LAYERS: tuple[LayerKind, ...] = (
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
-    """The kind of a layer; None for what belongs to none, such as a chain of factors."""
+    """The kind of a layer; None if the module belongs to no kind, such as a chain."""
     return next((kind for kind in LAYERS if kind.owns(module)), None)
 
 
 def splitter_of(module: nn.Module) -> LayerKind | None:
-    """The kind that splits a layer, or a chain again; None for what is not split."""
+    """The kind that splits a layer or a chain; None if no kind splits it."""
     return next((kind for kind in LAYERS if kind.can_split(module)), None)
 
 
 def kind_of_op(name: str) -> LayerKind:
-    """The kind whose operation of a packed program has this name; LookupError where there is none."""
+    """The kind with this operation of a packed program.
+
+    Raises:
+        LookupError: no kind has it.
+    """
     for kind in LAYERS:
         if name in kind.ops:
             return kind

@@ -1,4 +1,4 @@
-"""Linear layers: `nn.Linear`, the chain of factors it is split into, and the same with few bits.
+"""Linear layers: `nn.Linear`, its chain of factors, and its quantised form.
 
 Sources: the notebook's `DecomposedLinear` and `SymQuantLinear`.
 """
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class FactoredLinear(Chain):
-    """A linear map written as D factors with an activation between them.
+    """A linear layer split into D factors with an activation between them.
 
-    The factors have no bias but the last one, which holds the bias of the layer they replace.
+    Only the last factor has a bias, which is the bias of the layer that the chain replaces.
 
     Args:
         in_features: I, >= 1.
         out_features: O, >= 1.
         depth: D, the number of factors, >= 1; one factor is the layer itself.
-        bias: whether the last factor has one.
+        bias: whether the last factor has a bias.
         activation: a name of `chain.ACTIVATIONS`, applied after every factor but the last.
-        norm: whether a batch normalisation stands before each of these activations (inputs are then (B, I)).
+        norm: whether a batch normalisation precedes each of these activations (inputs are then (B, I)).
 
     Raises:
         ValueError: depth below 1 or an unknown activation.
@@ -52,16 +52,17 @@ class FactoredLinear(Chain):
 
 
 class QuantLinear(Quantized, nn.Linear):
-    """A linear layer whose weights, and where asked whose inputs, are fake-quantised in every forward pass.
+    """A linear layer that fake-quantises its weights, and its inputs if it has `act_bits`, in every forward pass.
 
-    One step size for each output channel (`granularity`) is a scale vector between the factors of a chain, as in
-    Double Binary Factorization (arXiv 2505.11076) and LittleBit (arXiv 2506.13771), which have it between their two
-    sign matrices. They have one more for the inputs of the chain, and take all from a trained matrix; here a factor
-    scales its outputs alone, at any depth and number of bits, and `lsq` trains the vector with the task's loss.
+    With one step size per output channel (`granularity`), the step sizes are a scale vector between the factors of a
+    chain. Double Binary Factorization (arXiv 2505.11076) and LittleBit (arXiv 2506.13771) have such a vector between
+    their two sign matrices. They have another one for the inputs of the chain, and compute both from a trained
+    matrix. Here a factor scales only its outputs, at any depth and bits, and `lsq` trains the vector with the task's
+    loss.
 
     Args:
-        linear: the layer it replaces.
-        weight_bits, act_bits, scale, levels, granularity: as of `Quantized.take_over`.
+        linear: the layer that this one replaces.
+        weight_bits, act_bits, scale, levels, granularity: see `Quantized.take_over`.
 
     Raises:
         ValueError: bits out of range or an unknown rule.

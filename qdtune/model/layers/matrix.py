@@ -1,7 +1,8 @@
 """Layers whose weight is a matrix of O rows: how they are quantised, counted and packed.
 
-A weight of more axes, as of a convolution, counts as the matrix (O, everything else). Such a kind subclasses
-`MatrixKind`: it names its modules, builds its chain of factors and adds its node to an ONNX graph.
+A weight of more axes, such as that of a convolution, counts as the matrix (O, product of the other axes). A weight of
+one axis counts as the matrix (O, 1). A kind of such layers subclasses `MatrixKind`: it names its modules, builds its
+chain of factors and adds its nodes to an ONNX graph.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from torch import Tensor, nn
 
 from qdtune.model.chain import Chain
 from qdtune.model.layers.kind import LayerKind, Op
-from qdtune.model.quantizer import Quantizer, codes
+from qdtune.model.quantizer import Quantizer, round_to_codes
 from qdtune.reader import GRIDS
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.sizes import TRITS, LayerShape, Sizes, matrix_sizes
 
 
 class Quantized(nn.Module):
-    """The part that all quantised layers share; a subclass names it before the layer's own class.
+    """The shared part of all quantised layers; a subclass lists it before the class of the float layer.
 
     Attributes:
-        weight, bias: those of the layer it replaces; nothing is copied.
+        weight, bias: the parameters of the layer that this one replaces; they are not copied.
         weight_bits: 1..16, or 32 for float weights.
         act_bits: 1..16, or None for float inputs.
-        weight_quantizer, input_quantizer: None where the weights or the inputs are float.
+        weight_quantizer, input_quantizer: None if the weights or the inputs are float.
     """
 
     weight: Tensor
@@ -40,15 +41,15 @@ class Quantized(nn.Module):
     def take_over(
         self, layer: Any, weight_bits: int, act_bits: int | None, scale: str, levels: str, granularity: str
     ) -> None:
-        """Takes over the weight and bias of a layer, and quantises them from now on.
+        """Takes over the weight and bias of a layer and starts to quantise them.
 
         Args:
-            layer: the layer it replaces.
+            layer: the layer that this one replaces.
             weight_bits: 1..16, or 32 for float weights.
             act_bits: 1..16, or None for float inputs.
-            scale: a name of `axes.SCALE`, for weights and inputs.
+            scale: the rule of the step sizes of weights and inputs, a name of `axes.SCALE`.
             levels: of the weights, a name of `axes.LEVELS`.
-            granularity: of the weights' step size, a name of `axes.GRANULARITY`.
+            granularity: of the weights, a name of `axes.GRANULARITY`.
 
         Raises:
             ValueError: bits out of range.
@@ -75,13 +76,13 @@ class Quantized(nn.Module):
         """The weight as the layer computes with it."""
         if self.weight_quantizer is None:
             return self.weight
-        if self.weight.ndim == 2:  # two operations fewer per step than below
+        if self.weight.ndim == 2:  # this saves two operations per training step
             return self.weight_quantizer(self.weight)
         return self.weight_quantizer(as_matrix(self.weight)).view(self.weight.shape)
 
     @torch.no_grad()
-    def codes(self) -> tuple[Tensor, Tensor]:
-        """The integer codes of the weight, in its shape, and the step size that multiplies them: what is shipped.
+    def weight_codes(self) -> tuple[Tensor, Tensor]:
+        """The integer codes of the weight, in its shape, and the step size that multiplies them, as they are packed.
 
         Raises:
             ValueError: the weights of this layer are float.
@@ -91,7 +92,7 @@ class Quantized(nn.Module):
             raise ValueError("this layer's weights are float (weight_bits 32): they have no codes")
         matrix = as_matrix(self.weight)
         step = quantizer.step_size(matrix)
-        found = codes(matrix, step, quantizer.grid).to(torch.int32).view(self.weight.shape)
+        found = round_to_codes(matrix, step, quantizer.grid).to(torch.int32).view(self.weight.shape)
         return found, step.view(-1, *[1] * (self.weight.ndim - 1)) if step.ndim else step
 
 
@@ -100,10 +101,10 @@ class MatrixKind(LayerKind):
 
     Attributes:
         name: of its operation in a packed program.
-        plain: the float layer; its subclasses are left alone, because their owners may use them in other ways than
-            by calling them, as `nn.MultiheadAttention` does.
-        chain: what it is split into; None: it is never split.
-        quantized: a subclass of `Quantized` and of `plain`, called with a layer and the arguments of `take_over`.
+        plain: the class of the float layer. Its subclasses are not changed, because their owners may read their
+            weights instead of calling them, as `nn.MultiheadAttention` does.
+        chain: the class of its chains; None if it is never split.
+        quantized: a subclass of `Quantized` and of `plain`; its arguments are those of `take_over`.
     """
 
     name: ClassVar[str]
@@ -116,7 +117,7 @@ class MatrixKind(LayerKind):
 
     @abstractmethod
     def plain_copy(self, layer: Any) -> nn.Module:
-        """A float layer like this quantised one, on the meta device; `quantize` gives it the weight and bias."""
+        """A float layer of the same shape on the meta device; `quantize` gives it the weight and the bias."""
 
     def owns(self, module: nn.Module) -> bool:
         return type(module) is self.plain or isinstance(module, self.quantized)
@@ -154,12 +155,13 @@ class MatrixKind(LayerKind):
         if isinstance(layer, Quantized):
             bits, act_bits = layer.weight_bits, layer.act_bits
             if layer.weight_quantizer is not None:
-                codes, found["step"] = layer.codes()
+                codes, found["step"] = layer.weight_codes()
                 levels = layer.weight_quantizer.levels
                 found["weight"] = pack_codes(codes, bits, levels)
             if layer.input_quantizer is not None:
                 input_levels = layer.input_quantizer.levels
-                found["input_step"] = layer.input_quantizer.current(layer.weight)  # in evaluation the same for any x
+                # In evaluation, the step size is the same for any tensor.
+                found["input_step"] = layer.input_quantizer.current_step(layer.weight)
         if layer.bias is not None:
             found["bias"] = layer.bias.detach()
         tensors = {f"{prefix}{role}": tensor for role, tensor in found.items()}
@@ -176,12 +178,12 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def pack_codes(codes: Tensor, bits: int, levels: str = "symmetric") -> Tensor:
-    """Codes of 1..16 bits in a row, uint8, `sizes.code_bytes` of them; `reader.codes` is the way back."""
+    """Codes of 1..16 bits as one stream of `sizes.code_bytes` bytes, uint8; `reader.codes` decodes it."""
     low, _, binary = GRIDS[bits, levels]
     unsigned = (codes - low) // (1 + binary)
     if levels == "ternary" and bits == 2:
         digits = nn.functional.pad(unsigned.flatten(), (0, -unsigned.numel() % TRITS)).reshape(-1, TRITS)
         return (digits * 3 ** torch.arange(TRITS)).sum(1).to(torch.uint8)
-    stream = (unsigned.reshape(-1, 1) >> torch.arange(bits)) & 1  # (O*I, bits), the lowest first
+    stream = (unsigned.reshape(-1, 1) >> torch.arange(bits)) & 1  # (O*I, bits), the lowest bit first
     padded = nn.functional.pad(stream.flatten(), (0, -stream.numel() % 8)).reshape(-1, 8)
     return (padded << torch.arange(8)).sum(1).to(torch.uint8)
