@@ -61,7 +61,7 @@ HOMES = {
 ALONE = {"reader": {"numpy"}, "pareto": {"numpy"}}
 # Pickles run code when they are read; a torn Tuner state starts over silently; a torch.autograd.Function gives zero
 # gradients silently under compile(vmap(grad)). Import by name would hide an arrow from this test; what users name is
-# imported in one room.
+# imported in one room, and verbs in another, to which nothing points.
 NEVER = {
     "pickle",
     "cloudpickle",
@@ -79,8 +79,9 @@ NEVER = {
     "yaml.unsafe_load",
     "ray.tune.Tuner.restore",
     "importlib.import_module",
+    "pkgutil.resolve_name",
 }
-ONLY = {"importlib.import_module": "qdtune.plugins"}
+ONLY = {"importlib.import_module": "qdtune.plugins", "pkgutil.resolve_name": "qdtune.__main__"}
 NEVER_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("typ", "unsafe"), ("shell", True)}
 
 
@@ -257,6 +258,7 @@ BAD = [
     ("datasets.load", "import numpy as np\nnp.load(p, allow_pickle=True)", "datasets.load uses allow_pic"),
     ("spec.plan", "import importlib\nimportlib.import_module('x')", "spec.plan uses importlib.import_mod"),
     ("spec.plan", "__import__('torch')", "spec.plan uses __import__"),
+    ("spec.plan", "from pkgutil import resolve_name", "spec.plan uses pkgutil.resolve_name"),
 ]
 
 

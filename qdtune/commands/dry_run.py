@@ -63,6 +63,7 @@ def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
         yield "  there", f"{done:,} have a result in {prepared.folder}"
     yield from _training_facts(spec, planned)
     yield "data", _data_text(prepared)
+    yield from (("longer", line) for line in prepared.lengthened)
     if spec.factories:
         from qdtune.plugins import sources
 

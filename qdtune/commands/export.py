@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdtune.commands.parser import Parser, print_error, run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, format_percent, format_value, one_line, user_error
 from qdtune.model.formats.card import make_card
 from qdtune.model.formats.format import Format, TrainedModel
@@ -29,6 +30,7 @@ from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.store import FAULTS, Store
 from qdtune.terminal import console, text_table
 
+VERB = Verb(place=4, text="trained models as files to ship")
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR"
 USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(f" [{one.flag} X]" for one in FORMAT_OPTIONS)
 MAX_NAMED = 5  # trials that a message names

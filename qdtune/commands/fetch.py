@@ -18,11 +18,13 @@ from pathlib import Path
 
 from qdtune.commands.job_parser import RUNNING, parser_of, read_arguments, run_job_command
 from qdtune.commands.parser import run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line, user_error
 from qdtune.remote.protocol import SWEEP, entrypoint, failed, found_job, server_at
 from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import check_location, storage_errors
 
+VERB = Verb(place=8, text="bring its results here")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

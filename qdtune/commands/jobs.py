@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from qdtune.commands.job_parser import parser_of, read_arguments, run_job_command
 from qdtune.commands.parser import run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import one_line
 from qdtune.remote.protocol import last_line, server_at
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from qdtune.remote.job_server import Job, Jobs
 
 
+VERB = Verb(place=6, text="list the sweeps that were sent")
 LEFT = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
 
 
-def jobs(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Lists the sweeps that were submitted to a cluster; returns the exit code."""
     return run_command(
         lambda: run_job_command(read_arguments(parser_of("jobs", "", "Lists submitted sweeps."), argv), _list)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from qdtune.commands.dry_run import describe
 from qdtune.commands.parser import Parser, exit_now, print_error, run_command
+from qdtune.commands.verb import Verb
 from qdtune.sweep.prepare import LaunchOptions, prepare_launch
 
+VERB = Verb(place=1, text="run, or finish, a sweep")
 USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 
 from qdtune.commands.parser import Parser, run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import Place, SpecError, describe_unknown, format_count, user_error
 from qdtune.search.simulation import Score, score
 from qdtune.spec.choices import PLANNED
@@ -28,6 +29,7 @@ from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.results import Result
 from qdtune.terminal import console, text_table
 
+VERB = Verb(place=9, text="judge pruners on a finished sweep")
 USAGE = "qdtune replay RUN [--pruner RULE ...] [--orders N] [--at-once N,N] [--order ORDER] [--jobs N]"
 RULES = (
     "pareto",

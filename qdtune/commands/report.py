@@ -12,6 +12,7 @@ from typing import Any
 
 from qdtune.analysis.run import Run, RunError, load_run
 from qdtune.commands.parser import Parser, print_error, run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import one_line, user_error
 from qdtune.report.follow import LEAST_S, closed, follow
 from qdtune.report.page import MARK, images, page
@@ -32,6 +33,7 @@ from qdtune.store.front import print_front
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table
 
+VERB = Verb(place=2, text="print and draw what a sweep has found")
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
 WIDTH = 80
 MOST = 12  # conclusions that are printed

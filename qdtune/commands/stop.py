@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from qdtune.commands.job_parser import MISTAKEN, parser_of, read_arguments, run_job_command
 from qdtune.commands.parser import run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import one_line, user_error
 from qdtune.remote.protocol import found_job, server_at
 
+VERB = Verb(place=7, text="stop one of them in order")
 
-def stop(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Stops a submitted sweep in order, so that it can go on later; returns the exit code."""
     parser = parser_of("stop", "ID", "Stops a submitted sweep in order.")
     parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")

@@ -1,4 +1,4 @@
-"""`qdtune submit|jobs|stop`: sweeps on a cluster elsewhere, through the job server of its head.
+"""`qdtune submit`: a sweep on a cluster elsewhere, through the job server of its head.
 
 A sweep file is judged here, and only it is sent, every default filled in; with `--allow-plugin` the module that it
 names, too. qdtune itself is on the head and its nodes already. The token comes from the environment alone.
@@ -24,6 +24,7 @@ from qdtune.commands.job_parser import (
     run_job_command,
 )
 from qdtune.commands.parser import run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import blame, printable, user_error
 from qdtune.remote.protocol import HERE, SWEEP, entrypoint, failed, next_id, server_at
 from qdtune.spec.plan import plan
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     from qdtune.remote.job_server import Jobs
 
 
+VERB = Verb(place=5, text="send a sweep to a cluster")
 START_S = 60.0  # in which a job should have begun, or else is left to itself
 
 
-def submit(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Sends a sweep to a cluster, and follows it if asked to; returns the exit code, with --follow that of the sweep.
 
     Args:

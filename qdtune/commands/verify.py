@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from qdtune.commands.parser import Parser, print_error, run_command
+from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line
 from qdtune.model.signed_file import find_fault
 from qdtune.store.columns import PARETO
@@ -18,6 +19,7 @@ from qdtune.store.parquet import DamagedError, parse
 from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
 
+VERB = Verb(place=3, text="check a run folder, and set aside what is damaged")
 USAGE = "qdtune verify RUN"
 WHOLE, DAMAGED = 0, 3
 
