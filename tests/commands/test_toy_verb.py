@@ -15,10 +15,7 @@ TOY = '''"""`qdtune toy`: adds two numbers."""
 from qdtune.commands.parser import Parser, run_command
 from qdtune.commands.verb import Verb
 
-VERB = Verb(
-    place=3,
-    text="add two numbers",
-)
+VERB = Verb(place=3, text="add two numbers")
 
 
 def main(argv=None):
@@ -82,14 +79,15 @@ def test_a_file_that_declares_no_verb_is_none(name, capsys):
 @pytest.mark.parametrize(
     "declaration",
     [
-        "VERB = Verb(1, 'adds')",
-        "VERB = Verb(place=1, text='a' * 3)",
-        "VERB = Verb(text='a')",
-        "VERB: Verb = Verb(place=1, text='a')",
+        'VERB = Verb(1, "adds")',
+        'VERB = Verb(place=1, text="a" * 3)',
+        'VERB = Verb(\n    place=1,\n    text="a",\n)',
+        'VERB: Verb = Verb(place=1, text="a")',
         "VERB = 1",
     ],
 )
 def test_a_declaration_that_cannot_be_read_is_told(declaration):
-    with pytest.raises(ValueError, match=r"must declare VERB = Verb\(place=N, text='...'\) with literals"):
-        verb._read_verb("toy", declaration.encode())
-    assert verb._read_verb("toy", b"VERB = Verb(place=1, text='a')") == Verb(1, "a")
+    told = r'^commands/toy.py must declare its verb as VERB = Verb\(place=N, text="..."\), on one line$'
+    with pytest.raises(ValueError, match=told):
+        verb._read_verb("toy", declaration)
+    assert verb._read_verb("toy", '\nVERB = Verb(place=1, text="a")\n') == Verb(1, "a")
