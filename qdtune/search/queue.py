@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from qdtune.search.study import Study, further_seeds
+from qdtune.search.study import Study, choose_further_seeds
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.plan import ordered
+from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
 from qdtune.store.unfinished import count_unasked, is_ended, to_replicate, wrongly_stopped
@@ -119,7 +119,7 @@ class Queue:
         more = []
         for found in to_replicate(self.spec, self.results.values()):
             assert self.spec.replicate is not None
-            new = further_seeds(found.seeds, self.spec.replicate.front - len(found.seeds))
+            new = choose_further_seeds(found.seeds, self.spec.replicate.front - len(found.seeds))
             # As many at a time as the sweep trains together: a cohort of another size is compiled anew.
             chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
             more += [replace(found.cohorts[0].trial, seeds=chunk) for chunk in chunks]
@@ -128,8 +128,8 @@ class Queue:
     def _out_of_memory(self) -> list[Configuration]:
         """What ran out of memory beside others: it may fit where it is alone."""
         out = [r.trial for r in self.results.values() if r.state == "oom"]
-        return ordered([trial for trial in out if trial.trial_id not in self.tried_alone], self.spec.run.order)
+        return sort_trials([trial for trial in out if trial.trial_id not in self.tried_alone], self.spec.run.order)
 
     def _not_yet(self, trials: Iterable[Configuration]) -> list[Configuration]:
         """Those that this launch has not tried to train to their end yet, in the order of the sweep."""
-        return ordered([t for t in trials if t.trial_id not in self.again], self.spec.run.order)
+        return sort_trials([t for t in trials if t.trial_id not in self.again], self.spec.run.order)

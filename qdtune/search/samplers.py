@@ -22,7 +22,7 @@ from optuna.samplers import (
 
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.plan import candidates, ordered
+from qdtune.spec.plan import draw_candidates, sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import Values, cell_text
 
@@ -54,16 +54,16 @@ def _first(run_cap: int) -> int:
     return min(max(run_cap // 5, low), high)
 
 
-def opening(spec: Spec) -> list[Configuration]:
+def choose_opening(spec: Spec) -> list[Configuration]:
     """What a search begins with, last one first: some of all sizes, for these are known."""
     if spec.method in PLANNED:
         return []
-    trials = ordered(list(islice(candidates(spec), SPREAD_FROM)), "small_first")
+    trials = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
     count = min(_first(spec.run_cap or 1), len(trials))
     return [trials[(2 * i + 1) * len(trials) // (2 * count)] for i in reversed(range(count))]
 
 
-def distribution(axis: Values[Any]) -> BaseDistribution:
+def make_distribution(axis: Values[Any]) -> BaseDistribution:
     """What Optuna may choose on an axis: a range where the values are one, for then their order counts."""
     values = axis.choices
     if values is None:

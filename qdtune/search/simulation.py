@@ -17,7 +17,7 @@ from qdtune.pareto import front, hypervolume
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.plan import ordered, warmups_first
+from qdtune.spec.plan import put_warmups_first, sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
 
@@ -117,9 +117,8 @@ def score(
     for seed in seeds:
         noise = random.Random(seed)
         trials = noise.sample([result.trial for result in results], len(results))
-        trained, finished = simulate(
-            spec, recorded, trials if order == "shuffled" else warmups_first(ordered(trials, order)), at_once, noise
-        )
+        started = trials if order == "shuffled" else put_warmups_first(sort_trials(trials, order))
+        trained, finished = simulate(spec, recorded, started, at_once, noise)
         found.saved.append(1 - trained / epochs)
         found.lost.append(len(members - finished))
         kept = [costs[i] for i in ids if i in finished]

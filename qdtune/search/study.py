@@ -25,10 +25,11 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, make_pruner
-from qdtune.search.samplers import distribution, experimental, make_sampler, opening
+from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import FRONT, VAL_ACCURACY, front_values
-from qdtune.spec.plan import candidates, make_trial, six_digits, violations
+from qdtune.spec.plan import draw_candidates, list_violations, make_trial
+from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
 from qdtune.store.folder import storage_errors
@@ -66,7 +67,7 @@ class Study:
     def __init__(self, spec: Spec, path: Path | None = None, seed: int = 0) -> None:
         self.spec = spec
         self.space = {
-            name: distribution(axis)
+            name: make_distribution(axis)
             for name, axis in spec.axes.items()
             if axis.choices is None or len(axis.choices) > 1
         }
@@ -74,8 +75,8 @@ class Study:
         self.live: dict[str, _Live] = {}
         self.asked: dict[str, optuna.Trial] = {}  # proposed and not yet started
         self.seeds: dict[Key, dict[int, str]] = {}  # of what was started: seed -> state
-        self.spare = candidates(spec)
-        self.opening = opening(spec)
+        self.spare = draw_candidates(spec)
+        self.opening = choose_opening(spec)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage_errors(path or Path()):
             storage = _journal(path) if path else InMemoryStorage()
@@ -106,7 +107,7 @@ class Study:
                 frozen = self.search.get_trials(deepcopy=False)[asked.number]
                 self.search.sampler.get_trial_generation(self.search, frozen)
             trial = self._trial(asked.params)
-            broken = violations(self.spec, trial)
+            broken = list_violations(self.spec, trial)
             for rule, excess in broken.items():
                 asked.set_constraint(rule, excess)
             if max(broken.values(), default=0) > 0:
@@ -208,7 +209,7 @@ class Study:
                 "user_attrs": _attributes(trial, result, self._by_seed),
             }
             values = None if result.accuracy is None else front_values(trial, result.accuracy)
-            frozen = create_trial(values=values, constraints=violations(self.spec, trial), **known)
+            frozen = create_trial(values=values, constraints=list_violations(self.spec, trial), **known)
             if isinstance(self.search.sampler, BaseGASampler) and state == TrialState.COMPLETE:
                 generation = complete // (self.search.sampler.population_size or 1)
                 frozen.system_attrs[self.search.sampler._get_generation_key()] = generation
@@ -252,7 +253,7 @@ class Study:
         for name, axis in self.spec.axes.items():
             value = params[name] if name in params else (axis.choices or ())[0]
             if axis.choices is None:
-                value = six_digits(value, axis.min, axis.max)  # type: ignore[attr-defined]
+                value = round_to_six_digits(value, axis.min, axis.max)  # type: ignore[attr-defined]
             config[name] = cell_text(value) if isinstance(value, tuple) else value
         return make_trial(self.spec, config)
 
@@ -264,7 +265,7 @@ class Study:
         limit = REPEATS * len(self.spec.seeds) if self.spec.duplicates == "replicate" else 0
         if len(used) >= limit or set(used.values()) != {"ok"}:
             return None
-        return replace(trial, seeds=further_seeds(used, len(self.spec.seeds)))
+        return replace(trial, seeds=choose_further_seeds(used, len(self.spec.seeds)))
 
     def _noted(self, trial: Configuration, state: str) -> Configuration:
         self.seeds.setdefault(trial.key, {}).update(dict.fromkeys(trial.seeds, state))
@@ -280,13 +281,13 @@ class Study:
             params=self._params(trial),
             distributions=self.space,
             user_attrs=_attributes(trial),
-            constraints=violations(self.spec, trial),
+            constraints=list_violations(self.spec, trial),
         )
         # What `Study.add_trial` does, which does not tell the new id: to search it in all trials takes ever longer.
         return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=added))
 
 
-def further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
+def choose_further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
     """`count` seeds above all that are in use."""
     first = max(used) + 1
     return tuple(range(first, first + count))

@@ -1,8 +1,7 @@
-"""What a sweep will run, known before anything starts: configurations, sizes, and what may be compared with them."""
+"""What a sweep will run, decided before anything starts: its configurations, and the rules that they keep."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +15,9 @@ from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import DataGroup, ModelGroup, Phase
 from qdtune.spec.objectives import known_before
-from qdtune.spec.sweep_file import Spec, loads
-from qdtune.spec.values import Values, cell_text
-
-SHUFFLED = 1_000_000  # points of a space that is shuffled as a whole; from a larger one they are drawn one by one
-FIRST_DRAWN = 5  # schema version up to which every axis takes a draw, even where it has one value
-DRAWS = 20  # per configuration asked for, after which a large space is taken to hold no more
-Point = tuple[Any, ...]  # a value per axis, in the order of `AXES`
+from qdtune.spec.points import Point, list_points
+from qdtune.spec.sweep_file import Spec
+from qdtune.spec.values import cell_text
 
 
 @dataclass(frozen=True)
@@ -31,11 +26,11 @@ class Plan:
 
     Attributes:
         spec: the resolved spec.
-        trials: what will run, in the order in which to start it; where the method searches, a random sample of what
-            it may choose.
-        points: how many points of the space were looked at.
-        excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule did.
-        infeasible: how many of the others broke a constraint.
+        trials: what will run, in the order in which it starts; if the method searches, a random sample of what it
+            may choose.
+        points: how many points of the space were examined.
+        excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
+        infeasible: how many of the other points broke a constraint.
     """
 
     spec: Spec
@@ -46,7 +41,7 @@ class Plan:
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
-        """Every `size_bytes` that occurs, ascending."""
+        """The different values of `size_bytes`, ascending."""
         return sorted({trial.sizes.size_bytes for trial in self.trials})
 
     @cached_property
@@ -56,12 +51,15 @@ class Plan:
 
     @cached_property
     def twins(self) -> int:
-        """How many configurations repeat another one of the plan under another name: see `axes.decisive_axes`."""
+        """How many configurations duplicate others of the plan (see `axes.decisive_axes`)."""
         return len(self.trials) - len({tuple(decisive_axes(trial.cells).values()) for trial in self.trials})
 
     @cached_property
     def twin_rules(self) -> list[str]:
-        """Entries of `exclude` that drop the twins and nothing else, as in a sweep file; none where it is tangled."""
+        """Entries of `exclude` that drop the twins and nothing else, as a sweep file writes them.
+
+        An axis is left out if the sweep's own rules already name it together with other values.
+        """
         found: list[dict[str, Any]] = []
         for where, axis in ((dict(where), one.name) for one in AXES for where in one.idle):
             rules = [where | {axis: value} for value in self.spec.axes[axis].choices or ()]
@@ -72,7 +70,7 @@ class Plan:
 
     @property
     def warning(self) -> str | None:
-        """What to say of the twins, and how to be rid of them; None where there are none."""
+        """A warning about the twins and how to drop them; None if there are no twins."""
         if not self.twins:
             return None
         of = "" if self.spec.method in PLANNED else " of a random sample"
@@ -83,14 +81,14 @@ class Plan:
 
 
 def plan(spec: Spec) -> Plan:
-    """What a resolved spec will run: every point of a grid, or `run_cap` distinct ones drawn with a fixed seed.
+    """The plan of a resolved spec: every point of a grid, or `run_cap` different points drawn with a fixed seed.
 
-    A random sweep with a larger `run_cap` holds the smaller one, so that raising it keeps what is done.
+    A random sweep with a larger `run_cap` contains the smaller sweep, so that finished trials stay in the plan.
 
     Raises:
         SpecError: nothing is left to run.
-        ValueError: the spec names more than one data set (`Spec.resolve` picks one), or a factory that has not been
-            called (`own.load_own`, `own_model.described`).
+        ValueError: the spec names several data sets (`Spec.resolve` picks one), or a factory that has not been called
+            (`own.load_own`, `own_model.describe_own_model`).
     """
     if len(spec.data.names) > 1:
         raise ValueError(f"plan needs one data set, got {', '.join(spec.data.names)}: call Spec.resolve first")
@@ -100,7 +98,7 @@ def plan(spec: Spec) -> Plan:
     removed = [0] * len(spec.exclude)
     trials: list[Configuration] = []
     points = infeasible = 0
-    for point in _points(spec):
+    for point in list_points(spec):
         points += 1
         config = dict(zip(AXIS_NAMES, point, strict=True))
         first = next((i for i, rule in enumerate(spec.exclude) if _excluded(config, rule)), None)
@@ -108,7 +106,7 @@ def plan(spec: Spec) -> Plan:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
-        if any(excess(text, trial) > 0 for text in spec.constraints):
+        if any(measure_excess(text, trial) > 0 for text in spec.constraints):
             infeasible += 1
             continue
         trials.append(trial)
@@ -118,17 +116,18 @@ def plan(spec: Spec) -> Plan:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
         raise user_error(what)
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
-    return Plan(spec, warmups_first(ordered(trials, spec.run.order)), points, excluded, infeasible)
+    trials = put_warmups_first(sort_trials(trials, spec.run.order))
+    return Plan(spec, trials, points, excluded, infeasible)
 
 
-def violations(spec: Spec, trial: Configuration) -> dict[str, float]:
-    """Every rule of `exclude` and of `constraints` as text, and how far the trial breaks it: not at all up to 0."""
+def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:
+    """Each rule of `exclude` and `constraints` as text, and how far the trial breaks it; 0 or less if it does not."""
     excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
-    return excluded | {text: excess(text, trial) for text in spec.constraints}
+    return excluded | {text: measure_excess(text, trial) for text in spec.constraints}
 
 
-def excess(constraint: str, trial: Configuration) -> float:
-    """How far a trial breaks a constraint such as `size_bytes <= 8192`; 0 or less where it does not."""
+def measure_excess(constraint: str, trial: Configuration) -> float:
+    """How far a trial breaks a constraint such as `size_bytes <= 8192`; 0 or less if it does not."""
     name, sign, bound = constraint.split()
     over = (getattr(trial, name) if name in AXIS_NAMES else known_before(trial)[name]) - float(bound)
     if sign == "==":
@@ -138,8 +137,8 @@ def excess(constraint: str, trial: Configuration) -> float:
     return math.ulp(0.0) if over == 0 and len(sign) == 1 else over
 
 
-def ordered(trials: Sequence[Configuration], order: str) -> list[Configuration]:
-    """The trials by size, up or down, or shuffled with a fixed seed, or as they are; equal sizes keep their order."""
+def sort_trials(trials: Sequence[Configuration], order: str) -> list[Configuration]:
+    """The trials by size, up or down, or shuffled with a fixed seed, or as given; equal sizes keep their order."""
     if order == "shuffled":
         return random.Random(0).sample(trials, len(trials))
     if order == "as_listed":
@@ -148,10 +147,10 @@ def ordered(trials: Sequence[Configuration], order: str) -> list[Configuration]:
     return sorted(trials, key=lambda trial: sign * trial.sizes.size_bytes)
 
 
-def warmups_first(trials: Iterable[Configuration]) -> list[Configuration]:
+def put_warmups_first(trials: Iterable[Configuration]) -> list[Configuration]:
     """One trial of each float warm-up, then the others; otherwise in the order given.
 
-    Trials that share a warm-up would wait for the one that trains it; started in this order they find it done.
+    Trials that share a warm-up would wait for the trial that trains it. In this order they find it finished.
     """
     firsts: list[Configuration] = []
     others: list[Configuration] = []
@@ -163,76 +162,18 @@ def warmups_first(trials: Iterable[Configuration]) -> list[Configuration]:
     return firsts + others
 
 
-def _points(spec: Spec) -> Iterator[Point]:
-    axes = list(spec.axes.values())
-    choices = [axis.choices for axis in axes]
-    listed = [values for values in choices if values is not None]
-    if spec.method == "grid":
-        return itertools.product(*listed)
-    generator = random.Random(0)
-    total = math.prod(map(len, listed))
-    if len(listed) == len(axes) and total <= SHUFFLED:
-        numbers = list(range(total))
-        generator.shuffle(numbers)
-        return (_nth(listed, number) for number in numbers)
-    # An axis that came later and has one value takes no draw: a sweep that does not name it keeps its points.
-    fixed = [
-        values.choices[0] if axis.since > FIRST_DRAWN and values.choices and len(values.choices) == 1 else None
-        for axis, values in zip(AXES, axes, strict=True)
-    ]
-    draws = (
-        tuple(_draw(axis, generator) if one is None else one for axis, one in zip(axes, fixed, strict=True))
-        for _ in range(DRAWS * (spec.run_cap or 1))
-    )
-    return _distinct(draws)
-
-
-def _distinct(points: Iterable[Point]) -> Iterator[Point]:
-    seen = set()
-    for point in points:
-        if point not in seen:
-            seen.add(point)
-            yield point
-
-
-def _nth(choices: list[tuple[Any, ...]], number: int) -> Point:
-    """The point at place `number` of the product, without building the product."""
-    point = []
-    for values in reversed(choices):
-        number, index = divmod(number, len(values))
-        point.append(values[index])
-    return tuple(reversed(point))
-
-
-def _draw(axis: Values[Any], generator: random.Random) -> Any:
-    values = axis.choices
-    if values is not None:
-        return generator.choice(values)
-    low, high = axis.min, axis.max  # type: ignore[attr-defined]
-    if axis.distribution == "log_uniform":  # type: ignore[attr-defined]
-        value = math.exp(generator.uniform(math.log(low), math.log(high)))
-    else:
-        value = generator.uniform(low, high)
-    return six_digits(value, low, high)
-
-
-def six_digits(value: float, low: float, high: float) -> float:
-    """The value at six digits, within the range: the last bit of exp is the machine's own, a trial_id must not be."""
-    return min(max(low, float(f"{value:.6g}")), high)
-
-
 def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> Configuration:
     """The trial of a resolved spec whose axes have these values.
 
     Args:
-        config: the axes by name, as they stand in tables.
-        seeds: of its replicas; those of the spec if None.
+        config: the axes by name, with values as in tables.
+        seeds: one replica each; None for the seeds of the spec.
     """
     return _trial(spec, tuple(axis.of_cell(config[axis.name]) for axis in AXES), seeds)
 
 
-def held(spec: Spec, trials: Iterable[Configuration]) -> list[Configuration]:
-    """Those that the sweep could run: every value can occur, nothing excludes it."""
+def keep_possible(spec: Spec, trials: Iterable[Configuration]) -> list[Configuration]:
+    """The trials that the sweep could run: every value can occur, and no rule excludes them."""
     axes = spec.axes
     return [
         trial
@@ -241,16 +182,16 @@ def held(spec: Spec, trials: Iterable[Configuration]) -> list[Configuration]:
     ]
 
 
-def candidates(spec: Spec) -> Iterator[Configuration]:
-    """What a sweep may run, in an order that is random but always the same."""
-    for point in _points(spec.model_copy(update={"method": "random"})):
+def draw_candidates(spec: Spec) -> Iterator[Configuration]:
+    """The configurations that a sweep may run, in an order that is random but always the same."""
+    for point in list_points(spec.model_copy(update={"method": "random"})):
         trial = _trial(spec, point)
         if _feasible(spec, trial):
             yield trial
 
 
 def _feasible(spec: Spec, trial: Configuration) -> bool:
-    return max(violations(spec, trial).values(), default=0) <= 0
+    return max(list_violations(spec, trial).values(), default=0) <= 0
 
 
 def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Configuration:
@@ -261,7 +202,7 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
             phases[axis.phase][axis.home[-1]] = axes.pop(axis.name)
     return Configuration(
         **axes,
-        batch_norm=norm if axes["depth"] > 1 else bool(norm),  # one factor has nothing in between: the same network
+        batch_norm=norm if axes["depth"] > 1 else bool(norm),  # with one factor `factors` adds nothing
         dataset=spec.data.names[0],
         val_size=spec.data.val_size,
         batch_size=spec.train.batch_size,
@@ -287,7 +228,7 @@ def _own_data(data: DataGroup) -> OwnData | None:
 
 @lru_cache(maxsize=1024)
 def _with(phase: Phase, **values: Any) -> Phase:
-    # A grid names a few learning rates very many times.
+    # Cached because a large grid repeats a few learning rates in every configuration.
     return phase.model_copy(update=values)
 
 
@@ -297,41 +238,3 @@ def _excluded(config: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
 
 def _rule_text(rule: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis}: {cell_text(value)}" for axis, value in rule.items())
-
-
-def check_comparable(spec: Spec, sweep_yaml: bytes | None, folder: str, missing: str | None = None) -> None:
-    """Raises where a run folder holds results that could not be compared with those of the resolved spec.
-
-    Args:
-        sweep_yaml: what the folder holds under this name; None where there is no such file.
-        folder: what messages call it.
-        missing: why the data set that the sweep wants could not be had, if so.
-
-    Raises:
-        SpecError: data, model, training or seeds differ; or `sweep.yaml` in the folder is no sweep file.
-    """
-    if sweep_yaml is None:
-        return
-    earlier = loads(sweep_yaml, f"{folder}/sweep.yaml")
-    old, new = (_leaves(s.result_settings()) for s in (earlier, spec))
-    changed = [
-        f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)
-    ]
-    if changed and missing:
-        raise user_error(
-            f"{missing}; {folder} holds results on {', '.join(earlier.data.names)}: point --data-dir or "
-            "QDTUNE_DATA to where that is"
-        )
-    if changed:
-        raise user_error(
-            f"{folder} holds results that are not comparable ({'; '.join(changed)}): choose another name, or set "
-            "them aside with --fresh"
-        )
-
-
-def _leaves(group: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    leaves: dict[str, Any] = {}
-    for key, value in group.items():
-        leaves |= _leaves(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return leaves

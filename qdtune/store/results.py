@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.plan import held, make_trial
+from qdtune.spec.plan import keep_possible, make_trial
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import STATES, TRIALS
 from qdtune.store.parquet import completed
@@ -133,7 +133,7 @@ def members(spec: Spec, trials: pa.Table) -> dict[str, Configuration]:
         # Where the hash differs, it was trained by other rules: by an older version of qdtune, say.
         if trial.trial_id == trial_id:
             found.append(trial)
-    return {trial.trial_id: trial for trial in held(spec, found)}
+    return {trial.trial_id: trial for trial in keep_possible(spec, found)}
 
 
 _LONG_AGO = datetime.fromtimestamp(0, timezone.utc)

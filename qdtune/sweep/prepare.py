@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from qdtune import plugins
 from qdtune.machine import gpus
 from qdtune.messages import SpecError, blame
-from qdtune.spec.plan import Plan, check_comparable, plan
+from qdtune.spec.comparable import check_comparable
+from qdtune.spec.plan import Plan, plan
 from qdtune.spec.sweep_file import Spec, load
 from qdtune.sweep.placement import Node, Placement, place_trials
 

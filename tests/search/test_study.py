@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from qdtune.search.samplers import OPENING, STARTUP, make_sampler
 from qdtune.search.study import REPEATS, TRIES, Study
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.plan import candidates, held
+from qdtune.spec.plan import draw_candidates, keep_possible
 from qdtune.spec.pruners import PRUNERS, pruner_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import StorageError
@@ -109,7 +109,7 @@ def test_proposals_are_trials_of_the_sweep(method):
     found = run(Study(sweep), 12)
     assert len({trial.trial_id for trial in found}) == 12
     for trial in found:
-        assert held(sweep, [trial]) == [trial]
+        assert keep_possible(sweep, [trial]) == [trial]
         assert trial.seeds == sweep.seeds
         assert type(trial.depth) is type(trial.weight_bits) is int
 
@@ -123,7 +123,7 @@ def test_what_breaks_a_rule_is_told_with_its_excess_and_not_returned(method):
     study = quiet(sweep)
     found = run(study, 6)
     assert len(found) == 6
-    assert held(sweep, found) == found
+    assert keep_possible(sweep, found) == found
     assert all(trial.sizes.size_bytes <= 3000 and trial.depth < 3 for trial in found)
     known = [t for t in study.search.trials if t.constraints]
     for trial in known:
@@ -142,7 +142,7 @@ def test_the_excess_is_in_bytes():
     sweep = spec(constraints=["size_bytes <= 3000"])
     study = quiet(sweep)
     run(study, 8)
-    sizes = {tuple(t.cells[n] for n in study.space): t.sizes.size_bytes for t in candidates(spec())}
+    sizes = {tuple(t.cells[n] for n in study.space): t.sizes.size_bytes for t in draw_candidates(spec())}
     for trial in study.search.trials:
         if trial.constraints:
             size = sizes[tuple(trial.params[name] for name in study.space)]
@@ -157,7 +157,7 @@ def test_a_small_space_is_exhausted_to_its_last_configuration(method, tries, mon
     sweep = spec(axes, method, 100, exclude=NO_RELU, constraints=["weight_bits <= 4"])
     study = quiet(sweep)
     found = run(study, 100)
-    assert Counter(t.key for t in found) == Counter(t.key for t in candidates(sweep))
+    assert Counter(t.key for t in found) == Counter(t.key for t in draw_candidates(sweep))
     assert len(found) == 6
     assert [study.propose() for _ in range(2)] == [None, None]
     study.close()
@@ -221,7 +221,7 @@ def test_the_same_seed_gives_the_same_proposals(method, tmp_path):
 def test_a_search_begins_with_all_sizes(method):
     sweep = spec(method=method, exclude=NO_RELU, constraints=["size_bytes <= 5000"])
     found = run(Study(sweep), OPENING[0])
-    sizes = sorted(trial.sizes.size_bytes for trial in candidates(sweep))
+    sizes = sorted(trial.sizes.size_bytes for trial in draw_candidates(sweep))
     begun = [trial.sizes.size_bytes for trial in found]
     assert begun == sorted(begun)
     thirds = [sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3]]
@@ -244,7 +244,7 @@ def test_a_search_that_goes_on_does_not_begin_again():
 @pytest.mark.parametrize("method", ["nsga2", "nsga3"])
 def test_a_genetic_search_goes_on_from_the_generations_of_earlier_results(method):
     sweep = spec(GRID | LR, method, run_cap=40)
-    trials = list(islice(candidates(sweep), 20))
+    trials = list(islice(draw_candidates(sweep), 20))
     results = [result(trial, round(0.3 + i / 100, 2)) for i, trial in enumerate(trials)]
     results[5:5] = [result(replace(trials[0], seeds=(9,)), 0.1, state) for state in ("pruned", "diverged")]
     study = quiet(sweep)
@@ -264,7 +264,7 @@ def test_a_genetic_search_goes_on_from_the_generations_of_earlier_results(method
 
 def test_tpe_learns_from_earlier_results():
     sweep = spec(LR, run_cap=60)
-    trials = list(islice(candidates(sweep), 40))
+    trials = list(islice(draw_candidates(sweep), 40))
     rates = []
     for good in (0.005, 0.2):
         study = quiet(sweep)
@@ -279,7 +279,7 @@ def test_gp_listens_to_results_once_it_has_enough():
     for known in (STARTUP - 1, STARTUP):
         for sign in (1, -1):
             study = quiet(sweep)
-            study.restore([result(t, round(0.5 + sign * t.qat.lr, 3)) for t in islice(candidates(sweep), known)])
+            study.restore([result(t, round(0.5 + sign * t.qat.lr, 3)) for t in islice(draw_candidates(sweep), known)])
             proposed.setdefault(known, []).append(run(study, 1))
     assert proposed[STARTUP - 1][0] == proposed[STARTUP - 1][1]
     assert proposed[STARTUP][0] != proposed[STARTUP][1]
@@ -387,7 +387,7 @@ def test_reports_of_a_restarted_trial_change_nothing():
 def test_a_trial_without_any_number_is_judged_without_a_warning(kind):
     few = {key: 0 for key in ("n_startup_trials",) if key in pruner_of(kind).defaults()}
     study = Study(spec(early_terminate={"type": kind, **few}, seeds=[0, 1, 2, 3]))
-    lost = next(candidates(study.spec))
+    lost = next(draw_candidates(study.spec))
     whole = replace(lost, seeds=(4, 5, 6, 7))
     for trial, seen, state in ((whole, [0.5] * 4, "ok"), (lost, [0.5, None, 0.5, 0.5], "diverged")):
         study.start(trial)
@@ -400,7 +400,7 @@ def test_a_trial_without_any_number_is_judged_without_a_warning(kind):
 
 
 def test_a_stopped_trial_names_who_beat_it():
-    small, large = sorted(candidates(spec()), key=lambda trial: trial.sizes.size_bytes)[:: len(GRID) * 7]
+    small, large = sorted(draw_candidates(spec()), key=lambda trial: trial.sizes.size_bytes)[:: len(GRID) * 7]
     study = Study(spec(early_terminate={"type": "pareto"}))
     study.start(small)
     study.start(large)
@@ -417,7 +417,7 @@ def test_a_stopped_trial_names_who_beat_it():
 
 def test_gp_goes_on_from_earlier_results_under_a_constraint():
     sweep = spec(GRID | LR, "gp", constraints=["size_bytes <= 5000"])
-    earlier = list(islice(candidates(sweep), STARTUP))
+    earlier = list(islice(draw_candidates(sweep), STARTUP))
     study = quiet(sweep)
     study.restore([result(trial, round(0.3 + i / 50, 2)) for i, trial in enumerate(earlier)])
     assert len(run(study, 2)) == 2

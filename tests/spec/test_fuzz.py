@@ -218,14 +218,14 @@ def test_mutated_file_gives_a_plan_or_lines(
 def count_points(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that gets a 1 for each point of a search space that is looked at."""
     seen: list[int] = []
-    points = plan._points
+    points = plan.list_points
 
     def counted(spec: object) -> object:
         for point in points(spec):
             seen.append(1)
             yield point
 
-    monkeypatch.setattr(plan, "_points", counted)
+    monkeypatch.setattr(plan, "list_points", counted)
     return seen
 
 

@@ -22,16 +22,16 @@ from qdtune.spec.groups import Resources
 from qdtune.spec.objectives import BOUNDED
 from qdtune.spec.plan import (
     Plan,
-    candidates,
-    excess,
-    held,
+    draw_candidates,
+    keep_possible,
+    list_violations,
     make_trial,
-    ordered,
+    measure_excess,
     plan,
-    six_digits,
-    violations,
-    warmups_first,
+    put_warmups_first,
+    sort_trials,
 )
+from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.placement import Need, Node, Placement, place_trials
 
@@ -129,12 +129,12 @@ def test_ordered_sorts_by_size_and_is_stable(axes: dict[str, list[Any]], generat
     given = list(trials)
     place = {trial: k for k, trial in enumerate(trials)}
     size = {trial: trial.sizes.size_bytes for trial in trials}
-    assert ordered(trials, "small_first") == sorted(trials, key=lambda t: (size[t], place[t]))
-    assert ordered(trials, "large_first") == sorted(trials, key=lambda t: (-size[t], place[t]))
-    assert ordered(trials, "as_listed") == trials
-    shuffled = ordered(trials, "shuffled")
+    assert sort_trials(trials, "small_first") == sorted(trials, key=lambda t: (size[t], place[t]))
+    assert sort_trials(trials, "large_first") == sorted(trials, key=lambda t: (-size[t], place[t]))
+    assert sort_trials(trials, "as_listed") == trials
+    shuffled = sort_trials(trials, "shuffled")
     assert sorted(shuffled, key=place.__getitem__) == trials
-    assert ordered(trials, "shuffled") == shuffled
+    assert sort_trials(trials, "shuffled") == shuffled
     assert shuffled != trials or len(trials) < 9
     assert trials == given  # and the list itself was left alone
 
@@ -172,7 +172,7 @@ def test_excess_is_how_far_a_constraint_is_broken(
     trial = generator.choice(planned(parameters=values(**axes)).trials)
     value = getattr(trial.sizes, name, None) or getattr(trial, name, 0)
     bound = value + offset
-    over = excess(f"{name} {sign} {bound}", trial)
+    over = measure_excess(f"{name} {sign} {bound}", trial)
     assert (over <= 0) == COMPARE[sign](value, bound)
     if over > 0 and value != bound:
         assert over == abs(value - bound)
@@ -198,7 +198,7 @@ def test_violations_name_every_rule_and_constraint() -> None:
     )
     config = planned().trials[0].cells
     found = {
-        (d, a): violations(some, make_trial(some, config | {"depth": d, "activation": a}))
+        (d, a): list_violations(some, make_trial(some, config | {"depth": d, "activation": a}))
         for d, a in itertools.product([1, 2], ["identity", "relu"])
     }
     names = ("exclude depth: 2, activation: relu", "exclude depth: 1", "depth < 2")
@@ -209,7 +209,7 @@ def test_violations_name_every_rule_and_constraint() -> None:
         (2, "identity"): [False, False, True],
         (2, "relu"): [True, False, True],
     }
-    assert violations(spec(), planned().trials[0]) == {}
+    assert list_violations(spec(), planned().trials[0]) == {}
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,28 +230,28 @@ def test_held_and_candidates_are_what_a_grid_would_plan(axes: dict[str, list[Any
     except SpecError:
         wanted = set()
     pool = generator.sample(everything, 60)
-    assert held(some, pool) == [trial for trial in pool if trial.trial_id in wanted]
+    assert keep_possible(some, pool) == [trial for trial in pool if trial.trial_id in wanted]
     for method in ("grid", "random", "tpe"):
         asked = spec(**given, method=method, run_cap=None if method == "grid" else 3)
-        found = [trial.trial_id for trial in candidates(asked)]
+        found = [trial.trial_id for trial in draw_candidates(asked)]
         assert len(found) == len(wanted)
         assert set(found) == wanted
-        assert [trial.trial_id for trial in candidates(asked)] == found
+        assert [trial.trial_id for trial in draw_candidates(asked)] == found
 
 
 def test_candidates_of_a_grid_do_not_come_as_they_are_listed() -> None:
     some = spec(parameters=values(depth=list(range(1, 30))))
-    found = [trial.depth for trial in candidates(some)]
+    found = [trial.depth for trial in draw_candidates(some)]
     assert sorted(found) == list(range(1, 30))
     assert found != sorted(found)
 
 
 def test_candidates_of_a_range_are_distinct_and_feasible() -> None:
     some = spec(method="tpe", run_cap=20, parameters=RANDOM, exclude=[{"depth": 3}], constraints=["depth > 1"])
-    found = list(itertools.islice(candidates(some), 50))
+    found = list(itertools.islice(draw_candidates(some), 50))
     assert len({trial.trial_id for trial in found}) == 50
     assert {trial.depth for trial in found} == {2, 4}
-    assert held(some, found) == found
+    assert keep_possible(some, found) == found
 
 
 @pytest.mark.parametrize(
@@ -271,18 +271,18 @@ def test_candidates_of_a_range_are_distinct_and_feasible() -> None:
 def test_held_looks_at_every_axis(change: dict[str, Any], inside: bool) -> None:
     some = spec(method="random", run_cap=3, parameters=RANDOM)
     config = plan(some).trials[0].cells
-    assert len(held(some, [make_trial(some, config | change)])) == inside
+    assert len(keep_possible(some, [make_trial(some, config | change)])) == inside
 
 
 @given(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9), st.floats(0, 1))
 def test_six_digits_stay_inside_and_close(a: float, b: float, share: float) -> None:
     low, high = sorted((a, b))
     value = min(max(low, low + share * (high - low)), high)
-    found = six_digits(value, low, high)
+    found = round_to_six_digits(value, low, high)
     assert low <= found <= high
     assert found == pytest.approx(value, rel=1e-5)
     assert found in (low, high, float(f"{found:.6g}"))
-    assert six_digits(found, low, high) == found
+    assert round_to_six_digits(found, low, high) == found
 
 
 def test_make_trial_takes_seeds_of_its_own() -> None:
@@ -325,7 +325,7 @@ def test_warmups_first_keeps_the_order_otherwise(axes: dict[str, list[Any]], gen
     generator.shuffle(trials)
     seen: set[str] = set()
     firsts = [trial for trial in trials if not (trial.warmup_id in seen or seen.add(trial.warmup_id))]  # type: ignore[func-returns-value]
-    assert warmups_first(trials) == firsts + [trial for trial in trials if trial not in firsts]
+    assert put_warmups_first(trials) == firsts + [trial for trial in trials if trial not in firsts]
     assert planned(parameters=values(**axes)).warmups == len(firsts)
 
 

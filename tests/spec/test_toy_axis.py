@@ -26,7 +26,7 @@ import json
 from qdtune.spec.axes import head_of
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.search.samplers import distribution
+from qdtune.search.samplers import make_distribution
 from qdtune.store.columns import PARETO, SCHEMA_VERSION, TRIALS
 from qdtune.sweep.search_space import param_space
 
@@ -43,7 +43,7 @@ found = {
     "version": SCHEMA_VERSION,
     "head": head_of("toy"),
     "tune": param_space(spec)["toy"],
-    "optuna": list(distribution(spec.axes["toy"]).choices),
+    "optuna": list(make_distribution(spec.axes["toy"]).choices),
 }
 print(json.dumps(found))
 """
