@@ -1,6 +1,6 @@
-"""The answers of a sweep, in numbers and in sentences to be read aloud: what is decided, and what is not.
+"""The answers of a sweep in numbers and in sentences: which results are significant and which are not.
 
-Everything is judged on the validation split; test accuracies are only reported.
+Every verdict is based on the validation split; test accuracies are only reported.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdtune.analysis.comparisons import Comparison, at_bits, compare_activations, compare_depths
-from qdtune.analysis.pairs import SIZES_APART, sides
-from qdtune.analysis.seed_tests import ALPHA, corrected, holm, paired, win_shares
+from qdtune.analysis.comparison import Comparison, describe_bits
+from qdtune.analysis.comparisons import compare_activations, compare_depths
+from qdtune.analysis.pairs import SIZES_APART, find_sides
+from qdtune.analysis.seed_tests import FAMILY_ALPHA, apply_holm, correct_p, t_test, win_shares
 from qdtune.spec.axes import AXIS_NAMES, axis_of, idle_at_depth
 from qdtune.store.pareto_table import by_seed
 from qdtune.store.tables import Table, rows_equal, rows_known, rows_where
 
-NAMED = 3  # rivals of the best that are named
-SURE = 0.95  # probability from which a best depth is called decided
+MAX_RIVALS = 3  # rivals of the best configuration that its sentence names
+SURE_SHARE = 0.95  # the share of draws from which a best depth is significant
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Best:
 
     Attributes:
         budget: bytes; None: no limit.
-        row: of the Pareto table, the one of the highest mean validation accuracy; None where nothing that small has
-            finished.
+        row: the row of the Pareto table with the highest mean validation accuracy; None if nothing within the budget
+            has finished.
         p_best: the share of bootstrap draws over seeds in which it is the best within the budget; None below two
             seeds.
-        rivals: rows of the Pareto table within the budget that are not told apart from it (paired t test over shared
-            seeds, Holm's correction), by falling accuracy. That it was chosen for its accuracy flatters it a little.
-        varying: the axes that tell configurations of this sweep apart.
+        rivals: rows of the Pareto table within the budget that do not differ significantly from it (paired t test
+            over shared seeds, Holm's correction), by falling accuracy. The test is slightly biased in its favour,
+            because it was selected by its accuracy.
+        varying: the axes with several values in this sweep.
     """
 
     budget: int | None
@@ -46,7 +48,7 @@ class Best:
 
     @property
     def sentence(self) -> str:
-        """The answer, to be read aloud."""
+        """The answer in a sentence."""
         within = "Of any size" if self.budget is None else f"Within {self.budget:,} bytes"
         row = self.row
         if row is None:
@@ -54,45 +56,46 @@ class Best:
         n = f"{row['n_seeds']} seed{'s' if row['n_seeds'] > 1 else ''}"
         low, high = row["val_accuracy_low"], row["val_accuracy_high"]
         spread = f"95 % interval {100 * low:.1f} to {100 * high:.1f}, {n}" if low is not None else n
-        text = f"{within} the best is {self.label(row)}: {_percent(row['val_accuracy'])} on the validation split"
+        text = f"{within} the best is {self.label(row)}: {_as_percent(row['val_accuracy'])} on the validation split"
         text += f" ({spread})"
         if row["test_accuracy"] is not None:
-            text += f", {_percent(row['test_accuracy'])} on the test set"
+            text += f", {_as_percent(row['test_accuracy'])} on the test set"
         if self.p_best is not None:
-            text += f"; the best in {_percent(self.p_best, 0)} of the draws over seeds"
-        return f"{text}. {self._rivals(n)}"
+            text += f"; the best in {_as_percent(self.p_best, 0)} of the draws over seeds"
+        return f"{text}. {self._describe_rivals(n)}"
 
-    def _rivals(self, seeds: str) -> str:
+    def _describe_rivals(self, seeds: str) -> str:
         if not self.rivals:
             return "It is told apart from all others."
-        named = "; ".join(self.label(rival) for rival in self.rivals[:NAMED])
-        more = f"; and {len(self.rivals) - NAMED} more" if len(self.rivals) > NAMED else ""
+        named = "; ".join(self.label(rival) for rival in self.rivals[:MAX_RIVALS])
+        more = f"; and {len(self.rivals) - MAX_RIVALS} more" if len(self.rivals) > MAX_RIVALS else ""
         return f"A t test over {seeds} does not tell it apart from {named}{more}."
 
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words: `depth 2, 4 bits, relu (9,563 bytes)`."""
-        told = ["depth", "weight_bits", *(["activation"] if row["depth"] > 1 else [])]
+        shown = ["depth", "weight_bits", *(["activation"] if row["depth"] > 1 else [])]
         idle = idle_at_depth(row["depth"])
-        told += [name for name in self.varying if name not in (*told, *idle)]
-        words = [axis_of(name).said(row[name]) for name in told]
+        shown += [name for name in self.varying if name not in (*shown, *idle)]
+        words = [axis_of(name).said(row[name]) for name in shown]
         return f"{', '.join(words)} ({row['size_bytes']:,} bytes)"
 
 
 @dataclass(frozen=True)
 class BestDepth:
-    """The best depth at a number of bits, or within a number of bytes: the one of the two that is not None.
+    """The best depth at a number of bits or within a number of bytes; the other of the two is None.
 
     Attributes:
-        weight_bits, budget: where it is the best, whatever the other axes.
-        depth: that of the highest mean validation accuracy.
-        accuracy: that mean, a fraction.
-        size_bytes: of that configuration.
-        larger: whether it is more than 5 % larger than the best configuration of each other depth, which alone may
-            be why it is ahead; within a budget sizes are the question, and it is False.
-        probabilities: of each depth that occurs, 0..1: the share of bootstrap draws over seeds in which it has the
-            best configuration; empty where the best one has less than two seeds.
-        p: the largest of a paired t test against the best configuration of each other depth, after Holm's correction
-            over all numbers of bits, or all budgets; None where there is no other, or no two seeds are shared.
+        weight_bits, budget: the bits or the bytes; every other axis may have any value.
+        depth: the depth of the configuration with the highest mean validation accuracy.
+        accuracy: this mean, a fraction.
+        size_bytes: the size of this configuration.
+        larger: whether it is more than 5 % larger than the best configuration of each other depth, because its size
+            alone may then be the reason; always False within a budget, where sizes may differ.
+        probabilities: depth -> the share, 0..1, of bootstrap draws over seeds in which it has the best configuration;
+            empty if the best configuration has fewer than two seeds.
+        p: the largest p value of paired t tests against the best configuration of each other depth, after Holm's
+            correction over all numbers of bits, or all budgets; None if there is no other depth, or if the two
+            configurations share fewer than two seeds.
     """
 
     weight_bits: int | None
@@ -106,30 +109,32 @@ class BestDepth:
 
     @property
     def probability(self) -> float | None:
-        """Of `depth`; None where it is not known."""
+        """The probability of `depth`; None if unknown."""
         return self.probabilities.get(self.depth)
 
     @property
     def decided(self) -> bool:
-        """Whether the probability is `SURE` or more and a t test agrees: a bootstrap of few seeds is sure too soon.
+        """Whether the probability is at least `SURE_SHARE` and a t test agrees.
 
-        Where all of three favour one side, as chance alone makes them one time in four, no draw speaks against it.
+        The bootstrap alone is overconfident with few seeds: if all of three seeds favour one side, which happens by
+        chance one time in four, every draw favours it.
         """
-        return self.p is not None and self.p <= ALPHA and (self.probability or 0) >= SURE
+        return self.p is not None and self.p <= FAMILY_ALPHA and (self.probability or 0) >= SURE_SHARE
 
     @property
     def sentence(self) -> str:
-        """The answer, to be read aloud."""
-        where = f"Within {self.budget:,} bytes" if self.weight_bits is None else at_bits(self.weight_bits)
+        """The answer in a sentence."""
+        where = f"Within {self.budget:,} bytes" if self.weight_bits is None else describe_bits(self.weight_bits)
         if len(self.probabilities) == 1:
-            return f"{where} depth {self.depth} alone has finished, with {_percent(self.accuracy)}."
+            return f"{where} depth {self.depth} alone has finished, with {_as_percent(self.accuracy)}."
         if self.probability is None:
-            return f"{where} depth {self.depth} has {_percent(self.accuracy)}, the highest: one seed decides nothing."
+            mean = _as_percent(self.accuracy)
+            return f"{where} depth {self.depth} has {mean}, the highest: one seed decides nothing."
         others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
-        rest = [f"depth {d} in {_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
-        draws = ", ".join([f"best in {_percent(self.probability, 0)} of the draws over seeds", *rest])
+        rest = [f"depth {d} in {_as_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
+        draws = ", ".join([f"best in {_as_percent(self.probability, 0)} of the draws over seeds", *rest])
         test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g} in a t test over seeds"
-        mean = _percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
+        mean = _as_percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
         verdict = f"is best, with {mean}" if self.decided else f"has the highest mean, {mean}: not decided"
         why = " It is larger than the best of any other depth." if self.larger else ""
         return f"{where} depth {self.depth} {verdict} ({draws}; {test}).{why}"
@@ -137,12 +142,12 @@ class BestDepth:
 
 @dataclass(frozen=True)
 class Answers:
-    """All answers of a sweep; `sentences` says them.
+    """All answers of a sweep.
 
     Attributes:
-        depth: does depth help?
-        activation: does an activation between the factors help?
-        best: what is best within the budget?
+        depth: the comparisons of depths.
+        activation: the comparisons of activations between the factors.
+        best: the best configuration within the budget.
         by_bits: the best depth at each number of bits, ascending.
         by_size: the best depth within each size of the front, ascending.
     """
@@ -155,7 +160,7 @@ class Answers:
 
     @property
     def sentences(self) -> dict[str, tuple[str, ...]]:
-        """The sentences of each question, by the name of the attribute."""
+        """Name of the attribute -> its sentences."""
         return {
             name: tuple(one.sentence for one in getattr(self, name))
             for name in ("depth", "activation", "by_bits", "by_size")
@@ -163,28 +168,28 @@ class Answers:
 
 
 def answer(trials: Table, history: Table, pareto: Table, budget: int | None = None) -> Answers:
-    """The answers in the tables of one sweep.
+    """The answers that the tables of one sweep give.
 
     Args:
         trials: one row per seed, as `columns.TRIALS`.
         history: one row per seed and epoch, as `columns.HISTORY`.
-        pareto: one row per configuration, as `pareto_table.aggregate` gives it.
+        pareto: one row per configuration, from `pareto_table.aggregate`.
         budget: bytes; None: no limit.
     """
-    rows, accuracies = _finished(trials, pareto)
-    everything = sides(trials)
+    rows, accuracies = _rank_rows(trials, pareto)
+    everything = find_sides(trials)
     return Answers(
         compare_depths(everything, history),
         compare_activations(everything, history),
-        _best(rows, accuracies, budget),
-        *_best_depths(rows, accuracies),
+        _find_best(rows, accuracies, budget),
+        *_find_best_depths(rows, accuracies),
     )
 
 
-def _finished(trials: Table, pareto: Table) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-    """The ranked rows of the Pareto table by size, and their accuracies by seed (n, S), NaN where there is none."""
+def _rank_rows(trials: Table, pareto: Table) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
+    """The ranked rows of the Pareto table by size, and their accuracies (n, S) by seed, NaN if a seed is missing."""
     keys = [*AXIS_NAMES, "dataset"]
-    rows = sorted(rows_known(pareto, "pareto_rank").to_pylist(), key=_by_size)
+    rows = sorted(rows_known(pareto, "pareto_rank").to_pylist(), key=_size_order)
     place = {tuple(row[name] for name in keys): i for i, row in enumerate(rows)}
     ok = rows_equal(trials, "state", "ok")
     owner = [place.get(key, -1) for key in zip(*(ok[name].to_pylist() for name in keys), strict=True)]
@@ -192,27 +197,27 @@ def _finished(trials: Table, pareto: Table) -> tuple[list[dict[str, Any]], NDArr
     return rows, by_seed(places, ok["seed"], ok["val_accuracy"])
 
 
-def _by_size(row: Mapping[str, Any]) -> tuple[int, str]:
+def _size_order(row: Mapping[str, Any]) -> tuple[int, str]:
     return row["size_bytes"], row["trial_id"]
 
 
-def _best(rows: list[dict[str, Any]], accuracies: NDArray[np.float64], budget: int | None) -> Best:
+def _find_best(rows: list[dict[str, Any]], accuracies: NDArray[np.float64], budget: int | None) -> Best:
     count = len(rows) if budget is None else sum(row["size_bytes"] <= budget for row in rows)
     if not count:
         return Best(budget, None)
     varying = tuple(axis for axis in AXIS_NAMES if len({row[axis] for row in rows}) > 1)
-    best = _top(rows[:count])
-    rejected, _ = holm(paired(accuracies[best] - np.delete(accuracies[:count], best, axis=0)).p)
+    best = _find_top(rows[:count])
+    rejected, _ = apply_holm(t_test(accuracies[best] - np.delete(accuracies[:count], best, axis=0)).p)
     others = [row for i, row in enumerate(rows[:count]) if i != best]
-    rivals = [row for row, apart in zip(others, rejected, strict=True) if not apart]
+    rivals = [row for row, is_other in zip(others, rejected, strict=True) if not is_other]
     p_best = None
     if rows[best]["n_seeds"] > 1:
         p_best = float(win_shares(accuracies[:count], [np.arange(count)])[0][best])
-    rivals.sort(key=lambda row: (-row["val_accuracy"], _by_size(row)))
+    rivals.sort(key=lambda row: (-row["val_accuracy"], _size_order(row)))
     return Best(budget, rows[best], p_best, tuple(rivals), varying)
 
 
-def _best_depths(
+def _find_best_depths(
     rows: list[dict[str, Any]], accuracies: NDArray[np.float64]
 ) -> tuple[tuple[BestDepth, ...], tuple[BestDepth, ...]]:
     """The best depth at each number of bits, and within each size of the front."""
@@ -226,12 +231,12 @@ def _best_depths(
     for (n, size), group, shares in zip(
         places, places.values(), win_shares(accuracies, [*places.values()]), strict=True
     ):
-        best = rows[group[_top([rows[i] for i in group])]]
+        best = rows[group[_find_top([rows[i] for i in group])]]
         depths = np.array([rows[i]["depth"] for i in group])
-        # By falling accuracy the first row of each depth is its best one.
+        # In order of falling accuracy, the first row of each depth is its best.
         ranking = sorted(group, key=lambda i: -rows[i]["val_accuracy"])
         firsts = {rows[i]["depth"]: i for i in reversed(ranking)}
-        p = paired(accuracies[firsts.pop(best["depth"])] - accuracies[list(firsts.values())]).p
+        p = t_test(accuracies[firsts.pop(best["depth"])] - accuracies[list(firsts.values())]).p
         larger = (
             size is None
             and bool(firsts)
@@ -241,29 +246,38 @@ def _best_depths(
         known = probabilities if best["n_seeds"] > 1 or len(probabilities) == 1 else {}
         found.append(
             BestDepth(
-                n, size, best["depth"], best["val_accuracy"], known, _largest(p), best["size_bytes"], bool(larger)
+                n,
+                size,
+                best["depth"],
+                best["val_accuracy"],
+                known,
+                _find_largest(p),
+                best["size_bytes"],
+                bool(larger),
             )
         )
-    return _corrected(b for b in found if b.budget is None), _corrected(b for b in found if b.budget is not None)
+    return _correct_family(b for b in found if b.budget is None), _correct_family(
+        b for b in found if b.budget is not None
+    )
 
 
-def _corrected(family: Iterable[BestDepth]) -> tuple[BestDepth, ...]:
-    """The same with their p corrected: else one of many numbers of bits is decided by chance alone."""
+def _correct_family(family: Iterable[BestDepth]) -> tuple[BestDepth, ...]:
+    """The same with corrected p values, because one of many numbers of bits would be significant by chance."""
     family = tuple(family)
-    p = corrected(np.array([np.nan if one.p is None else one.p for one in family]))
+    p = correct_p(np.array([np.nan if one.p is None else one.p for one in family]))
     return tuple(
         replace(one, p=None if one.p is None else float(value)) for one, value in zip(family, p, strict=True)
     )
 
 
-def _top(rows: list[dict[str, Any]]) -> int:
-    """The place of the highest mean accuracy; of equal ones the first, which is the smallest."""
+def _find_top(rows: list[dict[str, Any]]) -> int:
+    """The index of the highest mean accuracy; of equal accuracies the first, which is the smallest in bytes."""
     return max(range(len(rows)), key=lambda i: (rows[i]["val_accuracy"], -i))
 
 
-def _largest(p: NDArray[np.float64]) -> float | None:
+def _find_largest(p: NDArray[np.float64]) -> float | None:
     return float(p.max()) if len(p) and np.isfinite(p).all() else None
 
 
-def _percent(fraction: float, digits: int = 1) -> str:
+def _as_percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %"

@@ -1,8 +1,8 @@
-"""Pairs of configurations that differ in one axis alone, and what forbids to compare the two.
+"""Pairs of configurations that differ in one axis alone, and the obstacles to comparing the two.
 
-Two sides match if every other axis, the data set and the model are the same, and their sizes within `SIZES_APART`.
-An axis that changes nothing counts for nothing (`names.decisive`), such as the activation of a network whose layers
-have one factor.
+Two sides match if every other axis, the data set and the model are equal, and their sizes differ by at most
+`SIZES_APART`. An axis without an effect is ignored (`axes.decisive_axes`), such as the activation of a network whose
+layers have one factor.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from qdtune.store.columns import FINAL, STATES, TRIALS
 from qdtune.store.parquet import completed
 from qdtune.store.tables import Table, rows_among, rows_equal
 
-SIZES_APART, SIZES_EQUAL = 0.05, 0.01  # shares of the smaller: beyond is refused; what lies between is said
+# Shares of the smaller size. A pair beyond the first is refused; a pair between the two gets a remark.
+SIZES_APART, SIZES_EQUAL = 0.05, 0.01
 KEYS = (*AXIS_NAMES, "dataset", "model")
-_READ = (*KEYS, "seed", "trial_id", "state", "val_accuracy", "size_bytes", "inner_dims", "error")
+_COLUMNS = (*KEYS, "seed", "trial_id", "state", "val_accuracy", "size_bytes", "inner_dims", "error")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One configuration, all seeds of it.
+    """One configuration with all its seeds: one side of a pair.
 
     Attributes:
-        key: the values of `KEYS`; None for an axis that changes nothing.
-        state: the worst of its seeds'; as `pareto_table.aggregate` has it.
-        failure: how training failed, if it did: a seed diverged, or started from a warm-up that ended at chance.
-        size: bytes; None where not known.
+        key: the values of `KEYS`; None for an axis without an effect.
+        state: the worst state of its seeds, as in `pareto_table.aggregate`.
+        failure: how training failed: a seed diverged, or its warm-up ended at chance; None if training did not fail.
+        size: bytes; None if unknown.
         inner_dims: widths between the factors of each layer.
-        accuracies: of the validation split, 0..1, by seed; those of seeds that ended `ok`.
-        trial_ids: of its rows, by seed.
+        accuracies: seed -> accuracy on the validation split, 0..1; of the seeds that ended `ok`.
+        trial_ids: seed -> trial_id of its row.
     """
 
     key: dict[str, Any]
@@ -48,17 +49,17 @@ class Side:
     trial_ids: dict[int, str]
 
     def values(self, names: Iterable[str]) -> tuple[Any, ...]:
-        """Its values of these keys."""
+        """The values of these keys."""
         return tuple(self.key[name] for name in names)
 
     @property
     def layers(self) -> int:
-        """How many hidden layers there are."""
+        """The number of hidden layers."""
         return str(self.key["hidden"]).count("-") + 1
 
     @property
     def head_rank(self) -> int | None:
-        """The highest rank that the last layer can have; None where not known (of a model of the user's own)."""
+        """The highest rank that the last layer can have; None if unknown, as for a model of the user."""
         widths = list(self.inner_dims[-1]) if self.inner_dims else []
         info = find_dataset(self.key["dataset"])
         if info and self.key["model"] in (None, "mlp") and self.key["hidden"]:
@@ -67,24 +68,24 @@ class Side:
         return min(widths, default=None)
 
 
-def sides(trials: Table) -> list[Side]:
-    """The configurations of a table in an order of their own, whatever that of its rows.
+def find_sides(trials: Table) -> list[Side]:
+    """The configurations of a table, in an order that does not depend on the order of its rows.
 
     Args:
-        trials: one row per seed, as `columns.TRIALS`; a column that is absent is null.
+        trials: one row per seed, as `columns.TRIALS`; absent columns count as null.
     """
-    table = completed(trials, TRIALS).select(_READ)
+    table = completed(trials, TRIALS).select(_COLUMNS)
     table = table.sort_by([(name, "ascending") for name in (*KEYS, "seed", "trial_id")])
     found: dict[tuple[Any, ...], Side] = {}
     for _, group in groupby(table.to_pylist(), key=lambda row: tuple(row[name] for name in KEYS)):
-        side = _side(list(group))
-        twin = found.setdefault(side.values(KEYS), side)  # another name of the same network
+        side = _make_side(list(group))
+        twin = found.setdefault(side.values(KEYS), side)  # the same network under other values
         if (side.state == "ok", len(side.accuracies)) > (twin.state == "ok", len(twin.accuracies)):
             found[side.values(KEYS)] = side
     return list(found.values())
 
 
-def _side(rows: Sequence[dict[str, Any]]) -> Side:
+def _make_side(rows: Sequence[dict[str, Any]]) -> Side:
     first = rows[0]
     key = decisive_axes({name: first[name] for name in KEYS})
     states = [row["state"] for row in rows]
@@ -107,55 +108,59 @@ def _side(rows: Sequence[dict[str, Any]]) -> Side:
 
 @dataclass
 class Baselines:
-    """The sides that may be a baseline, found by any of their keys."""
+    """The sides that may be baselines, indexed by any of their keys.
+
+    Attributes:
+        sides: the sides.
+    """
 
     sides: Sequence[Side]
-    _by: dict[tuple[str, ...], dict[tuple[Any, ...], Side]] = field(default_factory=dict)
+    _indexes: dict[tuple[str, ...], dict[tuple[Any, ...], Side]] = field(default_factory=dict)
 
-    def by(self, names: tuple[str, ...]) -> dict[tuple[Any, ...], Side]:
-        """The sides by their values of these keys; of several one."""
-        if names not in self._by:
-            self._by[names] = {side.values(names): side for side in self.sides}
-        return self._by[names]
+    def index_by(self, names: tuple[str, ...]) -> dict[tuple[Any, ...], Side]:
+        """The values of these keys -> a side; the last one if several sides have them."""
+        if names not in self._indexes:
+            self._indexes[names] = {side.values(names): side for side in self.sides}
+        return self._indexes[names]
 
-    def pairs(self, others: Sequence[Side], names: tuple[str, ...]) -> list[tuple[Side, Side]]:
-        """Each of `others` with the baseline that has the same values of these keys."""
-        index = self.by(names)
+    def find_pairs(self, others: Sequence[Side], names: tuple[str, ...]) -> list[tuple[Side, Side]]:
+        """The pairs of each of `others` with the baseline that has equal values of these keys."""
+        index = self.index_by(names)
         return [(side, index[side.values(names)]) for side in others if side.values(names) in index]
 
-    def sized(self, others: Sequence[Side], names: tuple[str, ...]) -> list[tuple[Side, Side]]:
-        """As `pairs`, but at equal bytes: sizes too far apart, or no such baseline, and hidden widths may differ.
+    def find_pairs_of_equal_size(self, others: Sequence[Side], names: tuple[str, ...]) -> list[tuple[Side, Side]]:
+        """The pairs of `find_pairs`; if sizes are too far apart or a baseline is missing, hidden widths may differ.
 
-        The side then has the baseline with as many hidden layers whose size is the nearest, if that is near enough:
-        what stands between the factors weighs at few bits, and depths are to be compared for the same bytes.
+        Such a side gets the baseline of the nearest size with the same number of hidden layers, if its size is near
+        enough. Depths are compared at equal bytes, and at few bits the parameters between the factors take many.
         """
-        free, index = tuple(name for name in names if name != "hidden"), self.by(names)
-        others_of: dict[tuple[Any, ...], list[Side]] = {}
+        free, index = tuple(name for name in names if name != "hidden"), self.index_by(names)
+        similar: dict[tuple[Any, ...], list[Side]] = {}
         for one in self.sides:
-            others_of.setdefault((*one.values(free), one.layers), []).append(one)
+            similar.setdefault((*one.values(free), one.layers), []).append(one)
         found = []
         for side in others:
             best, size = index.get(side.values(names)), side.size
-            if size and (best is None or obstacle(side, best) == "size"):
-                alike = others_of.get((*side.values(free), side.layers), [])
-                choice = [(abs(one.size - size), one.size, one) for one in alike if one.size]
-                nearest = min(choice, key=lambda entry: entry[:2], default=None)
-                if nearest and obstacle(side, nearest[-1]) != "size":
+            if size and (best is None or find_obstacle(side, best) == "size"):
+                candidates = similar.get((*side.values(free), side.layers), [])
+                choices = [(abs(one.size - size), one.size, one) for one in candidates if one.size]
+                nearest = min(choices, key=lambda entry: entry[:2], default=None)
+                if nearest and find_obstacle(side, nearest[-1]) != "size":
                     best = nearest[-1]
             found += [(side, best)] if best else []
         return found
 
-    def confounder(self, others: Sequence[Side], names: tuple[str, ...]) -> tuple[tuple[str, ...], Side, Side]:
-        """The fewest keys that stand between `others` and any baseline, and two sides that differ in these."""
+    def find_confounders(self, others: Sequence[Side], names: tuple[str, ...]) -> tuple[tuple[str, ...], Side, Side]:
+        """The fewest keys in which `others` differ from every baseline, and two sides that differ in these."""
         for r in range(1, len(names) + 1):
-            for apart in combinations(names, r):
-                if pairs := self.pairs(others, tuple(name for name in names if name not in apart)):
-                    return apart, *pairs[0]
+            for differing in combinations(names, r):
+                if pairs := self.find_pairs(others, tuple(name for name in names if name not in differing)):
+                    return differing, *pairs[0]
         raise AssertionError("without any key all sides match")
 
 
-def obstacle(one: Side, other: Side) -> str | None:
-    """Why the accuracies of a pair are not compared: `size`, `failed`, `unfinished` or `pruned`; None if they may."""
+def find_obstacle(one: Side, other: Side) -> str | None:
+    """Why the accuracies of a pair are not compared: `size`, `failed`, `unfinished` or `pruned`; None if they are."""
     if one.size and other.size and abs(one.size - other.size) > SIZES_APART * min(one.size, other.size):
         return "size"
     if one.failure or other.failure:
@@ -165,20 +170,20 @@ def obstacle(one: Side, other: Side) -> str | None:
     return "pruned" if "pruned" in (one.state, other.state) else None
 
 
-def differences(pairs: Sequence[tuple[Side, Side]]) -> dict[int, float]:
-    """The mean over pairs of the difference in accuracy, by seed; of the seeds that every side has.
+def mean_differences(pairs: Sequence[tuple[Side, Side]]) -> dict[int, float]:
+    """Seed -> the difference in accuracy, a mean over pairs; of the seeds that every side has.
 
-    A seed that some pairs lack would bring another mix of configurations, not one more replicate.
+    A seed that some pairs lack is left out, because its mean would be over other configurations.
     """
     shared = set.intersection(*[one.accuracies.keys() & other.accuracies.keys() for one, other in pairs])
     return {s: math.fsum(a.accuracies[s] - b.accuracies[s] for a, b in pairs) / len(pairs) for s in sorted(shared)}
 
 
 def curve_difference(pairs: Sequence[tuple[Side, Side]], history: Table) -> tuple[int, float] | None:
-    """The last QAT epoch that all sides have, and the mean difference of the accuracies there; None without any.
+    """The last QAT epoch that all sides have, and the mean difference in accuracy at it; None if they share no epoch.
 
     Args:
-        pairs: as `Baselines.pairs` gives them.
+        pairs: see `Baselines.find_pairs`.
         history: one row per seed and epoch, as `columns.HISTORY`.
     """
     ids = {i for pair in pairs for side in pair for i in side.trial_ids.values()}

@@ -1,7 +1,7 @@
-"""Paired differences over seeds: Student's t, Holm's correction, how many seeds would decide, who wins how often.
+"""Tests of paired differences over seeds: Student's t, Holm's correction, seeds needed, shares of wins.
 
-The seed is the unit of replication: it gives the same first weights and the same batches to every configuration, so
-that differences within a seed are what is compared.
+The seed is the unit of replication: it gives every configuration the same first weights and the same batches, so the
+tests compare differences within a seed.
 
 Alphabet: m comparisons, S seeds.
 """
@@ -18,13 +18,14 @@ from scipy.special import stdtr, stdtrit
 
 from qdtune.pareto import DRAWS, resampled
 
-ALPHA = 0.05  # of a whole family of comparisons
-EQUAL = 1e-6  # accuracies that lie no further apart are equal: float32 carries a fraction of a count to 7 digits
-MANY = 100  # seeds, beyond which nobody wants to know how many more
+FAMILY_ALPHA = 0.05  # the chance of any wrong verdict in a family of comparisons
+# Accuracies no further apart are equal, because float32 holds a fraction of a count to 7 digits.
+EQUAL_WITHIN = 1e-6
+MAX_SEEDS = 100  # beyond it the number of seeds needed is not computed
 
 
-class Paired(NamedTuple):
-    """Statistics (m,) of paired differences: seeds, mean, sample deviation, two-sided p; NaN where unknown."""
+class PairedTest(NamedTuple):
+    """Statistics (m,) of paired differences: seeds, mean, sample deviation, two-sided p; NaN if unknown."""
 
     n: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -32,14 +33,14 @@ class Paired(NamedTuple):
     p: NDArray[np.float64]
 
 
-def paired(differences: ArrayLike) -> Paired:
-    """Student's t test of each row against zero, with p NaN below two seeds.
+def t_test(differences: ArrayLike) -> PairedTest:
+    """Student's t test of each row against zero; p is NaN below two seeds.
 
-    Where all differences of a row are equal, their spread is unknown rather than zero (accuracies are counts), and t
-    says nothing. No difference at all has p = 1; any other the p of the signs alone, 2^(1 - n) (Fisher 1935).
+    If all differences of a row are equal, their spread is unknown rather than zero, because accuracies are counts.
+    The t test then does not apply: p is 1 if they are zero, else that of a sign test, 2^(1 - n) (Fisher 1935).
 
     Args:
-        differences: (m, S), NaN where a seed is missing.
+        differences: (m, S), NaN for a missing seed.
     """
     table = np.asarray(differences, dtype=float)
     there = np.isfinite(table)
@@ -49,22 +50,25 @@ def paired(differences: ArrayLike) -> Paired:
     squares = np.where(there, table - mean[:, None], 0) ** 2
     spread = np.where(there, table, -np.inf).max(axis=1, initial=-np.inf)
     spread = spread - np.where(there, table, np.inf).min(axis=1, initial=np.inf)
-    std = np.where(n > 1, np.where(spread > EQUAL, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), 0), np.nan)
+    std = np.where(
+        n > 1, np.where(spread > EQUAL_WITHIN, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), 0), np.nan
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stdtr(np.maximum(n - 1, 1), -np.abs(mean) * np.sqrt(n) / std)
-    p = np.where(spread > EQUAL, p, np.where(np.abs(mean) > EQUAL, 2.0 ** (1 - n), 1.0))
-    return Paired(n, mean, std, np.where(n > 1, p, np.nan))
+    p = np.where(spread > EQUAL_WITHIN, p, np.where(np.abs(mean) > EQUAL_WITHIN, 2.0 ** (1 - n), 1.0))
+    return PairedTest(n, mean, std, np.where(n > 1, p, np.nan))
 
 
-def holm(p: ArrayLike, alpha: float = ALPHA) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Which hypotheses of one family fall, and the level at which each was tested (Holm 1979).
+def apply_holm(p: ArrayLike, alpha: float = FAMILY_ALPHA) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which hypotheses of one family are rejected, and the level at which each was tested (Holm 1979).
 
-    The least p is tested at alpha / m, the next at alpha / (m - 1) and so on up to the first that stands; that one
-    and all after it stand, at its level. A p that is NaN is no test: it stands, at the level NaN, and is not counted.
+    The smallest p is tested at alpha / m, the next at alpha / (m - 1), and so on. The first that is not rejected ends
+    this: all after it are not rejected either, at its level. A NaN stands for no test: it does not count in m, is not
+    rejected, and its level is NaN.
 
     Args:
         p: (m,), the p values.
-        alpha: of the family.
+        alpha: the level of the family.
     """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")  # NaN last
@@ -78,11 +82,11 @@ def holm(p: ArrayLike, alpha: float = ALPHA) -> tuple[NDArray[np.bool_], NDArray
     return rejected, at
 
 
-def corrected(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each p of one family after Holm's correction: the least level of the family at which it falls; NaN as it is.
+def correct_p(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The p values of one family after Holm's correction: the smallest family level that rejects each.
 
     Args:
-        p: (m,), the p values; a NaN is no test and is not counted.
+        p: (m,), the p values; a NaN stands for no test, does not count and stays NaN.
     """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")  # NaN last
@@ -93,28 +97,29 @@ def corrected(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def half_width(std: float, n: int, alpha: float) -> float:
-    """Half of Student's t interval of a mean of `n` >= 2, at the confidence 1 - alpha."""
+    """Half the width of Student's t interval of a mean of `n` >= 2 values, at the confidence 1 - alpha."""
     return float(stdtrit(n - 1, 1 - alpha / 2)) * std / math.sqrt(n)
 
 
-def seeds_needed(mean: float, std: float, alpha: float) -> int | None:
-    """The fewest seeds at which the interval excludes zero if mean and spread stay; MANY + 1 for more than MANY.
+def count_seeds_needed(mean: float, std: float, alpha: float) -> int | None:
+    """The fewest seeds whose interval excludes zero if mean and spread stay the same.
 
-    None where more seeds would not help: there is no effect, or no spread to judge it by.
+    `MAX_SEEDS` + 1 stands for more than `MAX_SEEDS`. None if more seeds would not help, because there is no effect or
+    no spread.
     """
-    if std == 0 or abs(mean) <= EQUAL:
+    if std == 0 or abs(mean) <= EQUAL_WITHIN:
         return None
-    return next((n for n in range(2, MANY + 1) if half_width(std, n, alpha) < abs(mean)), MANY + 1)
+    return next((n for n in range(2, MAX_SEEDS + 1) if half_width(std, n, alpha) < abs(mean)), MAX_SEEDS + 1)
 
 
 def win_shares(values: NDArray[np.float64], groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
-    """For each group of rows the share of bootstrap draws over seeds in which each has the highest mean of its group.
+    """The share of bootstrap draws over seeds in which each row has the highest mean of its group, for each group.
 
-    Of equal means the first wins. Shares sum to one in each group.
+    The first of equal means wins. The shares of a group sum to one.
 
     Args:
-        values: (n, S), NaN where a row lacks the seed; every row has one at least.
-        groups: row numbers, none of them empty.
+        values: (n, S), NaN if a row lacks the seed; every row has at least one seed.
+        groups: row numbers; no group is empty.
     """
     wins = [np.zeros(len(group)) for group in groups]
     for means in resampled(values) if groups else ():

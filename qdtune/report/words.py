@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qdtune.analysis.comparisons import VERDICTS, Comparison
+from qdtune.analysis.comparison import VERDICTS, Comparison
 from qdtune.analysis.run import Run
 from qdtune.messages import format_count, one_line
 from qdtune.pareto import front

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qdtune.analysis.seed_tests import MANY, corrected, half_width, holm, paired, seeds_needed, win_shares
+from qdtune.analysis.seed_tests import (
+    MAX_SEEDS,
+    apply_holm,
+    correct_p,
+    count_seeds_needed,
+    half_width,
+    t_test,
+    win_shares,
+)
 from qdtune.pareto import resampled
 
 P = st.sampled_from([0.001, 0.004, 0.01, 0.0125, 0.02, 0.025, 0.04, 0.05, 0.3, 1.0, np.nan])
@@ -16,7 +24,7 @@ def test_paired_is_the_t_test_of_the_seeds_that_are_there():
     chance = np.random.default_rng(0)
     table = chance.normal(0.2, 1, size=(40, 6))
     table[chance.random(table.shape) < 0.3] = np.nan
-    found = paired(table)
+    found = t_test(table)
     for row, n, mean, std, p in zip(table, *found, strict=True):
         values = row[np.isfinite(row)]
         assert n == len(values)
@@ -33,20 +41,20 @@ def test_paired_differences_that_are_equal_are_judged_by_their_signs():
     table[0, :3] = 0.02 + np.array([0, 3e-8, -3e-8])
     table[1] = -0.02
     table[2, :4] = [0, 1e-9, 0, 0]
-    found = paired(table)
+    found = t_test(table)
     assert found.p.tolist() == [2 * 0.5**3, 2 * 0.5**6, 1]
     assert found.std.tolist() == [0, 0, 0]
 
 
 def test_paired_of_nothing_knows_nothing():
-    assert paired(np.empty((0, 3))).n.tolist() == []
-    assert np.isnan(paired(np.empty((2, 0))).p).all()
+    assert t_test(np.empty((0, 3))).n.tolist() == []
+    assert np.isnan(t_test(np.empty((2, 0))).p).all()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(P, max_size=8))
 def test_holm_equals_adjusted_p_values_written_out(values):
-    rejected, levels = holm(values, 0.05)
+    rejected, levels = apply_holm(values, 0.05)
     known = sorted((p, i) for i, p in enumerate(values) if p == p)
     adjusted, largest = {}, 0.0
     for k, (p, i) in enumerate(known):
@@ -62,22 +70,22 @@ def test_holm_equals_adjusted_p_values_written_out(values):
 
 def test_holm_lets_no_more_than_a_twentieth_of_null_families_speak():
     null = np.random.default_rng(3).normal(size=(2000, 15, 3))
-    p = paired(null.reshape(-1, 3)).p.reshape(2000, 15)
-    false = np.mean([holm(family)[0].any() for family in p])
+    p = t_test(null.reshape(-1, 3)).p.reshape(2000, 15)
+    false = np.mean([apply_holm(family)[0].any() for family in p])
     assert 0.03 < false < 0.065  # three standard errors about 4.9 %
 
 
 @pytest.mark.parametrize(("mean", "std", "alpha"), [(0.01, 0.01, 0.05), (-0.01, 0.02, 0.003), (0.02, 0.001, 0.05)])
 def test_seeds_needed_is_the_first_number_whose_interval_excludes_zero(mean, std, alpha):
-    n = seeds_needed(mean, std, alpha)
+    n = count_seeds_needed(mean, std, alpha)
     assert half_width(std, n, alpha) < abs(mean)
     assert n == 2 or half_width(std, n - 1, alpha) >= abs(mean)
 
 
 def test_seeds_needed_gives_up_beyond_many_and_where_there_is_nothing_to_find():
-    assert seeds_needed(0.001, 0.1, 0.05) == MANY + 1
-    assert seeds_needed(0.0, 0.1, 0.05) is None
-    assert seeds_needed(0.1, 0.0, 0.05) is None
+    assert count_seeds_needed(0.001, 0.1, 0.05) == MAX_SEEDS + 1
+    assert count_seeds_needed(0.0, 0.1, 0.05) is None
+    assert count_seeds_needed(0.1, 0.0, 0.05) is None
 
 
 def test_win_shares_count_the_draws_that_each_row_wins_and_ties_go_to_the_first():
@@ -99,6 +107,6 @@ def test_corrected_p_fall_at_the_level_of_the_family_where_holm_says_so():
     for _ in range(200):
         p = draw.uniform(0, 0.1, 7)
         p[draw.integers(7)] = np.nan
-        fallen, _ = holm(p)
-        assert ((corrected(p) <= 0.05) == fallen).all()
-        assert (np.isnan(corrected(p)) == np.isnan(p)).all()
+        fallen, _ = apply_holm(p)
+        assert ((correct_p(p) <= 0.05) == fallen).all()
+        assert (np.isnan(correct_p(p)) == np.isnan(p)).all()

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qdtune.analysis.answers import answer
-from qdtune.analysis.comparisons import Comparison
+from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.run import Run
 from qdtune.report.page import images
 from qdtune.report.plot_data import sheet

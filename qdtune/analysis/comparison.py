@@ -1,0 +1,127 @@
+"""One comparison of a question: its numbers, its verdict, and the sentence that says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qdtune.analysis.seed_tests import MAX_SEEDS
+from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits
+from qdtune.spec.axis import Axis
+from qdtune.spec.choices import FLOAT_BITS
+
+VERDICTS = ("helps", "hurts", "undecided", "refused")
+_MadeAt: Any = axis_fields("_MadeAt", ["weight_bits", "depth", "activation", *ASKED_AT], frozen=True)
+
+
+@dataclass(frozen=True)
+class Comparison(_MadeAt):
+    """One comparison of a question, with its verdict; accuracies are fractions of the validation split.
+
+    Attributes:
+        axis: `depth` or `activation`: the only axis in which the two sides differ.
+        value, baseline: the values of this axis on the two sides; a positive effect favours `value`.
+        weight_bits, depth, activation and the axes in `axes.ASKED_AT`: the setting, read from the side with `value`;
+            None for an axis that has no effect, such as `scale` if nothing is quantised.
+        verdict: one of `VERDICTS`.
+        effect: the mean over seeds of the paired difference; None if the comparison is refused.
+        low, high: the confidence interval of the effect; None if there is none.
+        level: the confidence of the interval. It is the level of Holm's procedure, so that the interval excludes zero
+            exactly if the verdict is significant.
+        p: the p value of the two-sided test before correction; None below two seeds.
+        n_seeds: the number of seeds that both sides of every pair have.
+        n_pairs: the number of pairs of configurations; the difference of a seed is the mean over them.
+        size_bytes, baseline_bytes: the mean size of the two sides over the pairs; None if unknown.
+        seeds_needed: the number of seeds that would be significant if mean and spread stay the same, 101 for more
+            than 100; None if the verdict is significant already, or if more seeds would not help.
+        curve_epoch, curve_effect: if a side was stopped early, the last QAT epoch of all sides and the mean
+            difference at that epoch.
+        flags: remarks that belong to the verdict.
+        reason: why it is refused, or why it is undecided if the interval is not the reason; else empty.
+        confounders: if no pair differs in `axis` alone, the other axes in which the nearest pair differs.
+        stopped: whether it is refused because a side was stopped early.
+    """
+
+    axis: str
+    value: int | str
+    baseline: int | str
+    verdict: str = "refused"
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    p: float | None = None
+    n_seeds: int = 0
+    n_pairs: int = 0
+    size_bytes: float | None = None
+    baseline_bytes: float | None = None
+    seeds_needed: int | None = None
+    curve_epoch: int | None = None
+    curve_effect: float | None = None
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+    confounders: tuple[str, ...] = ()
+    stopped: bool = False
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two sides in words: `depth 2`, `depth 1`; `relu`, `identity`."""
+        before = "depth " if self.axis == "depth" else ""
+        return f"{before}{self.value}", f"{before}{self.baseline}"
+
+    @property
+    def setting(self) -> str:
+        """The setting in words: `At 2 bits (absmean, orthogonal)`."""
+        at = [describe_bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
+        between = self.activation if self.axis == "depth" and self.activation != "identity" else None
+        first = [_describe_setting(axis, getattr(self, axis.name)) for axis in AXES if axis.asked and not axis.is_new]
+        later = [_describe_setting(axis, getattr(self, axis.name)) for axis in AXES if axis.asked and axis.is_new]
+        described = [*first, between, *later]
+        return f"{' and '.join(at)} ({', '.join(filter(None, described))})"
+
+    @property
+    def hint(self) -> str:
+        """How many seeds would be significant: `about 9 seeds would decide it`; empty if unknown."""
+        if not self.seeds_needed:
+            return ""
+        many = f"more than {MAX_SEEDS}" if self.seeds_needed > MAX_SEEDS else f"about {self.seeds_needed}"
+        return f"{many} seeds would decide it"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in a sentence."""
+        one, other = self.names
+        seeds = f"{self.n_seeds} seed{'s' if self.n_seeds > 1 else ''}"
+        over = f"{seeds}, {self.n_pairs} pairs" if self.n_pairs > 1 else seeds
+        if self.verdict == "refused":
+            text = f"no answer for {one} against {other}: {self.reason}."
+        elif self.reason:
+            text = f"{one} against {other}: {self.verdict}, {self.reason}."
+        else:
+            assert None not in (self.effect, self.low, self.high, self.level)
+            effect, low, high = format_points(self.effect, self.low, self.high)  # type: ignore[arg-type]
+            interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
+            if self.verdict != "undecided":
+                text = f"{one} {self.verdict}: {effect} points against {other}, {interval} ({over})."
+            else:
+                text = f"{one} against {other} is not decidable with these {over}: {effect} points, {interval}"
+                text += f"; {self.hint} if the effect is what it looks like." if self.hint else "."
+        note = f" Note: {'; '.join(self.flags)}." if self.flags else ""
+        return f"{self.setting} {text}{note}"
+
+
+def _describe_setting(axis: Axis, value: Any) -> str | None:
+    """The value of an axis as a part of the setting; None if it is the usual value."""
+    usual = (None, axis.before) if axis.is_new else (None,)
+    return None if value in usual else str(axis.asked).format(value)
+
+
+def describe_bits(n: int) -> str:
+    """`At 1 bit`, `At 2 bits`, `With float weights`."""
+    return f"{'With' if n == FLOAT_BITS else 'At'} {bits(n)}"
+
+
+def format_points(*fractions: float) -> list[str]:
+    """Signed differences of accuracies in percentage points, with a second digit if one digit would show a zero."""
+    digits = 1 if all(abs(x) >= 0.0005 or x == 0 for x in fractions) else 2
+    return [f"{100 * x:+.{digits}f}" for x in fractions]
