@@ -1,9 +1,9 @@
-"""A training step with nothing left of Python in it: machine code on a CPU, a captured graph on a GPU.
+"""A training step that runs without Python: machine code on a CPU, a captured graph on a GPU.
 
-On a CPU the whole step is compiled ahead of time (AOTInductor) into a shared library, which is kept in the user's
-cache folder under a hash of all that decides it. A worker that meets it again, in this run or another, loads it in a
-millisecond and without importing the compiler; two workers that want a new one compile it once. On a GPU the step is
-captured as a CUDA graph, so that a step is one launch.
+On a CPU, the whole step is compiled ahead of time (AOTInductor) into a shared library. The user's cache folder keeps
+it under a hash of everything that decides it. A later worker, in any run, loads it in a millisecond and without the
+compiler. If two workers need a new library at the same time, one of them compiles it. On a GPU, the step is captured
+as a CUDA graph, so a step is one launch.
 """
 
 from __future__ import annotations
@@ -30,58 +30,58 @@ from qdtune.machine import cache_dir
 from qdtune.model import chain, factored, networks, quantize, quantizer
 from qdtune.model.layers import kind, known, matrix
 from qdtune.training import step
-from qdtune.training.step import Shape
+from qdtune.training.step import StepShape
 
 Call = Callable[[Tensor, Tensor], None]  # of a batch (K, B) and a learning rate ()
-DIGEST_BYTES = 32  # of SHA-256, behind a library's own bytes, where the loader does not look
-WARM_STEPS = 3  # before a capture, as CUDA graphs ask for
+DIGEST_BYTES = 32  # of the SHA-256 at the end of a library file, which the loader ignores
+WARM_STEPS = 3  # before a capture, because CUDA graphs require them
 
 
-def gathered(data: tuple[Tensor, ...], batch: Tensor) -> Iterator[Tensor]:
-    """The rows of each tensor that a batch (K, B) asks for, (K, B, ...).
+def gather_rows(data: tuple[Tensor, ...], batch: Tensor) -> Iterator[Tensor]:
+    """The rows (K, B, ...) of each tensor at the indices of a batch (K, B).
 
-    Whole rows are copied, and before the compiled step: it would look up each pixel by itself, and again in every
-    loop that reads it (quantised inputs have several: a step took twice as long).
+    Whole rows are copied before the compiled step. The compiled step would look up every pixel by itself, and again
+    in every loop that reads it: with quantised inputs, which several loops read, a step took twice as long.
     """
     rows = batch.flatten()
     return (tensor.index_select(0, rows).view(*batch.shape, *tensor.shape[1:]) for tensor in data)
 
 
-def eager(function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...]) -> Call:
-    """The step as Python runs it, operation by operation."""
-    return lambda batch, rate: function(*state, *gathered(data, batch), rate)
+def make_eager_step(function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...]) -> Call:
+    """The step as Python runs it, one operation after the other."""
+    return lambda batch, rate: function(*state, *gather_rows(data, batch), rate)
 
 
-def compiled(
-    shape: Shape,
+def compile_step(
+    shape: StepShape,
     function: Callable[..., None],
     state: tuple[Any, ...],
     data: tuple[Tensor, ...],
     batch: Tensor,
     rate: Tensor,
 ) -> Call:
-    """The step as machine code of this CPU, from the cache or made now (some 15 s).
+    """The step as machine code for this CPU, from the cache or compiled now (about 15 s).
 
     Args:
-        shape: what `function` was made for.
-        function: of `state`, rows of `data` and a rate; as `step.make_step` makes it.
-        state: nested dicts of tensors, which it changes in place, always the same ones.
-        data: tensors, of whose rows (N, ...) each call reads a batch.
-        batch, rate: examples, for their shapes.
+        shape: of the step.
+        function: takes `state`, rows of `data` and a rate; made by `step.make_step`.
+        state: nested dicts of tensors, which each call changes in place.
+        data: tensors (N, ...); each call reads the rows of its batch.
+        batch, rate: examples with the shapes of all later ones.
 
     Raises:
         CompileError: the compiler failed.
     """
-    flat, structure = tree.tree_flatten((*state, *gathered(data, batch), rate))
+    flat, structure = tree.tree_flatten((*state, *gather_rows(data, batch), rate))
 
-    def flattened(*tensors: Tensor) -> tuple[()]:
+    def run_flat(*tensors: Tensor) -> tuple[()]:
         function(*tree.tree_unflatten(list(tensors), structure))
         return ()
 
-    library = _library(_key(shape, structure, flat), lambda: _build(flattened, flat))
+    library = _load_or_build(_hash_step(shape, structure, flat), lambda: _build(run_flat, flat))
 
     def call(batch: Tensor, rate: Tensor) -> None:
-        flat[-1 - len(data) :] = *gathered(data, batch), rate
+        flat[-1 - len(data) :] = *gather_rows(data, batch), rate
         library.run(flat)
 
     return call
@@ -92,8 +92,8 @@ class CompileError(RuntimeError):
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
-    """What machine code is good for: this torch on a CPU with these instructions."""
+def _describe_machine() -> str:
+    """The version of torch and the instruction sets of this CPU, on which machine code depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))  # x86, ARM
@@ -102,34 +102,34 @@ def _machine() -> str:
     return f"{torch.__version__} {features}"
 
 
-def _key(shape: Shape, structure: tree.TreeSpec, tensors: list[Tensor]) -> str:
-    """A hash of all that decides the machine code: shapes, threads, the machine, the sources that make it."""
+def _hash_step(shape: StepShape, structure: tree.TreeSpec, tensors: list[Tensor]) -> str:
+    """A hash of everything that decides the machine code: shapes, threads, the machine, the sources of the step."""
     sources = [inspect.getsource(module) for module in step_sources()]
     shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
-    described = [shape, str(structure), shapes, torch.get_num_threads(), _machine(), sources]
+    described = [shape, str(structure), shapes, torch.get_num_threads(), _describe_machine(), sources]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:24]
 
 
 def step_sources() -> list[ModuleType]:
-    """The modules that decide what a step computes; a layer kind is among them once it is in `known.LAYERS`."""
+    """The modules that decide what a step computes, with those of all layer kinds in `known.LAYERS`."""
     ours = [step, networks, chain, factored, quantize, quantizer, kind, matrix, known, sys.modules[__name__]]
     return ours + [sys.modules[type(one).__module__] for one in known.LAYERS]
 
 
-def _library(key: str, build: Callable[[], bytes]) -> Any:
-    """The compiled step of this name, with `run(tensors)`; from the cache, where there is one that can be used."""
+def _load_or_build(key: str, build: Callable[[], bytes]) -> Any:
+    """The compiled step of this key, with `run(tensors)`; kept in the cache folder if that is usable."""
     try:
-        return _cached(cache_dir() / "steps", key, build)
-    except OSError:  # no cache: read-only, full, or without locks
+        return _load_or_build_in(cache_dir() / "steps", key, build)
+    except OSError:  # the cache folder is read-only, full, or without locks
         with tempfile.TemporaryDirectory() as folder:
-            return _cached(Path(folder), key, build)
+            return _load_or_build_in(Path(folder), key, build)
 
 
-def _cached(folder: Path, key: str, build: Callable[[], bytes]) -> Any:
-    """The compiled step of this name; built where there is none, or one that is damaged or cannot be loaded here."""
+def _load_or_build_in(folder: Path, key: str, build: Callable[[], bytes]) -> Any:
+    """The compiled step of this key in a folder; built if it is missing, is damaged or cannot be loaded."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{key}.so"
-    with _locked(folder / f".{key}.lock"):  # the second to come finds what the first has built
+    with _hold_lock(folder / f".{key}.lock"):  # the second process loads what the first one built
         if _is_whole(path):
             with suppress(RuntimeError):
                 return _load(path)
@@ -141,7 +141,7 @@ def _cached(folder: Path, key: str, build: Callable[[], bytes]) -> Any:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a library is there and as it was written: loading one that is cut off would kill the process."""
+    """Whether a library exists and fits its checksum. Loading a truncated library would kill the process."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -150,13 +150,13 @@ def _is_whole(path: Path) -> bool:
 
 
 def _load(path: Path) -> Any:
-    # Not aoti_load_package: it unpacks into a temporary folder, which a killed worker leaves behind.
+    # aoti_load_package is not used, because it unpacks into a temporary folder, which a killed worker leaves behind.
     return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that dies with its process."""
+def _hold_lock(path: Path) -> Iterator[None]:
+    """Holds a lock on a file; the lock ends with the process."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -165,12 +165,12 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
     """Compiles a function of tensors into a shared library."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # read at the first import
-    # Imported here, for they take seconds and a step from the cache does without.
+    # Imported here because they take seconds, and a step from the cache does not need them.
     from torch._inductor import aoti_compile_and_package
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        # Traced first by make_fx, which sees through vmap and grad; torch.export alone does not.
+        # make_fx traces first, because it sees through vmap and grad; torch.export alone does not.
         traced = make_fx(function, tracing_mode="fake")(*tensors)
         program = torch.export.export(traced, tuple(tensors), strict=False)
         with tempfile.TemporaryDirectory() as folder:
@@ -179,11 +179,13 @@ def _build(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
                 (name,) = [name for name in archive.namelist() if name.endswith(".so")]
                 return archive.read(name)
     except Exception as error:  # whatever the compiler raises
-        told = " ".join(str(error).split())[:300]
-        raise CompileError(f"a training step cannot be compiled: {told} (run.compile: never does without)") from error
+        message = " ".join(str(error).split())[:300]
+        raise CompileError(
+            f"a training step cannot be compiled: {message} (run.compile: never does without)"
+        ) from error
 
 
-def captured(
+def capture_step(
     function: Callable[..., None],
     state: tuple[Any, ...],
     data: tuple[Tensor, ...],
@@ -195,25 +197,25 @@ def captured(
     """The step as one launch of a CUDA graph.
 
     Args:
-        function, state, data, batch, rate: as of `compiled`, on a CUDA device.
-        compile: whether its kernels are fused by torch.compile first.
+        function, state, data, batch, rate: as in `compile_step`, on a CUDA device.
+        compile: whether torch.compile fuses the kernels first.
     """
     if compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
-        # Every shape is a graph of one and the same function, which dynamo would give up on after eight.
+        # Each shape is another graph of the same function. By default, dynamo gives up after eight graphs.
         torch._dynamo.config.recompile_limit = 256
         function = torch.compile(function, dynamic=False, fullgraph=True)
-    batch, rate = batch.clone(), rate.clone()  # where a replay finds them
+    batch, rate = batch.clone(), rate.clone()  # a replay reads these tensors
     before = tree.tree_map(torch.clone, state)
     stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_STEPS):
-            function(*state, *gathered(data, batch), rate)
+            function(*state, *gather_rows(data, batch), rate)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        function(*state, *gathered(data, batch), rate)
+        function(*state, *gather_rows(data, batch), rate)
     tree.tree_map(lambda tensor, was: tensor.copy_(was), state, before)
 
     def call(new_batch: Tensor, new_rate: Tensor) -> None:
@@ -226,5 +228,5 @@ def captured(
 
 @lru_cache(maxsize=1)
 def _side_stream() -> torch.cuda.Stream:
-    """One for all captures: cuBLAS keeps a workspace for every stream it has seen."""
+    """One stream for all captures, because cuBLAS keeps a workspace for every stream that it has seen."""
     return torch.cuda.Stream()

@@ -1,4 +1,4 @@
-"""The device that a trial trains on: chosen, capped to the trial's share, and watched."""
+"""The device of a trial: chooses it, caps it to the trial's share, and measures it."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import torch
 
 
 def choose_device(gpu: float) -> torch.device:
-    """The device of a trial that holds this share of a GPU: CUDA if it holds any and there is one, else the CPU."""
+    """The device of a trial with this share of a GPU: CUDA if the share is above 0 and a GPU exists, else the CPU."""
     return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
 
 
 def set_threads(cpu: float) -> None:
-    """Gives torch the threads of a trial that holds so many CPU cores.
+    """Sets the threads of torch to the CPU cores of a trial, at least one.
 
-    One unless the trial holds more: two on a busy machine were 30 to 60 times slower (measured).
+    Two threads on a busy machine were 30 to 60 times slower than one (measured).
     """
     torch.set_num_threads(max(1, int(cpu)))
 
 
 def cap_memory(device: torch.device, share: float) -> None:
-    """Limits what torch holds of a GPU to a share (0..1): Ray places by fractions but does not enforce them.
+    """Limits the GPU memory of torch to a share (0..1), because Ray places by fractions but does not enforce them.
 
-    The process needs some half a gigabyte beside it.
+    The process needs about half a gigabyte more.
     """
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what the last trial here left
+        torch.cuda.empty_cache()  # memory that the previous trial left
         torch.cuda.set_per_process_memory_fraction(share)
 
 
 def free_memory() -> None:
-    """Gives back what torch holds of a GPU and does not use."""
+    """Releases the GPU memory that torch holds and does not use."""
     torch.cuda.empty_cache()
 
 
 def is_out_of_memory(errors: Iterable[BaseException]) -> bool:
-    """Whether the memory of a device ran out in any of these."""
+    """Whether one of the errors says that a device ran out of memory."""
     return any(isinstance(error, torch.OutOfMemoryError) for error in errors)
 
 

@@ -1,4 +1,4 @@
-"""What one trial takes of a GPU, measured: the ground on which `resources: {gpu: auto}` divides it."""
+"""Measures the GPU need of one trial, from which `resources: {gpu: auto}` computes the share of a trial."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from qdtune.datasets.load import Samples
 from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
 from qdtune.training.cohort import Tensors
-from qdtune.training.train import Nowhere, train_configuration
+from qdtune.training.train import NoWarmups, train_configuration
 
 
 def measure(trial: Configuration, data: Samples, compile: str) -> dict[str, float]:
-    """What a trial takes of a GPU that nothing else uses, in quantised training, once it runs.
+    """The memory and busy share of one trial in quantised training, on a GPU that nothing else uses.
 
     Args:
         trial: the configuration.
         data: the data set.
-        compile: as of `train.train_configuration`.
+        compile: see `train.train_configuration`.
+
+    Returns:
+        `memory` that is in use and `total` memory, in bytes; `busy`, the share of time (0..1) in which kernels run.
     """
     tensors = Tensors.of(data, torch.device("cuda"))
     compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x))
     compile = "always" if compiled else "never"
     warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
-    reports = train_configuration(replace(trial, warmup=warmup, qat=qat), tensors, Nowhere(), compile)
+    reports = train_configuration(replace(trial, warmup=warmup, qat=qat), tensors, NoWarmups(), compile)
     next(reports)
     torch.cuda.synchronize()
     began = time.perf_counter()
     next(reports)
     torch.cuda.synchronize()
     wall = time.perf_counter() - began
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:  # the same again: profiling takes time of its own
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:  # another epoch, because profiling costs time
         next(reports)
         torch.cuda.synchronize()
     working = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6

@@ -1,7 +1,7 @@
-"""Models of the user's own, judged once by the driver: what they consist of, and whether they can be trained here.
+"""Checks a user's model once, in the driver: describes what it consists of, and tests that it can be trained.
 
-Only layers of known kinds are split and quantised (`model/layers`); all else stays as it is, and its bytes count.
-What cannot be made right is refused before anything is trained.
+Only layers of known kinds are split and quantised (`model/layers`). Other modules are not changed, and their bytes
+count. A model that would train wrongly is refused before a trial starts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qdtune.spec.sizes import FLOAT_BYTES, LayerShape, Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
 from qdtune.training.cohort import Tensors
-from qdtune.training.train import Nowhere, train_configuration
+from qdtune.training.train import NoWarmups, train_configuration
 
 TRIED_ROWS = 8
 
 
 def describe_own_model(spec: Spec) -> Spec:
-    """The spec with what its model's factory builds for each choice of hidden widths.
+    """The spec with the structures that its model's factory builds, one for each choice of hidden widths.
 
     Args:
         spec: its `model` has a factory; the sizes of its data set are known.
@@ -44,20 +44,20 @@ def describe_own_model(spec: Spec) -> Spec:
     with plugins.blame_group("model"):
         plugins.load_function(factory, spec.model.sha256)
         own = OwnModel(factory, plugins.source_of(factory).sha256)
-        built = {hidden: _structure(own, info, hidden) for hidden in spec.axes["hidden"].choices or ()}
+        built = {hidden: _check_and_describe(own, info, hidden) for hidden in spec.axes["hidden"].choices or ()}
     return spec.changed(
         "model", sha256=own.sha256, built={cell_text(hidden): parts for hidden, parts in built.items()}
     )
 
 
 def try_own_model(spec: Spec) -> None:
-    """Trains the model of the first hidden widths for a moment, split in two and quantised, as a trial would.
+    """Trains the model of the first hidden widths for a moment, split in two and quantised, as a trial does.
 
     Args:
-        spec: by `describe_own_model`.
+        spec: returned by `describe_own_model`.
 
     Raises:
-        SpecError: it cannot be split, quantised and trained.
+        SpecError: the model cannot be split, quantised and trained.
     """
     factory, info, built = spec.model.factory or "", spec.data.info, spec.model.built
     assert info is not None, "the model is described first"
@@ -72,15 +72,19 @@ def try_own_model(spec: Spec) -> None:
         _train_for_a_moment(own, info, first)
 
 
-def _structure(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
-    """What the model of these hidden widths consists of."""
+def _check_and_describe(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
+    """The structure of the model of these hidden widths.
+
+    Raises:
+        PluginError: the factory or its model cannot be used.
+    """
     model, twin = (networks.build_own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
     for built in (model, twin):
         if not isinstance(built, nn.Module):
             raise PluginError(f"{own.factory} must return an nn.Module, got {type(built).__name__}")
-    if not _same(model.state_dict(), twin.state_dict()):
+    if not _are_equal(model.state_dict(), twin.state_dict()):
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
-    for fault in _faults(model):
+    for fault in _find_faults(model):
         raise PluginError(f"{own.factory} builds a model {fault}")
     with plugins.explain_errors(f"{own.factory} builds a model that cannot be called"), torch.no_grad():
         answer = model.eval()(torch.zeros(2, info.inputs))
@@ -90,17 +94,17 @@ def _structure(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Str
             f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         )
         raise PluginError(f"{own.factory}: 2 samples must give float32 logits of shape {wanted}, got {got}")
-    return structure_of(model)
+    return describe_structure(model)
 
 
-def structure_of(model: nn.Module) -> Structure:
-    """What a network, not yet split, consists of, as far as its bytes go.
+def describe_structure(model: nn.Module) -> Structure:
+    """The structure of a network that is not split yet.
 
     Raises:
-        AssertionError: a layer kind counts other bytes than its shapes say.
+        AssertionError: a layer kind counts other bytes than follow from its shapes.
     """
     whole = count_sizes(model)
-    layers = Structure(tuple(shape for _, shape in _quantisable(model)))
+    layers = Structure(tuple(shape for _, shape in _find_quantisable(model)))
     alone = layers.sizes(1, FLOAT_BITS, None)
     norms = (whole.bias_bytes - alone.bias_bytes) // (2 * FLOAT_BYTES)  # a scale and a shift per feature
     structure = layers._replace(
@@ -110,21 +114,21 @@ def structure_of(model: nn.Module) -> Structure:
     return structure
 
 
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _quantisable(model: nn.Module) -> Iterator[tuple[nn.Module, LayerShape]]:
-    """Each layer that `quantize` changes, with its shape; the subclass of a layer in attention stays whole."""
+def _find_quantisable(model: nn.Module) -> Iterator[tuple[nn.Module, LayerShape]]:
+    """Each layer that `quantize` changes, with its shape."""
     for module in model.modules():
         kind = kind_of(module)
         if kind is not None and (shape := kind.shape(module)) is not None:
             yield module, shape
 
 
-def _faults(model: nn.Module) -> Iterator[str]:
-    """What would be wrong without a word, or only be seen in a worker."""
-    layers = [layer for layer, _ in _quantisable(model)]
+def _find_faults(model: nn.Module) -> Iterator[str]:
+    """The faults of a model that would otherwise give wrong results silently, or fail only in a worker."""
+    layers = [layer for layer, _ in _find_quantisable(model)]
     if not layers:
         known = " or ".join(_class_name(kind.plain) for kind in LAYERS if isinstance(kind, MatrixKind))
         yield f"without any {known}: there is nothing to split and quantise"
@@ -156,7 +160,7 @@ def _class_name(layer: type[nn.Module]) -> str:
 
 
 def _train_for_a_moment(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
-    """Trains two replicas for an epoch on random rows, split in two and quantised, as a trial would."""
+    """Trains two replicas for an epoch on random rows, split in two and quantised, as a trial does."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(256, (TRIED_ROWS, info.inputs), generator=draw, dtype=torch.uint8)
     y = torch.arange(TRIED_ROWS) % info.classes
@@ -178,6 +182,6 @@ def _train_for_a_moment(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...
         own_model=own,
     )
     for _ in train_configuration(
-        trial, Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0), Nowhere(), "never"
+        trial, Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0), NoWarmups(), "never"
     ):
         pass

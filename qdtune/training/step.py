@@ -1,7 +1,7 @@
-"""One training step of K stacked replicas, as a function of tensors alone.
+"""One training step of K stacked replicas, as a function of tensors only.
 
-The models know one replica; `vmap` adds the axis. Bits, step sizes, learning rate and batch enter as tensors, so that
-one compiled step serves every configuration of the same `Shape`.
+The models describe one replica; `vmap` adds the leading axis. Bits, step sizes, learning rate and batch are tensors,
+so one compiled step serves every configuration of the same `StepShape`.
 
 Alphabet: K replicas, B batch, I in.
 """
@@ -26,8 +26,8 @@ Stack = dict[str, Tensor]  # name -> (K, ...)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What decides the graph of a training step, beside K and B; all else enters it as tensors."""
+class StepShape:
+    """The settings that decide the graph of a training step, besides K and B. All others are tensors in the graph."""
 
     inputs: int
     classes: int
@@ -41,11 +41,11 @@ class Shape:
     momentum: float  # of sgd, 0 <= m < 1
     granularity: str = "tensor"
     decompose: str = "all"
-    own: tuple[str, str] | None = None  # the factory of a model of the user's, and the sha256 of its source
+    own: tuple[str, str] | None = None  # the factory of a user's model, and the sha256 of its source
 
     @classmethod
-    def of(cls, trial: Configuration, inputs: int, classes: int, phase: str) -> Shape:
-        """The shape of a trial's step in a phase, `warmup` or `qat`, on data of I inputs and so many classes."""
+    def of(cls, trial: Configuration, inputs: int, classes: int, phase: str) -> StepShape:
+        """The shape of a trial's step in a phase, `warmup` or `qat`, on data of I inputs and this many classes."""
         warmup = phase == "warmup"
         settings = trial.warmup if warmup else trial.qat
         return cls(
@@ -64,15 +64,15 @@ class Shape:
             own=trial.own_model and trial.own_model[:2],
         )
 
-    def undivided(self, seed: int) -> nn.Module:
-        """One replica before its layers are split, with the first weights of a seed."""
+    def build_undivided(self, seed: int) -> nn.Module:
+        """One replica before its layers are split, with the initial weights of a seed."""
         if self.own:
             return networks.build_own(*self.own, self.inputs, self.hidden, self.classes, seed=seed)
         return networks.build_mlp(self.inputs, self.hidden, self.classes, batch_norm=bool(self.batch_norm), seed=seed)
 
-    def template(self) -> nn.Module:
-        """One replica of this shape without numbers."""
-        model = self.undivided(seed=0)
+    def build_template(self) -> nn.Module:
+        """One replica of this shape on the meta device, without data."""
+        model = self.build_undivided(seed=0)
         model = decompose(
             model,
             self.depth,
@@ -84,8 +84,8 @@ class Shape:
         weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
         return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
 
-    def optimiser_state(self, params: Stack) -> dict[str, Stack]:
-        """The tensors that the optimiser keeps between steps, all zero."""
+    def make_optimiser_state(self, params: Stack) -> dict[str, Stack]:
+        """The tensors that the optimiser keeps between steps, at zero."""
         zeros = lambda: {name: torch.zeros_like(p) for name, p in params.items()}  # noqa: E731
         if self.optimizer == "adam":
             count = torch.zeros((), device=next(iter(params.values())).device)
@@ -94,12 +94,14 @@ class Shape:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """uint8 in 0..255 to float in -1..1, as the notebook's Normalize((0.5,), (0.5,)) of ToTensor."""
+    """Inputs as float32 in -1..1 from uint8 in 0..255: the notebook's ToTensor and Normalize((0.5,), (0.5,))."""
     return x.to(torch.float32) / 127.5 - 1
 
 
-def update(optimizer: str, momentum: float, params: Stack, grads: Stack, state: dict[str, Stack], lr: Tensor) -> None:
-    """One step of SGD (with heavy-ball momentum) or Adam (Kingma and Ba 2015, algorithm 1), in place."""
+def update_params(
+    optimizer: str, momentum: float, params: Stack, grads: Stack, state: dict[str, Stack], lr: Tensor
+) -> None:
+    """Makes one step of SGD (with heavy-ball momentum) or Adam (Kingma and Ba 2015, algorithm 1), in place."""
     if optimizer == "adam":
         count = state["count"][""].add_(1)
         for name, p in params.items():
@@ -114,16 +116,18 @@ def update(optimizer: str, momentum: float, params: Stack, grads: Stack, state: 
         p.sub_(lr * g)
 
 
-def make_step(shape: Shape, template: nn.Module) -> Callable[..., None]:
+def make_step(shape: StepShape, template: nn.Module) -> Callable[..., None]:
     """A function that trains K stacked replicas on one batch each, in place.
 
     Args:
-        shape: for its optimiser.
-        template: one replica of that shape, for its structure only.
+        shape: decides the optimiser.
+        template: one replica of that shape; only its structure matters.
     """
 
     def loss_of(params: Stack, buffers: Stack, x: Tensor, y: Tensor) -> tuple[Tensor, Stack]:
-        buffers = {name: b.clone() for name, b in buffers.items()}  # statistics are updated in place, here
+        buffers = {
+            name: b.clone() for name, b in buffers.items()
+        }  # the forward pass updates statistics in place: in these copies
         return F.cross_entropy(functional_call(template, (params, buffers), (x,)), y), buffers
 
     def step(
@@ -136,7 +140,7 @@ def make_step(shape: Shape, template: nn.Module) -> Callable[..., None]:
         lr: Tensor,  # ()
     ) -> None:
         grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, normalise(x), y)
-        update(shape.optimizer, shape.momentum, params, grads, state, lr)
+        update_params(shape.optimizer, shape.momentum, params, grads, state, lr)
         for name, b in buffers.items():
             b.copy_(new_buffers[name])
         loss_sum.add_(loss)

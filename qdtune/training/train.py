@@ -1,6 +1,6 @@
-"""One configuration from its initial weights to its rows: float warm-up, quantisation-aware training, test.
+"""Trains one configuration, from its initial weights to its rows: float warm-up, quantisation-aware training, test.
 
-The warm-up depends on neither bits, step sizes nor QAT, so it is trained once and shared; see `Warmups`.
+The warm-up is independent of bits, step sizes and QAT, so it is trained once and shared; see `Warmups`.
 Source of the recipe: the notebook (five epochs of float training, then ten with every layer quantised).
 """
 
@@ -24,24 +24,25 @@ from qdtune.model.packed import pack_replicas
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.spec.configuration import Configuration
-from qdtune.training.cohort import Cohort, Tensors, generator
-from qdtune.training.step import Shape, normalise
+from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.step import StepShape, normalise
 
-CALIBRATION_ROWS = 2048  # training samples from which the steps of activations start
-CHANCE_MARGIN = 0.02  # a warm-up this close to always naming the largest class has learned nothing
+CALIBRATION_ROWS = 2048  # training samples that set the initial step sizes of activations
+CHANCE_MARGIN = 0.02  # a warm-up this close to the share of the largest class has learned nothing
 
 
 class Warmups(Protocol):
-    """Where float warm-ups are kept, so that configurations that differ only in bits train them once."""
+    """A store of float warm-ups, so that configurations that differ only in quantisation train them once."""
 
     def claim(self, key: str) -> bytes | None:
-        """The kept warm-up; None where the caller is now the one to train and `keep` it."""
+        """The kept warm-up; None if the caller has to train it and `keep` it."""
 
-    def keep(self, key: str, blob: bytes) -> None: ...
+    def keep(self, key: str, blob: bytes) -> None:
+        """Keeps a warm-up that the caller has claimed."""
 
 
-class Nowhere:
-    """Warm-ups that are not kept."""
+class NoWarmups:
+    """A store that keeps no warm-ups."""
 
     def claim(self, key: str) -> bytes | None:
         return None
@@ -51,18 +52,18 @@ class Nowhere:
 
 
 @dataclass
-class Log:
-    """The curves of the replicas so far; a replica whose loss is not finite has ended there."""
+class TrainingLog:
+    """The curves of the replicas so far. The curve of a replica ends if its loss is not finite."""
 
     seeds: tuple[int, ...]
     entries: list[dict[str, Any]] = field(default_factory=list)
     dead: set[int] = field(default_factory=set)
-    shared: bool = False  # whether the warm-up was trained by another trial, which then counts its seconds
+    shared: bool = False  # whether another trial trained the warm-up; that trial counts its seconds
 
     def add(
         self, phase: str, epoch: int, losses: list[float], accuracies: list[float], seconds: float
     ) -> dict[str, Any]:
-        """Notes one epoch (from 1) of all replicas; the same as a report, None where a replica has ended."""
+        """Adds one epoch, which counts from 1; returns it as a report, with None for replicas that have ended."""
         report: dict[str, Any] = {"phase": phase, "epoch": epoch, "seconds": seconds}
         report |= {"train_loss": [], "val_accuracy": []}
         for k, seed in enumerate(self.seeds):
@@ -77,34 +78,35 @@ class Log:
                 self.entries.append(entry | {"seconds": seconds / len(self.seeds)})
         return report | {"history": list(self.entries)}
 
-    def of(self, seed: int) -> list[dict[str, Any]]:
+    def of_seed(self, seed: int) -> list[dict[str, Any]]:
+        """The entries of one replica."""
         return [e for e in self.entries if e["seed"] == seed]
 
 
 def train_configuration(
     trial: Configuration, data: Tensors, warmups: Warmups, compile: str = "auto"
 ) -> Iterator[dict[str, Any]]:
-    """Trains one configuration, one report per epoch; the last one has `done` and has looked at the test set.
+    """Trains one configuration and yields one report per epoch.
 
-    A report: `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, per replica `train_loss` and `val_accuracy`
-    (None once it has diverged), and `history`, every epoch so far. In QAT also `rows`: what the store is told where
-    training ends there, without a test accuracy before the last one; and in the last one `weights`, the packed file
-    of the replicas that came to their end, as they were tested (see `packed`), None where none did.
+    A report has `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, `train_loss` and `val_accuracy` per replica
+    (None once it has diverged), and `history`, the epochs so far. In QAT it has `rows` too: the rows to store if
+    training ends here. Only the last report has test accuracies, `done`, and `weights`: the packed file of the
+    replicas that did not diverge, as they were tested (see `packed`), or None if all diverged.
 
     Args:
         trial: the configuration.
-        data: on the device that shall do the work.
-        warmups: where float warm-ups are kept.
-        compile: `always`, `never`, or `auto`: see `machine.is_compiled`.
+        data: on the device that trains.
+        warmups: the store of float warm-ups.
+        compile: `always`, `never`, or `auto`, see `machine.is_compiled`.
     """
     started = datetime.now(timezone.utc)
-    log = Log(trial.seeds)
+    log = TrainingLog(trial.seeds)
     replicas = yield from _warm_up(trial, data, warmups, log, compile)
-    floats = _cohort(replicas, trial, data, "warmup", compile).accuracy(data.val_x, data.val_y)
+    floats = _make_cohort(replicas, trial, data, "warmup", compile).accuracy(data.val_x, data.val_y)
     for replica in replicas:
         quantize(replica, trial.weight_bits, trial.act_bits, trial.scale, trial.levels, granularity=trial.granularity)
     calibrate_alike(replicas, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
-    cohort = _cohort(replicas, trial, data, "qat", compile)
+    cohort = _make_cohort(replicas, trial, data, "qat", compile)
     report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0, "history": log.entries}
     untested: list[float | None] = [None] * len(replicas)
     for epoch in range(trial.qat.epochs):
@@ -112,27 +114,27 @@ def train_configuration(
             break
         if epoch:
             yield report
-        report = _epoch(cohort, "qat", epoch, log)
-        report["rows"] = _rows(trial, replicas, log, floats, untested, data, started)
-    tests = cohort.accuracy(data.test_x, data.test_y)  # the only look at the test set
+        report = _train_epoch(cohort, "qat", epoch, log)
+        report["rows"] = _make_rows(trial, replicas, log, floats, untested, data, started)
+    tests = cohort.accuracy(data.test_x, data.test_y)  # the test set is read only here
     cohort.unstack(replicas)
     alive = {seed: replicas[k] for k, seed in enumerate(trial.seeds) if k not in log.dead}
     weights = (
         pack_replicas(alive, trial.trial_id, data.inputs, data.classes, trial.columns["model"]) if alive else None
     )
-    rows = _rows(trial, replicas, log, floats, tests, data, started)
+    rows = _make_rows(trial, replicas, log, floats, tests, data, started)
     yield report | {"rows": rows, "weights": weights, "done": True}
 
 
-def _cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
+def _make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
     compiled = is_compiled(compile, phase.epochs, trial.batch_size, len(data.train_x))
-    shape = Shape.of(trial, data.inputs, data.classes, name)
+    shape = StepShape.of(trial, data.inputs, data.classes, name)
     return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 
 
-def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
-    cohort.prepare()  # compiled, if it has to be, before the clock starts
+def _train_epoch(cohort: Cohort, name: str, epoch: int, log: TrainingLog) -> dict[str, Any]:
+    cohort.prepare()  # compiles, if necessary, before the clock starts
     began = time.perf_counter()
     losses = cohort.train(epoch)
     accuracies = cohort.accuracy(cohort.data.val_x, cohort.data.val_y)
@@ -140,34 +142,34 @@ def _epoch(cohort: Cohort, name: str, epoch: int, log: Log) -> dict[str, Any]:
 
 
 def _warm_up(
-    trial: Configuration, data: Tensors, warmups: Warmups, log: Log, compile: str
+    trial: Configuration, data: Tensors, warmups: Warmups, log: TrainingLog, compile: str
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
-    """The K float replicas from which QAT starts: taken from `warmups`, or trained and kept there."""
+    """The K float replicas from which QAT starts: read from `warmups`, or trained and kept there."""
     base, norm = trial.warmup_base, trial.batch_norm == "factors"
     replicas: list[nn.Module] = []
     for seed in trial.seeds:
-        model = Shape.of(trial, data.inputs, data.classes, "warmup").undivided(seed)
+        model = StepShape.of(trial, data.inputs, data.classes, "warmup").build_undivided(seed)
         between = (base.depth, base.activation, base.factor_init)
-        replicas.append(decompose(model, *between, generator("init", seed), base.decompose, norm))
+        replicas.append(decompose(model, *between, make_generator("init", seed), base.decompose, norm))
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
-        cohort = _cohort(replicas, base, data, "warmup", compile)
+        cohort = _make_cohort(replicas, base, data, "warmup", compile)
         for epoch in range(trial.warmup.epochs):
             if len(log.dead) < len(trial.seeds):
-                yield _epoch(cohort, "warmup", epoch, log)
+                yield _train_epoch(cohort, "warmup", epoch, log)
         cohort.unstack(replicas)
         warmups.keep(base.warmup_id, pack_warmup(replicas, log))
     if base is not trial:
         for k, replica in enumerate(replicas):
-            # An ended replica has no singular values; it only keeps its place in the stack.
+            # A diverged replica has no singular values. It only keeps its place in the stack.
             init = "default" if k in log.dead else "svd"
             between = (trial.depth, trial.activation, init)
             replicas[k] = decompose(replica, *between, decomposed=trial.decompose, norm=norm)
     return replicas
 
 
-def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
-    """The numbers and the curves of K warmed-up replicas as one safetensors file."""
+def pack_warmup(replicas: list[nn.Module], log: TrainingLog) -> bytes:
+    """The tensors and the curves of K warmed-up replicas as one safetensors file."""
     states = [replica.state_dict() for replica in replicas]
     tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     names = ("epoch", "train_loss", "val_accuracy", "seconds")
@@ -179,8 +181,8 @@ def pack_warmup(replicas: list[nn.Module], log: Log) -> bytes:
     return sign_file(*split_file(safetensors.torch.save(tensors | curves)))
 
 
-def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> bool:
-    """Puts a kept warm-up into fresh replicas and its curves into the log; False where the file is damaged."""
+def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: TrainingLog) -> bool:
+    """Copies a kept warm-up into fresh replicas and its curves into the log; returns False if the file is damaged."""
     if find_fault(blob):
         return False
     try:
@@ -202,16 +204,16 @@ def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: Log) -> bool:
     return True
 
 
-def _rows(
+def _make_rows(
     trial: Configuration,
     replicas: list[nn.Module],
-    log: Log,
+    log: TrainingLog,
     floats: list[float],
     tests: Sequence[float | None],
     data: Tensors,
     started: datetime,
 ) -> list[dict[str, Any]]:
-    """One row per seed, as `store.TRIALS` has them; `attempt` is added by the driver, who counts them."""
+    """One row per seed, with the columns of `store.TRIALS`; the driver adds `attempt`, because it counts attempts."""
     device = data.train_x.device
     shared = trial.columns | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -223,7 +225,7 @@ def _rows(
     assert inner_dims == shared["inner_dims"]
     rows = []
     for k, seed in enumerate(trial.seeds):
-        curve, dead = log.of(seed), k in log.dead
+        curve, dead = log.of_seed(seed), k in log.dead
         own = [e for e in curve if not (log.shared and e["phase"] == "warmup")]
         note = None
         if dead:

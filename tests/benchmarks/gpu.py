@@ -30,9 +30,9 @@ from torch import nn
 from qdtune.model import networks
 from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
-from qdtune.training.cohort import Cohort, Tensors, generator
-from qdtune.training.compiled import eager
-from qdtune.training.step import Shape
+from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.compiled import make_eager_step
+from qdtune.training.step import StepShape
 
 BATCH = 64
 BITS = 4
@@ -64,15 +64,15 @@ def cohort(data: Tensors, depth: int, replicas: int, way: str) -> Cohort:
     modules: list[nn.Module] = []
     for seed in range(replicas):
         model = networks.build_mlp(784, (24,), 10, seed=seed)
-        decompose(model, depth, "identity", "orthogonal", generator("init", seed))
+        decompose(model, depth, "identity", "orthogonal", make_generator("init", seed))
         modules.append(quantize(model, BITS))
-    shape = Shape(784, 10, (24,), False, depth, "identity", False, True, "sgd", 0.0)
+    shape = StepShape(784, 10, (24,), False, depth, "identity", False, True, "sgd", 0.0)
     made = Cohort(modules, shape, QAT, tuple(range(replicas)), "qat", data, BATCH, way == "compiled, graph")  # type: ignore[arg-type]
     if way in ("eager", "compiled"):  # else the cohort makes what it would take itself
         made.template.train()
-        state = (made.params, made.buffers, shape.optimiser_state(made.params), made.losses)
+        state = (made.params, made.buffers, shape.make_optimiser_state(made.params), made.losses)
         step = torch.compile(made.function, dynamic=False) if way == "compiled" else made.function
-        made.step = eager(step, state, (data.train_x, data.train_y))
+        made.step = make_eager_step(step, state, (data.train_x, data.train_y))
     return made
 
 
@@ -98,7 +98,7 @@ def epochs(data: Tensors, depth: int, replicas: int, way: str, repeats: int) -> 
 def notebook_epoch(data: Tensors, steps: int) -> float:
     """Seconds per epoch of a plain loop of one network here, the loss read in every step; so many steps are timed."""
     model = networks.build_mlp(784, (24,), 10, seed=0)
-    decompose(model, 2, "identity", "default", generator("init", 0))
+    decompose(model, 2, "identity", "default", make_generator("init", 0))
     model = quantize(model, BITS, None, "minmax").to(data.train_x.device)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     images = data.train_x.cpu()  # as a DataLoader hands them over: from the host, batch by batch

@@ -28,8 +28,8 @@ from qdtune.model.quantize import quantize
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.groups import Qat
 from qdtune.spec.sizes import factor_dims
-from qdtune.training.cohort import Cohort, Tensors, generator
-from qdtune.training.step import Shape
+from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.step import StepShape
 
 BATCH = 64
 BITS = 4
@@ -76,11 +76,11 @@ def cohort(data: Tensors, depth: int, phase: str, replicas: int) -> Cohort:
     modules: list[nn.Module] = []
     for seed in range(replicas):
         model = networks.build_mlp(WIDTHS[0], WIDTHS[1:-1], WIDTHS[-1], seed=seed)
-        decompose(model, depth, "identity", "orthogonal", generator("init", seed))
+        decompose(model, depth, "identity", "orthogonal", make_generator("init", seed))
         modules.append(quantize(model, BITS if phase == "qat" else FLOAT_BITS))
     floats = phase == "warmup"
     form = {"hidden": WIDTHS[1:-1], "batch_norm": False, "depth": depth, "activation": "identity"}
-    shape = Shape(
+    shape = StepShape(
         WIDTHS[0], WIDTHS[-1], **form, float_weights=floats, float_inputs=True, optimizer="sgd", momentum=0.0
     )
     return Cohort(modules, shape, Qat(epochs=1, lr=0.01), tuple(range(replicas)), phase, data, BATCH, True)

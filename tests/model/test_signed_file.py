@@ -12,7 +12,7 @@ from qdtune import reader
 from qdtune.model import packed, quantize
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import find_fault, sign_file, split_file
-from qdtune.training.train import Log, pack_warmup
+from qdtune.training.train import TrainingLog, pack_warmup
 
 HEADER = {
     "b": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
@@ -67,7 +67,7 @@ def test_equal_trainings_give_equal_weights_and_exports():
 
 def test_equal_warmups_give_equal_files():
     def log():
-        made = Log((0, 1))
+        made = TrainingLog((0, 1))
         made.add("warmup", 1, [0.5, 0.25], [0.1, 0.2], 1.0)
         return made
 

@@ -144,7 +144,7 @@ def read_classes(model, x):
 train.pack_replicas = keep_and_pack
 trials = []
 for trial in plan(spec).trials:
-    *_, report = train.train_configuration(trial, tensors, train.Nowhere(), "never")
+    *_, report = train.train_configuration(trial, tensors, train.NoWarmups(), "never")
     blob, network = one_seed(report["weights"], 0), trained[-1]
     model, x = reader.load(blob), normalise(tensors.test_x)
     with torch.no_grad():
@@ -176,7 +176,7 @@ print(json.dumps({
     "trials": trials,
     "is_compiled_from": "qdtune.model.layers.diagonal" in [module.__name__ for module in compiled.step_sources()],
     "logits": {name: tensor.flatten().tolist() for name, tensor in logits.items()},
-    "faults": [next(own_model._faults(network)) for network in (nn.Sequential(nn.ReLU()), hooked)],
+    "faults": [next(own_model._find_faults(network)) for network in (nn.Sequential(nn.ReLU()), hooked)],
 }))
 """
 

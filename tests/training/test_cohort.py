@@ -14,9 +14,9 @@ from qdtune.model.quantize import calibrate, quantize
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.training import compiled
-from qdtune.training.augment import MOVES, moved
-from qdtune.training.cohort import Cohort, Tensors, generator
-from qdtune.training.step import Shape, normalise, update
+from qdtune.training.augment import SHIFTS, shift_images
+from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.step import StepShape, normalise, update_params
 
 CPU = torch.device("cpu")
 SHIFTING = Qat(epochs=2, lr=0.03, augment="shift")
@@ -52,7 +52,7 @@ def a_replica(trial, seed):
     model = networks.build_mlp(16, trial.hidden, 4, batch_norm=bool(trial.batch_norm), seed=seed)
     norm = trial.batch_norm == "factors"
     between = (trial.depth, trial.activation, trial.factor_init)
-    decompose(model, *between, generator("init", seed), trial.decompose, norm)
+    decompose(model, *between, make_generator("init", seed), trial.decompose, norm)
     return model
 
 
@@ -67,7 +67,7 @@ def quantised(trial, seeds, data):
 def a_cohort(trial, data, seeds, phase="qat", compile=False):
     replicas = quantised(trial, seeds, data) if phase == "qat" else [a_replica(trial, seed) for seed in seeds]
     settings = trial.qat if phase == "qat" else trial.warmup
-    shape = Shape.of(trial, data.inputs, data.classes, phase)
+    shape = StepShape.of(trial, data.inputs, data.classes, phase)
     return Cohort(replicas, shape, settings, tuple(seeds), phase, data, trial.batch_size, compile)
 
 
@@ -219,11 +219,13 @@ def test_optimisers_are_torchs(name):
     }[name]()
     ours = {"w": weight.detach().clone()}
     kind, momentum = ("adam", 0.0) if name == "adam" else ("sgd", 0.9 if name == "heavy ball" else 0.0)
-    state = replace(Shape.of(a_trial(), 4, 3, "qat"), optimizer=kind, momentum=momentum).optimiser_state(ours)
+    state = replace(StepShape.of(a_trial(), 4, 3, "qat"), optimizer=kind, momentum=momentum).make_optimiser_state(
+        ours
+    )
     for _ in range(5):
         weight.grad = torch.randn(3, 4)
         reference.step()
-        update(kind, momentum, ours, {"w": weight.grad.clone()}, state, torch.tensor(0.1))
+        update_params(kind, momentum, ours, {"w": weight.grad.clone()}, state, torch.tensor(0.1))
     torch.testing.assert_close(ours["w"], weight.detach())
 
 
@@ -272,11 +274,13 @@ def test_shifting_shows_every_image_in_another_place_each_epoch(data):
         cohort.train(epoch)
         seen.append(cohort.inputs.clone())
     assert torch.equal(data.train_x, whole)  # is shared with others
-    ways = torch.stack([moved(whole, torch.full((len(whole),), number)) for number in range(MOVES)])  # (9, N, I)
+    ways = torch.stack(
+        [shift_images(whole, torch.full((len(whole),), number)) for number in range(SHIFTS)]
+    )  # (9, N, I)
     for images in seen:
         hits = (ways == images).all(-1)
         assert hits.any(0).all()
-        assert (hits.sum(1) > len(whole) / (2 * MOVES)).all()  # none of the nine is rare
+        assert (hits.sum(1) > len(whole) / (2 * SHIFTS)).all()  # none of the nine is rare
     assert not torch.equal(*seen)
 
 

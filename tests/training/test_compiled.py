@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from qdtune.training import compiled
-from qdtune.training.step import Shape
+from qdtune.training.step import StepShape
 from tests.training.test_cohort import a_trial
 
-SHAPE = Shape.of(a_trial(), 16, 4, "qat")
+SHAPE = StepShape.of(a_trial(), 16, 4, "qat")
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def tensors():
 
 def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     x, batch, rate = tensors()
-    compiled.compiled(SHAPE, doubled, (x,), DATA, batch, rate)(batch, rate)
+    compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)(batch, rate)
     assert x.tolist() == [12.5] * 3
     (library,) = folder.glob("*.so")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     monkeypatch.setattr(compiled, "_build", lambda *a: pytest.fail("compiled although it was there"))
-    call = compiled.compiled(SHAPE, doubled, (x,), DATA, batch, rate)
+    call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
     call(torch.tensor([[1]]), torch.tensor(1.0))
     assert x.tolist() == [46.0] * 3
     assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [library.name]
@@ -57,14 +57,14 @@ def test_a_damaged_library_is_built_anew(folder, monkeypatch):
         built.append(1)
         return b"code"
 
-    assert compiled._library("key", build) == b"code"
-    assert compiled._library("key", build) == b"code"
+    assert compiled._load_or_build("key", build) == b"code"
+    assert compiled._load_or_build("key", build) == b"code"
     assert len(built) == 1
     path = folder / "key.so"
     for damage in (b"", path.read_bytes()[:-1], b"cod3" + path.read_bytes()[4:]):
         path.write_bytes(damage)
         built.clear()
-        assert compiled._library("key", build) == b"code"
+        assert compiled._load_or_build("key", build) == b"code"
         assert len(built) == 1
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_compiled_is_said_with_its_cure(folder, monkeypatch):
         compiled.CompileError,
         match=r"compiled: g\+\+: fatal error: no such thing \(run.compile: never does without\)",
     ):
-        compiled.compiled(SHAPE, doubled, (x,), DATA, batch, rate)
+        compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
     assert list(folder.glob("*.so")) == []
 
 
@@ -93,19 +93,21 @@ def test_a_library_that_cannot_be_loaded_here_is_built_anew(folder, monkeypatch)
     monkeypatch.setattr(compiled, "_load", load)
     folder.mkdir(parents=True)
     (folder / "key.so").write_bytes(b"old!" + hashlib.sha256(b"old!").digest())
-    assert compiled._library("key", lambda: b"code") == b"code"
+    assert compiled._load_or_build("key", lambda: b"code") == b"code"
 
 
 def test_without_a_cache_folder_a_library_is_built_all_the_same(monkeypatch, tmp_path):
     (tmp_path / "qdtune").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiled, "_load", lambda path: path.read_bytes()[:4])
-    assert compiled._library("key", lambda: b"code") == b"code"
+    assert compiled._load_or_build("key", lambda: b"code") == b"code"
 
 
 def test_the_name_of_a_library_covers_all_that_decides_it(monkeypatch):
     def key(shape=SHAPE, tensors=None, structure="a structure"):
-        return compiled._key(shape, structure, [torch.ones(3), torch.tensor(0.5)] if tensors is None else tensors)
+        return compiled._hash_step(
+            shape, structure, [torch.ones(3), torch.tensor(0.5)] if tensors is None else tensors
+        )
 
     same = key()
     assert key(replace(SHAPE), [torch.zeros(3), torch.tensor(7.0)]) == same
@@ -121,9 +123,9 @@ def test_the_name_of_a_library_covers_all_that_decides_it(monkeypatch):
     for name, value in (("get_num_threads", lambda: 7), ("__version__", "0.0")):
         with monkeypatch.context() as patch:
             patch.setattr(torch, name, value)
-            compiled._machine.cache_clear()
+            compiled._describe_machine.cache_clear()
             others.append(key())
-    compiled._machine.cache_clear()
+    compiled._describe_machine.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(compiled.inspect, "getsource", lambda module: "edited")
         others.append(key())
@@ -146,7 +148,7 @@ def _want(folder: str, started: object) -> None:
     compiled._load = lambda path: path.read_bytes()[:4]
     if made.exists():
         started.wait()
-    assert compiled._library("key", build) == b"code"
+    assert compiled._load_or_build("key", build) == b"code"
 
 
 def test_two_that_want_the_same_compile_it_once(tmp_path):

@@ -13,7 +13,7 @@ from qdtune.spec.groups import Qat, Warmup
 from qdtune.store.columns import HISTORY, TRIALS
 from qdtune.training import train
 from qdtune.training.cohort import Tensors
-from qdtune.training.train import Log, train_configuration
+from qdtune.training.train import TrainingLog, train_configuration
 from tests.training.test_cohort import CPU, a_trial
 
 
@@ -207,7 +207,7 @@ def test_no_warmup_at_all_starts_from_the_first_weights(data):
 
 
 def test_log_ends_a_replica_at_its_first_bad_loss():
-    log = Log((7, 8))
+    log = TrainingLog((7, 8))
     assert log.add("qat", 1, [1.0, float("nan")], [0.5, 0.1], 2.0)["val_accuracy"] == [0.5, None]
     assert log.add("qat", 2, [0.9, 0.4], [0.6, 0.9], 2.0)["val_accuracy"] == [0.6, None]
     assert [(e["seed"], e["epoch"], e["train_loss"]) for e in log.entries] == [(7, 1, 1.0), (8, 1, None), (7, 2, 0.9)]
