@@ -16,6 +16,7 @@ from qdtune.datasets.known import DATASET_NAMES, dataset_of
 from qdtune.spec.axes import AUGMENT, HIDDEN
 from qdtune.spec.checks import choice, flag, matching, number, share, whole
 from qdtune.spec.choices import COMPILES, NORMS, ORDERS
+from qdtune.spec.loggers import LOGGER_NAMES
 from qdtune.spec.objectives import BOUNDED
 from qdtune.spec.sizes import Structure
 from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list
@@ -237,7 +238,8 @@ class Resources(Frozen):
 
 
 class RunGroup(Frozen):
-    """The order in which what is planned starts, limits (None: none; times in seconds), and what is compiled.
+    """The order in which what is planned starts, limits (None: none; times in seconds), what is compiled, and who is
+    told of it.
 
     Attributes:
         order: order in which a grid starts: by bytes, at random or as listed
@@ -247,6 +249,7 @@ class RunGroup(Frozen):
         trial_timeout_s: seconds for one trial
         stall_timeout_s: seconds without a report of a trial, compiling included
         compile: which training steps are compiled; `auto`: those of phases of 800 steps or more
+        loggers: trackers that are told of the sweep
     """
 
     order: Annotated[str, choice(ORDERS)] = "small_first"
@@ -256,3 +259,4 @@ class RunGroup(Frozen):
     trial_timeout_s: Seconds | None = None
     stall_timeout_s: Seconds | None = None
     compile: Annotated[str, choice(COMPILES)] = "auto"
+    loggers: Annotated[Several[Annotated[str, choice(LOGGER_NAMES)]], BeforeValidator(as_list)] | None = None

@@ -30,6 +30,7 @@ from qdtune.store.store import Store
 from qdtune.store.warmups import WarmupFolder
 from qdtune.sweep.cluster import Cluster, nodes_now
 from qdtune.sweep.gpu_share import measure_share
+from qdtune.sweep.loggers import sweep_loggers
 from qdtune.sweep.placement import Node, Placement, place_trials
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.ray_hooks import PruningScheduler, QueueSearcher
@@ -74,8 +75,11 @@ def run_trials(
         warmups = _warmup_actor(store)
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
-        with SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs) as progress:
-            recorder = Recorder(queue, store, progress, warmups, known, stopped, Path(scratch))
+        with (
+            SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs) as progress,
+            sweep_loggers(spec, store, stopped, out) as loggers,
+        ):
+            recorder = Recorder(queue, store, progress, warmups, known, stopped, Path(scratch), loggers)
             recorder.metrics.granted(place.gpu)
             given = {"spec": spec, "data": data, "warmups": warmups, "stacks": scratch, "grant": plugins.granted()}
             kind = make_trainable(place, **given)

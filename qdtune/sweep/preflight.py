@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from qdtune.messages import SpecError, one_line, user_error
 from qdtune.spec.choices import PLANNED
+from qdtune.spec.loggers import find_loggers
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.cluster import NoClusterError, knock
@@ -91,6 +93,27 @@ def check_versions() -> None:
         if tuple(int(n) for n in re.findall(r"\d+", found)[:2]) < least:
             wanted = ".".join(map(str, least))
             raise user_error(f"{name} must be {wanted} or newer, got {found} (pip install -U {name})")
+
+
+def check_loggers(names: tuple[str, ...] | None, runs_dir: str) -> None:
+    """Checks that every logger of a sweep is installed and has a place to write to; none is imported.
+
+    Args:
+        names: as in the sweep file.
+        runs_dir: where run folders are made.
+
+    Raises:
+        SpecError: one is missing, or writes to the run folder, which is in an object store.
+    """
+    for logger in find_loggers(names):
+        is_local = logger.file is not None and not os.environ.get(logger.server_variable or "")
+        if is_local and "://" in runs_dir:
+            setting = f"set {logger.server_variable}, " if logger.server_variable else ""
+            what = f"{logger.name} writes to a run folder on disk, got {one_line(runs_dir)}"
+            raise user_error(f"{what} ({setting}choose another --runs-dir, or leave it out)", "run", "loggers")
+        if not all(find_spec(module) for module in (*logger.modules, *(logger.local_modules if is_local else ()))):
+            what = f"{logger.name} is not installed (pip install {logger.package})"
+            raise user_error(what, "run", "loggers")
 
 
 def needed_bytes(spec: Spec, planned: Plan) -> int:

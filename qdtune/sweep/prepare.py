@@ -117,9 +117,11 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
     with blame(options.sweep):
         _permit_plugins(asked, options)
     if not options.is_dry:
-        from qdtune.sweep.preflight import check_surroundings
+        from qdtune.sweep.preflight import check_loggers, check_surroundings
 
         check_surroundings(options.runs_dir, asked.name, options.address)
+        with blame(options.sweep):
+            check_loggers(asked.run.loggers, options.runs_dir)
     with blame(options.sweep):
         asked, data, data_dir = _choose_data(asked, options)
         asked, spec, planned = _decide_on(asked, asked.data.names[0])

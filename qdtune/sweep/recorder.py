@@ -23,6 +23,7 @@ from qdtune.store.provenance import provenance
 from qdtune.store.results import Result, Rows, result_of
 from qdtune.store.store import Store
 from qdtune.store.tables import table_of
+from qdtune.sweep.loggers import SweepLoggers
 from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.trainable import describe_timeout
@@ -31,9 +32,7 @@ FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
 RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a storage may fail before the sweep ends
 HOPELESS = 5  # as many trials that fail alike, with none before that did not, are the sweep's own mistake
 OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # what Ray says where it ended a worker for that
-Ended = tuple[
-    Configuration, list[dict[str, Any]], list[dict[str, Any]], bytes | None
-]  # its rows, history and weights
+Ended = tuple[Configuration, list[dict[str, Any]], list[dict[str, Any]], bytes | None]  # rows, history, weights
 
 
 class Recorder(tune.Callback):
@@ -50,6 +49,7 @@ class Recorder(tune.Callback):
         known: rows that were there before, to which its own are added.
         signals: received so far; the first one ends the sweep.
         stacks: a folder in which trials that were ended for their silence leave their stack.
+        loggers: the trackers that are told, too.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class Recorder(tune.Callback):
         known: Rows,
         signals: list[int],
         stacks: Path | None = None,
+        loggers: SweepLoggers | None = None,
     ) -> None:
         self.queue, self.store, self.progress, self.warmups, self.known = queue, store, progress, warmups, known
-        self.signals, self.ending, self.stacks = signals, False, stacks
+        self.signals, self.ending, self.stacks, self.loggers = signals, False, stacks, loggers or SweepLoggers()
         self.unwritten: deque[Ended] = deque()  # the storage fails: nothing starts until they are written
         self.failing_since, self.retry_at = math.inf, 0.0
         self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
@@ -74,9 +75,8 @@ class Recorder(tune.Callback):
         self.nodes: dict[str, str] = {}  # where each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
-        self.metadata = provenance()
+        self.metadata, self.front_at = provenance(), 0.0
         self.metrics = SweepMetrics(queue.spec, queue.planned)
-        self.front_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, for a restore that never comes
@@ -113,6 +113,7 @@ class Recorder(tune.Callback):
         self.heard[ours.trial_id] = time.monotonic()
         self.recovering.discard(ours.trial_id)
         self.progress.start(ours.trial_id, ours.label)
+        self.loggers.start(ours)
         self._moved()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -145,6 +146,7 @@ class Recorder(tune.Callback):
             self.heard[ours.trial_id] = time.monotonic()
             self.curves[ours.trial_id] = result["history"]
             self.progress.update(ours.trial_id, ours.label, result)
+            self.loggers.update(ours.trial_id, result["history"])
 
     def _see_move(self, ours: Configuration, result: dict[str, Any], losses: int) -> None:
         """Says so where a trial that started again is on another node than before, or had not reported before."""
@@ -179,9 +181,8 @@ class Recorder(tune.Callback):
 
     def _silence(self, ours: Configuration) -> str | None:
         """Why the lost worker of a trial has ended itself, if that is what it did."""
-        limit = self.queue.spec.run.stall_timeout_s
+        limit, whole = self.queue.spec.run.stall_timeout_s, self.queue.spec.run.trial_timeout_s
         silent = time.monotonic() - self.heard.get(ours.trial_id, math.inf)
-        whole = self.queue.spec.run.trial_timeout_s
         place = _stack_location(self.stacks / ours.trial_id) if self.stacks else ""
         if limit is not None and silent >= limit:
             return f"no report for {limit:g} s (run.stall_timeout_s){place}"
@@ -247,6 +248,7 @@ class Recorder(tune.Callback):
         self.known[ours.trial_id] = rows
         self.queue.ended(ended)
         self._show(ended)
+        self.loggers.finish(ours, rows, history, ended.state)
         if self.alike is not None:
             self.alike = [*self.alike, rows[0]["error"]] if ended.state == "failed" else None
         if self.alike and len(self.alike) == HOPELESS and len(set(self.alike)) == 1 and not self.ending:

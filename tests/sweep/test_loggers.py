@@ -1,0 +1,378 @@
+"""What trackers are told: one real sweep, read back from MLflow, W&B and TensorBoard, and what happens around it."""
+
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from qdtune.messages import SpecError
+from qdtune.spec.loggers import LOGGER_NAMES, LOGGERS, Logger, find_loggers
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import loads
+from qdtune.store.store import Store
+from qdtune.sweep import loggers, preflight
+from qdtune.sweep.logger_callbacks import CALLBACKS, MlflowRuns, is_logged_in
+from qdtune.sweep.loggers import SweepLoggers, epoch_means, read_key, sweep_loggers
+from qdtune.sweep.preflight import check_loggers
+
+SWEEP = """
+version: 1
+name: tiny
+parameters: {depth: {value: 2}, weight_bits: {values: [1, 4, 8]}}
+exclude: [{weight_bits: 8}]
+seeds: [0, 1]
+data: {dataset: digits, val_size: 128}
+model: {name: mlp, hidden: [8]}
+train: {batch_size: 64, warmup: {epochs: 1}, qat: {epochs: 2}}
+run: {compile: never, loggers: [mlflow, wandb, tensorboard]}
+"""
+ONE, FOUR = "d2 w1 identity h8", "d2 w4 identity h8"
+FINAL = {"test_accuracy", "size_bytes", "params"}
+# Deprecations within MLflow and SQLAlchemy, which tell their own authors.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+class Out:
+    """A console that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def print(self, line, **style):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a sweep has run; its run folder is runs/tiny."""
+    folder = tmp_path_factory.mktemp("logged")
+    (folder / "token").write_text("0" * 64)
+    (folder / "tiny.yaml").write_text(SWEEP)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_", "WANDB_", "MLFLOW_"))}
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "WANDB_MODE": "offline"}
+    line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml", "--no-dashboard"]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "without it" not in done.stdout
+    return folder
+
+
+@pytest.fixture
+def environment(folder, monkeypatch):
+    """This process as a later launch in that folder."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(folder)
+    return Store("runs/tiny")
+
+
+def mlflow_runs(folder):
+    """Runs of the experiment by name: status, params, tags, and every metric as (step, value) pairs."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/runs/tiny/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    found = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        curves = {
+            name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+            for name in run.data.metrics
+        }
+        assert client.list_artifacts(run.info.run_id) == []
+        found.setdefault(run.info.run_name, []).append((run.info.status, run.data.params, run.data.tags, curves))
+    return found
+
+
+def wandb_records(path):
+    """The records of a .wandb file: a LevelDB log, whose blocks of 32 KiB hold records, whole or in parts."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, at, part = path.read_bytes(), 7, b""
+    while at + 7 <= len(raw):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", raw[at : at + 7])
+        part += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(part)
+            part = b""
+            yield record
+
+
+def wandb_runs(folder):
+    """Offline runs by name: project, config, the numbers of each step, the summary; values as JSON."""
+    found = {}
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+        curves, summary = {}, {}
+        for record in wandb_records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                name, project = record.run.display_name, record.run.project
+                config = {item.key: item.value_json for item in record.run.config.update}
+            elif kind == "history":
+                numbers = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+                curves[record.history.step.num] = {k: v for k, v in numbers.items() if k[0] != "_"}
+            elif kind == "summary":
+                summary |= {item.key or item.nested_key[0]: item.value_json for item in record.summary.update}
+        found.setdefault(name, []).append((project, config, curves, summary))
+    return found
+
+
+def tensorboard_runs(folder):
+    """Folders of events by name: every scalar as (step, value) pairs, and the bytes of the hyperparameters."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for place in (folder / "runs/tiny/tensorboard").iterdir():
+        events = EventAccumulator(str(place)).Reload()
+        curves = {
+            tag.removeprefix("ray/tune/"): [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+        }
+        texts = events.summary_metadata.get("_hparams_/session_start_info")
+        found[place.name.rpartition("-")[0]] = curves, texts.plugin_data.content if texts else b""
+    return found
+
+
+def planned():
+    """The configurations with 1, 4 and 8 bits, of which the sweep excludes the last."""
+    spec = loads(SWEEP.replace("exclude: [{weight_bits: 8}]", "").encode(), "tiny.yaml")
+    return spec, {trial.weight_bits: trial for trial in plan(spec.resolve("digits")).trials}
+
+
+def expected(folder, bits):
+    """The mean accuracies after each epoch, and the mean test accuracy, in the run folder."""
+    store, (_, trials) = Store(folder / "runs/tiny"), planned()
+    trial_id = trials[bits].trial_id
+    history = store.history([trial_id]).to_pylist()
+    tests = [row["test_accuracy"] for row in store.trials([trial_id]).to_pylist()]
+    curve = [(step, numbers["val_accuracy"]) for step, numbers in epoch_means(history, 1)]
+    return trials[bits], curve, sum(tests) / len(tests)
+
+
+def test_mlflow_has_a_run_per_configuration(folder):
+    runs = mlflow_runs(folder)
+    assert sorted(runs) == [ONE, FOUR]
+    for name, bits in ((ONE, 1), (FOUR, 4)):
+        trial, curve, test = expected(folder, bits)
+        [(status, params, tags, curves)] = runs[name]
+        assert (status, tags["state"], tags["qdtune.trial_id"]) == ("FINISHED", "ok", trial.trial_id)
+        assert [params[key] for key in ("weight_bits", "depth", "act_bits", "seeds")] == [
+            str(bits),
+            "2",
+            "null",
+            "0 1",
+        ]
+        assert [step for step, _ in curve] == [1, 2, 3]
+        assert curves["val_accuracy"] == curve
+        assert [step for step, _ in curves["train_loss"]] == [1, 2, 3]
+        assert curves["test_accuracy"] == [(3, pytest.approx(test))]
+        assert curves["size_bytes"] == [(3, trial.sizes.size_bytes)]
+
+
+def test_wandb_has_a_run_per_configuration(folder):
+    runs = wandb_runs(folder)
+    assert sorted(runs) == [ONE, FOUR]
+    for name, bits in ((ONE, 1), (FOUR, 4)):
+        trial, curve, test = expected(folder, bits)
+        [(project, config, curves, summary)] = runs[name]
+        assert (project, config["weight_bits"], config["trial_id"]) == ("tiny", str(bits), f'"{trial.trial_id}"')
+        assert [(step, float(numbers["val_accuracy"])) for step, numbers in curves.items()] == curve
+        assert set(curves[3]) >= {"train_loss", *FINAL}
+        assert not FINAL & set(curves[2])
+        assert float(summary["test_accuracy"]) == pytest.approx(test)
+        assert (summary["size_bytes"], summary["state"]) == (str(trial.sizes.size_bytes), '"ok"')
+    assert not [
+        path for path in folder.glob("wandb/offline-run-*/files/**/*") if path.is_file()
+    ]  # nothing is sent along
+
+
+def test_tensorboard_has_a_folder_per_configuration(folder):
+    runs = tensorboard_runs(folder)
+    assert sorted(runs) == [ONE.replace(" ", "-"), FOUR.replace(" ", "-")]
+    for name, bits in ((ONE, 1), (FOUR, 4)):
+        trial, curve, test = expected(folder, bits)
+        curves, parameters = runs[name.replace(" ", "-")]
+        assert curves["val_accuracy"] == [(step, pytest.approx(value)) for step, value in curve]
+        assert curves["test_accuracy"] == [(3, pytest.approx(test))]
+        assert curves["size_bytes"] == [(3, trial.sizes.size_bytes)]
+        assert b"weight_bits" in parameters
+        assert trial.trial_id.encode() in parameters
+
+
+def test_a_later_launch_replaces_unfinished_runs_and_leaves_the_others(folder, environment):
+    spec, trials = planned()
+    before, out = mlflow_runs(folder), Out()
+    history = [{"seed": 0, "phase": "warmup", "epoch": 1, "train_loss": 2.0, "val_accuracy": 0.25}]
+    with sweep_loggers(spec, environment, [], out) as told:  # stopped in the middle
+        told.start(trials[8])
+        told.update(trials[8].trial_id, history)
+    [(status, _, tags, _)] = mlflow_runs(folder)["d2 w8 identity h8"]
+    assert (status, tags["state"]) == ("FAILED", "stopped")
+
+    with sweep_loggers(spec, environment, [], out) as told:
+        told.start(trials[8])
+        told.update(trials[8].trial_id, history)
+        told.start(trials[8])  # its worker was lost: it begins again, and tells the same
+        told.update(trials[8].trial_id, history)
+        more = [*history, history[0] | {"phase": "qat", "val_accuracy": 0.5}]
+        told.finish(trials[8], [{"test_accuracy": None, "state": "diverged"}], more, "diverged")
+    assert out.lines == []
+
+    runs = mlflow_runs(folder)
+    assert {name: runs[name] for name in before} == before
+    [(status, _, tags, curves)] = runs["d2 w8 identity h8"]
+    assert (status, tags["state"], curves["val_accuracy"]) == ("FINISHED", "diverged", [(1, 0.25), (2, 0.5)])
+    runs = wandb_runs(folder)
+    assert [len(runs[name]) for name in (ONE, FOUR, "d2 w8 identity h8")] == [1, 1, 1]
+    [(_, _, curves, summary)] = runs["d2 w8 identity h8"]
+    assert ([*curves], summary["state"]) == ([1, 2], '"diverged"')
+    curves, _ = tensorboard_runs(folder)["d2-w8-identity-h8"]
+    assert curves["val_accuracy"] == [(1, 0.25), (2, 0.5)]
+    assert len(list(folder.glob("runs/tiny/tensorboard/d2-w8-*/*"))) == 1
+
+
+def test_another_run_folder_leaves_these_runs_alone(folder, environment, monkeypatch, tmp_path):
+    _, trials = planned()
+    before = mlflow_runs(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/tiny/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tiny")
+    other = Store(tmp_path / "tiny")
+    assert read_key(other) == read_key(other) != read_key(environment)
+    mlflow = loads(SWEEP.encode(), "tiny.yaml", ["run.loggers=mlflow"])
+    with sweep_loggers(mlflow, other, [], Out()) as told:
+        told.finish(trials[1], [], [], "failed")
+    after = mlflow_runs(folder)
+    assert len(after[ONE]) == 2
+    assert before[ONE][0] in after[ONE]
+
+
+class Failing(MlflowRuns):
+    def setup(self):
+        raise ConnectionError("no\nserver")
+
+
+class Hanging(MlflowRuns):
+    over: threading.Event
+
+    def setup(self):
+        self.over.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Failing, "mlflow failed: ConnectionError: no\\nserver (the sweep goes on without it)"),
+        (Hanging, "mlflow is too slow: 6 entries are missing (the sweep goes on without it)"),
+    ],
+)
+def test_a_tracker_that_fails_costs_one_line_and_no_time(kind, line, monkeypatch, tmp_path):
+    spec, trials = planned()
+    monkeypatch.setattr(Hanging, "over", threading.Event(), raising=False)
+    monkeypatch.setattr(loggers, "CALLBACKS", (kind,))
+    monkeypatch.setattr(loggers, "CLOSE_S", 0.2)
+    out, began = Out(), time.monotonic()
+    with sweep_loggers(spec, Store(tmp_path), [], out) as told:
+        for bits in (1, 4):
+            told.start(trials[bits])
+        told.finish(trials[1], [], [], "ok")  # two entries; one more ends the other trial, and one ends the thread
+    Hanging.over.set()
+    assert time.monotonic() - began < 5
+    assert out.lines == [line]
+
+
+def test_without_loggers_nothing_is_made(tmp_path):
+    spec, trials = planned()
+    spec = loads(SWEEP.replace(", loggers: [mlflow, wandb, tensorboard]", "").encode(), "tiny.yaml")
+    assert "loggers" not in spec.to_yaml()
+    with sweep_loggers(spec, Store(tmp_path), [], Out()) as told:
+        told.start(trials[1])
+        told.finish(trials[1], [], [], "ok")
+    assert list(tmp_path.iterdir()) == []
+    SweepLoggers().start(trials[1])
+
+
+def test_means_are_those_of_the_seeds_that_go_on():
+    history = [
+        {"seed": seed, "phase": phase, "epoch": epoch, "train_loss": loss, "val_accuracy": 0.5}
+        for phase, epoch, losses in (("warmup", 1, (1.0, 3.0)), ("qat", 1, (4.0, None)), ("qat", 2, (5.0,)))
+        for seed, loss in enumerate(losses)
+    ]
+    means = [(step, numbers["train_loss"]) for step, numbers in epoch_means(history, 3)]
+    assert means == [(1, 2.0), (4, 4.0), (5, 5.0)]
+    assert [step for step, _ in epoch_means(history, 3, after=4)] == [5]
+
+
+@pytest.mark.parametrize("logger", LOGGERS, ids=lambda logger: logger.name)
+def test_a_missing_package_is_one_line_that_says_what_to_install(logger, monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda module: None if module == logger.modules[0] else object())
+    with pytest.raises(SpecError) as error:
+        check_loggers(LOGGER_NAMES, "runs")
+    what = f"error: run.loggers: {logger.name} is not installed (pip install {logger.package})"
+    assert str(error.value) == what
+
+
+def test_a_launch_with_a_missing_package_makes_nothing(tmp_path, monkeypatch, capsys):
+    from qdtune.commands.launch import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "find_spec", lambda module: None)
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    assert main(["tiny.yaml"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: tiny.yaml: run.loggers: mlflow is not installed (pip install mlflow)\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_server_needs_no_database_of_its_own(monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda module: None if module == "sqlalchemy" else object())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SpecError, match="pip install mlflow"):
+        check_loggers(("mlflow",), "runs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    check_loggers(("mlflow",), "runs")
+    check_loggers(("mlflow", "wandb"), "s3://bucket/runs")
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("mlflow", "(set MLFLOW_TRACKING_URI, choose another --runs-dir, or leave it out)"),
+        ("tensorboard", "(choose another --runs-dir, or leave it out)"),
+    ],
+)
+def test_an_object_store_is_refused_before_anything_starts(name, rest, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SpecError) as error:
+        check_loggers((name,), "s3://bucket/runs")
+    what = f"error: run.loggers: {name} writes to a run folder on disk, got s3://bucket/runs {rest}"
+    assert str(error.value) == what
+
+
+def test_nobody_is_asked_for_a_key(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not is_logged_in()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    assert is_logged_in()
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert is_logged_in()
+
+
+def test_every_logger_has_a_callback():
+    assert tuple(kind.logger for kind in CALLBACKS) == LOGGERS
+    assert [logger.name for logger in find_loggers(("tensorboard", "mlflow"))] == ["mlflow", "tensorboard"]
+    assert all(isinstance(logger, Logger) for logger in LOGGERS)
