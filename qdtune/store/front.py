@@ -6,6 +6,7 @@ from typing import Any
 
 from qdtune.messages import format_count, format_percent
 from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of
+from qdtune.spec.objectives import FRONT, SIZE_BYTES
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table
 from qdtune.terminal import text_table
@@ -41,11 +42,14 @@ def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> 
 def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
     """The heads and the rows of the front as text: bytes, the varying axes, accuracies, n, `p front`.
 
+    Other objectives of `FRONT` that are known before a training stand after the bytes.
+
     Args:
         front: rows of the Pareto table.
         varying: names of the axes to show.
     """
     axes = [axis.name for axis in SHOWN if axis.name in varying]
+    sizes = [SIZE_BYTES.name, *(one.name for one in FRONT if one.value and one is not SIZE_BYTES)]
     rows = []
     for row in front.to_pylist():
         accuracies = [
@@ -54,8 +58,9 @@ def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[s
         ]
         p_front = "-" if row["p_front"] is None else f"{row['p_front']:.2f}"
         axis_cells = [_format_cell(row[axis]) for axis in axes]
-        rows.append([f"{row['size_bytes']:,}", *axis_cells, *accuracies, str(row["n_seeds"]), p_front])
-    return ["bytes", *map(head_of, axes), "validation", "test", "n", "p front"], rows
+        size_cells = [f"{row[name]:,}" for name in sizes]
+        rows.append([*size_cells, *axis_cells, *accuracies, str(row["n_seeds"]), p_front])
+    return ["bytes", *sizes[1:], *map(head_of, axes), "validation", "test", "n", "p front"], rows
 
 
 def front_title(pareto: Table, dataset: str, budget: int | None = None) -> str:

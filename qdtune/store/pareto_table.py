@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,10 +20,11 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     """The Pareto table, one row per configuration: ranked ones first, then by size, whatever the order of `trials`.
 
     Accuracies are means over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
-    interval clipped to [0, 1], both null below two seeds. Configurations whose every seed is `ok` are ranked by
-    validation accuracy (up) and size (down); the others have no rank. `state` is the worst of the seeds' states, but
+    interval clipped to [0, 1], both null below two seeds. Configurations whose every seed is `ok` are ranked by the
+    objectives of `FRONT`; the others have no rank. `state` is the worst of the seeds' states, but
     seeds that are to run again do not count where others came to their end. `trial_id` is that of the first seeds.
-    `p_front` is the bootstrap probability over seeds of being on the front, null without a rank or a second seed.
+    `p_front` is the bootstrap probability over seeds of being on the front, null without a rank or a second seed, and
+    if the front is over more than accuracy and one objective that is known before a training.
 
     Args:
         trials: rows as `Store.trials` returns them.
@@ -53,14 +57,13 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
     result |= _spread(groups, "val_accuracy") | _spread(groups, "test_accuracy")
     result |= ranking(pa.table(result))
-    ranked = pc.is_valid(result["pareto_rank"]).to_numpy(zero_copy_only=False)
-    p_front = np.full(len(ranked), np.nan)
-    if bootstrap and len(ranked):
+    if bootstrap and len(groups):
         order = np.argsort(groups["row_min"].to_numpy())  # rows of one lie together, but Arrow shuffles the groups
         owner = np.repeat(order, groups["row_count"].to_numpy()[order])
-        accuracies = by_seed(owner, rows["seed"], columns["val_accuracy"])
-        p_front = front_probability(np.where(ranked[:, None], -accuracies, np.nan), _floats(result["size_bytes"]))
-    result |= {"p_front": pa.array(p_front, from_pandas=True)}
+        shares = _front_shares(result, by_seed(owner, rows["seed"], columns["val_accuracy"]))
+    else:
+        shares = np.full(len(groups), np.nan)
+    result |= {"p_front": pa.array(shares, from_pandas=True)}
     table = pa.table(result).select(PARETO.names).cast(PARETO)
     return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
 
@@ -75,6 +78,21 @@ def ranking(configurations: pa.Table) -> dict[str, pa.Array]:
     costs[pc.not_equal(configurations["state"], "ok").to_numpy(zero_copy_only=False)] = np.nan
     ranks = rank(costs)
     return {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
+
+
+def _front_shares(result: Mapping[str, Any], accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The column `p_front`, NaN where it is null.
+
+    Args:
+        result: the columns of the Pareto table so far.
+        accuracies: a row per configuration, a column per seed.
+    """
+    known = [one for one in FRONT if one.value]
+    if len(known) != 1:
+        return np.full(len(accuracies), np.nan)
+    ranked = pc.is_valid(result["pareto_rank"]).to_numpy(zero_copy_only=False)
+    costs = known[0].sign * _floats(result[known[0].name])
+    return front_probability(np.where(ranked[:, None], -accuracies, np.nan), costs)
 
 
 def by_seed(owner: NDArray[np.int64], seeds: pa.ChunkedArray, values: pa.ChunkedArray) -> NDArray[np.float64]:
