@@ -121,8 +121,8 @@ def test_certificates_are_for_one_node_each_and_for_their_user_alone(tmp_path):
         assert re.findall(r"(?:IP|DNS):\S+?(?=,|\n)", said)[0] == named
 
 
-def test_certificates_of_the_readme_are_kept_out_of_git_of_the_image_and_of_other_nodes():
-    (where,) = re.findall(r"^docker/certs (\S+) ", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_certificates_of_the_docs_are_kept_out_of_git_of_the_image_and_of_other_nodes():
+    (where,) = re.findall(r"^docker/certs (\S+) ", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
     assert where.startswith("docker/secrets/")
     assert "/docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     assert "docker/secrets" in read("cluster.yaml")["rsync_exclude"]
@@ -335,10 +335,11 @@ def test_prometheus_finds_rays_nodes():
     assert SERVICES["prometheus"]["secrets"] == ["ray_token"]
 
 
-def test_prometheus_of_your_own_finds_rays_nodes_as_the_readme_says(tmp_path):
+def test_prometheus_of_your_own_finds_rays_nodes_as_the_docs_say(tmp_path):
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
-    (snippet,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    page = (ROOT / "docs" / "docker-and-metrics.md").read_text()
+    (snippet,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", page, re.DOTALL)
     ((job,),) = YAML(typ="safe").load(snippet).values()
     # The file is a link into a folder that may not be there yet: Prometheus does not see it change, and looks again
     # after five minutes by itself. A rate over one minute needs several samples of that minute.
@@ -405,13 +406,13 @@ def test_cluster_file_is_what_rays_launcher_wants(monkeypatch):
 
 
 def commands():
-    """The `docker` and `ray` lines of the README, in words."""
-    text = (ROOT / "README.md").read_text().split("## With Docker")[1].split("\n## ")[0]
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    """The `docker` and `ray` lines of the docs, in words."""
+    text = (ROOT / "docs" / "docker-and-metrics.md").read_text().split("## With Docker")[1].split("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", text.replace("\\\n", ""), re.DOTALL)
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
 
 
-def test_readmes_commands_name_what_exists():
+def test_commands_of_the_docs_name_what_exists():
     lines = [words for words in commands() if words]
     assert len(lines) >= 6
     files = [word for words in lines for word in words if re.fullmatch(r"(docker|sweeps)/\S*\.\w+", word)]

@@ -1,10 +1,10 @@
-"""The README's tables and figures of the reference sweeps, from what is kept of these under sweeps/reference.
+"""The tables and figures of docs/results.md, from the reference sweeps whose results are in sweeps/reference.
 
 Of the fronts `pareto.parquet`, of the study's questions the rows of `trials/`, for these are asked seed by seed. A
 front is that of several sweeps together, which differ in how long they train.
 
-`python tests/benchmarks/reference.py` prints the tables, and tests/test_readme.py holds the README to them; with
-`--draw` it draws the figures, too.
+`python tests/benchmarks/reference.py` prints the tables, and tests/test_docs.py holds the page to them; with
+`--draw` it draws the figures into docs/figures, too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from qdtune.store.parquet import completed
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent
+FIGURES = FOLDER.parents[1] / "docs" / "figures"
 FRONTS = {
     "mnist": ("front_mnist", "small_mnist", "large_mnist"),
     "fashion_mnist": ("front_fashion",),
@@ -67,7 +68,7 @@ def draw() -> None:
         run = Run(sweeps[0], "", spec, TRIALS.empty_table(), HISTORY.empty_table(), together(sweeps), (), 0)
         name, svg = next(images(sheet(run), reference=True))
         assert name == "front.svg"
-        (FOLDER / f"{sweeps[0]}.svg").write_bytes(svg)
+        (FIGURES / f"{sweeps[0]}.svg").write_bytes(svg)
 
 
 def _depths(trials: pa.Table, dataset: str) -> str:

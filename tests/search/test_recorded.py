@@ -1,7 +1,7 @@
 """The pruner and `qdtune replay` on real curves: `sweeps/grid.yaml`, unpruned, as recorded on two data sets.
 
 `tests/data` holds the rows and curves of both runs (qdtune 0.1, torch 2.15.0, 2 CPU cores). The defaults of the
-pruner were chosen on MNIST; the table in the README is over more orders.
+pruner were chosen on MNIST; the table in docs/pruning.md is over more orders.
 """
 
 from __future__ import annotations
