@@ -1,13 +1,12 @@
-"""A sweep file as one frozen, typed value, with all of its mistakes listed at once.
+"""A sweep file as one frozen, typed value, or all of its mistakes at once.
 
-`load` reads a file once and either returns a `Spec` that can be trusted below this door or raises a `SpecError` with
-one line per mistake. No torch, ray, optuna or numpy here: a sweep is judged before anything heavy is imported.
+`load` reads a file once. It returns a `Spec` that needs no further checks, or raises a `SpecError` with one line per
+mistake. It imports no torch, ray, optuna or numpy, because a sweep is checked before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Iterator, Sequence
 from types import NoneType
@@ -16,13 +15,12 @@ from typing import Annotated, Any, get_args
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from qdtune.datasets.dataset import DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.messages import KeyPath, Place, Problem, SpecError, describe_unknown, format_value, printable, user_error
 from qdtune.spec.axes import AXES, Excluded, Parameters
-from qdtune.spec.axis import Axis
 from qdtune.spec.checks import choice, matching, whole
-from qdtune.spec.choices import METHODS, PLANNED
+from qdtune.spec.choices import METHODS
+from qdtune.spec.disagreements import list_disagreements
 from qdtune.spec.groups import (
     Constraint,
     DataGroup,
@@ -34,11 +32,10 @@ from qdtune.spec.groups import (
     Seed,
     Train,
 )
+from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.pruners import EarlyTerminate
-from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values, cell_text
-from qdtune.spec.yaml_reader import Document, override, parse, read_file
-
-MAX_POINTS = 100_000
+from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values
+from qdtune.spec.yaml_reader import Document, parse_yaml, read_sweep_file
 
 
 class Spec(Frozen):
@@ -79,17 +76,17 @@ class Spec(Frozen):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Spec:
-        if found := list(_disagreements(self)):
+        if found := list(list_disagreements(self)):
             raise _DisagreementError(found)
         return self
 
     @property
     def axes(self) -> dict[str, Values[Any]]:
-        """The values of every axis by its name, in the order of `AXES`; none of them open."""
+        """The values of every axis by its name, in the order of `AXES`; each axis has some."""
         found = {}
         for axis in AXES:
             values = getattr(self.parameters, axis.name)
-            if values is None:  # it has a home elsewhere in the file
+            if values is None:  # another key of the file holds its value
                 kind = NumberValues if axis.has_range else Values
                 values = kind[axis.rule](values=(self.at(axis.home),))  # type: ignore[operator]
             found[axis.name] = values
@@ -105,7 +102,7 @@ class Spec(Frozen):
     def resolve(self, dataset: str) -> Spec:
         """The same sweep on `dataset`, one of `data.names`, alone.
 
-        A fallback (not the first of the list) is smaller as a rule: its validation split is at most a fifth.
+        A fallback (not the first of the list) is usually smaller, so its validation split is at most a fifth.
 
         Raises:
             SpecError: the data set is not in the list, or is too small for the batch size.
@@ -121,28 +118,28 @@ class Spec(Frozen):
         return self.changed("data", dataset=[dataset], val_size=val_size)
 
     def changed(self, group: str, **values: Any) -> Spec:
-        """The same sweep with other values in one group, JSON-able ones.
+        """The same sweep with other values, JSON-able, in one group.
 
         Raises:
-            SpecError: they do not fit the rest.
+            SpecError: the values do not fit the rest.
         """
         data = self.to_dict()
         return _validated(Document({**data, group: {**data[group], **values}}))
 
     @property
     def factories(self) -> dict[str, str]:
-        """The functions of the user's own that `model` and `data` name, by group."""
+        """The user's functions that `model` and `data` name, by group."""
         found = {"model": self.model.factory, "data": self.data.factory}
         return {group: factory for group, factory in found.items() if factory}
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON-able data, in the order of the class, without what is None."""
+        """The spec as JSON-able data, in the order of the class, without keys that are None."""
         data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         data["exclude"] = [{axis: _plain(value) for axis, value in rule.items()} for rule in self.exclude]
         return data
 
     def to_yaml(self) -> str:
-        """Canonical text: equal specs give the same, and `loads` gives an equal spec back."""
+        """Canonical text: equal specs give equal text, from which `loads` returns an equal spec."""
         yaml: Any = YAML(typ="safe", pure=True)
         yaml.sort_base_mapping_type_on_output = False
         yaml.default_flow_style = None  # leaves on one line, groups on several
@@ -152,11 +149,11 @@ class Spec(Frozen):
         return text.getvalue()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Travels to the workers as plain data: the classes that pydantic makes of NumberValues[...] have no address.
+        # It travels to the workers as plain data, because pickle cannot find pydantic's NumberValues[...] classes.
         return Spec.model_validate, (self.to_dict(),)
 
     def result_settings(self) -> dict[str, Any]:
-        """What changes results and is no axis: two runs that differ here must not share a folder. JSON-able."""
+        """The settings, other than axes, that change results; runs that differ here must not share a folder."""
         data = self.to_dict()
         homes = [*(axis.home for axis in AXES if axis.home), ("model", "built")]
         for *groups, key in homes:
@@ -179,72 +176,6 @@ class _DisagreementError(ValueError):
         self.found = found
 
 
-def _disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
-    axes = spec.axes
-    if spec.method == "grid":
-        yield from _grid_disagreements(spec)
-    elif spec.run_cap is None:
-        yield ("run_cap",), f"no value (how many configurations method {spec.method} draws)"
-    if spec.duplicates == "replicate" and spec.method in PLANNED:
-        yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
-    for key, what in spec.early_terminate.pruner.misfits(len(spec.seeds)):
-        yield ("early_terminate", key), what
-    if spec.replicate and spec.replicate.front <= len(spec.seeds):
-        what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
-        yield ("replicate", "front"), f"{what} (or leave replicate out)"
-    for axis in AXES:
-        end = getattr(axes[axis.name], "max", None)
-        if axis.range_end is not None and end is not None and end > axis.range_end:
-            what = f"a range ends at {axis.range_end} ({end} is float; give it as a value)"
-            yield ("parameters", axis.name, "max"), what
-    if spec.data.info is not None:
-        yield from _data_disagreements(spec, spec.data.names[0], spec.data.info)
-    if spec.model.batch_norm and spec.train.batch_size == 1:
-        yield ("train", "batch_size"), "1 is not allowed with batch_norm (at least 2, to have a variance)"
-    for i, rule in enumerate(spec.exclude):
-        if not rule:
-            yield ("exclude", i), "names no axis (it would exclude everything)"
-        for name, value in rule.items():
-            if not axes[name].holds(value):
-                yield ("exclude", i, name), f"{cell_text(value)} never occurs in parameters.{name}"
-
-
-def _data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
-    for axis in AXES:
-        for path, value in _values_at(spec, axis) if axis.misfit else ():
-            if axis.misfit and (why := axis.misfit(value, info)):
-                yield path, f"{why}; {name} has {info.inputs} numbers a sample (or {axis.before})"
-    train = info.train
-    left = train - spec.data.val_size
-    if left < 1:
-        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
-    elif spec.train.batch_size > left:
-        given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
-        yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
-
-
-def _values_at(spec: Spec, axis: Axis) -> Iterator[tuple[KeyPath, Any]]:
-    """The values that a named axis can have, each with the key that says so; those of the other phase first."""
-    *group, key = axis.home
-    for phase in ("warmup", "qat"):
-        if group[:1] == ["train"] and group != ["train", phase]:
-            yield ("train", phase, key), spec.at(("train", phase, key))
-    path = axis.home if getattr(spec.parameters, axis.name) is None else ("parameters", axis.name)
-    yield from ((path, value) for value in axis.names if spec.axes[axis.name].holds(value))
-
-
-def _grid_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
-    if spec.run_cap is not None:
-        yield ("run_cap",), "has no use with method grid, which runs every configuration (or write method: random)"
-    ranges = [name for name, axis in spec.axes.items() if axis.values is None]
-    for name in ranges:
-        yield ("parameters", name), "a range is not possible with method grid (list values, or write method: random)"
-    points = math.prod(len(axis.choices or ()) for axis in spec.axes.values())
-    if not ranges and points > MAX_POINTS:
-        limit = f"limit {MAX_POINTS:,}; write method: random with a run_cap"
-        yield ("parameters",), f"the grid has {points:,} points ({limit})"
-
-
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
     """The spec in the file at `path`, which is read once.
 
@@ -256,17 +187,17 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
         SpecError: every mistake of the file and of the overrides, or why it cannot be read.
     """
     source = os.fspath(path)
-    return loads(read_file(source), source, overrides)
+    return loads(read_sweep_file(source), source, overrides)
 
 
 def loads(data: bytes, source: str, overrides: Sequence[str] = ()) -> Spec:
-    """The spec in `data`, which messages call `source`; otherwise as `load`."""
-    document = parse(data, source)
+    """The spec in `data`, as `load`; `source` is its name in messages."""
+    document = parse_yaml(data, source)
     if not document.problems and not isinstance(document.value, dict):
         what = "file is empty" if document.value is None else "top level must be key: value pairs"
         document.problems.append(Problem(Place(source), (), what))
     if isinstance(document.value, dict):
-        override(document, overrides)
+        apply_overrides(document, overrides)
         return _validated(document)
     raise SpecError(document.problems)
 
@@ -283,7 +214,7 @@ def _validated(document: Document) -> Spec:
 
 
 def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
-    """What pydantic found, in our words; not where the reader has refused a value already."""
+    """The mistakes that pydantic found, in our words, without those in values that the reader has refused."""
     for item in error.errors(include_url=False):
         path, cause = item["loc"], item.get("ctx", {}).get("error")
         if any(path[:n] in document.refused for n in range(1, len(path) + 1)):
@@ -304,7 +235,7 @@ def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
 
 
 def _problem(path: KeyPath, what: str, document: Document) -> Problem:
-    """Blames the innermost key that was written: pydantic also names what we made of `value` or of a lone item."""
+    """The problem at the innermost key that is in the file: pydantic also names keys that our validators make."""
     while path not in document.places and len(path) > 1 and document.places:
         path = path[:-1]
     return Problem(_place_of(path, document), path, what)
@@ -315,7 +246,7 @@ def _place_of(path: KeyPath, document: Document) -> Place | None:
 
 
 def _keys_at(path: KeyPath, document: Document) -> list[str]:
-    """The keys that the group at `path` knows."""
+    """The keys that the group at `path` may have."""
     kind: Any = Spec
     if path == ("early_terminate",):
         return EarlyTerminate.keys_of(document.value[path[0]].get("type"))

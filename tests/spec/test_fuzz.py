@@ -16,8 +16,8 @@ import pytest
 from qdtune.commands import launch
 from qdtune.messages import MAX_LINES
 from qdtune.spec import plan
+from qdtune.spec.disagreements import MAX_POINTS
 from qdtune.spec.pruners import EarlyTerminate
-from qdtune.spec.sweep_file import MAX_POINTS
 
 ROOT = Path(__file__).parents[2]
 EVERY_KEY = rb"""# every key that a sweep file knows

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune.messages import SpecError, describe_unknown, format_path, format_value, one_line
-from qdtune.spec.yaml_reader import MAX_BYTES, MAX_NODES, Document, override, parse, read_file
+from qdtune.spec.overrides import apply_overrides
+from qdtune.spec.yaml_reader import MAX_BYTES, MAX_NODES, Document, parse_yaml, read_sweep_file
 
 
 def lines(data: bytes) -> list[str]:
-    return [str(problem) for problem in parse(data, "x.yaml").problems]
+    return [str(problem) for problem in parse_yaml(data, "x.yaml").problems]
 
 
 @pytest.mark.parametrize(
@@ -50,14 +51,14 @@ def lines(data: bytes) -> list[str]:
     ],
 )
 def test_scalar_means_what_yaml_1_2_says(text: str, value: object) -> None:
-    document = parse(f"a: {text}".encode(), "x.yaml")
+    document = parse_yaml(f"a: {text}".encode(), "x.yaml")
     assert document.problems == []
     assert document.value == {"a": value}
     assert type(document.value["a"]) is type(value)
 
 
 def test_not_finite_numbers_arrive_for_the_rules_to_refuse() -> None:
-    values = parse(b"[.inf, -.INF, .nan, 1e999]", "x.yaml").value
+    values = parse_yaml(b"[.inf, -.INF, .nan, 1e999]", "x.yaml").value
     assert values[:2] == [math.inf, -math.inf]
     assert math.isnan(values[2])
     assert values[3] == math.inf
@@ -129,25 +130,25 @@ def test_aliases_are_refused_wherever_they_stand() -> None:
 
 
 def test_all_mistakes_are_listed_and_the_rest_is_read() -> None:
-    document = parse(b"a: 010\nb: !x 1\nc: [1, 0x2]\nd: 4\n5: e\n", "x.yaml")
+    document = parse_yaml(b"a: 010\nb: !x 1\nc: [1, 0x2]\nd: 4\n5: e\n", "x.yaml")
     assert [problem.place.line for problem in document.problems if problem.place] == [1, 2, 3, 5]
     assert document.value == {"a": None, "b": None, "c": [1, None], "d": 4}
     assert document.refused == {("a",), ("b",), ("c", 1)}
 
 
 def test_byte_order_mark_and_line_ends_of_windows_are_accepted() -> None:
-    document = parse(b"\xef\xbb\xbfa: 1\r\nb:\r\n  - 2\r\n", "x.yaml")
+    document = parse_yaml(b"\xef\xbb\xbfa: 1\r\nb:\r\n  - 2\r\n", "x.yaml")
     assert document.value == {"a": 1, "b": [2]}
     assert str(document.places["b", 0]) == "x.yaml:3"
 
 
 @pytest.mark.parametrize("data", [b"", b"# only this\n", b"---\n", b" \n\n"])
 def test_nothing_written_is_none(data: bytes) -> None:
-    assert parse(data, "x.yaml") == Document(None, parse(data, "x.yaml").places)
+    assert parse_yaml(data, "x.yaml") == Document(None, parse_yaml(data, "x.yaml").places)
 
 
 def test_place_is_that_of_the_key() -> None:
-    places = parse(b"a:\n  b:\n    - 1\n    - {c: 2}\n", "x.yaml").places
+    places = parse_yaml(b"a:\n  b:\n    - 1\n    - {c: 2}\n", "x.yaml").places
     assert {format_path(path): place.line for path, place in places.items() if path} == {
         "a": 1,
         "a.b": 2,
@@ -160,34 +161,34 @@ def test_place_is_that_of_the_key() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | st.text("[]{}:,-&*!%#|>'\"\\ \n\tab01.<?~_eEx", max_size=40).map(str.encode))
 def test_parse_never_raises(data: bytes) -> None:
-    document = parse(data, "x.yaml")
+    document = parse_yaml(data, "x.yaml")
     assert all(str(problem).startswith("error: x.yaml") for problem in document.problems)
     assert all(str(problem).isprintable() for problem in document.problems)
 
 
 def test_read_gives_the_bytes_once(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"a: 1\r\n")
-    assert read_file(str(tmp_path / "a.yaml")) == b"a: 1\r\n"
+    assert read_sweep_file(str(tmp_path / "a.yaml")) == b"a: 1\r\n"
 
 
 def test_read_names_the_nearest_file(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").touch()
     with pytest.raises(SpecError, match=r"^error: no such file: \S+grdi.yaml \(did you mean \S+/grid.yaml\?\)$"):
-        read_file(str(tmp_path / "grdi.yaml"))
+        read_sweep_file(str(tmp_path / "grdi.yaml"))
     with pytest.raises(SpecError, match=r"^error: no such file: \S+there/grid.yaml$"):
-        read_file(str(tmp_path / "not" / "there" / "grid.yaml"))
+        read_sweep_file(str(tmp_path / "not" / "there" / "grid.yaml"))
 
 
 def test_read_refuses_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     with pytest.raises(SpecError, match=r"pipe is not a regular file$"):
-        read_file(str(tmp_path / "pipe"))
+        read_sweep_file(str(tmp_path / "pipe"))
     with pytest.raises(SpecError, match=r"is a folder \(give a .yaml file\)$"):
-        read_file(str(tmp_path))
+        read_sweep_file(str(tmp_path))
     with pytest.raises(SpecError, match=r"cannot read a\\x00b: embedded null byte$"):
-        read_file("a\0b")
+        read_sweep_file("a\0b")
     with pytest.raises(SpecError, match=r"cannot read .*: File name too long$"):
-        read_file("x" * 5000)
+        read_sweep_file("x" * 5000)
 
 
 def test_read_says_that_permission_is_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,12 +199,12 @@ def test_read_says_that_permission_is_denied(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("builtins.open", denied)  # root, who may run this, is never refused by a mode
     with pytest.raises(SpecError, match=r"^error: cannot read .*a.yaml: Permission denied$"):
-        read_file(str(tmp_path / "a.yaml"))
+        read_sweep_file(str(tmp_path / "a.yaml"))
 
 
 def overridden(*options: str) -> Document:
-    document = parse(b"a: {b: 1, c: [1, 010]}\nd: 2\n", "x.yaml")
-    override(document, options)
+    document = parse_yaml(b"a: {b: 1, c: [1, 010]}\nd: 2\n", "x.yaml")
+    apply_overrides(document, options)
     return document
 
 

@@ -1,0 +1,86 @@
+"""Keys of a sweep file that are right by themselves but do not fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qdtune.datasets.dataset import DatasetInfo
+from qdtune.messages import KeyPath
+from qdtune.spec.axes import AXES
+from qdtune.spec.axis import Axis
+from qdtune.spec.choices import PLANNED
+from qdtune.spec.values import cell_text
+
+if TYPE_CHECKING:
+    from qdtune.spec.sweep_file import Spec
+
+MAX_POINTS = 100_000  # of a grid
+
+
+def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    """The path of each key that does not fit the others, and what is wrong with it."""
+    axes = spec.axes
+    if spec.method == "grid":
+        yield from _list_grid_disagreements(spec)
+    elif spec.run_cap is None:
+        yield ("run_cap",), f"no value (how many configurations method {spec.method} draws)"
+    if spec.duplicates == "replicate" and spec.method in PLANNED:
+        yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
+    for key, what in spec.early_terminate.pruner.misfits(len(spec.seeds)):
+        yield ("early_terminate", key), what
+    if spec.replicate and spec.replicate.front <= len(spec.seeds):
+        what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
+        yield ("replicate", "front"), f"{what} (or leave replicate out)"
+    for axis in AXES:
+        end = getattr(axes[axis.name], "max", None)
+        if axis.range_end is not None and end is not None and end > axis.range_end:
+            what = f"a range ends at {axis.range_end} ({end} is float; give it as a value)"
+            yield ("parameters", axis.name, "max"), what
+    if spec.data.info is not None:
+        yield from _list_data_disagreements(spec, spec.data.names[0], spec.data.info)
+    if spec.model.batch_norm and spec.train.batch_size == 1:
+        yield ("train", "batch_size"), "1 is not allowed with batch_norm (at least 2, to have a variance)"
+    for i, rule in enumerate(spec.exclude):
+        if not rule:
+            yield ("exclude", i), "names no axis (it would exclude everything)"
+        for name, value in rule.items():
+            if not axes[name].holds(value):
+                yield ("exclude", i, name), f"{cell_text(value)} never occurs in parameters.{name}"
+
+
+def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
+    for axis in AXES:
+        for path, value in _list_values(spec, axis) if axis.misfit else ():
+            if axis.misfit and (why := axis.misfit(value, info)):
+                yield path, f"{why}; {name} has {info.inputs} numbers a sample (or {axis.before})"
+    train = info.train
+    left = train - spec.data.val_size
+    if left < 1:
+        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
+    elif spec.train.batch_size > left:
+        given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
+        yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
+
+
+def _list_values(spec: Spec, axis: Axis) -> Iterator[tuple[KeyPath, Any]]:
+    """The values that an axis of names can have, each with the key that holds it; the other phase comes first."""
+    *group, key = axis.home
+    for phase in ("warmup", "qat"):
+        if group[:1] == ["train"] and group != ["train", phase]:
+            yield ("train", phase, key), spec.at(("train", phase, key))
+    path = axis.home if getattr(spec.parameters, axis.name) is None else ("parameters", axis.name)
+    yield from ((path, value) for value in axis.names if spec.axes[axis.name].holds(value))
+
+
+def _list_grid_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    if spec.run_cap is not None:
+        yield ("run_cap",), "has no use with method grid, which runs every configuration (or write method: random)"
+    ranges = [name for name, axis in spec.axes.items() if axis.values is None]
+    for name in ranges:
+        yield ("parameters", name), "a range is not possible with method grid (list values, or write method: random)"
+    points = math.prod(len(axis.choices or ()) for axis in spec.axes.values())
+    if not ranges and points > MAX_POINTS:
+        limit = f"limit {MAX_POINTS:,}; write method: random with a run_cap"
+        yield ("parameters",), f"the grid has {points:,} points ({limit})"
