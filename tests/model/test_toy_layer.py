@@ -1,15 +1,9 @@
 """A layer kind added through its one place works in a user's own model, from the sweep file to the reader."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.toy import copy_package, evaluate
+
 KIND = '''"""Diagonal layers: one weight per feature, as in LayerScale (Touvron et al. 2021)."""
 
 from __future__ import annotations
@@ -182,30 +176,12 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """A copy of the package with the class, its line in `LAYERS` and its operation in the reader."""
-    folder = tmp_path_factory.mktemp("tree")
-    shutil.copytree(ROOT / "qdtune", folder / "qdtune", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "qdtune" / "model" / "layers" / "diagonal.py").write_text(KIND)
-    for name, edits in EDITS.items():
-        path = folder / "qdtune" / name
-        text = path.read_text()
-        for old, new in edits.items():
-            assert text.count(old) == 1, (name, old)
-            text = text.replace(old, new)
-        path.write_text(text)
-    (folder / "mine.py").write_text(OWN_MODEL)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def found(tree):
+def found(tmp_path_factory):
     """What one process says that trains, packs, reads back and exports the layer."""
-    environment = os.environ | {"PYTHONPATH": str(tree)}
-    command = [sys.executable, "-c", f"SWEEP = {SWEEP!r}\n{SCRIPT}"]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    folder = tmp_path_factory.mktemp("tree")
+    tree = copy_package(folder, edits=EDITS, added={"model/layers/diagonal.py": KIND})
+    (tree / "mine.py").write_text(OWN_MODEL)
+    return evaluate(tree, f"SWEEP = {SWEEP!r}\n{SCRIPT}")
 
 
 def test_the_layer_is_found_and_is_not_split(found):

@@ -187,7 +187,7 @@ def test_one_diverged_replica_does_not_touch_the_others(data, monkeypatch):
             model[-1].bias.data[0] = float("inf")
         return model
 
-    monkeypatch.setattr(networks, "mlp", poisoned)
+    monkeypatch.setattr(networks, "build_mlp", poisoned)
     report = last(a_trial(), data)
     assert [row["state"] for row in report["rows"]] == ["ok", "diverged", "ok"]
     for k in (0, 2):
