@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from qdtune.datasets.known import dataset_of
 from qdtune.machine import gpus
 from qdtune.messages import format_count, one_line, user_error
 from qdtune.spec.choices import PLANNED
@@ -143,5 +144,8 @@ def _data_text(prepared: Prepared) -> str:
     name, *fallbacks = prepared.data.names
     if prepared.data.on_disk == name:
         return f"{text}on disk"
-    instead = f", and if that fails {' or '.join(fallbacks)} taken instead" if fallbacks else ""
-    return f"{text}not in {one_line(str(prepared.data_dir))}, so it would be downloaded{instead}"
+    missing = f"{text}not in {one_line(str(prepared.data_dir))}"
+    instead = f"{' or '.join(fallbacks)} taken instead" if fallbacks else ""
+    if not dataset_of(name).source:
+        return f"{missing}, and it cannot be downloaded: {instead or 'put its files there'}"
+    return f"{missing}, so it would be downloaded" + (f", and if that fails {instead}" if instead else "")

@@ -65,7 +65,7 @@ def on_disk(name: str, root: Path) -> bool:
 def load(names: Sequence[str], root: Path, val_size: Callable[[str], int] | int) -> tuple[Samples, list[str]]:
     """The first of `names` that can be had, and the lines to print about it (none if it is the first name).
 
-    What is not under `root` is downloaded there by torchvision.
+    What is not under `root` is downloaded there by torchvision, if it has the data set.
 
     Args:
         names: of data sets, the wanted one first.
@@ -82,8 +82,12 @@ def load(names: Sequence[str], root: Path, val_size: Callable[[str], int] | int)
         dataset = find_dataset(name)
         if dataset is None:
             raise DataError(f"dataset must be one of {', '.join(DATASET_NAMES)}, got {name!r}")
+        is_there = on_disk(name, root)
+        if not is_there and not dataset.source:
+            misses.append(f"{name} could not be had (not in {root}, and it cannot be downloaded)")
+            continue
         try:
-            if not on_disk(name, root):
+            if not is_there:
                 download(dataset, root)
         except (OSError, RuntimeError, HTTPException) as error:  # URLError and timeouts are OSErrors
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
