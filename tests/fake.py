@@ -40,7 +40,7 @@ def launch(folder, spec, told=lambda line: None):
     store = Store(folder)
     with store.lock():
         store.create(spec.to_yaml())
-        store.pack()
+        store.pack_files()
         earlier = results(spec, store.trials(), store.history())
         assert store.damaged == []
         queue = Queue(spec, plan(spec).trials, Study(spec, Path(folder) / "study.journal"), earlier)
@@ -51,7 +51,7 @@ def launch(folder, spec, told=lambda line: None):
             told(trial.trial_id)
         queue.study.close()
         table = store.write_pareto(list(queue.results))
-        store.pack()
+        store.pack_files()
     return queue, table
 
 

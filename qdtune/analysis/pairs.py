@@ -17,7 +17,7 @@ from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, decisive_axes
 from qdtune.spec.sizes import mlp_structure
 from qdtune.store.columns import FINAL, STATES, TRIALS
-from qdtune.store.parquet import completed
+from qdtune.store.parquet import complete_table
 from qdtune.store.tables import Table, rows_among, rows_equal
 
 # Shares of the smaller size. A pair beyond the first is refused; a pair between the two gets a remark.
@@ -74,7 +74,7 @@ def find_sides(trials: Table) -> list[Side]:
     Args:
         trials: one row per seed, as `columns.TRIALS`; absent columns count as null.
     """
-    table = completed(trials, TRIALS).select(_COLUMNS)
+    table = complete_table(trials, TRIALS).select(_COLUMNS)
     table = table.sort_by([(name, "ascending") for name in (*KEYS, "seed", "trial_id")])
     found: dict[tuple[Any, ...], Side] = {}
     for _, group in groupby(table.to_pylist(), key=lambda row: tuple(row[name] for name in KEYS)):

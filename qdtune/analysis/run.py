@@ -19,7 +19,7 @@ from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.tables import Table, rows_among, rows_up_to
-from qdtune.store.unfinished import Key, stored_cohorts, unfinished
+from qdtune.store.unfinished import Key, find_stored_cohorts, find_unfinished
 
 R = TypeVar("R", bound="Run")
 
@@ -80,8 +80,8 @@ class Run:
 
     @cached_property
     def _left(self) -> int:
-        cohorts = stored_cohorts(self.trials, self.history)
-        return unfinished(self.spec, cohorts, self.listed, self.planned).count
+        cohorts = find_stored_cohorts(self.trials, self.history)
+        return find_unfinished(self.spec, cohorts, self.listed, self.planned).count
 
     def within(self, budget: int | None) -> Run:
         """The same run without what is larger than `budget` bytes, if that is given.
@@ -125,7 +125,7 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
         opened = open_run(run)
         spec = _launched(opened)
         listed = frozenset(trial.key for trial in plan(spec).trials) if spec.method in PLANNED else None
-        rows = opened.read()
+        rows = opened.read_rows()
     except SpecError as error:
         raise RunError(str(error).splitlines()[0].removeprefix("error: ")) from None
     except (LocationError, NewerSchemaError, StorageError) as error:

@@ -126,7 +126,7 @@ def _find_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], tup
     if os.path.isfile(arguments.run):
         raise user_error(f"{run} must be a run folder, such as runs/NAME, got a file")
     opened = open_run(arguments.run)
-    read = opened.read(with_history=False)
+    read = opened.read_rows(with_history=False)
     store, damaged, ours = opened.store, read.damaged, read.members
     rows = read.of_members().trials
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}

@@ -132,7 +132,7 @@ def recording(run: str) -> tuple[Spec, list[Result]]:
     """
     try:
         opened = open_run(run)
-        spec, found = opened.spec, opened.read().results
+        spec, found = opened.spec, opened.read_rows().results
     except (StorageError, LocationError, NewerSchemaError) as error:
         raise user_error(str(error)) from None
     stopped = sum(result.state == "pruned" for result in found)

@@ -15,7 +15,7 @@ from qdtune.model.signed_file import find_fault
 from qdtune.store.columns import PARETO
 from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate
-from qdtune.store.parquet import DamagedError, parse
+from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
 
@@ -65,7 +65,7 @@ def check(opened: OpenedRun) -> int:
     damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
     damaged += [f"{line}: set aside, is trained again" for line in _damaged(store, "warmup")]
     damaged += [f"{line}: set aside, the result stands but cannot be exported" for line in _damaged(store, "weights")]
-    rows = opened.read()
+    rows = opened.read_rows()
     ours = rows.results
     anew = [f"{line}: written anew" for line in _wrong_table(store, ours)]
     for line in [*damaged, *anew, *_remarks(ours, len(store.ids()))]:
@@ -98,7 +98,7 @@ def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
         return
     ids = [result.trial.trial_id for result in ours]
     try:
-        right = parse(data, name, PARETO).equals(aggregate(store.trials(ids), bootstrap=True))
+        right = parse_table(data, name, PARETO).equals(aggregate(store.trials(ids), bootstrap=True))
         why = "it is older than the rows"
     except DamagedError as error:
         right, why = False, str(error)

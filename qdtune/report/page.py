@@ -26,7 +26,7 @@ from qdtune.store.columns import TRIALS
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
 from qdtune.store.front import front_cells, front_title, varying_axes
-from qdtune.store.parquet import DamagedError, parse
+from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.store import Store
 from qdtune.store.tables import Table as Arrow
 
@@ -267,7 +267,7 @@ def provenance(run: Run) -> dict[str, str]:
         [file for file in folder.list_files("trials") if file.endswith(".parquet") and file[0] != "."]
     ):
         try:
-            table = parse(folder.read_file(f"trials/{file}") or b"", file, TRIALS, whole=True)
+            table = parse_table(folder.read_file(f"trials/{file}") or b"", file, TRIALS, whole=True)
         except DamagedError:
             continue
         return _versions(table)

@@ -16,7 +16,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
-from qdtune.store.unfinished import count_unasked, is_ended, to_replicate, wrongly_stopped
+from qdtune.store.unfinished import count_unasked, find_to_replicate, find_wrongly_stopped, is_ended
 
 
 class Queue:
@@ -112,12 +112,12 @@ class Queue:
 
     def _wrongly_stopped(self) -> list[Configuration]:
         """The trials that are trained again because nothing finished beats them any more."""
-        return self._not_yet(result.trial for result in wrongly_stopped(self.spec, self.results.values()))
+        return self._not_yet(result.trial for result in find_wrongly_stopped(self.spec, self.results.values()))
 
     def _replicates(self) -> list[Configuration]:
         """Trials with more seeds of the configurations on the front, or close behind it."""
         more = []
-        for found in to_replicate(self.spec, self.results.values()):
+        for found in find_to_replicate(self.spec, self.results.values()):
             assert self.spec.replicate is not None
             new = choose_further_seeds(found.seeds, self.spec.replicate.front - len(found.seeds))
             # As many at a time as the sweep trains together: a cohort of another size is compiled anew.

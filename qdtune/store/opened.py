@@ -1,8 +1,8 @@
-"""The one way to open a run folder: `open_run(run)`, then its `spec`, then its rows with `read()`.
+"""The one way to open a run folder: `open_run(run)`, then its `spec`, then its rows with `read_rows()`.
 
-The three steps are apart because a command may do something in between: `verify` sets damaged files aside under the
-lock, `report` refuses a sweep file that no launch wrote. Who holds a `Store` and a `Spec` already, as a launch does,
-calls `read_rows`.
+The three steps are separate because commands act between them: `verify` sets damaged files aside under the lock, and
+`report` refuses a sweep file that no launch wrote. A launch already has a `Store` and a `Spec`, so it calls the
+function `read_rows`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from qdtune.store.tables import Table, rows_among
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The rows of a run folder, as they were when they were read.
+    """The rows of a run folder at the moment of reading.
 
     Attributes:
-        spec: the sweep that they are read for, resolved.
+        spec: the resolved sweep.
         trials: one row per seed, as `columns.TRIALS`.
         history: one row per seed and epoch, as `columns.HISTORY`.
         damaged: a line for each file that was skipped, with the reason.
@@ -40,12 +40,12 @@ class StoredRows:
 
     @cached_property
     def members(self) -> dict[str, Configuration]:
-        """The trials that this sweep could have run itself, by trial_id; the others belong to another one."""
+        """trial_id -> the trial, for all trials of this sweep; other rows belong to other sweeps."""
         return stored_results.members(self.spec, self.trials)
 
     @cached_property
     def results(self) -> list[Result]:
-        """The results that this sweep could have made itself, in the order in which they came."""
+        """The results of this sweep, in the order in which they finished."""
         return stored_results.results(self.spec, self.trials, self.history)
 
     def of_members(self) -> StoredRows:
@@ -60,7 +60,7 @@ class OpenedRun:
     """A run folder that holds a `sweep.yaml`.
 
     Attributes:
-        where: what messages call it, on one line.
+        where: its name in messages, on one line.
         store: the folder.
         sweep_yaml: the content of its `sweep.yaml`.
     """
@@ -71,23 +71,23 @@ class OpenedRun:
 
     @cached_property
     def spec(self) -> Spec:
-        """The sweep as it stands in the folder.
+        """The sweep in its `sweep.yaml`.
 
         Raises:
-            SpecError: `sweep.yaml` is no sweep file.
+            SpecError: `sweep.yaml` is not a valid sweep file.
         """
         return loads(self.sweep_yaml, join_location(self.where, "sweep.yaml"))
 
-    def read(self, with_history: bool = True) -> StoredRows:
-        """The rows as they are now, see `read_rows`."""
+    def read_rows(self, with_history: bool = True) -> StoredRows:
+        """The rows of the folder now, see the function `read_rows`."""
         return read_rows(self.store, self.spec, with_history)
 
 
 def open_run(run: str | os.PathLike[str]) -> OpenedRun:
-    """The run folder at a path or URL. Nothing is written, and no table is read yet.
+    """The run folder at a path or URL. It writes nothing and reads no table.
 
     Raises:
-        SpecError: the folder, if there is one, holds no `sweep.yaml`.
+        SpecError: the folder does not exist or holds no `sweep.yaml`.
         LocationError: it is neither a path nor a URL of an object store.
         StorageError: it cannot be read.
     """
@@ -103,15 +103,15 @@ def read_rows(store: Store, spec: Spec, with_history: bool = True) -> StoredRows
 
     Args:
         store: the folder.
-        spec: the sweep that they are read for, resolved.
-        with_history: whether learning curves are read; else `history` is empty.
+        spec: the resolved sweep.
+        with_history: whether to read learning curves; if not, `history` is empty.
 
     Raises:
         StorageError: the folder cannot be read.
-        NewerSchemaError: a file was written by a newer qdtune.
+        NewerSchemaError: a newer qdtune wrote a file.
     """
     trials, damaged = store.trials(), tuple(store.damaged)
     if not with_history:
         return StoredRows(spec, trials, HISTORY.empty_table(), damaged)
-    history = store.history()  # after the rows: a curve is stored before its rows are
+    history = store.history()  # after the rows, because a curve is stored before its rows
     return StoredRows(spec, trials, history, damaged + tuple(store.damaged))

@@ -1,8 +1,8 @@
-"""The Parquet files of one kind of results: one per configuration, and packs of many of them.
+"""The Parquet files of one kind of results: single files, one per configuration, and packs of many configurations.
 
-A file is named by its `trial_id` and appears whole or not at all (see `storage`). On a disk, `PACK` of them at a time
-are packed into one, `packed-N.parquet`; the packed folder takes the place of the old one in a single step, so that
-readers see the old folder or the new one and never a part of both.
+A single file is named by its `trial_id` and appears whole or not at all (see `folder`). On a disk, `PACK_SIZE` of
+them at a time are packed into one file, `packed-N.parquet`. The packed folder replaces the old one in a single
+step, so readers see the old folder or the new one and never a mixture.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import pyarrow.compute as pc
 
 from qdtune.store.disk_folder import DiskFolder, sync_folder
 from qdtune.store.folder import Folder
-from qdtune.store.parquet import DamagedError, check_rows, merge, parse, to_bytes
+from qdtune.store.parquet import DamagedError, check_rows, merge_schemas, parse_table, to_bytes
 
-PACK = 500  # configurations per packed file: few files to read, and damage to one costs no more than these
-AGAIN = 5  # how often a reader looks again where files were packed under its eyes
+# Configurations per pack. Few files are fast to read, and a damaged pack loses no more configurations than this.
+PACK_SIZE = 500
+READ_ATTEMPTS = 5  # a reader lists the files again if they were packed while it read
 
 
 class Packs:
     """The files of one kind in a run folder.
 
-    Every method raises `StorageError` where the folder cannot be read or written, and `NewerSchemaError` where a file
-    was written by a newer qdtune. What writes is to be called under the run folder's lock.
+    Every method raises `StorageError` if the folder cannot be read or written, and `NewerSchemaError` if a newer
+    qdtune wrote a file. Methods that write must be called under the lock of the run folder.
 
     Args:
         folder: the run folder.
@@ -40,37 +41,39 @@ class Packs:
 
     def __init__(self, folder: Folder, kind: str, schema: pa.Schema) -> None:
         self.folder, self.kind, self.schema = folder, kind, schema
-        self._packs: dict[str, str] | None = None  # trial_id -> the pack that holds it, once that is asked
-        self._loose: dict[str, pa.Table] = {}  # written by us and not yet packed
+        self._packs: dict[str, str] | None = None  # trial_id -> the pack that holds it; read on demand
+        self._singles: dict[str, pa.Table] = {}  # written through this object and not packed yet
 
     @property
-    def loose(self) -> int:
-        """How many were written through this object and are not packed yet."""
-        return len(self._loose)
+    def n_singles(self) -> int:
+        """The number of configurations that were written through this object and are not packed yet."""
+        return len(self._singles)
 
     def ids(self) -> set[str]:
-        """The trials that have a result, whatever it is; no single file is opened."""
-        return {file.removesuffix(".parquet") for file in self._files() if not _is_pack(file)} | self._packed().keys()
+        """The ids of the trials that have a result in any state. Packs are opened, single files are not."""
+        return {
+            file.removesuffix(".parquet") for file in self._list_files() if not _is_pack(file)
+        } | self._find_packs().keys()
 
-    def read(self, ids: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
-        """All rows, or those of `ids`, with columns unknown to the schema last; and a line for each damaged file."""
+    def read_table(self, ids: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
+        """All rows, or the rows of `ids`, unknown columns last, and a line for each damaged file."""
         wanted = None if ids is None else set(ids)
-        for _ in range(AGAIN):
-            files = self._files()
+        for _ in range(READ_ATTEMPTS):
+            files = self._list_files()
             if wanted is not None:
                 files = [file for file in files if _is_pack(file) or file.removesuffix(".parquet") in wanted]
             contents = list(self.folder.read_files([f"{self.kind}/{file}" for file in files]))
-            if None not in contents:  # else some were packed since they were listed: look again
+            if None not in contents:  # else some were packed since they were listed
                 break
         tables, damaged, merged = [self.schema.empty_table()], [], self.schema
         for file, data in zip(files, contents, strict=True):
             if data is None:
                 continue
             try:
-                table = self._table(file, data)
-                merged = merge(merged, table.schema, self.schema)
+                table = self._read_table(file, data)
+                merged = merge_schemas(merged, table.schema, self.schema)
             except DamagedError as error:
-                damaged.append(f"{self._name(file)}: {error}")
+                damaged.append(f"{self._full_name(file)}: {error}")
             else:
                 if wanted is not None and _is_pack(file):
                     table = table.filter(pc.is_in(table["trial_id"], pa.array(sorted(wanted), pa.string())))
@@ -78,143 +81,145 @@ class Packs:
         return pa.concat_tables(tables, promote_options="permissive"), damaged
 
     def file_of(self, trial_id: str) -> str:
-        """The file that holds a trial, or would."""
-        return self._packed().get(trial_id, f"{trial_id}.parquet")
+        """The name of the file that holds a trial, or that would hold it."""
+        return self._find_packs().get(trial_id, f"{trial_id}.parquet")
 
-    def one(self, trial_id: str) -> pa.Table | None:
-        """The rows of the file that holds a trial, with the file's metadata; None where there is none.
+    def read_file_of(self, trial_id: str) -> pa.Table | None:
+        """The rows of the file that holds a trial, with the file's metadata; None if it does not exist.
 
         Raises:
-            DamagedError: it cannot be believed.
+            DamagedError: the file is damaged.
         """
         file = self.file_of(trial_id)
         data = self.folder.read_file(f"{self.kind}/{file}")
-        return None if data is None else self._table(file, data, whole=True)
+        return None if data is None else self._read_table(file, data, whole=True)
 
     def write(self, trial_id: str, table: pa.Table) -> None:
-        """Commits the rows of a trial in place of any earlier ones."""
+        """Commits the rows of a trial; they replace earlier rows."""
         self._unpack(trial_id)
         self.folder.write_file(f"{self.kind}/{trial_id}.parquet", to_bytes(table))
-        self._loose[trial_id] = table
+        self._singles[trial_id] = table
 
     def set_aside(self, file: str) -> None:
-        """Renames a file to `FILE.damaged`, so that it is kept but counts no more."""
+        """Renames a file to `FILE.damaged`, so that it is kept but ignored."""
         self.folder.rename_file(f"{self.kind}/{file}", f"{self.kind}/{file}.damaged")
 
     def set_damaged_aside(self) -> list[str]:
-        """Sets every damaged file aside; a line for each."""
+        """Sets every damaged file aside and returns a line for each."""
         lines = []
-        for file in self._files():
+        for file in self._list_files():
             try:
-                self._table(file, self.folder.read_file(f"{self.kind}/{file}") or b"")
+                self._read_table(file, self.folder.read_file(f"{self.kind}/{file}") or b"")
             except DamagedError as error:
                 self.set_aside(file)
-                lines.append(f"{self._name(file)}: {error}")
+                lines.append(f"{self._full_name(file)}: {error}")
         self._packs = None
         return lines
 
     # --- packs, on a disk
 
-    def clear(self) -> None:
-        """Removes what a launch that was killed while packing left: the old folder after the step, else a new one."""
+    def remove_staging(self) -> None:
+        """Removes the folder that a launch left because it was killed while it packed."""
         if isinstance(self.folder, DiskFolder):
-            shutil.rmtree(self._staging(self.folder), ignore_errors=True)
+            shutil.rmtree(self._staging_path(self.folder), ignore_errors=True)
 
-    def pack(self) -> bool:
-        """Packs what lies in single files, if these are `PACK` or more; whether it did. Only on a disk that can."""
-        files = self._files()
+    def pack_files(self) -> bool:
+        """Packs the single files if there are at least `PACK_SIZE`; whether it did. Only on a disk."""
+        files = self._list_files()
         singles = [file for file in files if not _is_pack(file)]
-        if not isinstance(self.folder, DiskFolder) or len(singles) < PACK:
+        if not isinstance(self.folder, DiskFolder) or len(singles) < PACK_SIZE:
             return False
-        groups: dict[tuple[tuple[bytes, bytes], ...], list[pa.Table]] = {}  # by provenance, which is one per file
-        gone = set()
+        groups: dict[tuple[tuple[bytes, bytes], ...], list[pa.Table]] = {}  # by metadata, because a file has only one
+        packed = set()
         for file in singles:
-            table = self._loose.get(file.removesuffix(".parquet"))
+            table = self._singles.get(file.removesuffix(".parquet"))
             if table is None:
-                with contextlib.suppress(DamagedError):  # stays where it is
-                    table = self._table(file, self.folder.read_file(f"{self.kind}/{file}") or b"", whole=True)
+                with contextlib.suppress(DamagedError):  # a damaged file stays where it is
+                    table = self._read_table(file, self.folder.read_file(f"{self.kind}/{file}") or b"", whole=True)
             if table is not None and table.schema.names == self.schema.names:
                 groups.setdefault(tuple(sorted((table.schema.metadata or {}).items())), []).append(table)
-                gone.add(file)
-        chunks = [pa.concat_tables(g[k : k + PACK]) for g in groups.values() for k in range(0, len(g), PACK)]
-        number = max((int(_number(file)) for file in files if _is_pack(file)), default=0)
+                packed.add(file)
+        chunks = [
+            pa.concat_tables(g[k : k + PACK_SIZE]) for g in groups.values() for k in range(0, len(g), PACK_SIZE)
+        ]
+        number = max((int(_pack_number(file)) for file in files if _is_pack(file)), default=0)
         packs = {f"packed-{n}.parquet": table for n, table in enumerate(chunks, number + 1)}
-        self._loose.clear()
-        swapped = self._swap(self.folder, gone, packs)
-        if swapped and self._packs is not None:  # to read all packs again would take ever longer
+        self._singles.clear()
+        swapped = self._swap(self.folder, packed, packs)
+        if swapped and self._packs is not None:  # cheaper than to read all packs again
             for name, table in packs.items():
                 self._packs |= dict.fromkeys(table["trial_id"].unique().to_pylist(), name)
         return swapped
 
-    def _swap(self, run: DiskFolder, gone: set[str], packs: dict[str, pa.Table]) -> bool:
-        """Puts a folder with the packs, and without the files in them, in the place of ours; whether it did."""
-        staging, folder = self._staging(run), run.root / self.kind
+    def _swap(self, run: DiskFolder, packed: set[str], packs: dict[str, pa.Table]) -> bool:
+        """Replaces the folder by one with the packs and without the files in them; whether it succeeded."""
+        staging, folder = self._staging_path(run), run.root / self.kind
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
-            for name in set(os.listdir(folder)) - gone:
+            for name in set(os.listdir(folder)) - packed:
                 os.link(folder / name, staging / name)
             for name, table in packs.items():
                 DiskFolder(staging).write_file(name, to_bytes(table))
             sync_folder(staging)
             swapped = _exchange(staging, folder)
             sync_folder(folder.parent)
-        except OSError:  # a full disk, or one that knows no links: what is there is as good
+        except OSError:  # a full disk, or one without hard links: the old folder is complete
             swapped = False
         shutil.rmtree(staging, ignore_errors=True)
         return swapped
 
-    def _staging(self, run: DiskFolder) -> Path:
+    def _staging_path(self, run: DiskFolder) -> Path:
         return run.root / f".{self.kind}.packing"
 
     def _unpack(self, trial_id: str) -> None:
-        """Takes a trial out of its pack, before another result is written; killed in between, it runs again."""
-        if (pack := self._packed().pop(trial_id, None)) is None:
+        """Removes a trial from its pack before a new result is written; if killed in between, it runs again."""
+        if (pack := self._find_packs().pop(trial_id, None)) is None:
             return
-        with contextlib.suppress(DamagedError):  # then nothing of it counts
-            table = self._table(pack, self.folder.read_file(f"{self.kind}/{pack}") or b"", whole=True)
+        with contextlib.suppress(DamagedError):  # a damaged pack is ignored as a whole
+            table = self._read_table(pack, self.folder.read_file(f"{self.kind}/{pack}") or b"", whole=True)
             rest = table.filter(pc.not_equal(table["trial_id"], trial_id))
             self.folder.write_file(f"{self.kind}/{pack}", to_bytes(rest))
 
-    def _packed(self) -> dict[str, str]:
+    def _find_packs(self) -> dict[str, str]:
         """trial_id -> the pack that holds it."""
         if self._packs is None:
             found: dict[str, str] = {}
-            for pack in filter(_is_pack, self._files()):
+            for pack in filter(_is_pack, self._list_files()):
                 with contextlib.suppress(DamagedError):
-                    table = self._table(pack, self.folder.read_file(f"{self.kind}/{pack}") or b"")
+                    table = self._read_table(pack, self.folder.read_file(f"{self.kind}/{pack}") or b"")
                     found |= dict.fromkeys(table["trial_id"].unique().to_pylist(), pack)
             self._packs = found
         return self._packs
 
     # --- files
 
-    def _files(self) -> list[str]:
+    def _list_files(self) -> list[str]:
         return [file for file in self.folder.list_files(self.kind) if file.endswith(".parquet") and file[0] != "."]
 
-    def _name(self, file: str) -> str:
+    def _full_name(self, file: str) -> str:
         return self.folder.full_name(f"{self.kind}/{file}")
 
-    def _table(self, file: str, data: bytes, whole: bool = False) -> pa.Table:
-        """The rows in a file's bytes, checked; `whole` with its metadata."""
-        table = parse(data, self._name(file), self.schema, whole)
+    def _read_table(self, file: str, data: bytes, whole: bool = False) -> pa.Table:
+        """The checked rows in the bytes of a file; with the file's metadata if `whole`."""
+        table = parse_table(data, self._full_name(file), self.schema, whole)
         check_rows(table, None if _is_pack(file) else file.removesuffix(".parquet"))
         return table
 
 
-def _number(file: str) -> str:
+def _pack_number(file: str) -> str:
     return file.removeprefix("packed-").removesuffix(".parquet")
 
 
 def _is_pack(file: str) -> bool:
-    return file.startswith("packed-") and _number(file).isdecimal()
+    return file.startswith("packed-") and _pack_number(file).isdecimal()
 
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, see renameat2(2)
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swaps the names of two folders in one step; False where the kernel or the file system cannot."""
+    """Swaps the names of two folders in one step; False if the kernel or the file system cannot."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False

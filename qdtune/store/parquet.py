@@ -1,7 +1,7 @@
-"""One Parquet file's bytes: written with checksums, judged when read.
+"""The bytes of one Parquet file: written with checksums, checked when read.
 
-Bytes in, tables out, and back: no file is opened here. Nothing unpickles, and extension types, whose readers may run
-code from the file, are refused.
+This file turns bytes into tables and back; it opens no files. Nothing unpickles, and extension types are refused
+because their readers may run code from the file.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from qdtune.store.columns import SCHEMA_VERSION, STATES
 
 VERSION_KEY = "qdtune.schema_version"
 DIGEST_KEY = "qdtune.sha256"  # of the rows
-SMALL = 200  # rows
+SMALL_ROWS = 200  # tables with fewer rows are written without compression
 
 
 class NewerSchemaError(ValueError):
-    """A file of the run folder was written by a newer qdtune."""
+    """A newer qdtune wrote a file of the run folder."""
 
 
 class DamagedError(ValueError):
-    """A file that cannot be believed."""
+    """A file is damaged."""
 
 
 def to_table(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, str]) -> pa.Table:
-    """Rows as a table; pyarrow alone would drop a misspelt column without a word."""
+    """The rows as a table; a misspelt column is an error, because pyarrow would drop it silently."""
     if unknown := sorted({key for row in rows for key in row} - set(schema.names)):
         raise ValueError(f"the columns of a row must be among {', '.join(schema.names)}; got {', '.join(unknown)}")
-    return stamped(pa.Table.from_pylist(rows, schema=schema), metadata)
+    return add_metadata(pa.Table.from_pylist(rows, schema=schema), metadata)
 
 
-def stamped(table: pa.Table, metadata: dict[str, str]) -> pa.Table:
-    """The table with `metadata` and the schema version in its own."""
+def add_metadata(table: pa.Table, metadata: dict[str, str]) -> pa.Table:
+    """The table with this metadata and the schema version."""
     return table.replace_schema_metadata({**metadata, VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 def check_rows(table: pa.Table, trial_id: str | None) -> None:
-    """Raises where rows are missing or speak of another configuration: a renamed file counts for nobody.
+    """Raises if rows are missing or belong to another configuration, as in a file that was renamed.
 
     Args:
-        trial_id: the one that every row must carry; None for a packed file, which has many.
+        trial_id: the id of every row; None for a pack, which has many.
     """
     ids = set(table["trial_id"].to_pylist())
     if trial_id is not None and (others := ids - {trial_id}):
@@ -57,12 +57,12 @@ def check_rows(table: pa.Table, trial_id: str | None) -> None:
             raise DamagedError(f"state must be one of {', '.join(STATES)}; got {sorted(map(str, unknown))}")
 
 
-def parse(data: bytes, path: object, schema: pa.Schema, whole: bool = False) -> pa.Table:
-    """The table in the bytes of a Parquet file, checked against its checksums, the columns of `schema` first.
+def parse_table(data: bytes, path: object, schema: pa.Schema, whole: bool = False) -> pa.Table:
+    """The table in the bytes of a Parquet file, after checks, with the columns of `schema` first.
 
     Args:
-        path: what messages call it.
-        whole: keep the metadata of the file.
+        path: its name in messages.
+        whole: whether to keep the metadata of the file.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -78,24 +78,24 @@ def parse(data: bytes, path: object, schema: pa.Schema, whole: bool = False) -> 
         if int(version) == SCHEMA_VERSION and (missing := set(schema.names) - set(found.names)):
             raise DamagedError(f"columns missing: {', '.join(sorted(missing))}")
         plain = found.remove_metadata()
-        if b"ARROW:extension:name" in plain.serialize().to_pybytes():  # their readers may run code from the file
+        if b"ARROW:extension:name" in plain.serialize().to_pybytes():  # because their readers may run code
             raise DamagedError("columns must be of plain types, got an extension type")
-        merge(schema, plain, schema)
+        merge_schemas(schema, plain, schema)
         table = file.read(use_threads=False).replace_schema_metadata()
         if table.num_rows != file.metadata.num_rows:
             raise DamagedError(f"{file.metadata.num_rows} rows promised, {table.num_rows} found")
         if (digest := metadata.get(DIGEST_KEY.encode())) is not None and digest.decode() != _digest(table):
             raise DamagedError(f"the rows do not fit their checksum {digest.decode()}")
         if not table.schema.equals(schema):
-            table = completed(table, schema)
+            table = complete_table(table, schema)
         kept = {key: value for key, value in metadata.items() if key != DIGEST_KEY.encode()}
         return table.replace_schema_metadata(kept) if whole else table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(f"unreadable: {str(error).splitlines()[0]}") from error
 
 
-def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `schema` first; those that it lacks are null, or an axis of later versions."""
+def complete_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema` first; absent ones are null, and a new axis has its value `before`."""
     missing = set(schema.names) - set(table.column_names)
     for axis in AXES:
         if axis.is_new and axis.name in missing:
@@ -104,12 +104,12 @@ def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _digest(table: pa.Table) -> str:
-    """A checksum of every cell: that of a page does not cover what is written around it."""
+    """A checksum of every cell, because the checksum of a page does not cover its header."""
     return hashlib.sha256(json.dumps(table.to_pydict(), default=str).encode()).hexdigest()
 
 
-def merge(merged: pa.Schema, found: pa.Schema, known: pa.Schema) -> pa.Schema:
-    """Both schemas in one, columns unknown to us last; a known column keeps its type."""
+def merge_schemas(merged: pa.Schema, found: pa.Schema, known: pa.Schema) -> pa.Schema:
+    """Both schemas in one, unknown columns last; a known column must keep its type."""
     try:
         unified = pa.unify_schemas([merged, found], promote_options="permissive")
     except pa.ArrowException as error:
@@ -123,7 +123,9 @@ def to_bytes(table: pa.Table) -> bytes:
     """The table as the bytes of a Parquet file, with checksums."""
     sink = pa.BufferOutputStream()
     stamp = {**(table.schema.metadata or {}), DIGEST_KEY: _digest(table)}
-    few = table.num_rows < SMALL  # then what would make it smaller makes it larger, and takes as long again
+    few = (
+        table.num_rows < SMALL_ROWS
+    )  # dictionaries, statistics and compression would enlarge a small file, and take as long again
     compact = {"use_dictionary": False, "write_statistics": False, "compression": "none"} if few else {}
     pq.write_table(table.replace_schema_metadata(stamp), sink, write_page_checksum=True, **compact)
     return sink.getvalue().to_pybytes()

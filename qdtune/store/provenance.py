@@ -1,4 +1,4 @@
-"""What made a row: versions, commit, the user's own code."""
+"""The provenance of a row: versions, git commit, the user's code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from qdtune import __version__, plugins
 
 
-def provenance() -> dict[str, str]:
-    """Versions, the user's own code and, in a git checkout, the commit: what a row's file says of how it was made."""
+def make_provenance() -> dict[str, str]:
+    """The metadata of a row's file: versions, the user's code and, in a git checkout, the commit."""
     found = {"qdtune": __version__} | {name: version(name) for name in ("torch", "ray", "pyarrow")}
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:

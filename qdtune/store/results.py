@@ -1,4 +1,4 @@
-"""What a run folder holds, as trials of a sweep: states, accuracies and curves."""
+"""The results in a run folder as trials of a sweep: states, accuracies and curves."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import keep_possible, make_trial
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import STATES, TRIALS
-from qdtune.store.parquet import completed
+from qdtune.store.parquet import complete_table
 
-Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None once it has diverged
-Rows = dict[str, list[dict[str, Any]]]  # of the table `trials`, by trial_id
+Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None after a seed has diverged
+Rows = dict[str, list[dict[str, Any]]]  # trial_id -> its rows of the table `trials`
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one trial.
+    """The result of one trial.
 
     Attributes:
         trial: the configuration and its seeds.
-        state: the worst of its seeds' states.
-        accuracy: validation accuracy at the end, the mean of the seeds; None unless all are `ok`.
-        curve: validation accuracies (0..1) after each QAT epoch.
-        seconds: of all seeds together, for each QAT epoch.
+        state: the worst state of its seeds.
+        accuracy: the mean validation accuracy of the seeds at the end; None unless all are `ok`.
+        curve: the validation accuracies (0..1) after each QAT epoch.
+        seconds: QAT epoch -> the seconds of all seeds together.
         pruned_by: the trial that beat it, or the rule that stopped it.
-        finished_at: when.
+        finished_at: the time of its end.
     """
 
     trial: Configuration
@@ -55,17 +55,17 @@ class Result:
 
     @property
     def size_bytes(self) -> int:
-        """Of one replica."""
+        """The size of one replica."""
         return self.trial.sizes.size_bytes
 
     @property
     def best(self) -> float:
-        """The highest mean accuracy of its curve; minus infinity where there is none."""
+        """The highest mean accuracy of its curve; minus infinity if the curve is empty."""
         return max((m for m in map(mean, self.curve.values()) if not math.isnan(m)), default=-math.inf)
 
 
 def mean(accuracies: Sequence[float | None]) -> float:
-    """The mean over seeds at 12 digits, so that equal ones tie; NaN where one has diverged."""
+    """The mean over seeds, rounded to 12 digits so that equal means tie; NaN if a seed has diverged."""
     known = [a for a in accuracies if a is not None]
     return round(sum(known) / len(known), 12) if known and len(known) == len(accuracies) else math.nan
 
@@ -73,14 +73,14 @@ def mean(accuracies: Sequence[float | None]) -> float:
 def result_of(
     trial: Configuration, rows: Sequence[Mapping[str, Any]], history: Iterable[Mapping[str, Any]]
 ) -> Result:
-    """The result in rows of the two tables, all of this trial; without a history its curve is empty."""
+    """The result of a trial, from its rows of the two tables; without a history its curve is empty."""
     curve: Epochs = {}
     seconds: dict[int, float] = {}
     places = {seed: place for place, seed in enumerate(trial.seeds)}
     for entry in sorted(history, key=lambda entry: entry["epoch"]):
         if entry["phase"] == "qat":
             epoch = entry["epoch"]
-            values = curve.setdefault(epoch, [None] * len(places))  # None stays where it had diverged before
+            values = curve.setdefault(epoch, [None] * len(places))  # None stays for a seed that diverged earlier
             values[places[entry["seed"]]] = entry["val_accuracy"]
             seconds[epoch] = seconds.get(epoch, 0) + (entry["seconds"] or 0)
     state = max((row["state"] for row in rows), key=STATES.index)
@@ -91,16 +91,16 @@ def result_of(
         curve,
         seconds,
         rows[0].get("pruned_by"),
-        max((row["finished_at"] for row in rows if row.get("finished_at")), default=_LONG_AGO),
+        max((row["finished_at"] for row in rows if row.get("finished_at")), default=_EPOCH_START),
     )
 
 
 def results(spec: Spec, trials: pa.Table, history: pa.Table) -> list[Result]:
-    """The results that this sweep could have made itself, in the order in which they came; others are left out.
+    """The results of this sweep, in the order in which they finished; rows of other sweeps are left out.
 
     Args:
         spec: resolved.
-        trials, history: as `Store` returns them.
+        trials, history: the tables from `Store`.
     """
     curves: dict[str, list[dict[str, Any]]] = {}
     for entry in history.to_pylist():
@@ -116,13 +116,13 @@ def results(spec: Spec, trials: pa.Table, history: pa.Table) -> list[Result]:
 
 
 def members(spec: Spec, trials: pa.Table) -> dict[str, Configuration]:
-    """The trials of a table that this sweep could have run itself, by trial_id; the others belong to another one.
+    """trial_id -> the trial, for all trials of this sweep in a table; other rows belong to other sweeps.
 
     Args:
         spec: resolved.
-        trials: as `Store` returns them.
+        trials: the table from `Store`.
     """
-    trials = completed(trials, TRIALS)
+    trials = complete_table(trials, TRIALS)
     lists = [(name, "list") for name in ("seed", *AXIS_NAMES)]
     groups = trials.select(["trial_id", "seed", *AXIS_NAMES]).group_by("trial_id", use_threads=False).aggregate(lists)
     columns = [groups[f"{name}_list"].to_pylist() for name in ("seed", *AXIS_NAMES)]
@@ -130,10 +130,10 @@ def members(spec: Spec, trials: pa.Table) -> dict[str, Configuration]:
     for trial_id, seeds, *values in zip(groups["trial_id"].to_pylist(), *columns, strict=True):
         config = {axis: value[0] for axis, value in zip(AXIS_NAMES, values, strict=True)}
         trial = make_trial(spec, config, spec.seeds if sorted(seeds) == sorted(spec.seeds) else tuple(sorted(seeds)))
-        # Where the hash differs, it was trained by other rules: by an older version of qdtune, say.
+        # If the hash differs, the trial followed other rules, such as those of an older version of qdtune.
         if trial.trial_id == trial_id:
             found.append(trial)
     return {trial.trial_id: trial for trial in keep_possible(spec, found)}
 
 
-_LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
+_EPOCH_START = datetime.fromtimestamp(0, timezone.utc)

@@ -1,8 +1,8 @@
-"""The run folder: what is done, what came out, and the Pareto table over it.
+"""The run folder: its sweep file, the results of its trials, and the Pareto table over them.
 
-One configuration is one immutable Parquet file, named by its `trial_id`, which appears whole or not at all (see
-`storage`), so a kill at any moment leaves the old state or the new one; many are packed into one (see `parts`).
-Whoever writes holds `Store.lock`; readers need none. Nothing unpickles.
+Each configuration is one immutable Parquet file, named by its `trial_id`. It appears whole or not at all (see
+`folder`), so a kill at any moment leaves the old state or the new one. Many files are packed into one (see `packs`).
+Writers hold `Store.lock`; readers need no lock. Nothing unpickles.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from qdtune.store.folder import LocationError, RunInUse, StorageError, storage_e
 from qdtune.store.open_folder import open_folder
 from qdtune.store.packs import Packs
 from qdtune.store.pareto_table import aggregate, final_ids
-from qdtune.store.parquet import DamagedError, NewerSchemaError, check_rows, stamped, to_bytes, to_table
+from qdtune.store.parquet import DamagedError, NewerSchemaError, add_metadata, check_rows, to_bytes, to_table
 
-PAGE = "report.html"  # of the run folder
-# What can be wrong with a run folder, and the exit code of a command that meets it.
+PAGE = "report.html"  # the name of the report page in the run folder
+# The errors of a run folder, and the exit code of a command for each.
 FAULTS: dict[type[Exception], int] = {LocationError: 2, NewerSchemaError: 2, StorageError: 4, RunInUse: 5}
 
 
@@ -36,11 +36,11 @@ class Store:
     """One run folder.
 
     Args:
-        root: a path or a URL; `create` or `lock` makes it.
+        root: a path or a URL; `create` or `lock` creates it.
 
     Attributes:
-        folder: where it lies.
-        damaged: one line for each file that the latest `done`, `trials` or `history` skipped, with the reason.
+        folder: its files.
+        damaged: one line for each file that the latest `trials` or `history` skipped, with the reason.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -50,12 +50,12 @@ class Store:
 
     @property
     def root(self) -> Path:
-        """The folder on this machine's disk; only where it is on one."""
+        """The path of the folder; only if it is on a disk."""
         assert isinstance(self.folder, DiskFolder)
         return self.folder.root
 
     def create(self, sweep_yaml: str) -> None:
-        """Makes the folder and writes, or replaces, its `sweep.yaml`.
+        """Creates the folder and writes, or replaces, its `sweep.yaml`.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -63,7 +63,7 @@ class Store:
         self.folder.write_file("sweep.yaml", sweep_yaml.encode())
 
     def sweep_yaml(self) -> bytes | None:
-        """What `create` wrote; None where nothing is.
+        """The content of `sweep.yaml`; None if it does not exist.
 
         Raises:
             StorageError: it cannot be read.
@@ -72,20 +72,20 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for one launch and clears what a killed one left half done.
+        """Holds the folder for one launch, and removes temporary files of a killed launch.
 
         Raises:
             RunInUse: another process holds it; the message names its pid, host and start.
             StorageError: the folder cannot be written.
         """
         with self.folder.lock():
-            self._history.clear()
-            self._trials.clear()
+            self._history.remove_staging()
+            self._trials.remove_staging()
             yield
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A folder on this machine's disk for files that grow: the run folder itself where it is on one."""
+        """A folder on this machine's disk for files that grow: the run folder itself if it is on a disk."""
         if isinstance(self.folder, DiskFolder):
             yield self.root
         else:
@@ -93,7 +93,7 @@ class Store:
                 yield Path(folder)
 
     def keep(self, file: Path) -> None:
-        """Puts a file of the workspace into the run folder.
+        """Copies a file of the workspace into the run folder, unless it is there already.
 
         Raises:
             StorageError: it cannot be read or written.
@@ -103,7 +103,7 @@ class Store:
                 self.folder.write_file(file.name, file.read_bytes())
 
     def set_aside(self) -> str | None:
-        """Renames the folder to `NAME.1`, or the next number that is free; the new place, None if there was none.
+        """Renames the folder to `NAME.1`, or the next free number, and returns its new location, if any.
 
         Raises:
             RunInUse: another process holds it.
@@ -126,46 +126,46 @@ class Store:
         metadata: dict[str, str],
         weights: bytes | None = None,
     ) -> bool:
-        """Commits a trial that has ended; True if written, False if what was there is as good and stays.
+        """Commits a trial that has ended; True if written, False if the existing result stays.
 
-        A result that is not final is replaced, and one that was stopped early by one that was not; a damaged file is
-        kept aside as `<trial_id>.parquet.damaged`.
+        A result that is not final is replaced. A result that was stopped early is replaced by one that was not. A
+        damaged file is renamed to `<trial_id>.parquet.damaged`.
 
         Args:
-            trial_id: names the two files.
-            rows: one dict per seed, keys from `TRIALS`; an absent key is null.
-            history: one dict per seed and epoch, keys from `HISTORY`.
-            metadata: provenance (versions, git commit), kept in the metadata of both files.
-            weights: the packed file of the seeds that ended `ok`; without it, weights of an earlier result go, too.
+            trial_id: the name of its files.
+            rows: one dict per seed, with keys from `TRIALS`; an absent key is null.
+            history: one dict per seed and epoch, with keys from `HISTORY`.
+            metadata: its provenance (versions, git commit), which both files hold.
+            weights: the packed model of the seeds that ended `ok`; None removes the weights of an earlier result.
 
         Raises:
-            ValueError: a row with an unknown column, another trial_id or an unknown state; no rows.
-            StorageError: the folder cannot be written; files committed earlier are untouched.
+            ValueError: a row has an unknown column, another trial_id or an unknown state; or there are no rows.
+            StorageError: the folder cannot be written; earlier files are unchanged.
         """
         curves, results = to_table(history, HISTORY, metadata), to_table(rows, TRIALS, metadata)
         for table in (curves, results):
             check_rows(table, trial_id)
         try:
-            found = self._trials.one(trial_id)
+            found = self._trials.read_file_of(trial_id)
         except DamagedError:
             self._trials.set_aside(self._trials.file_of(trial_id))
         else:
             if found is not None and trial_id in final_ids(found):
-                own = found.filter(pc.equal(found["trial_id"], trial_id))
-                if not _stopped(own) or _stopped(results):
+                same_trial = found.filter(pc.equal(found["trial_id"], trial_id))
+                if not _is_stopped(same_trial) or _is_stopped(results):
                     return False
         if weights is None:
-            self.folder.remove_file(_weights(trial_id))
+            self.folder.remove_file(_weights_file(trial_id))
         else:
-            self.folder.write_file(_weights(trial_id), weights)
+            self.folder.write_file(_weights_file(trial_id), weights)
         self._history.write(trial_id, curves)
-        self._trials.write(trial_id, results)  # the last, because its presence says "done"
-        if self._trials.loose >= packs.PACK:
-            self.pack()
+        self._trials.write(trial_id, results)  # last, because it marks the trial as done
+        if self._trials.n_singles >= packs.PACK_SIZE:
+            self.pack_files()
         return True
 
     def ids(self) -> set[str]:
-        """The trials that have a result, whatever it is; no single file is opened.
+        """The ids of the trials that have a result in any state. Single files are not opened.
 
         Raises:
             StorageError: the folder cannot be read.
@@ -173,69 +173,69 @@ class Store:
         return self._trials.ids()
 
     def trials(self, ids: Collection[str] | None = None) -> pa.Table:
-        """The rows of all configurations, or of those of `ids` that are there: `TRIALS`, then columns unknown to it.
+        """The rows of all trials, or of the trials `ids`: the columns of `TRIALS`, then unknown columns.
 
         Raises:
             StorageError: the folder cannot be read.
-            NewerSchemaError: a file was written by a newer qdtune.
+            NewerSchemaError: a newer qdtune wrote a file.
         """
-        table, self.damaged = self._trials.read(ids)
+        table, self.damaged = self._trials.read_table(ids)
         return table
 
     def history(self, ids: Collection[str] | None = None) -> pa.Table:
-        """The learning curves of all configurations, or of those of `ids` that are there; else like `trials`."""
-        table, self.damaged = self._history.read(ids)
+        """The learning curves of all trials, or of the trials `ids`; raises as `trials` does."""
+        table, self.damaged = self._history.read_table(ids)
         return table
 
     def weights(self, trial_id: str) -> bytes | None:
-        """The packed weights that `write` was given; None where none are kept, as of a version before there were any.
+        """The packed weights from `write`; None if there are none, as in run folders of old versions.
 
         Raises:
             StorageError: they cannot be read.
         """
-        return self.folder.read_file(_weights(trial_id))
+        return self.folder.read_file(_weights_file(trial_id))
 
     def metadata(self, trial_id: str) -> dict[str, str]:
-        """The provenance of a trial, as `write` was given it; empty where its file is damaged; else like `trials`."""
+        """The provenance of a trial from `write`; empty if its file is damaged. Raises as `trials` does."""
         try:
-            table = self._trials.one(trial_id)
+            table = self._trials.read_file_of(trial_id)
         except DamagedError:
             table = None
         found = {} if table is None else table.schema.metadata or {}
         return {key.decode(): value.decode() for key, value in found.items()}
 
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
-        """Writes `pareto.parquet` over all trials, or those of `ids`, and returns it; else like `trials`."""
+        """Writes `pareto.parquet` over all trials, or the trials `ids`, and returns it; raises as `trials` does."""
         table = aggregate(self.trials(ids), bootstrap=True)
-        self.folder.write_file("pareto.parquet", to_bytes(stamped(table, {})))
+        self.folder.write_file("pareto.parquet", to_bytes(add_metadata(table, {})))
         return table
 
     def set_damaged_aside(self) -> list[str]:
-        """Renames every damaged table to `NAME.damaged`, so that it is kept but counts no more; a line for each.
+        """Renames every damaged table to `NAME.damaged`, so that it is kept but ignored, and returns a line for each.
 
-        To be called under the lock.
+        Must be called under the lock.
 
         Raises:
             StorageError: the folder cannot be read or written.
-            NewerSchemaError: a file was written by a newer qdtune.
+            NewerSchemaError: a newer qdtune wrote a file.
         """
         return self._history.set_damaged_aside() + self._trials.set_damaged_aside()
 
-    def pack(self) -> bool:
-        """Packs what lies in single files, if these are `PACK` or more; whether it did. Only on a disk that can.
+    def pack_files(self) -> bool:
+        """Packs the single files if there are at least `PACK_SIZE`; whether it did. Only on a disk that supports it.
 
-        Readers see the old folder or the new one and never a part of both. To be called under the lock.
+        Readers see the old folder or the new one and never a mixture. Must be called under the lock.
 
         Raises:
             StorageError: the folder cannot be read.
         """
-        history, trials = self._history.pack(), self._trials.pack()
+        history, trials = self._history.pack_files(), self._trials.pack_files()
         return history or trials
 
 
-def _weights(trial_id: str) -> str:
+def _weights_file(trial_id: str) -> str:
     return f"weights/{trial_id}.safetensors"
 
 
-def _stopped(rows: pa.Table) -> bool:
+def _is_stopped(rows: pa.Table) -> bool:
     return "pruned" in rows["state"].to_pylist()

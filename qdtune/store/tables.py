@@ -1,6 +1,6 @@
-"""What is asked of the tables of a run folder by those who read them: the home of Arrow is here.
+"""Filters and sums over the tables of a run folder, so that only `store` imports Arrow.
 
-A `Table` is an Arrow table; its columns turn into lists with `to_pylist` and into arrays with `to_numpy`.
+A `Table` is an Arrow table; `to_pylist` turns its columns into lists and `to_numpy` turns them into arrays.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def rows_equal(table: Table, column: str, value: Any) -> Table:
 
 
 def rows_among(table: Table, column: str, values: Collection[str]) -> Table:
-    """The rows whose cell in a column of text is one of `values`."""
+    """The rows whose cell in a text column is one of `values`."""
     return table.filter(pc.is_in(table[column], pa.array(sorted(values), pa.string())))
 
 
@@ -32,27 +32,27 @@ def rows_known(table: Table, column: str) -> Table:
 
 
 def rows_up_to(table: Table, column: str, most: float) -> Table:
-    """The rows whose cell in a column is a number of at most `most`."""
+    """The rows whose cell in a number column is at most `most`."""
     return table.filter(pc.less_equal(table[column], most))
 
 
 def rows_where(table: Table, keep: Collection[bool]) -> Table:
-    """The rows for which `keep`, one flag per row, is true."""
+    """The rows whose flag in `keep` is true; one flag per row."""
     return table.filter(pa.array(list(keep), pa.bool_()))
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    """Rows of the table `trials` as such a table."""
+    """The table `trials` with these rows."""
     return pa.Table.from_pylist(rows, schema=TRIALS)
 
 
 def mean_curves(history: Table, owners: dict[str, int], warmup_epochs: int) -> Table:
-    """The mean over seeds of the accuracy at each epoch: columns `place`, `epoch` from 1, warm-up first, `val_mean`.
+    """The mean accuracy over seeds at each epoch: columns `place`, `epoch` from 1, warm-up first, and `val_mean`.
 
     Args:
         history: one row per seed and epoch.
         owners: trial_id -> `place`.
-        warmup_epochs: how many epochs of QAT come after.
+        warmup_epochs: the number of epochs before QAT.
     """
     index = pc.index_in(history["trial_id"], pa.array(list(owners), pa.string()))
     place = pa.array(list(owners.values()), pa.int64()).take(index)

@@ -1,7 +1,7 @@
-"""What of a sweep is left to do: one answer, for the queue that trains it and for whoever reads its run folder.
+"""The unfinished part of a sweep: one answer for the queue that trains it and for readers of its run folder.
 
-Everything here is about cohorts: seeds of one configuration that were trained together. A configuration has several
-of them once `replicate` or `duplicates` gave it more seeds. A `Result` is a cohort, and so is a `StoredCohort`.
+A cohort is the set of seeds of one configuration that were trained together. A configuration has several cohorts if
+`replicate` or `duplicates` gave it more seeds. `Result` and `StoredCohort` are cohorts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Key = tuple[Any, ...]  # the axes of a configuration, as `Configuration.key`
 
 
 class Cohort(Protocol):
-    """Seeds of one configuration that were trained together, and have ended."""
+    """Seeds of one configuration that were trained together and have ended."""
 
     @property
     def key(self) -> Key:
@@ -34,11 +34,11 @@ class Cohort(Protocol):
 
     @property
     def size_bytes(self) -> float:
-        """Of one replica."""
+        """The size of one replica."""
 
     @property
     def state(self) -> str:
-        """The worst of its seeds' states."""
+        """The worst state of its seeds."""
 
     @property
     def accuracy(self) -> float | None:
@@ -46,7 +46,7 @@ class Cohort(Protocol):
 
     @property
     def best(self) -> float:
-        """The highest mean accuracy of its curve; minus infinity where there is none."""
+        """The highest mean accuracy of its curve; minus infinity if the curve is empty."""
 
 
 C = TypeVar("C", bound=Cohort)
@@ -54,12 +54,12 @@ C = TypeVar("C", bound=Cohort)
 
 @dataclass(frozen=True)
 class Finished(Generic[C]):
-    """A configuration whose seeds all ended `ok`; cohorts that are to run again do not count.
+    """A configuration whose seeds all ended `ok`; cohorts that will run again do not count.
 
     Attributes:
-        size_bytes: of one replica.
-        accuracy: validation accuracy, the mean of all its seeds, 0..1.
-        cohorts: those that came to their end, at least one.
+        size_bytes: the size of one replica.
+        accuracy: the mean validation accuracy of all its seeds, 0..1.
+        cohorts: its finished cohorts, at least one.
     """
 
     size_bytes: float
@@ -74,13 +74,13 @@ class Finished(Generic[C]):
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What is left of a sweep, by the axes of the configurations.
+    """The unfinished part of a sweep, by the axes of the configurations.
 
     Attributes:
-        waiting: listed in the plan, or begun by the search, without a result that counts.
-        unasked: how many configurations the search may still propose.
-        wrongly_stopped: see `wrongly_stopped`.
-        to_replicate: see `to_replicate`.
+        waiting: configurations that are planned, or begun by the search, and have no final result.
+        unasked: the number of configurations that the search may still propose.
+        wrongly_stopped: see `find_wrongly_stopped`.
+        to_replicate: see `find_to_replicate`.
     """
 
     waiting: frozenset[Key]
@@ -90,18 +90,18 @@ class Unfinished:
 
     @property
     def count(self) -> int:
-        """How many configurations are left; each counts once."""
+        """The number of unfinished configurations; each counts once."""
         return len(self.waiting | self.wrongly_stopped | self.to_replicate) + self.unasked
 
 
-def unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | None, planned: int) -> Unfinished:
-    """What is left of a sweep of which nothing runs at the moment.
+def find_unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | None, planned: int) -> Unfinished:
+    """The unfinished part of a sweep that is not running.
 
     Args:
         spec: resolved.
-        cohorts: all that the run folder holds of this sweep.
-        listed: the configurations of the plan; None where the method searches.
-        planned: how many configurations a search proposes in all; not read where they are listed.
+        cohorts: all cohorts of this sweep in the run folder.
+        listed: the configurations of the plan; None if the method searches.
+        planned: the total number of configurations that a search proposes; unused if `listed` is given.
     """
     known = list(cohorts)
     if listed is None:
@@ -112,8 +112,8 @@ def unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | None,
     return Unfinished(
         frozenset(waiting),
         count_unasked(planned, len({cohort.key for cohort in known})) if listed is None else 0,
-        frozenset(cohort.key for cohort in wrongly_stopped(spec, known)),
-        frozenset(found.cohorts[0].key for found in to_replicate(spec, known)),
+        frozenset(cohort.key for cohort in find_wrongly_stopped(spec, known)),
+        frozenset(found.cohorts[0].key for found in find_to_replicate(spec, known)),
     )
 
 
@@ -125,35 +125,35 @@ def is_ended(spec: Spec, state: str) -> bool:
 
 
 def count_unasked(planned: int, known: int) -> int:
-    """How many configurations a search may still propose, of `planned`, once `known` are proposed."""
+    """The number of configurations that a search may still propose, if `known` of `planned` are proposed."""
     return max(0, planned - known)
 
 
-def wrongly_stopped(spec: Spec, cohorts: Iterable[C]) -> list[C]:
-    """The cohorts that were stopped, and that no finished configuration of equal or smaller size beats.
+def find_wrongly_stopped(spec: Spec, cohorts: Iterable[C]) -> list[C]:
+    """The stopped cohorts that no finished configuration of equal or smaller size beats.
 
-    The trial that was ahead of it may have diverged or fallen back since. Only a rule that compares with trials of no
-    larger size promises to keep the front; under any other one nothing is stopped wrongly.
+    The trial that was ahead may have diverged or fallen back since. Only a pruner that compares with trials of equal
+    or smaller size promises to keep the front; other pruners stop nothing wrongly.
     """
     if not spec.early_terminate.keeps_front:
         return []
     known = list(cohorts)
-    best = best_up_to(finished(known))
+    best = best_up_to(find_finished(known))
     return [cohort for cohort in known if cohort.state == "pruned" and cohort.best > best(cohort.size_bytes)]
 
 
-def to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[Finished[C]]:
+def find_to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[Finished[C]]:
     """The configurations on the front, or close behind it, with fewer seeds than `replicate` asks for."""
     wanted = spec.replicate
     if wanted is None:
         return []
-    ended = finished(cohorts)
+    ended = find_finished(cohorts)
     best = best_up_to(ended)
     near = [one for one in ended if best(one.size_bytes) - one.accuracy <= wanted.within]
     return [one for one in near if len(one.seeds) < wanted.front]
 
 
-def finished(cohorts: Iterable[C]) -> list[Finished[C]]:
+def find_finished(cohorts: Iterable[C]) -> list[Finished[C]]:
     """The configurations that have an accuracy, in the order of their first cohorts."""
     groups: dict[Key, list[C]] = {}
     for cohort in cohorts:
@@ -164,7 +164,7 @@ def finished(cohorts: Iterable[C]) -> list[Finished[C]]:
 
 
 def best_up_to(found: Iterable[Finished[C]]) -> Callable[[float], float]:
-    """A function of a size: the highest accuracy up to that size; minus infinity where nothing is that small."""
+    """A function: size in bytes -> the highest accuracy up to this size, or minus infinity if there is none."""
     sizes, bests = [], [-math.inf]
     for one in sorted(found, key=lambda one: one.size_bytes):
         sizes.append(one.size_bytes)
@@ -184,11 +184,11 @@ class StoredCohort:
     best: float = -math.inf
 
 
-def stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
-    """The cohorts in the tables of a run folder, `best` only of those that were stopped: it decides nothing else.
+def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
+    """The cohorts in the tables of a run folder; only stopped cohorts get `best`, because no other use needs it.
 
     Args:
-        trials: one row per seed, as `columns.TRIALS`; of this sweep alone.
+        trials: one row per seed, as `columns.TRIALS`; only rows of this sweep.
         history: one row per seed and epoch, as `columns.HISTORY`.
     """
     by_seed, shared = ("seed", "state", "val_accuracy"), ("size_bytes", *AXIS_NAMES)
@@ -204,14 +204,14 @@ def stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
             tuple(axes), tuple(sorted(seeds)), math.inf if size is None else size, state, accuracy
         )
     stopped = {trial_id: len(cohort.seeds) for trial_id, cohort in found.items() if cohort.state == "pruned"}
-    for trial_id, best in _best_of_curves(history, stopped).items():
+    for trial_id, best in _find_best_accuracies(history, stopped).items():
         cohort = found[trial_id]
         found[trial_id] = StoredCohort(cohort.key, cohort.seeds, cohort.size_bytes, cohort.state, None, best)
     return list(found.values())
 
 
-def _best_of_curves(history: Table, seeds: Mapping[str, int]) -> dict[str, float]:
-    """trial_id -> the highest mean accuracy after an epoch of QAT that all of its `seeds` reached with a number."""
+def _find_best_accuracies(history: Table, seeds: Mapping[str, int]) -> dict[str, float]:
+    """trial_id -> the highest mean accuracy over the QAT epochs at which all its seeds have an accuracy."""
     if not seeds:
         return {}
     curves = rows_equal(rows_among(history, "trial_id", seeds.keys()), "phase", "qat")

@@ -1,8 +1,8 @@
-"""Float warm-ups kept in a folder, each trained by one trial at a time.
+"""Float warm-ups in a folder, each trained by one trial at a time.
 
-Configurations that differ only in bits or step sizes start from the same warm-up. The first that needs it trains
-it, others that ask meanwhile are told to wait. The sweep runs one of these as a Ray actor beside its driver, so that
-workers on other machines need no file system in common with it.
+Configurations that differ only in bits or step sizes start from the same warm-up. The first trial that needs it
+trains it, and the others wait. The sweep runs a `WarmupFolder` as a Ray actor next to its driver, so workers on other
+machines need no shared file system.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ class WarmupFolder:
     """The warm-ups of one run folder.
 
     Args:
-        folder: a path or a URL, where the files are, `KEY.safetensors` each; made when the first is kept.
+        folder: the path or URL of the files, `KEY.safetensors` each; the first warm-up creates it.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = open_folder(folder)
-        self.training: dict[str, str] = {}  # key -> who trains it
-        self.unwritten: dict[str, bytes] = {}  # a full disk shall not fail the trials that share a warm-up
+        self.training: dict[str, str] = {}  # key -> the holder that trains it
+        self.unwritten: dict[str, bytes] = {}  # kept in memory, so that a full disk fails no trial
 
     def claim(self, key: str, holder: str) -> tuple[Answer, bytes | None]:
-        """The warm-up if it is kept; else whether `holder` is the one to train it now or has to ask again."""
+        """The warm-up if it is kept; if not, whether `holder` trains it now or waits and asks again."""
         blob = self.unwritten.get(key)
         if blob is None:
-            with contextlib.suppress(StorageError):  # as good as not there
-                blob = self.folder.read_file(_file(key))
+            with contextlib.suppress(StorageError):  # a warm-up that cannot be read is trained again
+                blob = self.folder.read_file(_warmup_file(key))
         if blob is not None:
             return "kept", blob
         if self.training.setdefault(key, holder) == holder:
@@ -41,8 +41,8 @@ class WarmupFolder:
         return "wait", None
 
     def keep(self, key: str, blob: bytes) -> None:
-        """Keeps a trained warm-up: the file appears whole or not at all. One there before was damaged: set aside."""
-        file = _file(key)
+        """Keeps a trained warm-up. An existing file must be damaged, so it is renamed to `FILE.damaged`."""
+        file = _warmup_file(key)
         try:
             if self.folder.read_file(file) is not None:
                 self.folder.rename_file(file, f"{file}.damaged")
@@ -52,11 +52,11 @@ class WarmupFolder:
         self.training.pop(key, None)
 
     def release(self, holder: str) -> None:
-        """Lets others train what `holder` was training, because it has ended or starts anew."""
+        """Lets others train the warm-ups of `holder`, because it has ended or restarts."""
         self.training = {key: who for key, who in self.training.items() if who != holder}
 
 
-def _file(key: str) -> str:
+def _warmup_file(key: str) -> str:
     if not key.isalnum():
         raise ValueError(f"a warm-up's key must be letters and digits, got {key!r}")
     return f"{key}.safetensors"

@@ -49,7 +49,7 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
         StorageError: the folder cannot be read or written.
     """
     store.create(spec.to_yaml())
-    store.pack()
+    store.pack_files()
     rows = read_rows(store, spec)
     for line in rows.damaged:
         out.print(f"damaged, runs again: {line}", style="yellow")

@@ -19,7 +19,7 @@ from qdtune.search.queue import Queue
 from qdtune.spec.configuration import Configuration
 from qdtune.store.folder import StorageError
 from qdtune.store.pareto_table import aggregate, table_front
-from qdtune.store.provenance import provenance
+from qdtune.store.provenance import make_provenance
 from qdtune.store.results import Result, Rows, result_of
 from qdtune.store.store import Store
 from qdtune.store.tables import table_of
@@ -75,7 +75,7 @@ class Recorder(tune.Callback):
         self.nodes: dict[str, str] = {}  # where each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
-        self.metadata, self.front_at = provenance(), 0.0
+        self.metadata, self.front_at = make_provenance(), 0.0
         self.metrics = SweepMetrics(queue.spec, queue.planned)
 
     def __getstate__(self) -> dict[str, Any]:

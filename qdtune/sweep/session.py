@@ -97,7 +97,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
                 run.queue.study.close()
                 store.keep(work / JOURNAL)
         table = store.write_pareto(list(run.queue.results))
-        store.pack()
+        store.pack_files()
     return print_summary(run, table, stopped, error, out)
 
 

@@ -20,7 +20,7 @@ from qdtune.report.words import questions
 from qdtune.spec.sweep_file import load
 from qdtune.store.columns import HISTORY, TRIALS
 from qdtune.store.pareto_table import aggregate
-from qdtune.store.parquet import completed
+from qdtune.store.parquet import complete_table
 
 DATA = Path(__file__).parents[1] / "data"
 NOTHING = HISTORY.empty_table()
@@ -149,7 +149,7 @@ def test_intervals_exclude_zero_exactly_where_the_verdict_is_decided():
 
 def test_the_answers_are_the_same_in_any_order_of_the_rows():
     trials, history = (pq.read_table(DATA / f"fashion_mnist_{kind}.parquet") for kind in ("trials", "history"))
-    trials = completed(trials, TRIALS)
+    trials = complete_table(trials, TRIALS)
     expected = answer(trials, history, aggregate(trials), 9000)
     for seed in (0, 1):
         order = random.Random(seed).sample(range(len(trials)), len(trials))
@@ -573,7 +573,7 @@ def test_a_best_depth_among_many_numbers_of_bits_is_not_decided_by_one_small_p()
 @pytest.mark.parametrize(("name", "refused"), [("mnist", 0), ("fashion_mnist", 10)])
 def test_three_seeds_of_the_recordings_decide_no_comparison(name, refused):
     trials, history = (pq.read_table(DATA / f"{name}_{kind}.parquet") for kind in ("trials", "history"))
-    trials = completed(trials, TRIALS)
+    trials = complete_table(trials, TRIALS)
     found = answer(trials, history, aggregate(trials), 5000)
     assert (len(found.depth), len(found.activation)) == (30, 15)
     both = found.depth + found.activation

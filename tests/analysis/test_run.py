@@ -16,7 +16,7 @@ from qdtune.spec import sweep_file
 from qdtune.spec.plan import plan
 from qdtune.store.columns import HISTORY, PARETO, TRIALS
 from qdtune.store.pareto_table import aggregate
-from qdtune.store.parquet import VERSION_KEY, completed, stamped, to_bytes
+from qdtune.store.parquet import VERSION_KEY, add_metadata, complete_table, to_bytes
 from qdtune.store.results import results
 from qdtune.store.store import Store
 
@@ -32,7 +32,7 @@ def recording(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("runs") / "grid")
     store.create(spec.to_yaml())
     trials, history = (pq.read_table(DATA / f"mnist_{kind}.parquet") for kind in ("trials", "history"))
-    trials, history = completed(trials, TRIALS).to_pylist(), history.to_pylist()
+    trials, history = complete_table(trials, TRIALS).to_pylist(), history.to_pylist()
     for trial_id in {row["trial_id"] for row in trials}:
         rows, curves = ([e for e in entries if e["trial_id"] == trial_id] for entries in (trials, history))
         store.write(trial_id, rows, curves, {})
@@ -143,7 +143,7 @@ def test_damaged_tables_are_left_out_and_told(grid):
 
 
 def newer(table):
-    return stamped(table, {}).replace_schema_metadata({VERSION_KEY: "99"})
+    return add_metadata(table, {}).replace_schema_metadata({VERSION_KEY: "99"})
 
 
 def emptied(root):

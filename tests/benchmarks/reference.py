@@ -25,7 +25,7 @@ from qdtune.report.words import beside
 from qdtune.spec.sweep_file import load
 from qdtune.store.columns import HISTORY, PARETO, TRIALS
 from qdtune.store.pareto_table import aggregate, ranking, table_front
-from qdtune.store.parquet import completed
+from qdtune.store.parquet import complete_table
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent
@@ -46,13 +46,13 @@ def tables() -> Iterator[str]:
         assert found is not None
         yield _markdown(found.heads, found.rows)
     for name, dataset in DEPTHS.items():
-        yield _depths(completed(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
+        yield _depths(complete_table(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
 
 
 def together(sweeps: Sequence[str]) -> pa.Table:
     """The configurations of several sweeps as one Pareto table, as `columns.PARETO`."""
     table = pa.concat_tables(
-        completed(pq.read_table(FOLDER / f"{name}.parquet"), PARETO).select(PARETO.names) for name in sweeps
+        complete_table(pq.read_table(FOLDER / f"{name}.parquet"), PARETO).select(PARETO.names) for name in sweeps
     )
     columns = ranking(table)
     columns["p_front"] = pa.nulls(len(table), pa.float64())  # was that of a front of its own sweep

@@ -26,7 +26,7 @@ from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store import disk_folder
 from qdtune.store.pareto_table import table_front
-from qdtune.store.provenance import provenance
+from qdtune.store.provenance import make_provenance
 from qdtune.store.store import Store
 from qdtune.training.cohort import Tensors
 from qdtune.training.train import train_configuration as train
@@ -59,7 +59,7 @@ def swept(tmp_path_factory):
     home = tmp_path_factory.mktemp("export")
     loaded, _ = load(["digits"], home, 200)
     data = Tensors.of(loaded, CPU)
-    spec, warmups, metadata = loads(SWEEP.encode(), "tiny.yaml").resolve("digits"), Kept(), provenance()
+    spec, warmups, metadata = loads(SWEEP.encode(), "tiny.yaml").resolve("digits"), Kept(), make_provenance()
     store = Store(home / "runs" / "tiny")
     store.create(spec.to_yaml())
     trials = plan(spec).trials

@@ -31,7 +31,7 @@ from qdtune.report.scales import error, size_ticks
 from qdtune.report.words import beside, questions, trouble
 from qdtune.spec.sweep_file import load
 from qdtune.store.columns import TRIALS
-from qdtune.store.parquet import completed
+from qdtune.store.parquet import complete_table
 from qdtune.store.store import PAGE, Store
 from qdtune.terminal import console
 from tests import fake
@@ -47,7 +47,7 @@ def stored(folder, name, **changes):
     store = Store(folder)
     store.create(spec.to_yaml())
     trials, history = (pq.read_table(DATA / f"{name}_{kind}.parquet") for kind in ("trials", "history"))
-    tables = [completed(trials, TRIALS).to_pylist(), history.to_pylist()]
+    tables = [complete_table(trials, TRIALS).to_pylist(), history.to_pylist()]
     for trial_id in {row["trial_id"] for row in tables[0]}:
         rows, curves = ([entry for entry in table if entry["trial_id"] == trial_id] for table in tables)
         store.write(trial_id, rows, curves, {"qdtune.version.torch": "2.15.0"})

@@ -16,7 +16,7 @@ from qdtune.commands.replay import main, with_pruner
 from qdtune.search.simulation import Score, score
 from qdtune.spec.sweep_file import Spec, load
 from qdtune.store.columns import TRIALS
-from qdtune.store.parquet import completed
+from qdtune.store.parquet import complete_table
 from qdtune.store.results import Result, results
 from qdtune.store.store import Store
 
@@ -68,7 +68,7 @@ def run(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("runs") / "grid")
     store.create(spec.to_yaml())
     trials, history = (pq.read_table(DATA / f"mnist_{table}.parquet") for table in ("trials", "history"))
-    trials, history = completed(trials, TRIALS).to_pylist(), history.to_pylist()
+    trials, history = complete_table(trials, TRIALS).to_pylist(), history.to_pylist()
     for trial_id in {row["trial_id"] for row in trials}:
         rows, curves = ([e for e in entries if e["trial_id"] == trial_id] for entries in (trials, history))
         store.write(trial_id, rows, curves, {})

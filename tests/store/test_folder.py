@@ -85,7 +85,7 @@ def test_a_store_gives_the_same_rows_wherever_it_lies(bucket, tmp_path):
         with store.lock():
             store.create("name: a\n")
             said = [save(store, "b"), save(store, "a", state="oom"), save(store, "a", attempt=2), save(store, "a")]
-            said += [store.ids(), rows_of(store), rows_of(store, ["a"]), store.pack()]
+            said += [store.ids(), rows_of(store), rows_of(store, ["a"]), store.pack_files()]
             said += [store.write("c", [row("c", 0)], [], {}, b"packed"), store.weights("c"), store.weights("a")]
             store.folder.remove_file("weights/c.safetensors")
             store.folder.remove_file("weights/none")

@@ -18,7 +18,7 @@ from tests.store.test_store import Killed, epoch, row
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(packs, "PACK", 5)
+    monkeypatch.setattr(packs, "PACK_SIZE", 5)
     return Store(tmp_path / "run")
 
 
@@ -40,13 +40,13 @@ def test_packing_keeps_every_row_and_its_provenance(store, monkeypatch):
     names = [f"{n:03x}" for n in range(23)]
     random.Random(0).shuffle(names)
     with monkeypatch.context() as patched:
-        patched.setattr(packs, "PACK", 1000)
+        patched.setattr(packs, "PACK_SIZE", 1000)
         for n, name in enumerate(names):
             save(store, name, metadata=str(n % 2), val_accuracy=n / 23)
     before = rows_of(store)
     with store.lock():
-        assert store.pack()
-        assert not store.pack()
+        assert store.pack_files()
+        assert not store.pack_files()
     assert files(store) == [f"packed-{n}.parquet" for n in range(1, 7)]  # 12 and 11 of the two provenances, by 5
     assert rows_of(store) == rows_of(Store(store.root)) == before
     some = sorted(names[:4])
@@ -114,7 +114,7 @@ def test_damaged_files_are_not_packed(store):
     store = Store(store.root)
     for n in range(4, 7):
         save(store, f"{n}")
-    assert store.pack()
+    assert store.pack_files()
     assert files(store) == ["0.parquet", "packed-1.parquet", "packed-2.parquet"]
     assert len(store.trials()) == 12
     assert len(store.damaged) == 1
@@ -124,7 +124,7 @@ def test_a_kill_at_any_step_of_packing_leaves_every_row_once(store, monkeypatch)
     for step in range(200):
         shutil.rmtree(store.root, ignore_errors=True)
         with monkeypatch.context() as patched:
-            patched.setattr(packs, "PACK", 1000)
+            patched.setattr(packs, "PACK_SIZE", 1000)
             for n in range(6):
                 save(store, f"{n}")
         before, calls = rows_of(store), iter(range(1000))
@@ -147,13 +147,13 @@ def test_a_kill_at_any_step_of_packing_leaves_every_row_once(store, monkeypatch)
             patched.setattr(packs, "_exchange", deadly(packs._exchange))
             patched.setattr(shutil, "rmtree", deadly(shutil.rmtree))
             try:
-                Store(store.root).pack()
+                Store(store.root).pack_files()
             except Killed:
                 killed = True
         assert rows_of(store) == before
         with store.lock():
             assert sorted(p.name for p in store.root.iterdir()) == [".lock", "history", "trials"]
-            store.pack()
+            store.pack_files()
         assert rows_of(store) == before
         assert files(store) == ["packed-1.parquet", "packed-2.parquet"]
         if not killed:

@@ -21,7 +21,7 @@ from qdtune.store.columns import FINAL, HISTORY, STATES, TRIALS
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import to_table
 from qdtune.store.results import results
-from qdtune.store.unfinished import Unfinished, stored_cohorts, unfinished
+from qdtune.store.unfinished import Unfinished, find_stored_cohorts, find_unfinished
 
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
 EPOCHS = 3
@@ -130,7 +130,7 @@ def test_the_queue_and_a_run_that_is_read_leave_the_same_number(tables: tuple[Sp
 @given(stored(any_end=True))
 def test_rows_and_results_are_the_same_cohorts(tables: tuple[Spec, Any, Any]) -> None:
     sweep, trials, history = tables
-    found = {(one.key, one.seeds): one for one in stored_cohorts(trials, history)}
+    found = {(one.key, one.seeds): one for one in find_stored_cohorts(trials, history)}
     same = {(one.key, one.seeds): one for one in results(sweep, trials, history)}
     assert found.keys() == same.keys()
     for name, one in found.items():
@@ -159,7 +159,7 @@ def left_of(sweep: Spec, *cohorts: Rows) -> Unfinished:
     trials = to_table([row for rows, _ in cohorts for row in rows], TRIALS, {})
     history = to_table([entry for _, entries in cohorts for entry in entries], HISTORY, {})
     listed = {trial.key for trial in plan(sweep).trials} if sweep.method == "grid" else None
-    return unfinished(sweep, stored_cohorts(trials, history), listed, sweep.run_cap or 0)
+    return find_unfinished(sweep, find_stored_cohorts(trials, history), listed, sweep.run_cap or 0)
 
 
 def test_a_stopped_trial_is_left_if_nothing_finished_of_its_size_beats_it():

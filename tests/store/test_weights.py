@@ -75,7 +75,7 @@ def test_writing_lists_no_folder(store, monkeypatch):
 
 
 def test_packing_and_starting_over_leave_weights_whole(store, monkeypatch):
-    monkeypatch.setattr("qdtune.store.packs.PACK", 3)
+    monkeypatch.setattr("qdtune.store.packs.PACK_SIZE", 3)
     for name in "abcd":
         save(store, name, BLOB)
     assert store.folder.list_files("trials") == ["d.parquet", "packed-1.parquet"]
@@ -86,7 +86,7 @@ def test_packing_and_starting_over_leave_weights_whole(store, monkeypatch):
 
 
 def test_metadata_is_what_was_written(store, monkeypatch):
-    monkeypatch.setattr("qdtune.store.packs.PACK", 2)
+    monkeypatch.setattr("qdtune.store.packs.PACK_SIZE", 2)
     for name in "abc":
         store.write(name, [row(name)], [], {"made": name})
     assert [store.metadata(name)["made"] for name in "c"] == ["c"]
