@@ -446,7 +446,12 @@ def test_what_was_not_allowed_by_its_full_name_is_never_imported(tmp_path, monke
 
 def test_a_name_of_the_standard_library_opens_no_door(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(plugins.importlib, "import_module", asked.append)
+    import_module = plugins.importlib.import_module
+
+    def ask(name):  # `qdtune` imports its own verb the same way
+        return import_module(name) if name.partition(".")[0] == "qdtune" else asked.append(name)
+
+    monkeypatch.setattr(plugins.importlib, "import_module", ask)
     monkeypatch.setattr(os, "system", asked.append)
     (tmp_path / "a.yaml").write_text(SPEC.replace("dataset: synthetic", "factory: 'os:system'"))
     code, out, err = launched(capsys, str(tmp_path / "a.yaml"), "--set", "model={factory: 'os:system'}")
