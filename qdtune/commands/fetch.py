@@ -20,7 +20,7 @@ from qdtune.commands.job_parser import RUNNING, parser_of, read_arguments, run_j
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line, user_error
-from qdtune.remote.protocol import SWEEP, entrypoint, failed, found_job, server_at
+from qdtune.remote.protocol import SWEEP_FILE, find_job, make_entrypoint, open_server, print_failure
 from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import check_location, storage_errors
 
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     _check_place(arguments.out)
-    with server_at(arguments.address) as server:
-        job = found_job(server, arguments.job)
+    with open_server(arguments.address) as server:
+        job = find_job(server, arguments.job)
         if job and job.runs:
             print(f"error: {job.id} still runs: wait for its end, or stop it first", file=sys.stderr)
             return RUNNING
@@ -48,18 +48,18 @@ def _fetch(arguments: argparse.Namespace) -> int:
         if not NAME.fullmatch(name):
             raise user_error(f"there is no job {one_line(name)} at {server.address} (qdtune jobs lists them)")
         target = arguments.out / name
-        if target.is_file() or (target.exists() and any(target.iterdir()) and not (target / SWEEP).is_file()):
+        if target.is_file() or (target.exists() and any(target.iterdir()) and not (target / SWEEP_FILE).is_file()):
             raise user_error(
                 f"{one_line(str(target))} must be a run folder or not be there, got something else (choose --out)"
             )
         where = arguments.runs_dir or (job.runs_dir if job else "")
         check_location(where)
         packing = f"qdtune-fetch-{secrets.token_hex(8)}"
-        server.start(packing, entrypoint("pack", name, *([f"--runs-dir={where}"] if where else [])))
+        server.start(packing, make_entrypoint("pack", name, *([f"--runs-dir={where}"] if where else [])))
         server.wait(packing)
         (status, code, message), log = server.state(packing), server.log(packing)
         server.forget(packing)
-    return _put(log, target) if status == "SUCCEEDED" else failed(log, code, message)
+    return _put(log, target) if status == "SUCCEEDED" else print_failure(log, code, message)
 
 
 def _check_place(out: Path) -> None:
@@ -84,7 +84,7 @@ def _put(log: str, target: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
             fetched = unpack_lines(log.splitlines(), Path(folder) / "run")
-            spec = loads((Path(folder) / "run" / SWEEP).read_bytes(), SWEEP)
+            spec = loads((Path(folder) / "run" / SWEEP_FILE).read_bytes(), SWEEP_FILE)
             if spec.name != target.name:
                 raise ArchiveError(f"the archive must be of {target.name}, got one of {spec.name}")
             if aside := Store(target).set_aside():

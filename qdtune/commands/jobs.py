@@ -14,7 +14,7 @@ from qdtune.commands.job_parser import parser_of, read_arguments, run_job_comman
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import one_line
-from qdtune.remote.protocol import last_line, server_at
+from qdtune.remote.protocol import last_line, open_server
 
 if TYPE_CHECKING:
     from qdtune.remote.job_server import Job, Jobs
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    with server_at(arguments.address) as server:
+    with open_server(arguments.address) as server:
         known = server.all()
         how = {job.id: _how_it_ended(server, job) for job in known}
     rows = [("job", "status", "started (UTC)", "how it ended")]

@@ -15,7 +15,7 @@ from qdtune import __version__
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.messages import one_line, user_error
 from qdtune.remote.archive import archive_lines
-from qdtune.remote.protocol import HERE, SWEEP
+from qdtune.remote.protocol import HEAD_LINE, SWEEP_FILE
 from qdtune.store.folder import join_location
 from qdtune.store.store import FAULTS, Store
 
@@ -37,8 +37,8 @@ def _main(argv: list[str]) -> int:
     if asked != __version__:
         what = f"the head must have the version of qdtune that submits, {asked}, got {__version__}"
         raise user_error(f"{what} (pip install the same one on every node)")
-    print(HERE, flush=True)
-    sweep = Path(SWEEP).resolve()
+    print(HEAD_LINE, flush=True)
+    sweep = Path(SWEEP_FILE).resolve()
     os.chdir(Path.home())
     given = [argument for argument in rest if argument]
     if command == "launch":

@@ -9,7 +9,7 @@ from qdtune.commands.job_parser import MISTAKEN, parser_of, read_arguments, run_
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import one_line, user_error
-from qdtune.remote.protocol import found_job, server_at
+from qdtune.remote.protocol import find_job, open_server
 
 VERB = Verb(place=7, text="stop one of them in order")
 
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    with server_at(arguments.address) as server:
-        job = found_job(server, arguments.job)
+    with open_server(arguments.address) as server:
+        job = find_job(server, arguments.job)
         if job is None:
             raise user_error(
                 f"there is no job {one_line(arguments.job)} at {server.address} (qdtune jobs lists them)"

@@ -26,7 +26,7 @@ from qdtune.commands.job_parser import (
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import blame, printable, user_error
-from qdtune.remote.protocol import HERE, SWEEP, entrypoint, failed, next_id, server_at
+from qdtune.remote.protocol import HEAD_LINE, SWEEP_FILE, make_entrypoint, next_id, open_server, print_failure
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, load
 from qdtune.store.folder import check_location
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _submit(arguments: argparse.Namespace) -> int:
     spec = load(arguments.sweep, arguments.set)
     with blame(arguments.sweep):
-        files = {SWEEP: spec.to_yaml().encode()} | _modules(spec, arguments)
+        files = {SWEEP_FILE: spec.to_yaml().encode()} | _modules(spec, arguments)
         if not spec.factories:
             plan(spec.resolve(spec.data.names[0]))
     where = arguments.runs_dir or ""
@@ -77,7 +77,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     options += [f"--data-dir={arguments.data_dir}"] if arguments.data_dir else []
     options += ["--fresh"] if arguments.fresh else []
     options += [f"--allow-plugin={name}" for name in arguments.allow_plugin]
-    with server_at(arguments.address) as server:
+    with open_server(arguments.address) as server:
         known = server.all()
         running = next((job for job in known if job.runs and (job.name, job.runs_dir) == (spec.name, where)), None)
         if running:
@@ -95,7 +95,7 @@ def _submit(arguments: argparse.Namespace) -> int:
                     (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                     (Path(folder) / name).write_bytes(data)
                 about = {"name": spec.name, "runs_dir": where, "sweep": digest}
-                server.start(job, entrypoint("launch", *options), Path(folder), about)
+                server.start(job, make_entrypoint("launch", *options), Path(folder), about)
         return _follow(server, job, spec.name) if arguments.follow else _begun(server, job)
 
 
@@ -121,10 +121,10 @@ def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
 
 def _begun(server: Jobs, job: str) -> int:
     """Waits until a job is at work, and says how to go on; the exit code."""
-    ended = server.wait(job, until=lambda: HERE in server.log(job).splitlines(), seconds=START_S)
+    ended = server.wait(job, until=lambda: HEAD_LINE in server.log(job).splitlines(), seconds=START_S)
     status, code, message = server.state(job)
     if ended and status != "SUCCEEDED":
-        return failed(server.log(job), code, message)
+        return print_failure(server.log(job), code, message)
     print(f"{job} {status.lower()} at {server.address}; with the same --address\n  qdtune stop {job}   stops it")
     print(f"  qdtune fetch {job}   brings its results")
     return 0
@@ -146,7 +146,7 @@ def _follow(server: Jobs, job: str, name: str) -> int:
         return INTERRUPTED
     status, code, message = server.state(job)
     if not lines.begun and status == "FAILED":
-        return failed(lines.text, code, message)
+        return print_failure(lines.text, code, message)
     if status == "STOPPED":
         print(f"{job} was stopped; the same command goes on from here")
     if code not in MISTAKEN:
@@ -169,4 +169,4 @@ class _Lines:
                 print(printable(line), flush=True)
             else:
                 self.text += f"{line}\n"
-                self.begun = line == HERE
+                self.begun = line == HEAD_LINE

@@ -1,6 +1,6 @@
-"""The jobs of a cluster, through the job server of its head: HTTP on the port of Ray's dashboard, and nothing else.
+"""The jobs of a cluster, through the job server of its head: only HTTP on the port of Ray's dashboard.
 
-`cluster.set_environment` has to be called before this file is imported, for it imports Ray.
+Call `cluster.set_environment` before you import this file, because it imports Ray.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ from ray.exceptions import AuthenticationError
 from qdtune.sweep.cluster import KNOCK_S, token_place
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-STOP_S = 60  # for a sweep to end in order; then Ray kills it
-# Ray's own default, SIGTERM and three seconds, is too short for what a sweep still has to write.
-STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+STOP_S = 60  # the time of a sweep to end in order; then Ray kills it
+# Ray's default, SIGTERM and three seconds, is too short for a sweep to write its last results.
+STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
 POLL_S = 0.5
-BEAT_S = 5.0  # of silence in which a followed job's head is asked whether it is still there
-LOST_S = 120.0  # how long it may be gone
-PREFIX = "qdtune."  # of our keys in a job's metadata
-WHAT_ADDRESS = "http://HOST:8265, where the dashboard of the cluster's head listens"
+HEALTH_S = 5.0  # after this silence of a followed job its head is asked for its health
+LOST_S = 120.0  # how long the head may be unreachable
+KEY_PREFIX = "qdtune."  # of our keys in the metadata of a job
+ADDRESS_FORM = "http://HOST:8265, where the dashboard of the cluster's head listens"
 
 
-for told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-    logging.getLogger(f"ray.{told}").setLevel(logging.ERROR)
+for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
 
 
 class JobError(ValueError):
-    """The job server cannot be asked, or has no such job."""
+    """The job server does not answer, or has no such job."""
 
 
 class LostError(JobError):
-    """The head went away while a job was followed, and has not come back."""
+    """The head became unreachable while a job was followed, and stayed so for `LOST_S`."""
 
 
 class Job(NamedTuple):
-    """One submitted sweep as the job server knows it.
+    """One submitted sweep in the list of the job server.
 
     Attributes:
         id: its submission id.
         name: of the sweep.
-        runs_dir: where its run folder is made, "" for the head's own place.
-        sweep: a hash of the sweep file and of all that was sent with it.
+        runs_dir: the parent of its run folder; "" is the default of the head.
+        sweep: a hash of the sweep file and of all files sent with it.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        started: seconds since 1970, 0 where it has not.
-        code: exit code, None while it runs and where it was stopped.
-        message: what Ray says of it.
+        started: seconds since 1970; 0 if it has not started.
+        code: exit code; None while it runs and if it was stopped.
+        message: the message from Ray.
     """
 
     id: str
@@ -73,6 +73,7 @@ class Job(NamedTuple):
 
     @property
     def runs(self) -> bool:
+        """Whether it has not ended."""
         return self.status not in ENDED
 
 
@@ -80,15 +81,15 @@ class Jobs:
     """The job server at an address.
 
     Raises:
-        JobError: nothing of the kind answers there, or it wants another token.
+        JobError: no job server answers there, or it refuses the token.
     """
 
     def __init__(self, address: str) -> None:
-        self.address = checked(address)
+        self.address = check_address(address)
         self._knock()
         for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-            os.environ.pop(variable, None)  # Ray's client would go there instead
-        with self._asking():
+            os.environ.pop(variable, None)  # Ray's client would use this address instead
+        with self._request_errors():
             self.client = job_submission.JobSubmissionClient(self.address)
 
     def _knock(self) -> None:
@@ -100,8 +101,8 @@ class Jobs:
             raise JobError(f"no Ray job server answers at {self.address}: {error}") from None
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Whatever can go wrong with a request, as a JobError of one line."""
+    def _request_errors(self) -> Iterator[None]:
+        """Turns every error of a request in its block into a JobError of one line."""
         try:
             yield
         except AuthenticationError as error:
@@ -110,28 +111,28 @@ class Jobs:
             how = "the cluster's own is needed there, or in a file that RAY_AUTH_TOKEN_PATH names"
             raise JobError(f"the job server at {self.address} {what} {token_place()}: {how}") from None
         except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, TypeError, ValueError) as error:
-            raise JobError(f"no Ray job server answers at {self.address}: {_first_line(error)}") from None
-        except RuntimeError as error:  # how Ray's client tells an HTTP status
+            raise JobError(f"no Ray job server answers at {self.address}: {_error_line(error)}") from None
+        except RuntimeError as error:  # Ray's client raises it for an HTTP status
             if "Version check" in str(error):
                 raise JobError(f"no Ray job server answers at {self.address}: it knows no version") from None
             if "No available agent" in str(error):
                 what = "takes no job, for the agent of its head does not run: most often its port was taken"
                 how = "start Ray there again with --dashboard-agent-listen-port and a free one"
                 raise JobError(f"the job server at {self.address} {what} ({how})") from None
-            raise JobError(f"the job server at {self.address} refused: {_first_line(error)}") from None
+            raise JobError(f"the job server at {self.address} refused: {_error_line(error)}") from None
 
     def all(self) -> list[Job]:
-        """The sweeps that were submitted, in this order."""
-        with self._asking():
+        """The submitted sweeps in the order of their start."""
+        with self._request_errors():
             found = self.client.list_jobs()
-        ours = [_job(details) for details in found if f"{PREFIX}name" in (details.metadata or {})]
+        ours = [_make_job(details) for details in found if f"{KEY_PREFIX}name" in (details.metadata or {})]
         return sorted(ours, key=lambda job: (job.started, job.id))
 
     def get(self, job: str) -> Job:
-        """One submitted sweep, by its id.
+        """The submitted sweep with this id.
 
         Raises:
-            JobError: there is none.
+            JobError: it does not exist.
         """
         for known in self.all():
             if known.id == job:
@@ -141,58 +142,58 @@ class Jobs:
     def start(
         self, job: str, entrypoint: str, folder: Path | None = None, metadata: dict[str, str] | None = None
     ) -> None:
-        """Starts a job under an id that no other has had.
+        """Starts a job under a new id.
 
         Args:
             job: the id.
-            entrypoint: a line for the shell of the head.
-            folder: what is sent along, all of it, and is the current folder of the job and of its workers.
-            metadata: what `all` gives back, without its prefix.
+            entrypoint: the command line for the shell of the head.
+            folder: sent with the job as the current folder of the job and of its workers.
+            metadata: its keys for `all`, without the prefix.
         """
-        environment: dict[str, Any] = {"env_vars": STOPPING}
+        environment: dict[str, Any] = {"env_vars": STOP_VARIABLES}
         if folder is not None:
             environment["working_dir"] = str(folder)
-        known = {f"{PREFIX}{key}": value for key, value in (metadata or {}).items()}
-        with self._asking():
+        known = {f"{KEY_PREFIX}{key}": value for key, value in (metadata or {}).items()}
+        with self._request_errors():
             self.client.submit_job(
                 entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=known or None
             )
 
     def state(self, job: str) -> tuple[str, int | None, str]:
-        """Status, exit code and message of any job, whoever started it."""
-        with self._asking():
+        """Status, exit code and message of any job, also one that is not a sweep."""
+        with self._request_errors():
             found = self.client.get_job_info(job)
-        return _text(found.status), found.driver_exit_code, found.message or ""
+        return _status_text(found.status), found.driver_exit_code, found.message or ""
 
     def wait(self, job: str, until: Callable[[], bool] = lambda: False, seconds: float = float("inf")) -> bool:
-        """Returns when a job has ended, True, or something else is so, or some time is over: False."""
+        """Waits for the end of a job: True if it has ended, False if `until` is true or the time is over first."""
         deadline = time.monotonic() + seconds
         while (ended := self.state(job)[0] in ENDED) is False and not until() and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return ended
 
     def log(self, job: str) -> str:
-        """All that a job has printed so far."""
-        with self._asking():
+        """The output of a job so far."""
+        with self._request_errors():
             text: str = self.client.get_job_logs(job)
         return text
 
     def follow(self, job: str, show: Callable[[str], None], say: Callable[[str], None]) -> None:
-        """Gives all that a job has printed, and prints, to `show`, until it ends.
+        """Passes the output of a job to `show` until it ends.
 
         Args:
             job: its id.
-            show: takes the text as it comes.
-            say: takes a line where the connection is lost, and one where it is back.
+            show: takes the text as it arrives.
+            say: takes one line if the connection is lost, and one if it is back.
 
         Raises:
-            LostError: the head was gone for `LOST_S`.
+            LostError: the head was unreachable for `LOST_S`.
         """
         seen, lost_at = 0, math.inf
 
         async def tail() -> None:
             nonlocal seen, lost_at
-            skip = seen  # a connection that broke begins anew
+            skip = seen  # a new connection sends all output again
             texts = aiter(self.client.tail_job_logs(job))
             while (text := await self._next(texts)) is not None:
                 if lost_at < math.inf:
@@ -204,11 +205,11 @@ class Jobs:
 
         while True:
             try:
-                with self._asking():
+                with self._request_errors():
                     asyncio.run(tail())
                 if self.state(job)[0] in ENDED:
                     return
-            except JobError:  # a laptop that slept, say
+            except JobError:  # for example a laptop that slept
                 if lost_at == math.inf:
                     lost_at = time.monotonic()
                     say(f"the connection to {self.address} is lost: trying again for {LOST_S / 60:g} min")
@@ -217,64 +218,64 @@ class Jobs:
             time.sleep(POLL_S)
 
     async def _next(self, texts: AsyncIterator[str]) -> str | None:
-        """The next text, None at the end; where none comes, the head is asked, for a connection can die unnoticed."""
+        """The next text, None at the end. Asks the head if none arrives, because a connection can break silently."""
 
         async def next_one() -> str | None:
             return await anext(texts, None)
 
         task = asyncio.create_task(next_one())
-        while not (await asyncio.wait([task], timeout=BEAT_S))[0]:
+        while not (await asyncio.wait([task], timeout=HEALTH_S))[0]:
             health = await asyncio.to_thread(requests.get, f"{self.address}/api/gcs_healthz", timeout=KNOCK_S)
             health.raise_for_status()
         return task.result()
 
     def stop(self, job: str) -> None:
         """Asks a job to end in order."""
-        with self._asking():
+        with self._request_errors():
             self.client.stop_job(job)
 
     def forget(self, job: str) -> None:
-        """Takes a job that has ended from the server's list."""
-        with self._asking():
+        """Removes a job that has ended from the list of the server."""
+        with self._request_errors():
             self.client.delete_job(job)
 
 
-def checked(address: str) -> str:
-    """The address of a job server, without what may follow its port.
+def check_address(address: str) -> str:
+    """The address of a job server, without a path.
 
     Raises:
-        JobError: it is none, or holds a password.
+        JobError: it is no such address, or it holds a password.
     """
     url = urlsplit(address)
     if url.username or url.password or "@" in url.netloc:
         raise JobError("--address must hold no password: a token comes from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
     if url.scheme not in ("http", "https") or not url.hostname or url.path not in ("", "/") or url.query:
-        raise JobError(f"--address must be {WHAT_ADDRESS}, got {address}")
+        raise JobError(f"--address must be {ADDRESS_FORM}, got {address}")
     try:
-        url.port  # noqa: B018 - which may raise
+        url.port  # noqa: B018 - it may raise
     except ValueError as error:
-        raise JobError(f"--address must be {WHAT_ADDRESS}, got {address}: {error}") from None
+        raise JobError(f"--address must be {ADDRESS_FORM}, got {address}: {error}") from None
     return f"{url.scheme}://{url.netloc}"
 
 
-def _job(details: Any) -> Job:
-    known = {key: details.metadata.get(f"{PREFIX}{key}", "") for key in ("name", "runs_dir", "sweep")}
+def _make_job(details: Any) -> Job:
+    known = {key: details.metadata.get(f"{KEY_PREFIX}{key}", "") for key in ("name", "runs_dir", "sweep")}
     return Job(
         id=details.submission_id,
         **known,
-        status=_text(details.status),
+        status=_status_text(details.status),
         started=(details.start_time or 0) / 1000,
         code=details.driver_exit_code,
         message=details.message or "",
     )
 
 
-def _text(status: Any) -> str:
+def _status_text(status: Any) -> str:
     return str(getattr(status, "value", status))
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, without the traceback that Ray sends along."""
+def _error_line(error: Exception) -> str:
+    """The message of an error, without the traceback that Ray sends with it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), None)
     return (last or (lines or [type(error).__name__])[0])[:300]

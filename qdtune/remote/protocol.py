@@ -1,6 +1,6 @@
-"""What a submitted job is called, runs and answers, agreed between this machine and the head of a cluster.
+"""The agreement between this machine and the head of a cluster: the id, command line and first line of a job.
 
-Light: Ray is imported where a job server is asked.
+It imports Ray only to reach a job server, so that importing it stays fast.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
     from qdtune.remote.job_server import Job, Jobs
 
 
-ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where Ray's own commands look for an address
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # the environment variables of Ray's own commands
+SWEEP_FILE = "sweep.yaml"  # the name of the sweep file that is sent
+HEAD_LINE = f"qdtune {__version__} on the head"  # the first line of a job whose version fits
 
 
 @contextmanager
-def server_at(address: str) -> Iterator[Jobs]:
-    """The job server at an address; what is wrong with it, or with a job, is a mistake of the user's."""
+def open_server(address: str) -> Iterator[Jobs]:
+    """The job server at an address; turns each JobError of its block into a mistake of the user."""
     from qdtune.sweep.cluster import set_environment
 
     set_environment(address)
-    from qdtune.remote.job_server import (
-        JobError,
-        Jobs,  # Ray
-    )
+    from qdtune.remote.job_server import JobError, Jobs  # imports Ray
 
     try:
         yield Jobs(address)
@@ -39,20 +38,20 @@ def server_at(address: str) -> Iterator[Jobs]:
         raise user_error(str(error)) from None
 
 
-def entrypoint(*arguments: str) -> str:
-    """What the head's shell runs, in the place of itself: a signal to stop then reaches the sweep, once."""
+def make_entrypoint(*arguments: str) -> str:
+    """The command line of a job. It replaces the shell of the head, so that a stop signal reaches the sweep once."""
     return f"exec {shlex.join(['python', '-m', 'qdtune.commands.on_head', __version__, *arguments])}"
 
 
 def next_id(name: str, known: Sequence[Job]) -> str:
-    """`qdtune-NAME-N`, the next N: two that submit at once ask for the same id, of which the server takes one."""
+    """`qdtune-NAME-N` with the next N. Two users who submit at once get equal ids; the server takes one."""
     pattern = re.compile(rf"qdtune-{re.escape(name)}-(\d+)")
     numbers = [int(found[1]) for job in known if (found := pattern.fullmatch(job.id))]
     return f"qdtune-{name}-{max(numbers, default=0) + 1}"
 
 
-def failed(log: str, code: int | None, message: str) -> int:
-    """Says why a job has failed that never came to work; the exit code, 2 where none is known."""
+def print_failure(log: str, code: int | None, message: str) -> int:
+    """Prints why a job failed before its sweep began, and returns the exit code; 2 if it is unknown."""
     why = [line for line in log.splitlines() if line.startswith("error: ")]
     if not why and ("No module named" in log or "not found" in log):
         what = f"the head must have qdtune {__version__} in the `python` of the environment that Ray was started in"
@@ -63,18 +62,13 @@ def failed(log: str, code: int | None, message: str) -> int:
 
 
 def last_line(text: str) -> str:
+    """The last line that is not empty; empty if there is none."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def found_job(server: Jobs, what: str) -> Job | None:
-    """The job of this id, else the one that runs a sweep of this name, else the last that did."""
+def find_job(server: Jobs, what: str) -> Job | None:
+    """The job with this id; else the running job of a sweep with this name; else the last one that ran."""
     known = server.all()
     by_id = [job for job in known if job.id == what]
     by_name = sorted((job for job in known if job.name == what), key=lambda job: job.runs)
     return next(iter([*by_id, *by_name[::-1]]), None)
-
-
-SWEEP = "sweep.yaml"  # the name of the file that was sent
-
-
-HERE = f"qdtune {__version__} on the head"  # the first line of a job whose version fits

@@ -58,7 +58,7 @@ class Server:
         self.script = (
             "SUCCEEDED",
             0,
-            [f"Running entrypoint for job x\n{protocol.HERE}\nall", " done\x1b]0;x\x07\n"],
+            [f"Running entrypoint for job x\n{protocol.HEAD_LINE}\nall", " done\x1b]0;x\x07\n"],
         )
 
     def has(self, name: str, n: int, status: str, sweep: str = "", runs_dir: str = "") -> str:
@@ -210,7 +210,7 @@ def test_connection_that_breaks_is_taken_up_where_it_was(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     texts, breaks = server.script[2], iter([0, 0, 1, 2, 3, 99])
-    monkeypatch.setattr(job_server, "BEAT_S", 0.01)
+    monkeypatch.setattr(job_server, "HEALTH_S", 0.01)
     monkeypatch.setattr(requests, "get", lambda *a, **k: (_ for _ in ()).throw(requests.ConnectionError("gone")))
 
     async def tail(job: str) -> AsyncIterator[str]:
@@ -233,12 +233,12 @@ def test_head_that_is_alive_and_silent_is_waited_for(
 ) -> None:
     asked = iter(range(3))
     again = threading.Event()
-    monkeypatch.setattr(job_server, "BEAT_S", 0.01)
+    monkeypatch.setattr(job_server, "HEALTH_S", 0.01)
     alive = SimpleNamespace(raise_for_status=lambda: None)
     monkeypatch.setattr(requests, "get", lambda *a, **k: alive if next(asked) < 2 else again.set() or alive)
 
     async def tail(job: str) -> AsyncIterator[str]:
-        yield f"{protocol.HERE}\n"
+        yield f"{protocol.HEAD_LINE}\n"
         while not again.is_set():
             await asyncio.sleep(0)
         yield "done\n"
@@ -269,7 +269,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def tail(job: str) -> AsyncIterator[str]:
-        yield f"{protocol.HERE}\n"
+        yield f"{protocol.HEAD_LINE}\n"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "tail_job_logs", tail)
@@ -303,7 +303,7 @@ def test_sweep_that_runs_is_followed(server: Server, capsys: pytest.CaptureFixtu
     job = server.has("tiny", 7, "PENDING", digest)
 
     async def tail(job: str) -> AsyncIterator[str]:
-        yield f"{protocol.HERE}\nto its end\n"
+        yield f"{protocol.HEAD_LINE}\nto its end\n"
         server.jobs[job].status, server.jobs[job].driver_exit_code = "SUCCEEDED", 0
 
     server.tail_job_logs = tail  # type: ignore[method-assign]
@@ -418,7 +418,7 @@ def test_address_of_another_kind_is_refused(server: Server, capsys: pytest.Captu
 
 def test_address_with_a_password_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(job_server.JobError, match=r"^--address must hold no password") as raised:
-        job_server.checked("http://me:secret@head:8265")
+        job_server.check_address("http://me:secret@head:8265")
     assert "secret" not in str(raised.value)
 
 
@@ -568,7 +568,7 @@ def fetched(server: Server, name: str = "tiny", n: int = 1) -> Path:
     server.script = (
         "SUCCEEDED",
         0,
-        [protocol.HERE + "\n", *(f"{line}\n" for line in archive_lines(open_folder(folder)))],
+        [protocol.HEAD_LINE + "\n", *(f"{line}\n" for line in archive_lines(open_folder(folder)))],
     )
     return folder
 
@@ -656,7 +656,7 @@ def test_fetch_tells_what_was_damaged_on_the_head(server: Server, capsys: pytest
 def test_fetch_of_a_sweep_whose_job_is_forgotten_looks_for_its_folder(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.script = ("FAILED", 2, [f"{protocol.HERE}\n", "error: there is no run folder x/tiny on the head\n"])
+    server.script = ("FAILED", 2, [f"{protocol.HEAD_LINE}\n", "error: there is no run folder x/tiny on the head\n"])
     code, _, err = run(capsys, "fetch", "tiny", "--runs-dir", "x")
     assert (code, err) == (2, "error: there is no run folder x/tiny on the head\n")
     assert shlex.split(server.sent["entrypoint"])[5:] == ["pack", "tiny", "--runs-dir=x"]
@@ -684,7 +684,7 @@ def test_head_launches_what_was_sent_from_its_home(
     assert on_head.main([__version__, "launch", "--runs-dir=x", "--fresh"]) == 3
     line = [str(tmp_path / "sweep.yaml"), "--runs-dir", "/data/runs", "--runs-dir=x", "--fresh"]
     assert seen == [(line, str(tmp_path / "home"))]
-    assert capsys.readouterr().out == f"{protocol.HERE}\n"
+    assert capsys.readouterr().out == f"{protocol.HEAD_LINE}\n"
 
 
 def test_head_packs_no_folder_that_is_none_or_in_use(

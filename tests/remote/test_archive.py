@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdtune.remote import archive
-from qdtune.remote.archive import BEGIN, END, ArchiveError, Packed, archive_lines, unpack_lines
+from qdtune.remote.archive import BEGIN_LINE, END_LINE, ArchiveError, ArchiveSize, archive_lines, unpack_lines
 from qdtune.store.open_folder import open_folder
 
 FILES = {
@@ -41,26 +41,27 @@ def there(root: Path) -> dict[str, bytes]:
 def archived(files: list[tuple[str, bytes]]) -> list[str]:
     """An archive of these files by whoever wants to write one."""
     raw = b"".join(json.dumps([name, len(data)]).encode() + b"\n" + data for name, data in files)
-    end = f"{END} {len(files)} {hashlib.sha256(raw).hexdigest()}"
-    return [BEGIN, base64.b64encode(zlib.compress(raw)).decode(), end]
+    end = f"{END_LINE} {len(files)} {hashlib.sha256(raw).hexdigest()}"
+    return [BEGIN_LINE, base64.b64encode(zlib.compress(raw)).decode(), end]
 
 
 def test_folder_comes_back_whole_whatever_else_the_log_holds(tmp_path: Path) -> None:
     lines = list(archive_lines(open_folder(made(tmp_path / "run", FILES))))
     assert max(map(len, lines)) < 20_000
     log = ["Running entrypoint for job x: ...", "a warning", *(f"{line}\n" for line in lines), "goodbye"]
-    assert unpack_lines(log, tmp_path / "out") == Packed(len(FILES), sum(map(len, FILES.values())))
+    assert unpack_lines(log, tmp_path / "out") == ArchiveSize(len(FILES), sum(map(len, FILES.values())))
     assert there(tmp_path / "out") == FILES
 
 
 @settings(max_examples=25)
 @given(
-    st.dictionaries(st.from_regex(archive.NAME, fullmatch=True), st.binary(max_size=200), max_size=8), st.randoms()
+    st.dictionaries(st.from_regex(archive.NAME_PATTERN, fullmatch=True), st.binary(max_size=200), max_size=8),
+    st.randoms(),
 )
 def test_any_files_come_back_in_lines_of_any_length(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], chance: random.Random
 ) -> None:
-    files = {name: data for name, data in files.items() if not name.endswith(archive.DRAWN)}
+    files = {name: data for name, data in files.items() if not name.endswith(archive.DRAWN_SUFFIXES)}
     folder = tmp_path_factory.mktemp("any")
     begin, text, end = archived(list(files.items()))
     raw, lines = base64.b64decode(text), []
@@ -112,7 +113,7 @@ def test_names_that_lead_out_or_hide_are_refused_and_written_nowhere(tmp_path: P
 def test_records_of_another_shape_are_refused(tmp_path: Path, head: bytes) -> None:
     text = base64.b64encode(zlib.compress(head + b"\n")).decode()
     with pytest.raises(ArchiveError, match="the archive is damaged"):
-        unpack_lines([BEGIN, text, f"{END} 1 x"], tmp_path / "out")
+        unpack_lines([BEGIN_LINE, text, f"{END_LINE} 1 x"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("second", ["a", "a/b"])
@@ -124,9 +125,9 @@ def test_one_name_twice_is_refused(tmp_path: Path, second: str) -> None:
 def test_small_archives_of_huge_files_are_refused_before_they_fill_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MOST", 1_000_000)
+    monkeypatch.setattr(archive, "MAX_BYTES", 1_000_000)
     with pytest.raises(ArchiveError, match=r"may hold 1,000,000 bytes, this one holds more: nothing was fetched$"):
         unpack_lines(archived([("a", bytes(999_999)), ("b", bytes(2))]), tmp_path / "out")
     nameless = base64.b64encode(zlib.compress(bytes(10_000_000))).decode()
     with pytest.raises(ArchiveError, match="a name has no end"):
-        unpack_lines([BEGIN, nameless], tmp_path / "other")
+        unpack_lines([BEGIN_LINE, nameless], tmp_path / "other")
