@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -40,16 +40,20 @@ NAME = "configurations"
 
 
 class Figure(NamedTuple):
-    """A chart with the name of its files, its heading, and the sentences that stand below it."""
+    """A chart with the name of its files, its heading, and the sentences that stand below it.
+
+    `has_curves` if it draws learning curves: the rows in the files of other figures go without them.
+    """
 
     name: str
     title: str
     caption: str
     chart: Any
+    has_curves: bool = False
 
 
 def figures(drawn: Sheet, reference: bool = False, still: bool = False) -> list[Figure]:
-    """The figures of a run: `front`, `bits`, `activation`, `heatmap`, `curves`; those that have something to show.
+    """The figures of a run: its front, then those of `MORE_FIGURES` that have something to show.
 
     Args:
         drawn: the run.
@@ -62,12 +66,8 @@ def figures(drawn: Sheet, reference: bool = False, still: bool = False) -> list[
 
 def _figures(drawn: Sheet, reference: bool, still: bool) -> list[Figure]:
     others = published(drawn.run.spec.data.names[0]) if reference and any(row["test"] for row in drawn.rows) else []
-    made = [_front(drawn, others, still)]
-    for name, axis in (("bits", "weight_bits"), ("activation", "activation")):
-        if axis in drawn.varying:
-            made.append(_multiples(drawn, name, axis))
-    made.append(_heatmap(drawn))
-    return [*made, _curves(drawn)] if drawn.epochs else made
+    more = (draw(drawn) for draw in MORE_FIGURES)
+    return [_front(drawn, others, still), *(figure for figure in more if figure)]
 
 
 def apart(drawn: Sheet) -> list[Row]:
@@ -255,8 +255,18 @@ def _hovered(drawn: Sheet) -> Any:
     return alt.layer(*layers).properties(width=WIDTH, height=150)
 
 
-def _multiples(drawn: Sheet, name: str, axis: str) -> Figure:
-    """One small chart for each value of an axis: its points over the front of all."""
+def _bits(drawn: Sheet) -> Figure | None:
+    return _multiples(drawn, "bits", "weight_bits")
+
+
+def _activation(drawn: Sheet) -> Figure | None:
+    return _multiples(drawn, "activation", "activation")
+
+
+def _multiples(drawn: Sheet, name: str, axis: str) -> Figure | None:
+    """One small chart for each value of an axis: its points over the front of all; None if it has one value."""
+    if axis not in drawn.varying:
+        return None
     rows = drawn.drawable
     size, accuracy = size_axis([row["size"] for row in rows]), accuracy_axis("", [row["val"] for row in rows])
     size, accuracy = size.title("size (bytes)"), accuracy.title("validation (%)")
@@ -305,8 +315,10 @@ def _cell(depth: int, bits: int, rows: Sequence[Row]) -> Row:
     return {"depth": depth, "bits": bits, "error": None if best is None else error(best), "text": text}
 
 
-def _curves(drawn: Sheet) -> Figure:
-    """Learning curves: those of the front in colour, the others faint."""
+def _curves(drawn: Sheet) -> Figure | None:
+    """Learning curves: those of the front in colour, the others faint; None if there are none."""
+    if not drawn.epochs:
+        return None
     base = _flat().transform_filter("datum.drawn")
     base = base.encode(x=epoch_axis(drawn.epochs), y=_curve_axis(drawn), detail="id:N")
     faint = base.transform_filter("!datum.front").mark_line(color="#d0d0d0", strokeWidth=1)
@@ -326,7 +338,7 @@ def _curves(drawn: Sheet) -> Figure:
     shown = sum(1 for row in drawn.rows if row["drawn"] and not row["front"])
     some = f" ({shown:,} of {others:,}, evenly chosen)" if others > MOST_FAINT else ""
     caption = f"Mean over seeds after each epoch. Grey: what is not on the front{some}."
-    return Figure("curves", "Learning curves", caption, styled(chart))
+    return Figure("curves", "Learning curves", caption, styled(chart), has_curves=True)
 
 
 def _flat() -> Any:
@@ -348,3 +360,7 @@ def _qat_rule(drawn: Sheet) -> Any:
 def _curve_axis(drawn: Sheet) -> alt.Y:
     known = [value for row in drawn.rows for value in row["curve"] if value is not None]
     return accuracy_axis("", known).title("validation accuracy (%)")
+
+
+# What follows the front, in the order of the page; a function returns None if a run has nothing to show there.
+MORE_FIGURES: tuple[Callable[[Sheet], Figure | None], ...] = (_bits, _activation, _heatmap, _curves)

@@ -152,7 +152,7 @@ def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]
     marks = [{key: value for key, value in row.items() if key != "curve"} for row in apart(drawn)]
     curves = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
     for figure in figures(drawn, reference, still=True):
-        rows = curves if figure.name == "curves" else marks
+        rows = curves if figure.has_curves else marks
         spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
         spec["config"]["aria"] = len(drawn.rows) <= MANY  # a label for each mark would be most of the file
         svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=VEGA_LITE)
