@@ -154,7 +154,7 @@ class Configuration(_AxisFields):
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         if self.act_bits is not None:
             data["inputs"] = INPUTS_VERSION
-        phases = {"warmup": self.warmup.model_dump(), "qat": self.qat.model_dump()}
+        phases = {"warmup": self.warmup.recipe, "qat": self.qat.recipe}
         for axis in AXES:  # what was trained before there was such an axis keeps its id
             for group in (phases.values() if axis.phase else [data]) if axis.is_new else ():
                 key = axis.home[-1] if axis.home else axis.name

@@ -168,6 +168,7 @@ class Phase(Frozen):
         momentum: momentum of `sgd`
         schedule: course of the learning rate over the epochs
         augment: distortion of each image, drawn anew in every epoch
+        min_steps: steps at least; on a small data set, whose epochs are short, the phase gets as many more epochs
     """
 
     epochs: Annotated[int, whole(0, 100_000)]
@@ -176,6 +177,16 @@ class Phase(Frozen):
     momentum: Momentum = 0.0
     schedule: Annotated[str, choice(("constant", "cosine"))] = "constant"
     augment: Augment = AUGMENT.default
+    min_steps: Annotated[int, whole(1, 10_000_000)] | None = None
+
+    def epochs_of(self, steps: int) -> int:
+        """The epochs of this phase, `min_steps` or more in all, where an epoch has so many steps (>= 1)."""
+        return max(self.epochs, -(-(self.min_steps or 0) // steps))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """JSON-able: what decides the numbers of a training; `min_steps` has been turned into epochs by then."""
+        return self.model_dump(exclude={"min_steps"})
 
     @model_validator(mode="after")
     def _momentum_has_a_use(self) -> Phase:

@@ -103,6 +103,7 @@ class Spec(Frozen):
         """The same sweep on `dataset`, one of `data.names`, alone.
 
         A fallback (not the first of the list) is usually smaller, so its validation split is at most a fifth.
+        `min_steps` of a phase is turned into epochs.
 
         Raises:
             SpecError: the data set is not in the list, or is too small for the batch size.
@@ -110,12 +111,24 @@ class Spec(Frozen):
         if dataset not in self.data.names:
             what = f"{format_value(dataset)} is not in the list ({', '.join(self.data.names)})"
             raise user_error(what, "data", "dataset")
-        if self.data.factory:
+        spec = self
+        if not self.data.factory:
+            val_size = self.data.val_size
+            if dataset != self.data.names[0]:
+                val_size = min(val_size, dataset_of(dataset).train // 5)
+            spec = self.changed("data", dataset=[dataset], val_size=val_size)
+        return spec._with_floors()
+
+    def _with_floors(self) -> Spec:
+        """The same sweep with each `min_steps` turned into epochs; unchanged if its data is not known yet."""
+        info, train = self.data.info, self.train
+        if info is None or (train.warmup.min_steps is None and train.qat.min_steps is None):
             return self
-        val_size = self.data.val_size
-        if dataset != self.data.names[0]:
-            val_size = min(val_size, dataset_of(dataset).train // 5)
-        return self.changed("data", dataset=[dataset], val_size=val_size)
+        steps = max(1, (info.train - self.data.val_size) // train.batch_size)  # 0: a mistake that is told of
+        phases = {name: getattr(train, name) for name in ("warmup", "qat")}
+        floors = {name: {"epochs": phase.epochs_of(steps), "min_steps": None} for name, phase in phases.items()}
+        groups = {name: {**phase.model_dump(mode="json"), **floors[name]} for name, phase in phases.items()}
+        return self.changed("train", **groups)
 
     def changed(self, group: str, **values: Any) -> Spec:
         """The same sweep with other values, JSON-able, in one group.

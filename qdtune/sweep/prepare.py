@@ -102,6 +102,20 @@ class Prepared:
     comparable: frozenset[str]
     forecast: Placement | None
 
+    @property
+    def lengthened(self) -> list[str]:
+        """A line for each phase that `min_steps` makes longer on this data set than the sweep file says."""
+        lines = []
+        for name in ("warmup", "qat"):
+            asked, given = getattr(self.asked.train, name), getattr(self.spec.train, name)
+            if given.epochs > asked.epochs:
+                data = self.spec.data.names[0]
+                lines.append(
+                    f"{name}: {given.epochs} epochs instead of {asked.epochs}, because those of {data} are short "
+                    f"(min_steps {asked.min_steps:,})"
+                )
+        return lines
+
 
 def prepare_launch(options: LaunchOptions) -> Prepared:
     """The launch that `options` ask for, decided step by step; nothing is made.

@@ -89,6 +89,8 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
         try:
             has_more = run.queue.more()
             announce(prepared.spec, data, prepared.plan, run.queue, notes, out)
+            for line in prepared.lengthened:
+                out.print(line)
             stopped, error = _train(run, data, join, drawing, early, out) if has_more else (None, None)
             if error is None and not run.queue.left:
                 run.queue.more()  # stopped as the last one ended, it may have more to do all the same

@@ -25,7 +25,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         split: {"mean": entry[name], "low": entry[f"{name}_low"], "high": entry[f"{name}_high"]}
         for split, name in SPLITS.items()
     }
-    training = {"batch_size": trial.batch_size, "warmup": trial.warmup.model_dump(), "qat": trial.qat.model_dump()}
+    training = {"batch_size": trial.batch_size, "warmup": trial.warmup.recipe, "qat": trial.qat.recipe}
     versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
     card = {
         "trial_id": entry["trial_id"],
