@@ -1,7 +1,7 @@
-"""Reads a packed model of qdtune with NumPy alone: copy this file to wherever the model goes.
+"""Reads a packed model of qdtune. It needs only NumPy: copy this file to the machine that runs the model.
 
 load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, see WANTED -> float32 (B, O)
-load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); layout: qdtune's packed.py
+load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); packed.py has the layout
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
 WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
-# Bits and levels -> the lowest code, the highest, and whether there is none between them; version 1 has no levels.
+# (bits, levels) -> lowest code, highest code, whether these two are the only ones. Version 1 has no levels (None).
 GRIDS: dict[Any, tuple[int, int, bool]] = {(b, "unsigned"): (0, 2**b - 1, False) for b in range(1, 17)}
 
 
@@ -29,25 +29,31 @@ for _levels in (None, "symmetric", "ternary", "full"):
 ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardtanh": lambda x: np.clip(x, -1, 1)}
 ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
 ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
-OPERATIONS: dict[str, Any] = {  # those with tensors: of x, what the program says of the operation, all tensors
-    "linear": lambda x, op, t: quantised(x, op, t) @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]]),
+OPERATIONS: dict[str, Any] = {  # layers with tensors: functions of x, the operation `op`, and all tensors `t`
+    "linear": lambda x, op, t: (
+        round_input(x, op, t) @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]])
+    ),
     "affine": lambda x, op, t: x * t[op["scale"]] + t[op["shift"]],
 }
 
 
 class ReaderError(ValueError):
-    """The file is no packed model, or the model cannot do what it is asked."""
+    """The file is not a packed model, or the model cannot take this input."""
 
 
 class Model(NamedTuple):
-    """What a packed model does (`qdtune.model`), its tensors as stored, and these with weights in place of codes."""
+    """A packed model: its program (`qdtune.model`), the stored tensors, and the same with codes made weights."""
 
     program: dict[str, Any]
     stored: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
 
     def logits(self, x: Any) -> np.ndarray:
-        """The logits, float32 (B, O), of an array or lists (B, I): WANTED; whole numbers 0 to 255 are pixels, too."""
+        """The logits, float32 (B, O), of an array or lists (B, I), see `WANTED`. Integers 0 to 255 are pixels too.
+
+        Raises:
+            ReaderError: x does not fit, or the forward pass is in a user's own code.
+        """
         model, width, t, x = self.program["model"], self.program["inputs"], self.tensors, np.asarray(x)
         _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
         low, high = (0, 255) if x.dtype.kind in "iu" else (-1.001, 1.001)
@@ -61,7 +67,11 @@ class Model(NamedTuple):
 
 
 def load(file: str | Path | bytes) -> Model:
-    """The packed model in a file, or in its bytes; ReaderError where they are damaged or something else."""
+    """The packed model in a file or in its bytes.
+
+    Raises:
+        ReaderError: the file is damaged or is not a packed model.
+    """
     blob, stored, place = file if isinstance(file, bytes) else Path(file).read_bytes(), dict[str, np.ndarray](), 0
     start = 8 + int.from_bytes(blob[:8], "little")
     _must(8 < start <= len(blob), f"a packed model must be whole, got its first {len(blob)} bytes")
@@ -80,7 +90,7 @@ def load(file: str | Path | bytes) -> Model:
         _must(place == len(data), f"the tensors must fill {len(data)} bytes of data, got {place}")
         few_bits = [op for op in program["ops"] if op.get("bits", 32) != 32]
         weights = {op["weight"]: stored[op["step"]] * codes(stored, op).astype(np.float32) for op in few_bits}
-        if program["model"] == "mlp":  # do all shapes fit? without a row
+        if program["model"] == "mlp":  # a forward pass of zero rows checks all shapes
             Model(program, stored, stored | weights).logits(np.zeros((0, program["inputs"]), np.uint8))
         return Model(program, stored, stored | weights)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -88,18 +98,18 @@ def load(file: str | Path | bytes) -> Model:
 
 
 def codes(stored: dict[str, np.ndarray], op: dict[str, Any]) -> np.ndarray:
-    """The codes (O, ...), int32, of the weight of an operation of 1..16 bits."""
+    """The codes (O, ...), int32, of the weight of an operation with 1..16 bits."""
     packed, shape, bits = stored[op["weight"]], op["shape"], op["bits"]
     low, _, binary = GRIDS[bits, op.get("levels")]
     stream = np.unpackbits(packed, bitorder="little")[: math.prod(shape) * bits].reshape(-1, bits)
     found = (stream.astype(np.int32) << np.arange(bits)).sum(-1)
-    if op.get("levels") == "ternary" and bits == 2:  # five to a byte
+    if op.get("levels") == "ternary" and bits == 2:  # five codes to a byte
         found = (packed[:, None] // 3 ** np.arange(5) % 3).ravel()[: math.prod(shape)]
     return (found.reshape(shape) * (1 + binary) + low).astype(np.int32)
 
 
-def quantised(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
-    """The input of an operation as it computes with it: rounded to its levels, or as it is."""
+def round_input(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
+    """The input of an operation, rounded to its levels; unchanged if `act_bits` is None."""
     if op["act_bits"] is None:
         return x
     step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
@@ -107,5 +117,6 @@ def quantised(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np
 
 
 def _must(holds: bool, what: str) -> None:
+    """Raises a ReaderError with the text `what` unless it holds."""
     if not holds:
         raise ReaderError(what[:300])

@@ -56,7 +56,7 @@ class Diagonal(MatrixKind):
         return graph.add("Add", [product, graph.tensor(op["bias"])])
 '''
 IMPORT = "from qdtune.model.layers.diagonal import Diagonal\n"
-OPERATION = '    "diagonal": lambda x, op, t: quantised(x, op, t) * t[op["weight"]] + t[op["bias"]],\n'
+OPERATION = '    "diagonal": lambda x, op, t: round_input(x, op, t) * t[op["weight"]] + t[op["bias"]],\n'
 EDITS = {
     "model/layers/known.py": {
         "from qdtune.model.layers.kind import": f"{IMPORT}from qdtune.model.layers.kind import",
