@@ -28,6 +28,7 @@ from qdtune.__main__ import main as run_qdtune
 from qdtune.commands.parser import Parser
 from qdtune.datasets.known import DATASETS
 from qdtune.spec.axes import AXES
+from qdtune.spec.loggers import LOGGERS
 from qdtune.spec.objectives import OBJECTIVES
 from qdtune.spec.pruners import pruner_table
 from qdtune.spec.sweep_file import Spec
@@ -94,6 +95,31 @@ def dataset_table() -> str:
                 one.text,
             ]
             for one in DATASETS
+        ],
+    )
+
+
+def logger_table() -> str:
+    """Returns the trackers: name, place, installation, words."""
+    return markdown(
+        ["tracker", "writes to", "install", "meaning"],
+        [
+            [
+                f"`{one.name}`",
+                " or ".join(
+                    filter(
+                        None,
+                        [
+                            one.file and f"`{one.file}` in the run folder",
+                            one.server_variable and f"the server in `{one.server_variable}`",
+                        ],
+                    )
+                )
+                or "the place that its own environment names",
+                f"`pip install {one.package}`",
+                one.text,
+            ]
+            for one in LOGGERS
         ],
     )
 
@@ -265,6 +291,7 @@ TABLES = (
     Table("objectives", objective_table),
     Table("pruners", pruner_table),
     Table("datasets", dataset_table),
+    Table("loggers", logger_table),
     Table("keys", key_table),
     Table("commands", command_table),
     Table("options", option_tables),
