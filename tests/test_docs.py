@@ -33,6 +33,7 @@ TESTED_ELSEWHERE = {"own-tuner.md": "tests/sweep/test_own_tuner.py"}
 OTHER_PROGRAMS = (  # in sh blocks, beside ours
     "python3", "pip", ".", "export", "ssh", "install", "chmod", "docker", "ray", "docker/pin", "docker/certs",
     "pytest", "ruff", "mypy", "optuna-dashboard", "nvidia-cuda-mps-control", "echo",
+    "mlflow", "wandb", "tensorboard", "kubectl", "sbatch",
 )  # fmt: skip
 
 
