@@ -54,6 +54,9 @@ HOMES = {
     "rich": {"terminal"},
     "torchvision": {"datasets"},
     "sklearn": {"datasets"},
+    "mlflow": {"sweep"},
+    "wandb": {"sweep"},
+    "tensorboardX": {"sweep"},
     "aiohttp": {"remote"},
     "requests": {"remote"},
 }

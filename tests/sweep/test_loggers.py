@@ -34,6 +34,7 @@ ONE, FOUR = "d2 w1 identity h8", "d2 w4 identity h8"
 FINAL = {"test_accuracy", "size_bytes", "params"}
 # Deprecations within MLflow and SQLAlchemy, which tell their own authors.
 pytestmark = [
+    pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
