@@ -1,7 +1,8 @@
-"""Which trial is next: what is planned or proposed, then what was stopped for no lasting reason, then more seeds, and
-in the end, one by one, what ran out of memory.
+"""Which trial is next.
 
-The same for a sweep on a cluster and for one that is replayed from its curves: it starts nothing itself.
+First the planned or proposed trials; then stopped trials that no finished trial of equal or smaller size beats; then
+more seeds; at last, one by one, the trials that ran out of memory. The queue starts nothing itself, so a sweep on
+a cluster and one that is replayed from its curves use the same queue.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Queue:
 
     Args:
         spec: resolved.
-        planned: in the order in which to start them; ignored where the method searches.
-        study: new, and empty; it is asked and told here alone.
-        results: earlier ones.
+        planned: the trials in the order in which they start; ignored if the method searches.
+        study: new and empty; only the queue asks and tells it.
+        results: of earlier launches.
 
     Attributes:
-        results: by trial_id, the latest of each.
-        running: by trial_id, what has been started and has not ended.
-        alone: whether trials are now started one at a time, each with a machine to itself.
+        results: the latest result of each trial, by trial_id.
+        running: the running trials, by trial_id.
+        alone: whether trials now start one at a time, each alone on a machine.
     """
 
     def __init__(self, spec: Spec, planned: Sequence[Configuration], study: Study, results: Iterable[Result]) -> None:
@@ -42,16 +43,16 @@ class Queue:
         self.searching = spec.method not in PLANNED
         first = [result.trial for result in self.results.values()] if self.searching else planned
         self.waiting = deque(trial for trial in first if trial.trial_id not in done)
-        self.twice = 0  # QAT epochs of what was stopped and then trained again
-        self.judged = True  # whether what is started now may be stopped
+        self.twice = 0  # QAT epochs of trials that were stopped and then trained again
+        self.judged = True  # whether the pruner may stop a trial that starts now
         self.running: dict[str, Configuration] = {}
-        self.dry = False  # whether the search had nothing more to propose, and nothing has ended since
+        self.dry = False  # whether the search has nothing more to propose; a trial that ends may change that
         self.alone = False
         self.tried_alone: set[str] = set()
-        self.again: set[str] = set()  # what was started after the search or the plan was through
+        self.again: set[str] = set()  # trials started after the plan or the search was finished
 
     def next(self) -> Configuration | None:
-        """The trial to start now, noted as running; None if there is none until another one has ended."""
+        """The trial to start now, noted as running; None if there is none until another trial ends."""
         if not self.more() or (self.alone and self.running):
             return None
         trial = self.waiting.popleft()
@@ -60,7 +61,7 @@ class Queue:
             self.again.add(trial.trial_id)
         if self.alone:
             self.tried_alone.add(trial.trial_id)
-        # Another trial of a configuration that is finished gives it more seeds: stopped, it would only take it away.
+        # A trial with more seeds for a finished configuration is never pruned: half a trial adds nothing.
         self.study.start(trial, self.judged and trial.seeds == self.spec.seeds)
         return trial
 
@@ -79,12 +80,12 @@ class Queue:
 
     @property
     def left(self) -> int:
-        """How many trials have not ended, as far as is known."""
+        """How many trials have not ended, as far as known."""
         return len(self.waiting) + len(self.running) + self._unasked()
 
     @property
     def total(self) -> int:
-        """How many trials there are, those of earlier launches included, as far as is known."""
+        """How many trials there are, including those of earlier launches, as far as known."""
         ours = {*self.results, *self.running, *(trial.trial_id for trial in self.waiting)}
         return len(ours) + self._unasked()
 
@@ -97,7 +98,7 @@ class Queue:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing is left; to be asked after `next` has returned None."""
+        """Whether nothing runs and nothing is left; valid after `next` has returned None."""
         return not (self.waiting or self.running)
 
     def ended(self, result: Result) -> None:
@@ -107,29 +108,29 @@ class Queue:
         if (before := self.results.get(trial_id)) and before.state == "pruned":
             self.twice += len(before.curve)
         self.results[trial_id] = result
-        self.dry = self.dry and self.spec.duplicates == "resample"  # else it may be repeated with new seeds now
+        self.dry = self.dry and self.spec.duplicates == "resample"  # else it may come back with new seeds
         self.study.finish(trial_id, result.state, result.accuracy, result.curve)
 
     def _wrongly_stopped(self) -> list[Configuration]:
-        """The trials that are trained again because nothing finished beats them any more."""
+        """The stopped trials to train again, because no finished trial of equal or smaller size beats them."""
         return self._not_yet(result.trial for result in find_wrongly_stopped(self.spec, self.results.values()))
 
     def _replicates(self) -> list[Configuration]:
-        """Trials with more seeds of the configurations on the front, or close behind it."""
+        """Trials with more seeds for the configurations on the front or close behind it."""
         more = []
         for found in find_to_replicate(self.spec, self.results.values()):
             assert self.spec.replicate is not None
             new = choose_further_seeds(found.seeds, self.spec.replicate.front - len(found.seeds))
-            # As many at a time as the sweep trains together: a cohort of another size is compiled anew.
+            # In chunks of the sweep's number of seeds, because a cohort of another size must be compiled again.
             chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
             more += [replace(found.cohorts[0].trial, seeds=chunk) for chunk in chunks]
         return self._not_yet(more)
 
     def _out_of_memory(self) -> list[Configuration]:
-        """What ran out of memory beside others: it may fit where it is alone."""
+        """The trials that ran out of memory beside others; alone on a machine they may fit."""
         out = [r.trial for r in self.results.values() if r.state == "oom"]
         return sort_trials([trial for trial in out if trial.trial_id not in self.tried_alone], self.spec.run.order)
 
     def _not_yet(self, trials: Iterable[Configuration]) -> list[Configuration]:
-        """Those that this launch has not tried to train to their end yet, in the order of the sweep."""
+        """The trials that this launch has not started again yet, in the order of the sweep."""
         return sort_trials([t for t in trials if t.trial_id not in self.again], self.spec.run.order)

@@ -1,4 +1,4 @@
-"""Who proposes configurations: Optuna's samplers, the space they choose from, and what a search begins with."""
+"""Optuna's samplers, the space that they choose from, and the first configurations of a search."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from qdtune.spec.plan import draw_candidates, sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import Values, cell_text
 
-STARTUP = 10  # configurations that tpe and gp draw at random before they have something to learn from
-OPENING = (8, 50)  # first configurations of a search, and population of a genetic one: run_cap / 5, within these
-SPREAD_FROM = 200  # candidates from which the first ones are taken
+STARTUP = 10  # configurations that tpe and gp draw at random before they use results
+OPENING = (8, 50)  # limits of run_cap / 5: the first configurations of a search, and a genetic method's population
+SPREAD_FROM = 200  # the first configurations are chosen from so many candidates
 
 
 def make_sampler(method: str, run_cap: int, seed: int) -> BaseSampler:
-    """The Optuna sampler of a sweep's method; where the plan decides, one that is never asked."""
+    """The Optuna sampler of a sweep's method; a planned method gets a sampler that is never asked."""
     population = _first(run_cap)
     with experimental():
         match method:
@@ -55,7 +55,7 @@ def _first(run_cap: int) -> int:
 
 
 def choose_opening(spec: Spec) -> list[Configuration]:
-    """What a search begins with, last one first: some of all sizes, for these are known."""
+    """The first configurations of a search, last one first, spread over all sizes."""
     if spec.method in PLANNED:
         return []
     trials = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
@@ -64,7 +64,7 @@ def choose_opening(spec: Spec) -> list[Configuration]:
 
 
 def make_distribution(axis: Values[Any]) -> BaseDistribution:
-    """What Optuna may choose on an axis: a range where the values are one, for then their order counts."""
+    """The Optuna distribution of an axis: consecutive whole numbers are a range, so that their order counts."""
     values = axis.choices
     if values is None:
         return FloatDistribution(axis.min, axis.max, log=axis.distribution == "log_uniform")  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def make_distribution(axis: Values[Any]) -> BaseDistribution:
 
 @contextlib.contextmanager
 def experimental() -> Iterator[None]:
-    """Optuna calls some of what we need experimental; its version is pinned, and tests hold what we need."""
+    """Hides Optuna's warnings about experimental features; its version is pinned, and tests cover what we use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

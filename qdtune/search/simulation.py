@@ -1,8 +1,7 @@
-"""How a pruner would have done in a sweep that was finished unpruned.
+"""How a pruner would have performed in a sweep that finished without pruning.
 
-Its recorded curves are run again in simulated time: trials arrive in many orders, several at once, each epoch as long
-as it was, give or take some noise. Every pruner is the one that a sweep would use, on the same studies, with the same
-queue; only the training is a recording.
+The recorded curves run again in simulated time: trials arrive in many orders, several at once, and each epoch takes
+as long as it did, with some noise. Pruner, studies and queue are those of a real sweep; only training is replayed.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from qdtune.spec.plan import put_warmups_first, sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
 
-NOISE = 0.15  # standard deviation of log(time of an epoch) from one simulated sweep to another
+NOISE = 0.15  # standard deviation of log(epoch time) between simulated sweeps
 
 
 @dataclass
 class Score:
-    """What a pruner did in n simulated sweeps.
+    """The results of a pruner in n simulated sweeps, a number per sweep.
 
     Attributes:
-        saved: share of all QAT epochs that were not trained, per sweep.
-        lost: front members that were not trained to their end, per sweep.
-        kept: hypervolume of what was finished, as a share of the whole, per sweep.
+        saved: share of all QAT epochs that were not trained.
+        lost: members of the front that were stopped.
+        kept: hypervolume of the finished trials, as a share of the hypervolume of all.
     """
 
     saved: list[float] = field(default_factory=list)
@@ -48,10 +47,10 @@ class Score:
 def simulate(
     spec: Spec, recorded: Mapping[str, Result], order: Sequence[Configuration], at_once: int, noise: random.Random
 ) -> tuple[int, set[str]]:
-    """One simulated sweep: how many QAT epochs it trained, and the ids of what it trained to its end.
+    """One simulated sweep: how many QAT epochs it trained, and the ids of the finished trials.
 
     Args:
-        spec: with the pruner to judge; `order` is run as a grid is.
+        spec: with the pruner to test; `order` runs like a grid.
         recorded: results with whole curves, by trial_id.
         order: of the recorded trials.
         at_once: how many run at the same time.
@@ -60,7 +59,7 @@ def simulate(
     queue = Queue(spec, order, Study(spec), [])
     places = {trial.trial_id: place for place, trial in enumerate(order)}
     pace = [math.exp(noise.gauss(0, NOISE)) for _ in order]
-    ends: list[tuple[float, int, int]] = []  # when an epoch ends, which one it is, and the place of its trial
+    ends: list[tuple[float, int, int]] = []  # when an epoch ends, its number, and the place of its trial
     now, epochs = 0.0, 0
 
     def begin(trial_id: str, epoch: int) -> None:
@@ -92,13 +91,13 @@ def simulate(
 def score(
     spec: Spec, results: Sequence[Result], at_once: int, seeds: Iterable[int], order: str = "shuffled"
 ) -> Score:
-    """What the pruner of the spec does in one simulated sweep per seed, which shuffles the arrivals.
+    """The results of the spec's pruner in one simulated sweep per seed, which shuffles the order of trials.
 
     Args:
-        spec: as it was run, but for its `early_terminate`.
-        results: of the finished sweep, whole curves.
-        at_once: trials at the same time.
-        seeds: one each for a simulated sweep.
+        spec: as it was run, with another `early_terminate`.
+        results: of the finished sweep, with whole curves.
+        at_once: how many trials run at the same time.
+        seeds: one per simulated sweep.
         order: one of `ORDERS`, applied to the shuffled trials.
     """
     spec = spec.model_copy(update={"method": "grid", "replicate": None})
@@ -108,7 +107,7 @@ def score(
     }
     ids = list(costs)
     members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
-    # Nothing is gained at chance level, or beyond twice the largest size.
+    # The reference point: accuracy at chance, and twice the largest size.
     assert spec.data.info is not None
     corner = (-1 / spec.data.info.classes, 1 + max(size for _, size in costs.values()))
     whole = hypervolume(list(costs.values()), corner)

@@ -1,8 +1,11 @@
 """The axes of a sweep, each declared once.
 
-Everything that needs to know the axes derives it from `AXES`: the keys of `parameters` and `exclude`, defaults, the
-columns of the tables, labels, ids, what shares a float warm-up, what a comparison is made at, figures and the docs.
-To add one, add an entry at the end: the order of `AXES` is that of the points of a grid, and so of its trials.
+The rest of the package derives from `AXES` all that it knows of the axes: the keys of `parameters` and `exclude`,
+defaults, table columns, labels, ids, shared warm-ups, comparisons, figures and the docs. Add a new axis at the end,
+because the order of `AXES` is the order of the points of a grid, and so of its trials.
+
+This file is long because it is a list: each axis is one declaration of ten to twenty lines, side by side with the
+others, and the few functions below only read the list.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import Field, create_model
-from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it below Python 3.12
 
 from qdtune.datasets.dataset import DatasetInfo, image_side
 from qdtune.spec.axis import Axis
@@ -75,7 +78,7 @@ ACTIVATION = Axis(
     "activation between the factors of one layer",
     place=3,
     is_split=True,
-    idle=({"depth": 1},),  # a single factor has nothing in between
+    idle=({"depth": 1},),  # a single layer has no activation inside
     head="between",
     title="activation",
     tag="{}",
@@ -142,7 +145,7 @@ LEVELS = Axis(
     place=7,
     since=5,
     before="symmetric",
-    idle=({"weight_bits": FLOAT_BITS}, {"weight_bits": 1}),  # one bit has two levels, whatever they are called
+    idle=({"weight_bits": FLOAT_BITS}, {"weight_bits": 1}),  # one bit always has two levels
     alias=lambda axes: "symmetric" if axes["levels"] == "ternary" and axes["weight_bits"] != 2 else axes["levels"],
     tag="{}",
     asked="{} levels",
@@ -232,7 +235,7 @@ AXES = (
 AXIS_NAMES = tuple(axis.name for axis in AXES)
 SHOWN = tuple(sorted(AXES, key=lambda axis: axis.place))  # as text tables have them
 ASKED_AT = tuple(axis.name for axis in AXES if axis.asked)
-# In labels those that were always there come first.
+# Labels begin with the axes of the first version.
 _TAGGED = tuple(axis for axis in sorted(SHOWN, key=lambda axis: axis.is_new) if axis.tag)
 
 
@@ -242,17 +245,17 @@ def axis_of(name: str) -> Axis:
 
 
 def head_of(name: str) -> str:
-    """What a text table calls an axis."""
+    """The column head of an axis in text tables."""
     return axis_of(name).head or name
 
 
 def title_of(name: str) -> str:
-    """What a figure calls an axis."""
+    """The title of an axis in figures."""
     return axis_of(name).title or head_of(name)
 
 
 def idle_axes(axes: Mapping[str, Any]) -> list[str]:
-    """The axes that change nothing at these values of the others."""
+    """The axes that have no effect at these values of the other axes."""
     return [
         axis.name
         for axis in AXES
@@ -261,12 +264,12 @@ def idle_axes(axes: Mapping[str, Any]) -> list[str]:
 
 
 def idle_at_depth(depth: Any) -> list[str]:
-    """The axes that change nothing at a depth, whatever the others."""
+    """The axes that have no effect at a depth, at any values of the other axes."""
     return idle_axes({**dict.fromkeys(AXIS_NAMES), "depth": depth})
 
 
 def decisive_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
-    """The axes of one configuration, None for those that change nothing: equal ones are the same network.
+    """The axes of one configuration, None for axes without effect; equal results mean the same network.
 
     Args:
         axes: a value per axis, by name; other keys are kept.
@@ -276,10 +279,10 @@ def decisive_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label(cells: Mapping[str, Any]) -> str:
-    """A configuration in a few words: `d2 w1 relu`, and what is not as it always was: `d2 w2 relu h64-32 ternary`.
+    """A configuration in a few words: `d2 w1 relu`; newer axes only if not at their old value: `d2 w2 relu ternary`.
 
     Args:
-        cells: a value per axis, by name, hidden widths as text.
+        cells: a value per axis, by name, with hidden widths as text.
     """
     words = []
     for axis in _TAGGED:
@@ -290,7 +293,7 @@ def label(cells: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-# --- What is made of the axes, once.
+# --- Types made from the axes, once.
 
 
 def _always(value: object) -> Any:
@@ -306,19 +309,19 @@ if TYPE_CHECKING:
     Parameters: TypeAlias = Any
     Excluded: TypeAlias = dict[str, Any]
 else:
-    # The axes; those with a home come from there where they are not given.
+    # The values of each axis. None: take the value from the axis's home in the file.
     Parameters = create_model("Parameters", __base__=Frozen, **{axis.name: _parameter(axis) for axis in AXES})
-    # A partial assignment of axes: what it names is not run.
+    # A partial assignment of axes; matching configurations are not run.
     Excluded = TypedDict("Excluded", {axis.name: axis.rule for axis in AXES}, total=False)
     Excluded.__pydantic_config__ = {"extra": "forbid"}
 
 
 def axis_fields(name: str, axes: Iterable[str], **settings: Any) -> Any:
-    """A dataclass with a field for each of these axes, to be a base of others.
+    """A dataclass with a field for each of these axes, as a base class.
 
     Args:
         name: of the class.
-        axes: by name; those of later versions default to what was before, the others have to be given.
+        axes: by name. Axes of later versions default to their old value; the others are required.
         settings: of `dataclasses.make_dataclass`.
     """
     fields: list[Any] = [

@@ -1,4 +1,4 @@
-"""What there is to say of one axis; `axes.py` declares them all."""
+"""The description of one axis; `axes.py` declares all axes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from qdtune.datasets.dataset import DatasetInfo
 
-# What an axis takes part in: the network before it is quantised, its float warm-up, its quantisation, or QAT alone.
-# Configurations that differ only in the last two share a warm-up.
+# The stage that an axis acts in: the network before it is quantised, its float warm-up, its quantisation, or QAT.
+# Configurations that differ only in the last two stages share a warm-up.
 Stage = Literal["structure", "warmup", "quantisation", "training"]
 
 
@@ -19,31 +19,31 @@ class Axis:
 
     Attributes:
         name: its key in `parameters`, its column, the field of a `Configuration`.
-        rule: the pydantic type of one value, which also writes the message when it is broken.
-        default: its value where a sweep file says nothing.
-        stage: what it takes part in.
+        rule: the pydantic type of one value, which also writes the message about a wrong value.
+        default: its value if a sweep file does not name it.
+        stage: the stage that it acts in.
         column: the Arrow type of its column: `int32`, `float64` or `string`.
         text: one sentence for the docs.
         has_range: whether a sweep file may give it as a range, {min: a, max: b}.
         is_bounded: whether constraints may name it.
         range_end: the largest end of a range, if it is less than the largest value.
-        home: the key of the sweep file that holds its value where it is no axis, such as (`train`, `qat`, `lr`).
+        home: the key of the sweep file that holds its value outside `parameters`, such as (`train`, `qat`, `lr`).
         since: the schema version of the tables that it came with.
-        before: of an axis since a later version than the first: the value that everything older had. It is left
-            out of ids and labels, so that what was trained before the axis was there keeps both.
-        is_split: whether it says how layers are split into factors: with `svd` the warm-up is that of the undivided
-            network, whatever these are.
-        idle: values of other axes at which it changes nothing.
-        alias: the value that means the same, given all axes; None: each value means itself.
+        before: if `since` is above 1, the value of all older results. Ids and labels leave it out, so that older
+            results keep both.
+        is_split: whether it says how layers are split into factors. With `svd` the warm-up trains the undivided
+            network, so that these axes do not change it.
+        idle: values of other axes at which it has no effect.
+        alias: the value with the same meaning, given all axes; None: no two values mean the same.
         misfit: why a value cannot be used on a data set, if so.
-        head: of its column in text tables.
-        title: in figures.
+        head: the head of its column in text tables.
+        title: its title in figures.
         place: its rank among the columns of text tables, from 0.
-        tag: how its value stands in labels, such as `w{}`; None: not at all.
+        tag: its value in labels, such as `w{}`; None: labels leave it out.
         words: its value in a sentence.
-        of_cell: its value, given what stands in tables.
-        asked: how a comparison says that it was made at this value, such as `{} levels`; None: comparisons are not
-            made at each value of it, but over all.
+        of_cell: its value, given the value in tables.
+        asked: the words of a comparison at one value of it, such as `{} levels`; None: comparisons cover all its
+            values together.
     """
 
     name: str
@@ -72,22 +72,22 @@ class Axis:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that may be its value; empty where it is a number."""
+        """The names that it may have as values; empty if its values are numbers."""
         checks = getattr(self.rule, "__metadata__", ())
         return tuple(name for check in checks for name in getattr(check.func, "names", ()))
 
     @property
     def phase(self) -> str | None:
-        """The phase of a training whose setting it is, `warmup` or `qat`; None if it is none."""
+        """The training phase that it is a setting of, `warmup` or `qat`; None if it belongs to no phase."""
         return self.home[1] if self.home[:1] == ("train",) else None
 
     @property
     def is_new(self) -> bool:
-        """Whether older tables do not have it."""
+        """Whether older tables lack it."""
         return self.since > 1
 
     def check(self, name: str) -> None:
-        """Raises ValueError where `name` is none of `names`."""
+        """Raises ValueError if `name` is not in `names`."""
         if name not in self.names:
             raise ValueError(f"{self.name} must be one of {', '.join(self.names)}, got {name!r}")
 

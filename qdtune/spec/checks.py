@@ -1,7 +1,8 @@
 """Checks of single values in a sweep file.
 
-A check (`whole`, `number`, `choice`, `matching`, `share`, `flag`) is a pydantic validator that returns a value in
-canonical form, or says what is wrong with it and, in brackets, what would be right.
+Each function (`whole`, `number`, `choice`, `matching`, `share`, `flag`) returns a pydantic validator, which
+returns a value in canonical form or says what is wrong with it and, in brackets, what is right. They are nouns,
+because they stand in types: `Annotated[int, whole(1, 64)]`.
 """
 
 from __future__ import annotations
@@ -63,12 +64,12 @@ def choice(known: Iterable[str]) -> BeforeValidator:
             raise ValueError(describe_unknown("", value, names))
         return value
 
-    check.names = names  # type: ignore[attr-defined]  # for whoever lists them
+    check.names = names  # type: ignore[attr-defined]  # `Axis.names` lists them
     return BeforeValidator(check)
 
 
 def matching(right: str, read: Callable[[str], str | None]) -> BeforeValidator:
-    """Text in the form that `read` returns; None from `read` means that it is wrong."""
+    """Text in the form that `read` returns; it is wrong if `read` returns None."""
 
     def check(value: object) -> str:
         if not isinstance(value, str):
@@ -84,7 +85,7 @@ def matching(right: str, read: Callable[[str], str | None]) -> BeforeValidator:
 def share(right: str, least: int, words: Sequence[str] = ()) -> BeforeValidator:
     """A resource as Ray counts it: a fraction in whole 1/10000ths up to 1, or a whole number; '1/3' is 0.3333.
 
-    Where `words` are given, one of them may stand for it.
+    One of the `words`, if there are any, may replace it.
     """
 
     def check(value: object) -> float | str:
@@ -97,7 +98,7 @@ def share(right: str, least: int, words: Sequence[str] = ()) -> BeforeValidator:
         elif not math.isfinite(value) or not 0 <= value <= 10_000 or 0 < value < 0.0001:
             raise ValueError(f"{format_value(value)} is not allowed ({right})")
         else:
-            units = math.floor(value * 10_000 + 1e-6)  # truncated, for 3 x 0.3334 would not fit on one GPU
+            units = math.floor(value * 10_000 + 1e-6)  # truncated, because 3 x 0.3334 would not fit on one GPU
         if units < least or (units > 10_000 and units % 10_000):
             raise ValueError(f"{format_value(value)} is not allowed ({right})")
         return units / 10_000
@@ -106,7 +107,7 @@ def share(right: str, least: int, words: Sequence[str] = ()) -> BeforeValidator:
 
 
 def flag(words: Sequence[str] = ()) -> BeforeValidator:
-    """True or false, and nothing that could be taken for it; where `words` are given, or one of them."""
+    """True or false as YAML has them, not 1 or "yes"; or one of the `words`."""
     right = " or ".join(["true", "false", *words])
 
     def check(value: object) -> bool | str:

@@ -1,11 +1,11 @@
-"""The names that a sweep file may use, other than axes, pruners and data sets. No dependency at all."""
+"""The names that a sweep file may use, other than axes, pruners and data sets. It imports nothing."""
 
 from __future__ import annotations
 
-FLOAT_BITS = 32  # of weights: not quantised
+FLOAT_BITS = 32  # weights of 32 bits are not quantised
 METHODS = ("grid", "random", "tpe", "nsga2", "nsga3", "gp", "qmc")
-PLANNED = ("grid", "random")  # known before anything runs; the others ask what came out so far
+PLANNED = ("grid", "random")  # all configurations are known at the start; the other methods use the results so far
 ORDERS = ("small_first", "large_first", "shuffled", "as_listed")
 COMPILES = ("auto", "always", "never")
-# Of `batch_norm`, beside true (a normalisation after each hidden layer) and false: between factors, too.
+# Values of `batch_norm` besides false and true (a normalisation after each hidden layer): also between factors.
 NORMS = ("factors",)

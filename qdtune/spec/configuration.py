@@ -1,4 +1,4 @@
-"""One configuration with everything that changes its result, and the hashes by which its files are found."""
+"""One configuration with everything that changes its result, and the hashes that name its files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
 from qdtune.spec.values import cell_text
 
-INPUTS_VERSION = 2  # as the next one, for quantised inputs alone: since 2 those that are never negative waste no code
-RESULTS_VERSION = 1  # raise it when the same configuration would give other numbers: old results then do not count
-# What the float warm-up does not see: how things are quantised, and QAT.
+# As RESULTS_VERSION, for quantised inputs only. In version 2 inputs that are never negative use all their codes.
+INPUTS_VERSION = 2
+RESULTS_VERSION = 1  # raise it when the same configuration gives other numbers: old results then no longer count
+# The float warm-up does not depend on these: quantisation and QAT.
 _NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage == "quantisation"} | {"inputs", "qat"})
-# Those of the phases of a training are in the phases.
+# The axes that belong to a training phase are fields of that phase.
 _AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 
 
 class OwnModel(NamedTuple):
-    """A model of the user's: its factory, the sha256 of that one's source, what it builds (None: not asked)."""
+    """A model of the user's: its factory, the sha256 of its source, what it builds (None: not called yet)."""
 
     factory: str
     sha256: str
@@ -35,7 +36,7 @@ class OwnModel(NamedTuple):
 
 
 class OwnData(NamedTuple):
-    """Data of the user's: the sha256 of the factory's source and of the arrays it gave, and their sizes."""
+    """Data of the user's: the sha256 of the factory's source and of its arrays, and the sizes of the arrays."""
 
     sha256: str
     content: str
@@ -46,17 +47,17 @@ class OwnData(NamedTuple):
 class Configuration(_AxisFields):
     """One configuration, with everything that changes its result: a field for each axis, and those below.
 
-    Its views: `values` (the axes, typed), `cells` (the axes, as in tables), `key` (these as one value, the same for
-    all seeds), `columns` (what a row says of it before it is trained), `identity` (what its id hashes).
+    Its views: `values` (the axes, typed), `cells` (the axes, as in tables), `key` (the cells as one value, the same
+    for all seeds), `columns` (its part of a row before training), `identity` (the content that its id hashes).
 
     Attributes:
-        batch_norm: whether hidden layers are normalised; a word of `choices.NORMS`: what else is.
-        dataset, val_size: what it is trained on, and how many training samples judge it; of data of the user's own
-            the factory's name.
+        batch_norm: whether hidden layers are normalised; or a word of `choices.NORMS`, which adds more.
+        dataset: the data set, or the name of the user's factory.
+        val_size: training samples held out for validation.
         batch_size: samples per step.
         warmup, qat: float training, then quantised training, with the values that axes give them.
         seeds: one replica each, trained together.
-        own_model, own_data: where these come from factories.
+        own_model, own_data: the user's model and data, if these come from factories.
     """
 
     batch_norm: bool | str
@@ -76,7 +77,7 @@ class Configuration(_AxisFields):
 
     @property
     def warmup_base(self) -> Configuration:
-        """What is warmed up: this network, or with `svd` the undivided one, for all depths, which is split then."""
+        """The network that is warmed up: this one, or with `svd` the undivided one, which is split after training."""
         if self.factor_init != "svd":
             return self
         whole = {axis.name: axis.default for axis in AXES if axis.is_split} | {"factor_init": "default"}
@@ -84,13 +85,13 @@ class Configuration(_AxisFields):
 
     @property
     def warmup_id(self) -> str:
-        """As `trial_id`, over what the float warm-up depends on: neither bits nor step sizes nor QAT."""
+        """As `trial_id`, over all that the float warm-up depends on, so without bits, step sizes and QAT."""
         data = self.warmup_base.identity
         return _digest({key: data[key] for key in data.keys() - _NOT_WARMED_UP})
 
     @property
     def warmup_key(self) -> tuple[Any, ...]:
-        """As `warmup_id` among the configurations of one sweep, without a hash, which would take seconds."""
+        """As `warmup_id` within one sweep, but without hashing, which takes seconds for a large grid."""
         values = self.warmup_base.values if self.factor_init == "svd" else self.values
         return tuple(values[axis.name] for axis in AXES if axis.stage in ("structure", "warmup"))
 
@@ -104,7 +105,7 @@ class Configuration(_AxisFields):
 
     @property
     def cells(self) -> dict[str, Any]:
-        """The axes as they stand in tables; hidden widths as text: '64-32'."""
+        """The axes with values as in tables; hidden widths are text: '64-32'."""
         return {name: cell_text(v) if isinstance(v, tuple) else v for name, v in self.values.items()}
 
     @property
@@ -120,7 +121,7 @@ class Configuration(_AxisFields):
 
     @property
     def structure(self) -> Structure:
-        """What the network consists of before it is split."""
+        """The layers of the network before it is split."""
         if self.own_model:
             assert self.own_model.structure is not None, "its factory has not been asked for these hidden widths"
             return self.own_model.structure
@@ -129,12 +130,12 @@ class Configuration(_AxisFields):
 
     @property
     def label(self) -> str:
-        """The configuration in a few words, see `axes.label`."""
+        """The configuration in a few words (see `axes.label`)."""
         return label(self.cells)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What a row of the tables says of a configuration before it is trained."""
+        """The columns of a row that are known before training."""
         return {
             "trial_id": self.trial_id,
             **self.cells,
@@ -146,16 +147,16 @@ class Configuration(_AxisFields):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON-able: what `trial_id` hashes."""
+        """The content that `trial_id` hashes; JSON-able."""
         data = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("own_")}
-        if self.own_model:  # what a factory gives is named by its source; where there is none, nothing is said of it
+        if self.own_model:  # the source of a factory names what it builds; without a factory the key is absent
             data["own_model"] = {"factory": self.own_model.factory, "sha256": self.own_model.sha256}
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         if self.act_bits is not None:
             data["inputs"] = INPUTS_VERSION
         phases = {"warmup": self.warmup.recipe, "qat": self.qat.recipe}
-        for axis in AXES:  # what was trained before there was such an axis keeps its id
+        for axis in AXES:  # results that are older than an axis keep their id
             for group in (phases.values() if axis.phase else [data]) if axis.is_new else ():
                 key = axis.home[-1] if axis.home else axis.name
                 if group[key] == axis.before:
@@ -168,7 +169,7 @@ def _digest(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@lru_cache(maxsize=100_000)  # as many as the largest grid has points
+@lru_cache(maxsize=100_000)  # the points of the largest grid
 def _sizes(structure: Structure, *axes: Any) -> Sizes:
-    # A grid names a size many times: once per activation, scale, init and learning rate.
+    # A grid repeats a size for each activation, scale, init and learning rate.
     return structure.sizes(*axes)

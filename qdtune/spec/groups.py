@@ -1,7 +1,7 @@
-"""The groups of a sweep file, key by key, and what may be named in them.
+"""The groups of a sweep file, key by key.
 
-Each type of a value carries its rule (`rules.py`), which also writes the message when it is broken; pydantic does the
-structure. All groups are frozen and know no keys but their own.
+The type of each value carries its check (`checks.py`), which also writes the message about a wrong value. pydantic
+checks the structure. All groups are frozen, and an unknown key is a mistake.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ else:
 
 
 class Plugged(Frozen):
-    """A group whose content has a name of ours or comes from a factory, a function of the user's.
+    """A group whose content is named, or built by a factory, which is a function of the user's.
 
     Attributes:
         factory: your function, `package.module:function`, in place of a name
@@ -78,7 +78,7 @@ class Plugged(Frozen):
     factory: Factory | None = None
     sha256: Digest | None = None
 
-    _found: ClassVar[tuple[str, ...]]  # what else is known once the factory has been called
+    _found: ClassVar[tuple[str, ...]]  # further keys that are known once the factory has been called
     _name: ClassVar[str]
 
     @model_validator(mode="after")
@@ -94,10 +94,9 @@ class Plugged(Frozen):
 
 
 class DataGroup(Plugged):
-    """What is trained on, and how many training samples (>= 1) judge instead of train.
+    """The data: data sets in order of preference, or a factory.
 
-    Either data sets in order of preference, or a factory; of that `content` is the hash of its arrays, `shape` the
-    number of training samples, inputs and classes.
+    For a factory, `content` is the hash of its arrays, and `shape` holds the training samples, inputs and classes.
 
     Attributes:
         dataset: a data set, or a list of which the first one that is available is used
@@ -119,16 +118,16 @@ class DataGroup(Plugged):
 
     @property
     def info(self) -> DatasetInfo | None:
-        """Sizes of the first data set; None where its factory has not been called."""
+        """The sizes of the first data set; None until its factory has been called."""
         if self.dataset:
             return dataset_of(self.dataset[0]).info
         return self.shape and DatasetInfo(*self.shape)
 
 
 class ModelGroup(Plugged):
-    """The network before it is factorised: its hidden widths, and what is normalised (see `choices.NORMS`).
+    """The network before it is split: its hidden widths, and which layers are normalised (see `choices.NORMS`).
 
-    Of a factory's, `built` says what it consists of, by hidden widths as they stand in tables.
+    For a factory, `built` holds the layers by hidden widths, which are text as in tables.
 
     Attributes:
         name: linear layers with ReLU between them

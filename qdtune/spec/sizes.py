@@ -1,6 +1,6 @@
-"""How wide the factors are and how many bytes a model ships, by arithmetic alone.
+"""The widths of the factors and the bytes of a packed model, by arithmetic alone.
 
-No torch here, so that a dry run knows every size before anything heavy is imported. `quantize.count_sizes(model)`
+It does not import torch, so that a dry run knows every size before heavy imports. `quantize.count_sizes(model)`
 counts the same bytes from the tensors of a built model, and a test compares the two. A layer kind of
 `model/layers` describes its layers as matrices (`LayerShape`); the arithmetic below is the same for all kinds.
 
@@ -24,8 +24,8 @@ FLOAT_BYTES = 4
 def inner_width(in_features: int, out_features: int, depth: int) -> int:
     """The width H between the factors at which D factors hold about as many weights as one I x O matrix.
 
-    Solves I*H + (D-2)*H^2 + H*O = I*O for H and rounds to the nearest whole number (the notebook's closed form),
-    never below 1, which the notebook would let happen for a 1 x 1 layer.
+    Solves I*H + (D-2)*H^2 + H*O = I*O for H and rounds to the nearest whole number, as the notebook does. The result
+    is at least 1; the notebook's is 0 for a 1 x 1 layer.
 
     Raises:
         ValueError: depth below 2 (one factor has nothing in between).
@@ -54,7 +54,7 @@ def factor_dims(in_features: int, out_features: int, depth: int) -> tuple[int, .
 
 @dataclass(frozen=True)
 class Sizes:
-    """The bytes of the tensors that have to be shipped, by kind; sizes of parts add up.
+    """The bytes of the tensors to ship, by kind; the sizes of parts add up.
 
     Attributes:
         params: trainable numbers: weights, biases, the two vectors of a normalisation.
@@ -63,7 +63,7 @@ class Sizes:
             is quantised too.
         bias_bytes: biases and normalisation (scale and shift, the statistics folded in), as float32.
         fp32_bytes: the same model with nothing quantised.
-        other_bytes: layers of no known kind, which stay as they are.
+        other_bytes: layers of unknown kinds, which are shipped unchanged.
     """
 
     params: int = 0
@@ -75,7 +75,7 @@ class Sizes:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes to ship, which is what `qdtune.export` writes as payload."""
+        """The bytes to ship: the payload that `qdtune export` writes."""
         return self.weight_bytes + self.scale_bytes + self.bias_bytes + self.other_bytes
 
     def __add__(self, other: Sizes) -> Sizes:
@@ -90,7 +90,7 @@ class Sizes:
 
 
 def code_bytes(weights: int, weight_bits: int, levels: str) -> int:
-    """The bytes of so many codes in a row; ternary ones, which have two bits by name, go five to a byte."""
+    """The bytes of `weights` packed codes; five ternary codes, which count as 2 bits, share a byte."""
     if levels == "ternary" and weight_bits == 2:
         return -(-weights // TRITS)
     return -(-weights * weight_bits // 8)
@@ -125,17 +125,17 @@ def norm_sizes(features: int) -> Sizes:
 
 
 def other_sizes(params: int, size: int) -> Sizes:
-    """The bytes of what is neither split nor quantised: `params` trainable numbers, `size` bytes with its tables."""
+    """The bytes of parts that are neither split nor quantised: `params` trainable numbers, `size` bytes in all."""
     return Sizes(params=params, fp32_bytes=size, other_bytes=size)
 
 
 class LayerShape(NamedTuple):
-    """A layer that is quantised, and may be split, as the matrix that its weights are.
+    """A layer that is quantised, and may be split, as the matrix of its weights.
 
     Attributes:
-        inputs: I, the weights of one output: of a convolution, the input channels times the area of its kernel.
-        outputs: O, of a convolution the output channels.
-        has_bias: whether there is one number more per output.
+        inputs: I, the weights of one output; for a convolution, the input channels times the area of its kernel.
+        outputs: O; for a convolution, the output channels.
+        has_bias: whether each output has a bias.
         kind: the layer kind, by its name in packed programs.
         is_split: whether `decompose` splits it into factors of the widths `factor_dims`.
     """
@@ -143,19 +143,19 @@ class LayerShape(NamedTuple):
     inputs: int
     outputs: int
     has_bias: bool
-    kind: str = "linear"  # sweep files of older versions have linear layers alone, and only the fields above
+    kind: str = "linear"  # older sweep files have only linear layers and the fields above
     is_split: bool = True
 
 
 class Structure(NamedTuple):
-    """What a network consists of before it is split, as far as its bytes go.
+    """The parts of a network before it is split, as far as they decide its bytes.
 
     Attributes:
         layers: each layer that is quantised, in the order of modules.
-        norms: features that are batch-normalised.
-        factor_norms: whether those between the factors of a layer are, too.
+        norms: the number of features that are batch-normalised.
+        factor_norms: whether the features between the factors of a layer are normalised too.
         other: all other trainable numbers.
-        other_bytes: of these and of the tables (buffers) that go with the model.
+        other_bytes: the bytes of these numbers and of the buffers of the model.
     """
 
     layers: tuple[LayerShape, ...]
@@ -165,7 +165,7 @@ class Structure(NamedTuple):
     factor_norms: bool = False
 
     def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
-        """The widths of each layer's factors; with `hidden` the last layer that is split stays one."""
+        """The widths of each layer's factors; with `hidden` the last layer that could be split stays whole."""
         split = [k for k, layer in enumerate(self.layers) if layer.is_split]
         if decompose == "hidden":
             split = split[:-1]

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def cell_text(value: object) -> str:
-    """A value of an axis as it stands in tables: (64, 32) is 64-32."""
+    """A value of an axis as text in tables: (64, 32) is 64-32."""
     return "-".join(map(str, value)) if isinstance(value, tuple) else "null" if value is None else str(value)
 
 
@@ -31,7 +31,7 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _some(values: tuple[T, ...]) -> tuple[T, ...]:
-    # Not pydantic's min_length: that counts only the items without a mistake, and then adds one of its own.
+    # pydantic's min_length counts only the items without a mistake and would report a second mistake.
     if not values:
         raise ValueError("empty list (give at least one value)")
     return values
@@ -47,7 +47,7 @@ Rate = Annotated[float, number("a finite number above 0", lambda x: x > 0)]
 
 
 class Frozen(BaseModel):
-    """A group of keys; others than its own are mistakes."""
+    """A group of keys; an unknown key is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +70,7 @@ class Values(Frozen, Generic[T]):
 
     @property
     def choices(self) -> tuple[T, ...] | None:
-        """Every value that can occur; None where they cannot be listed."""
+        """Every value that can occur; None if the values cannot be listed."""
         return self.values
 
     def holds(self, value: T) -> bool:
@@ -84,7 +84,7 @@ class NumberValues(Values[T], Generic[T]):
     A range of a whole-number axis holds whole numbers, both ends included.
     """
 
-    values: Several[T] | None = None  # type: ignore[assignment]  # a range has none
+    values: Several[T] | None = None  # type: ignore[assignment]  # None for a range
     min: T | None = None
     max: T | None = None
     distribution: Annotated[str, choice(("uniform", "log_uniform", "int_uniform"))] | None = None

@@ -1,6 +1,6 @@
-"""The Ray cluster a sweep runs on: one of its own on this machine, or one that is running already.
+"""The Ray cluster that a sweep runs on: a new one on this machine, or a running one.
 
-`set_environment` has to be called before ray is imported for the first time: much of what it sets is read then.
+Call `set_environment` before ray is imported for the first time, because Ray reads much of it then.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from qdtune.sweep.placement import Node
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would build the environment anew
-    # Of a node that is lost, which `driver.NodeWatch` tells in one line: Ray prints its last log in any case.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else under `uv run` every worker builds the environment again
+    # Hides Ray's lines about a lost node, because `watches.NodeWatch` reports it in one line.
     "RAY_DEDUP_LOGS_SKIP_REGEX": r"^Raylet is terminated\.|^The node with node id: ",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # as nice as the command itself; Ray's 15 would starve a sweep on a shared machine
+    "RAY_worker_niceness": "0",  # as nice as the command; with Ray's 15 a sweep would starve on a shared machine
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # five files per trial, which nobody reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # five files per trial that nobody reads
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours is set after ray.init
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is disposable: a resume is planned from the store
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is not needed: a relaunch plans from the store
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 KNOCK_S = 5.0  # how long an address may take to answer
-BEGIN = b"\4"  # the type of the frame with which both sides of gRPC begin
+BEGIN = b"\4"  # the type of the first frame that each side of gRPC sends
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + BEGIN + bytes(5)
 INSTEAD = "leave out --address, or unset RAY_ADDRESS, to start Ray here"
 
 
 def set_environment(address: str | None) -> None:
-    """Sets the environment of Ray and its workers; keeps what the user has set, but for code from outside.
+    """Sets the environment of Ray and its workers; keeps the user's settings, except those that load code.
 
     Args:
-        address: of a running cluster; None for one of our own, whose every port is then on loopback.
+        address: of a running cluster; None for a new one, which then has all its ports on loopback.
 
     Raises:
-        SpecError: the token has no place, or the file that should hold it does not.
+        SpecError: the token cannot be stored, or the user's token file holds no token.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("RAY_TUNE_CALLBACKS", None)  # import paths that Tune would instantiate
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all that it imports
+    os.environ.pop("RAY_TUNE_CALLBACKS", None)  # Tune would import and call what it names
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all its imports
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     token = bool(os.environ.get("RAY_AUTH_TOKEN") or given)
     if given and not os.environ.get("RAY_AUTH_TOKEN"):
         _check_token(given)
     if address is None:
-        # The odd name notwithstanding, 0 is what keeps every port of a local cluster on loopback (measured).
+        # Despite its name, 0 keeps every port of a local cluster on loopback (measured).
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if not token:
             try:
                 os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
-            except (OSError, RuntimeError) as error:  # no home, or none that can be written
+            except (OSError, RuntimeError) as error:  # no home folder, or it cannot be written
                 what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
                 raise user_error(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)") from None
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -73,26 +73,26 @@ def set_environment(address: str | None) -> None:
 
 
 def token_place() -> str:
-    """Where Ray finds the user's token, or looks for it: an environment variable's name, or a file's."""
+    """Where Ray looks for the user's token: the name of an environment variable, or of a file."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     return os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
 
 
 def _token_file() -> Path:
-    """Ray's own token file, for the user alone, made if there is none: Ray would leave it readable by everybody."""
+    """Ray's own token file, made if it is missing; only the user may read it, while Ray lets everybody."""
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.parent.chmod(0o700)  # where it was there
+    path.parent.chmod(0o700)  # if it existed before
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         os.fchmod(file.fileno(), 0o600)
-        if not file.read().strip():  # new, or of a launch that was killed just here
+        if not file.read().strip():  # new, or left empty by a launch that was killed here
             file.write(secrets.token_hex(32))
     return path
 
 
 def _check_token(path: str) -> None:
-    """Raises where the user's own token file holds none: Ray would abort."""
+    """Raises if the user's token file holds no token, because Ray would abort."""
     try:
         what = "" if Path(path).read_text().strip() else "it is empty"
     except (OSError, ValueError) as error:
@@ -103,30 +103,30 @@ def _check_token(path: str) -> None:
 
 @dataclass(frozen=True)
 class RayAt:
-    """Where a sweep runs: the address of a Ray cluster, or None for one started here, with or without dashboard."""
+    """Where a sweep runs: the address of a Ray cluster, or None to start one here, with or without dashboard."""
 
     address: str | None = None
     dashboard: bool = True
 
 
 class NoClusterError(ValueError):
-    """No cluster that could be joined answers where the user says there is one."""
+    """No cluster that can be joined answers at the user's address."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on: the nodes, and the dashboard's URL or None."""
+    """The nodes of a cluster, and the URL of its dashboard or None."""
 
     nodes: tuple[Node, ...]
     dashboard: str | None
 
 
 def knock(address: str) -> None:
-    """Returns where something that may be Ray listens: elsewhere ray.init would go on trying for minutes.
+    """Checks that a gRPC server, which may be Ray, answers at an address; ray.init would try for minutes.
 
     Raises:
-        NoClusterError: nothing answers, or something that speaks no gRPC; or it is no HOST:PORT (or `auto`, which
-            is taken as it is).
+        NoClusterError: nothing answers, or a server without gRPC; or the address is neither HOST:PORT nor `auto`,
+            which is not checked.
     """
     if address == "auto":
         return
@@ -149,15 +149,15 @@ def knock(address: str) -> None:
 def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
     """Starts Ray here, or joins a cluster, for the length of a `with` block.
 
-    What Ray writes here, its logs among them, is in a folder of the user's alone and goes with it: Ray's own is open
-    to everybody on the machine.
+    Ray's files, such as its logs, lie in a folder that only the user can read and that is deleted at the end.
+    Ray's own folder is open to everybody on the machine.
 
     Args:
-        ray_at: which one.
-        data_bytes: size of the data set, which the object store has to hold.
+        ray_at: the cluster.
+        data_bytes: the size of the data set, which the object store has to hold.
 
     Raises:
-        NoClusterError: no cluster answers there, or one of another version.
+        NoClusterError: no cluster answers at the address, or its version differs.
     """
     import ray
 
@@ -168,7 +168,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
                 dashboard_host="127.0.0.1",
                 include_dashboard=ray_at.dashboard,
                 object_store_memory=max(128 * 2**20, 2 * data_bytes),
-                _temp_dir=f"{stack.enter_context(own_folder())}/r",  # Ray opens it to everybody, but not its parent
+                _temp_dir=f"{stack.enter_context(own_folder())}/r",  # open to everybody, but its parent is not
                 **QUIET,
             )
         else:
@@ -179,7 +179,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
 
 
 def nodes_now() -> dict[str, Node]:
-    """The nodes that are alive, by address and the beginning of their id: of one machine there may be several."""
+    """The live nodes, by address and the start of their id, because one machine may have several."""
     import ray
 
     there = {f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": node for node in ray.nodes() if node["Alive"]}
@@ -188,7 +188,7 @@ def nodes_now() -> dict[str, Node]:
 
 
 def _joined(address: str) -> Any:
-    """What ray.init returns of the cluster at an address."""
+    """The context of ray.init for the cluster at an address."""
     import ray
 
     knock(address)

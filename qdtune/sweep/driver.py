@@ -1,7 +1,7 @@
-"""The sweep on Ray Tune: it trains what the queue gives, and every result goes to the recorder.
+"""The sweep on Ray Tune: it trains the trials of the queue and hands every result to the recorder.
 
-Tune places trials and keeps them alive; it does not own the results. Each launch builds a fresh `Tuner` over the
-configurations that are missing, so that the same command finishes an interrupted sweep.
+Tune places trials and keeps them alive, but the store owns the results. Each launch builds a new `Tuner` over the
+missing configurations, so that the same command finishes an interrupted sweep.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def run_trials(
     stopped: list[int],
     out: Any,
 ) -> tuple[int | None, StorageError | None]:
-    """Trains what the queue gives; the signal that stopped it, if any, and the storage error, if any.
+    """Trains the trials of the queue; returns the signal that stopped it and the storage error, None if none.
 
     Args:
         spec: resolved.
-        data: what to train on.
+        data: to train on.
         queue: the trials.
         store: where results go.
-        known: rows that are there; those of the results are added.
-        connect: to the cluster to run on, which has room for one trial, given the size of the data.
-        stopped: the signals received so far, to which later ones are added; the first one ends the sweep.
-        out: where to say how it goes.
+        known: the rows of earlier results; later rows are added.
+        connect: joins the cluster, given the bytes of the data; it has room for at least one trial.
+        stopped: the signals received so far; later signals are added, and the first one ends the sweep.
+        out: where to print progress.
 
     Raises:
         SpecError: a trial asks for more than the cluster has.
@@ -93,16 +93,16 @@ def run_trials(
 def decide_placement(
     spec: Spec, cluster: Cluster, data: Samples, queue: Queue, stopped: list[int], out: Any
 ) -> tuple[Placement, dict[str, Node]]:
-    """How trials share the cluster, decided once its nodes are known and `gpu: auto` is measured; and the nodes."""
+    """How trials share the cluster, and its nodes; measures `gpu: auto` first."""
     resources = spec.resources
     if resources.gpu == "auto" and any(node.gpus for node in cluster.nodes):
         resources = measure_share(spec, cluster, data, queue, stopped, out)
-    nodes = nodes_now()  # a cluster may have grown since it was joined
+    nodes = nodes_now()  # the cluster may have grown since the driver joined
     return place_trials(resources, list(nodes.values()), spec.run.max_concurrent_trials), nodes
 
 
 def _announce_placement(place: Placement, cluster: Cluster, trials: int, out: Any) -> None:
-    """Says how many trials run at once, and where to look, before anything runs."""
+    """Prints how many trials run at once, and the dashboard's URL."""
     for note in place.notes:
         out.print(note, style="yellow")
     share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"
@@ -116,14 +116,14 @@ def _announce_placement(place: Placement, cluster: Cluster, trials: int, out: An
 
 
 def _warmup_actor(store: Store) -> Any:
-    """The actor that keeps the warm-ups, on this node, where the run folder is; started again if it is lost."""
+    """The actor that keeps the warm-ups; it runs on this node, where the run folder is, and restarts if lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
     return ray.remote(WarmupFolder).options(**options).remote(join_location(store.folder.where, "warmup"))
 
 
 def _most(spec: Spec, place: Placement) -> int | None:
-    """How many trials may run at a time, None where nobody says; a search shall know what came out first."""
+    """The most trials at a time, None for no limit; a search has a limit so that it learns from the first results."""
     return spec.run.max_concurrent_trials if spec.method in PLANNED else place.concurrent
 
 
@@ -135,8 +135,8 @@ def _tune(
     scratch: str,
     *watching: tune.Callback,
 ) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what went wrong is told by the recorder, in a line
-    # As many trials may be waiting as can run; Tune's own default for a searcher is one, which starts them in turn.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder prints errors, in one line each
+    # Let as many trials wait as can run. With a searcher Tune's default is one, which starts trials one by one.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
     tuner = tune.Tuner(
         kind,
@@ -144,7 +144,7 @@ def _tune(
         tune_config=tune.TuneConfig(
             search_alg=QueueSearcher(recorder),
             scheduler=PruningScheduler(recorder),
-            num_samples=-1,  # until the searcher has no more
+            num_samples=-1,  # until the searcher has no more trials
             max_concurrent_trials=_most(spec, place),
             time_budget_s=spec.run.time_budget_s,
             reuse_actors=True,
@@ -153,7 +153,7 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name=spec.name,
-            storage_path=scratch,  # Tune's own state: thrown away with the sweep
+            storage_path=scratch,  # Tune's own state, deleted after the sweep
             callbacks=[recorder, *watching],
             failure_config=tune.FailureConfig(max_failures=spec.run.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

@@ -1,4 +1,4 @@
-"""`resources: {gpu: auto}`: the share of a GPU that a trial gets, measured on a GPU of its own before the sweep."""
+"""`resources: {gpu: auto}`: before the sweep, one trial runs alone on a GPU to measure the share that trials need."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.cluster import Cluster
 from qdtune.sweep.placement import Need
 
-PROBE_S = 300.0  # how long a GPU of its own is waited for, and its measurement
+PROBE_S = 300.0  # the longest time to wait for a free GPU and the measurement
 
 
 def measure_share(
     spec: Spec, cluster: Cluster, data: Samples, queue: Queue, stopped: list[int], out: Any
 ) -> Resources:
-    """The resources with the share of a GPU that the largest trial was found to take; a whole one if that fails.
+    """The resources with the share of a GPU that the largest trial needs; a whole GPU if it cannot be measured.
 
     Args:
         spec: resolved; its share is `auto`.
@@ -28,11 +28,11 @@ def measure_share(
         data: what to train on.
         queue: the trials.
         stopped: the signals received so far; the first one ends the measurement.
-        out: where to say what was found.
+        out: where to print the result.
     """
     trial = max(queue.planned, key=lambda t: (t.sizes.fp32_bytes, t.depth, t.act_bits or 0))
     out.print(f"gpu: auto: measuring {trial.label} ({trial.sizes.params:,} parameters) on a GPU of its own")
-    # An actor, which can be killed at any moment: cancelling a task that is just ending aborts the driver (Ray 2.60).
+    # An actor can be killed at any moment; cancelling a task as it ends would abort the driver (Ray 2.60).
     probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote(plugins.granted())
     answer = probe.call.remote(_measure, trial, data, spec.run.compile)
     gpu, waited = 1.0, 0.0
@@ -49,12 +49,12 @@ def measure_share(
         why = str(error).strip().splitlines()[-1]
         out.print(f"gpu: auto: it cannot be measured ({why}): a whole GPU for each trial", style="yellow")
     finally:
-        ray.kill(probe)  # the GPU is the trials' now
+        ray.kill(probe)  # frees the GPU for the trials
     return spec.resources.model_copy(update={"gpu": gpu})
 
 
 class _Probe:
-    """A process of its own to call something in."""
+    """A separate process to call a function in."""
 
     def __init__(self, grant: plugins.Grant) -> None:
         plugins.allow(grant)

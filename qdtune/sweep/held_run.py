@@ -1,4 +1,4 @@
-"""The run folder that a launch holds: the results in it, and the trials that are left."""
+"""The run folder that a launch has locked: its results, and the trials that are left."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from qdtune.store.opened import read_rows
 from qdtune.store.results import Rows
 from qdtune.store.store import Store
 
-JOURNAL = "study.journal"  # of the Optuna studies, in the run folder
+JOURNAL = "study.journal"  # the file of the Optuna studies in the run folder
 
 
 @dataclass(frozen=True)
 class HeldRun:
-    """A run folder that a launch holds the lock of.
+    """A run folder that a launch has locked.
 
     Attributes:
         spec: resolved.
         store: the folder.
         queue: the trials, with the results of earlier launches.
-        known: rows of those results, to which later ones are added.
+        known: the rows of those results; the recorder adds later rows.
     """
 
     spec: Spec
@@ -36,14 +36,14 @@ class HeldRun:
 
 
 def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any) -> HeldRun:
-    """The run of a sweep, made if it is not there yet; to be called under the lock of its folder.
+    """The run of a sweep; its folder must be locked, and is filled if it is new.
 
     Args:
-        spec: resolved; what the folder holds can be compared with it.
+        spec: resolved, and comparable with the results in the folder.
         planned: its configurations.
         store: the folder.
         workspace: where the journal of the studies grows.
-        out: where to say what is damaged.
+        out: where to report damaged files.
 
     Raises:
         StorageError: the folder cannot be read or written.

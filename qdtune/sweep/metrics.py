@@ -1,8 +1,8 @@
-"""What Prometheus is told of a sweep while it runs, through Ray's own metrics: `docker/grafana` draws it.
+"""The metrics of a running sweep for Prometheus, through Ray's own metrics; `docker/grafana` draws them.
 
-Everything is said by the driver, because what a worker says of itself vanishes with the worker. No tag names a trial:
-Prometheus keeps a time series for every value that a tag has ever had. Ray puts `ray_` before each name, and `_total`
-after that of a counter.
+The driver reports everything, because the metrics of a worker vanish with the worker. No tag names a trial, because
+Prometheus keeps a time series for every value of a tag. Ray puts `ray_` before each name, and `_total` after the name
+of a counter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qdtune.store.columns import STATES
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table, rows_known
 
-AGAIN_S = 4.0  # well below the ten seconds after which Ray forgets a gauge that nobody sets again
+AGAIN_S = 4.0  # Ray forgets a gauge that is not set again within ten seconds
 METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
     "qdtune_trials": (Gauge, "Trials by state: as they ended, running or waiting", ("state",)),
     "qdtune_epochs": (Counter, "Epochs trained, in the float warm-up and in QAT", ()),
@@ -35,14 +35,14 @@ METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning,
 
 
 class SweepMetrics:
-    """The metrics of one sweep, to be made where Ray is running; those of a GPU are said where there is one alone.
+    """The metrics of one sweep; Ray must be running. The metrics of a GPU appear only if there is a GPU.
 
-    The reference point of the hypervolume does not move while the sweep runs: a validation accuracy of 1 / classes,
-    and log2 of the bytes that the largest planned network takes in float32.
+    The reference point of the hypervolume stays the same during the sweep: a validation accuracy of 1 / classes, and
+    log2 of the bytes of the largest planned network in float32.
 
     Args:
         spec: resolved.
-        planned: the configurations that may be trained, or where the method searches a sample of them.
+        planned: the configurations of the plan; if the method searches, a sample of them.
     """
 
     def __init__(self, spec: Spec, planned: Sequence[Configuration]) -> None:
@@ -51,13 +51,13 @@ class SweepMetrics:
         self.corner = (-1 / spec.data.info.classes, math.log2(largest))
         self.gpu_peak = 0.0
         self.said_at = 0.0
-        self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and further tag
+        self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and tag
         self._of = {name: kind(name, what, ("sweep", *tags)) for name, (kind, what, tags) in METRICS.items()}
         for metric in self._of.values():
             metric.set_default_tags({"sweep": spec.name})
 
     def again(self) -> None:
-        """Says the gauges once more, where that is due; to be called all the time."""
+        """Sets the gauges again if it is time for that; the recorder calls it in every step."""
         if time.monotonic() - self.said_at >= AGAIN_S:
             self.said_at = time.monotonic()
             for (name, tag), value in self._gauges.items():
@@ -68,12 +68,12 @@ class SweepMetrics:
         self._of[name].set(value, dict.fromkeys(METRICS[name][2], tag))
 
     def granted(self, gpu: float) -> None:
-        """Notes the share of a GPU that each trial gets; none where it is 0."""
+        """Notes the share of a GPU that each trial gets; 0 means no GPU."""
         if gpu:
             self._say("qdtune_gpu_share", gpu)
 
     def trained(self, report: dict[str, Any]) -> None:
-        """Notes an epoch of a trial, from its report; one without an epoch says that there was none."""
+        """Notes an epoch of a trial from its report; a report with epoch 0 or none is ignored."""
         if not report.get("epoch"):
             return
         epoch = (report["phase"], report["epoch"])
@@ -86,7 +86,7 @@ class SweepMetrics:
             self._say("qdtune_gpu_memory_peak", self.gpu_peak)
 
     def moved(self, running: int, left: int) -> None:
-        """Notes how many trials run, of those that have not ended."""
+        """Notes how many of the trials that are left run."""
         self._say("qdtune_trials", running, "running")
         self._say("qdtune_trials", left - running, "waiting")
 

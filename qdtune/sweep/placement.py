@@ -1,4 +1,4 @@
-"""How trials share machines, and what these have for them."""
+"""How trials share machines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 from qdtune.messages import Problem, SpecError
 from qdtune.spec.groups import Resources
 
-UNIT = 10_000  # Ray counts resources in these parts of one
-MEMORY_SHARE = 0.9  # of a GPU's memory, which trials may fill together
-MOST_SHARERS = 32  # of one GPU: each is a process with a CPU and some 0.5 GB of GPU memory of its own
+UNIT = 10_000  # Ray counts resources in 1/10000ths
+MEMORY_SHARE = 0.9  # the share of a GPU's memory that its trials may fill together
+MAX_SHARERS = 32  # of one GPU; each is a process with a CPU and about 0.5 GB of GPU memory
 
 
 class Node(NamedTuple):
@@ -27,8 +27,8 @@ class Placement:
     """How trials share one machine or many.
 
     Attributes:
-        gpu, cpu: what one trial holds.
-        per_gpu: how many trials share one GPU; 0 without GPUs, or where a trial takes several.
+        gpu, cpu: the GPUs and CPUs of one trial.
+        per_gpu: how many trials share one GPU; 0 without GPUs, or if a trial takes several.
         concurrent: how many trials run at once.
         notes: lines for the user.
     """
@@ -44,12 +44,12 @@ class Placement:
         return -(-trials // self.concurrent)
 
     def at_once(self, nodes: Sequence[Node]) -> int:
-        """How many such trials run at once on these machines, where nobody limits it."""
+        """How many such trials have room on these machines."""
         return sum(_rooms(nodes, round(self.gpu * UNIT), round(self.cpu * UNIT)))
 
 
 def check_fits(resources: Resources, nodes: Sequence[Node]) -> None:
-    """Checks that one trial has room on one of these machines; a trial is always on one of them.
+    """Checks that one of these machines has room for a trial; a trial cannot span machines.
 
     Raises:
         SpecError: it asks for more than any node has.
@@ -71,8 +71,8 @@ def check_fits(resources: Resources, nodes: Sequence[Node]) -> None:
 def place_trials(resources: Resources, nodes: Sequence[Node], max_concurrent: int | None = None) -> Placement:
     """How trials that ask for `resources` share some machines.
 
-    Without a GPU anywhere they run on CPUs alone, and a note says so. All sums are in whole 1/10000ths, as Ray's are.
-    A share that is `auto` counts as a whole GPU until it has been measured (`gpu_share`).
+    If no machine has a GPU, trials run on CPUs, and a note says so. All sums are in whole 1/10000ths, as in Ray. The
+    share `auto` counts as a whole GPU until it has been measured (`gpu_share`).
 
     Raises:
         SpecError: one trial asks for more than any node has.
@@ -101,13 +101,13 @@ def place_trials(resources: Resources, nodes: Sequence[Node], max_concurrent: in
 
 
 def _asked(resources: Resources, nodes: Sequence[Node]) -> tuple[int, int]:
-    """What one trial holds of GPUs and CPUs, in 1/10000ths; no GPU if no node has any."""
+    """The GPUs and CPUs of one trial, in 1/10000ths; no GPU if no node has one."""
     gpu = UNIT if resources.gpu == "auto" else round(resources.gpu * UNIT)
     return (gpu if any(node.gpus for node in nodes) else 0), round(resources.cpu * UNIT)
 
 
 def _rooms(nodes: Sequence[Node], gpu: int, cpu: int) -> list[int]:
-    """How many trials run on each node, given 1/10000ths of what each holds."""
+    """How many trials have room on each node, given the 1/10000ths of a GPU and of a CPU that each takes."""
     by_cpu = [node.cpus * UNIT // cpu for node in nodes]
     return [min(n, _by_gpu(node, gpu)) for n, node in zip(by_cpu, nodes, strict=True)] if gpu else by_cpu
 
@@ -118,31 +118,30 @@ def _by_gpu(node: Node, gpu: int) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What one trial took of a GPU that it had to itself.
+    """The need of one trial, measured alone on a GPU.
 
     Attributes:
-        memory: bytes in use, those of the process itself included.
+        memory: bytes in use, including those of the process itself.
         total: bytes of the GPU.
         busy: share of the time in which the GPU worked, 0..1.
-        most: trials for which there are CPUs, per GPU.
+        most: trials per GPU that the CPUs suffice for.
     """
 
     memory: int
     total: int
     busy: float
-
-    most: int = MOST_SHARERS
+    most: int = MAX_SHARERS
 
     @property
     def sharers(self) -> int:
-        """How many such trials share a GPU: as many as keep it busy, and fit in with a margin for their peaks."""
+        """How many such trials share a GPU: enough to keep it busy, few enough that their memory peaks fit."""
         by_memory = int(MEMORY_SHARE * self.total / self.memory)
-        by_time = math.ceil(1 / max(self.busy, 1 / MOST_SHARERS))
-        return max(1, min(by_memory, by_time, self.most, MOST_SHARERS))
+        by_time = math.ceil(1 / max(self.busy, 1 / MAX_SHARERS))
+        return max(1, min(by_memory, by_time, self.most, MAX_SHARERS))
 
     @property
     def gpu(self) -> float:
-        """The share of each, as Ray counts it."""
+        """The share of each trial, as Ray counts it."""
         return UNIT // self.sharers / UNIT
 
     def __str__(self) -> str:
@@ -157,7 +156,7 @@ def _too_much(kind: str, asked: float, there: int) -> Problem:
 
 
 def _fraction_notes(gpu: int, per_gpu: int) -> list[str]:
-    """Says so where a fraction of a GPU leaves some of it idle, and which would not."""
+    """A note if a fraction of a GPU leaves part of it idle, with a better fraction."""
     given = f"resources.gpu {gpu / UNIT:g}"
     if gpu >= UNIT or UNIT - gpu * per_gpu <= UNIT // 100:
         return []

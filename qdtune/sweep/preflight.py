@@ -1,6 +1,6 @@
-"""What has to hold before a launch makes anything: versions, an address that answers, a run folder with room.
+"""Checks before a launch makes anything: versions, an address that answers, a run folder with room.
 
-Nothing is written here, Ray is not imported. What goes wrong later, while a sweep runs, is a `StorageError`.
+These checks write nothing and do not import Ray. A failure later, while a sweep runs, is a `StorageError`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.cluster import NoClusterError, knock
 
-LEAST = {
+LEAST_VERSIONS = {
     "ray": (2, 56),
     "torch": (2, 6),
     "pyarrow": (18, 0),
-}  # as in pyproject.toml; older ones may run code they read
-# Bytes of a run folder (measured): Parquet files, study and table of a configuration; a row of its history; an epoch
-# in the study; what the file of its weights says of each factor.
-CONFIGURATION, ROW, EPOCH, FACTOR = 21_000, 30, 150, 400
+}  # as in pyproject.toml; older versions may run code from files that they read
+# Bytes in a run folder (measured): per configuration, for its Parquet files, study and table rows; per row of its
+# history; per epoch in the study; per factor, for the header of its weights.
+CONFIGURATION_BYTES, ROW_BYTES, EPOCH_BYTES, FACTOR_BYTES = 21_000, 30, 150, 400
 
 
 def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
@@ -38,10 +38,10 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
     Args:
         runs_dir: where run folders are made; a URL (`scheme://...`) is left to `store.folder`.
         name: of the sweep.
-        address: of a running Ray cluster, None for one that is started here.
+        address: of a running Ray cluster; None to start one here.
 
     Raises:
-        SpecError: what stands in the way, and what to do.
+        SpecError: a check fails; the message says what to do.
     """
     check_versions()
     if "://" not in runs_dir:
@@ -57,16 +57,16 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
 
 
 def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None:
-    """Checks that the disk has room for what a sweep writes; an object store always has.
+    """Checks that the disk has room for the files of a sweep; an object store always has room.
 
     Args:
         spec: resolved.
         planned: its configurations.
         runs_dir: where run folders are made.
-        is_fresh: whether what is in the run folder is going to be set aside.
+        is_fresh: whether the launch sets an earlier run aside.
 
     Raises:
-        SpecError: it has not, with both numbers.
+        SpecError: it has too little; the message has both numbers.
     """
     if "://" not in runs_dir:
         folder = Path(runs_dir) / spec.name
@@ -76,7 +76,7 @@ def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None
 
 @contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
-    """What the system says of a folder, as a mistake of the user's in one line."""
+    """Turns the system's errors about a folder into user errors of one line."""
     try:
         yield
     except SpecError:
@@ -87,8 +87,8 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 
 def check_versions() -> None:
-    """Raises SpecError where a library is older than `LEAST`."""
-    for name, least in LEAST.items():
+    """Raises SpecError if a library is older than `LEAST_VERSIONS`."""
+    for name, least in LEAST_VERSIONS.items():
         found = version(name)
         if tuple(int(n) for n in re.findall(r"\d+", found)[:2]) < least:
             wanted = ".".join(map(str, least))
@@ -117,13 +117,13 @@ def check_loggers(names: tuple[str, ...] | None, runs_dir: str) -> None:
 
 
 def needed_bytes(spec: Spec, planned: Plan) -> int:
-    """About how many bytes a sweep writes that has nothing yet."""
+    """About how many bytes a sweep writes from the start."""
     count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
     seeds = max(len(spec.seeds), spec.replicate.front if spec.replicate else 0)
     epochs = spec.train.warmup.epochs + spec.train.qat.epochs
     largest = max(trial.sizes.fp32_bytes for trial in planned.trials)
-    weights = max(t.sizes.size_bytes + FACTOR * t.depth * len(t.structure.layers) for t in planned.trials)
-    each = CONFIGURATION + epochs * (ROW * seeds + EPOCH) + seeds * weights
+    weights = max(t.sizes.size_bytes + FACTOR_BYTES * t.depth * len(t.structure.layers) for t in planned.trials)
+    each = CONFIGURATION_BYTES + epochs * (ROW_BYTES * seeds + EPOCH_BYTES) + seeds * weights
     return count * each + planned.warmups * seeds * largest
 
 
@@ -132,31 +132,31 @@ def _named(path: Path) -> str:
 
 
 def _check_place(folder: Path) -> None:
-    """Raises where the folder cannot be made, or nothing can be made in it."""
+    """Raises if the folder, or a file in it, cannot be made."""
     parts = [folder, *folder.parents]
-    there = next(part for part in parts if os.path.lexists(part))  # the innermost one; at last . or / is
+    there = next(part for part in parts if os.path.lexists(part))  # the innermost existing one; . or / always exists
     if not os.path.isdir(there):
         what = "a link that leads nowhere" if os.path.islink(there) else "a file"
         raise user_error(f"{_named(there)} must be a folder, got {what} (choose another --runs-dir or name)")
     with suppress(FileNotFoundError):
-        os.stat(folder)  # else a name that is too long would count as one that is not there
-    tempfile.TemporaryFile(dir=there).close()  # has no name: nothing is left whatever happens
+        os.stat(folder)  # raises if the name is too long, which looks like a missing folder above
+    tempfile.TemporaryFile(dir=there).close()  # a file without a name leaves nothing behind
 
 
 def _check_kind(folder: Path, runs_dir: Path) -> None:
-    """Raises where the folder holds something else than a run, or links that lead out of `runs_dir`."""
+    """Raises if the folder holds anything but a run, or links that lead out of `runs_dir`."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in (folder, *inside):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(runs_dir)):
             raise user_error(f"{_named(path)} must lie in {_named(runs_dir)}, got a link that leads outside")
-    # A launch that was killed at its start leaves dot files and nothing else.
+    # A launch that was killed at its start leaves only dot files.
     if any(path.name[0] != "." for path in inside) and not (folder / "sweep.yaml").is_file():
         what = "a folder that holds something else and no sweep.yaml"
         raise user_error(f"{_named(folder)} must be a run folder or empty, got {what} (choose another name)")
 
 
 def _check_free(folder: Path, whole: int, is_fresh: bool) -> None:
-    """Raises where the disk has less room than what is still to be written takes."""
+    """Raises if the disk has too little room for the bytes still to be written."""
     there = next(part for part in (folder, *folder.parents) if part.is_dir())
     free = shutil.disk_usage(there).free
     held = sum(file.stat().st_size for file in folder.glob("**/*") if file.is_file())

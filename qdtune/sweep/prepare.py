@@ -1,4 +1,4 @@
-"""What a launch decides before it makes anything: one step after the other, each taken once.
+"""The decisions of a launch before it makes anything, one step after the other, each taken once.
 
 `prepare_launch` returns one `Prepared`, which a dry run prints and a sweep trains. Two things are known later, and
 `Prepared` says so. Which data set can be had: `Unread`, which `read_data` settles. The nodes, and what `gpu: auto`
@@ -169,7 +169,7 @@ def read_data(prepared: Prepared, out: Any) -> tuple[Prepared, Samples, list[str
     if not on_disk(names[0], data_dir):
         out.print(f"{names[0]} is not in {data_dir}: downloading it")
     data, notes = load(names, data_dir, lambda name: prepared.asked.resolve(name).data.val_size)
-    if data.name != prepared.spec.data.names[0]:  # other configurations: no decision on them has been taken yet
+    if data.name != prepared.spec.data.names[0]:  # another data set has other configurations
         asked, spec, planned = _decide_on(prepared.asked, data.name)
         prepared = replace(prepared, asked=asked, spec=spec, plan=planned)
     if data.name not in prepared.comparable:

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs and when it is over; plain lines where nobody is at a terminal."""
+"""The progress of a running sweep: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from qdtune.store.front import front_table
 from qdtune.store.tables import Table
 from qdtune.terminal import Screen
 
-# Between two lines where stdout is no terminal: at least where a trial has begun or ended, and at most.
-LEAST_S, MOST_S = 5.0, 60.0
-LINE_TRIALS, LIVE_TRIALS = 4, 8  # how many running trials are named in a line, and on a terminal
+# The time between two plain lines: after a trial has begun or ended, and if nothing has changed.
+CHANGED_LINE_S, QUIET_LINE_S = 5.0, 60.0
+LINE_TRIALS, LIVE_TRIALS = 4, 8  # how many running trials a line names, and the live display
 LIVE_FRONT_ROWS = 8
-RECENT = 12  # trials from whose pace the time left is guessed
+RECENT_TRIALS = 12  # the time left is estimated from the pace of the latest trials
 
 
 class SweepProgress:
     """A bar with the trials done, running, pruned and failed, the epochs, the time left, and the front so far.
 
     Args:
-        out: where.
-        total: how many trials there are.
-        done: how many of them have ended before.
+        out: the console.
+        total: the number of trials.
+        done: how many of them ended in earlier launches.
         varying: the axes to show.
-        epochs: of a trial, by phase, in the order of the phases; one that ends early counts as if it had had all.
+        epochs: of a trial, by phase, in the order of the phases. A trial that ends early counts with all epochs.
     """
 
     def __init__(self, out: Any, total: int, done: int, varying: set[str], epochs: dict[str, int]) -> None:
         self.out, self.total, self.done, self.varying, self.epochs = out, total, done, varying, epochs
         self.states: Counter[str] = Counter()
-        self.running: dict[str, str] = {}  # what each running trial does
-        self.trained: Counter[str] = Counter()  # epochs of each
-        self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT)  # when the latest trials ended, epochs by then
-        self.first: dict[str, tuple[str, float, int]] = {}  # of each: its phase, since when, epochs by then
-        self.end = 0.0  # when all may be done, 0 where nobody knows
+        self.running: dict[str, str] = {}  # the text of each running trial
+        self.trained: Counter[str] = Counter()  # epochs of each running trial
+        self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT_TRIALS)  # latest ends, and epochs by then
+        self.first: dict[str, tuple[str, float, int]] = {}  # of each: its phase, when that began, epochs by then
+        self.end = 0.0  # the estimated end, 0 if unknown
         self.line_at, self.changed = time.monotonic(), False
         self.front: Table | None = None
         self.screen = Screen(out, "trials", total, done, self._below)
@@ -49,11 +49,11 @@ class SweepProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.screen.is_live:
-            self.front = None  # the final table follows
+            self.front = None  # the final table follows, so the display shows no front
         self.screen.stop()
 
     def start(self, trial_id: str, name: str) -> None:
-        """Notes that a trial begins; it says nothing before its first epoch, for which it may have to compile."""
+        """Notes that a trial begins; it may have to compile before it reports its first epoch."""
         self.running[trial_id] = f"{name} starting"
         self.changed = True
 
@@ -71,7 +71,7 @@ class SweepProgress:
         self.tick()
 
     def finish(self, trial_id: str, state: str, front: Table, done: int, total: int) -> None:
-        """Notes the end of a trial, the front with it, and how many trials are done and there are by now."""
+        """Notes the end of a trial, the front that includes it, and the trials done and in total."""
         self.done, self.total = done, total
         self.forget(trial_id)
         self._guess()
@@ -82,27 +82,27 @@ class SweepProgress:
         self.tick(last=self.done == self.total)
 
     def forget(self, trial_id: str) -> None:
-        """Notes that a trial does not run any more."""
+        """Notes that a trial no longer runs."""
         self.running.pop(trial_id, None)
         self.trained.pop(trial_id, None)
         self.first.pop(trial_id, None)
         self.changed = True
 
     def _trained(self) -> tuple[int, int]:
-        """Epochs behind us, those of running trials included, and all epochs."""
+        """The epochs trained, including those of running trials, and all epochs."""
         each = sum(self.epochs.values())
         return each * self.done + self.trained.total(), each * self.total
 
     def _guess(self) -> None:
-        """Guesses the end from the latest trials: the first also train the warm-ups, and many are soon stopped.
+        """Estimates the end from the latest trials, because the first ones also train the warm-ups.
 
-        But not before a running trial would end at its own pace: a large one goes on when the others are through.
+        The end is not before a running trial ends at its own pace: a large trial may run after the others have ended.
         """
         now, (trained, total) = time.monotonic(), self._trained()
         each = sum(self.epochs.values())
-        self.marks = self.marks or deque([(now, trained)], maxlen=RECENT)
+        self.marks = self.marks or deque([(now, trained)], maxlen=RECENT_TRIALS)
         since, before = self.marks[0]
-        if trained - before >= each:  # as much as one trial
+        if trained - before >= each:  # at least one trial's worth
             self.end = now + (total - trained) * (now - since) / (trained - before)
         for trial_id, (_, since, before) in self.first.items():
             if self.end and (done := self.trained[trial_id]) > before:
@@ -119,9 +119,9 @@ class SweepProgress:
         return ", ".join(parts)
 
     def tick(self, last: bool = False) -> None:
-        """Prints a line where no terminal shows it all and one is due; to be called all the time."""
+        """Prints a plain line if one is due and there is no live display; the recorder calls it often."""
         silent = time.monotonic() - self.line_at
-        if not self.screen.is_live and (last or silent >= (LEAST_S if self.changed else MOST_S)):
+        if not self.screen.is_live and (last or silent >= (CHANGED_LINE_S if self.changed else QUIET_LINE_S)):
             self.line_at, self.changed = time.monotonic(), False
             parts = [self.summary()]
             if self.front is not None and self.front.num_rows:
@@ -133,7 +133,7 @@ class SweepProgress:
             self.out.print("; ".join([*parts, ", ".join(doing)] if doing else parts))
 
     def _below(self) -> list[Any]:
-        """What stands below the bar."""
+        """The lines below the bar."""
         running = [f"  {text}" for text in list(self.running.values())[:LIVE_TRIALS]]
         if self.front is None or not self.front.num_rows:
             return [self.summary(), *running]

@@ -1,4 +1,4 @@
-"""What Ray Tune calls: the searcher that hands out trials, the scheduler that stops them."""
+"""The searcher that hands trials to Ray Tune, and the scheduler that stops them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qdtune.sweep.search_space import check_space
 
 
 class QueueSearcher(Searcher):
-    """Hands the trials of a sweep to Ray Tune, one whenever there is room for it.
+    """Hands the trials of a sweep to Ray Tune, one each time there is room.
 
-    Tune hands its `param_space` to `set_search_properties`: it must be that of the sweep, from which the queue draws.
+    Tune passes its `param_space` to `set_search_properties`; it must equal the space of the sweep.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -41,14 +41,14 @@ class QueueSearcher(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        pass  # a resume is planned from the store
+        pass  # a relaunch plans from the store
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a sweep is resumed by launching it again")
 
 
 class PruningScheduler(FIFOScheduler):
-    """Stops a trial in QAT, where the sweep's pruner says so; the recorder, which comes next, finds out by whom."""
+    """Stops a trial in QAT if the sweep's pruner says so; the recorder comes next and notes which one beat it."""
 
     _supports_buffered_results = False
 

@@ -1,4 +1,7 @@
-"""What happens in Ray Tune, as it reaches the store and the progress display."""
+"""The recorder takes each event of Ray Tune to the store, the queue and the progress display.
+
+This file is at the limit of 300 lines because one class answers Tune's callbacks and they share its state.
+"""
 
 from __future__ import annotations
 
@@ -28,27 +31,27 @@ from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.trainable import describe_timeout
 
-FRONT_EVERY_S = 2.0  # between two looks at the front while trials finish
+FRONT_EVERY_S = 2.0  # between two computations of the front
 RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a storage may fail before the sweep ends
-HOPELESS = 5  # as many trials that fail alike, with none before that did not, are the sweep's own mistake
-OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # what Ray says where it ended a worker for that
+HOPELESS = 5  # if the first so many trials fail alike, the fault is in the sweep, so it stops
+OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # in Ray's reason for a worker that it killed
 Ended = tuple[Configuration, list[dict[str, Any]], list[dict[str, Any]], bytes | None]  # rows, history, weights
 
 
 class Recorder(tune.Callback):
-    """The driver's side of a sweep: feeds Ray Tune with trials, judges and stores what comes back, tells the display.
+    """The driver's side of a sweep: it gives trials to Ray Tune, prunes and stores them, and updates the display.
 
-    Nothing it does may raise into Tune, which would abort the sweep: a storage error is kept in `error` and ends
-    the sweep in order, as a signal does.
+    It must not raise into Tune, which would abort the sweep. A storage error is kept in `error` and ends the sweep in
+    order, as a signal does.
 
     Args:
-        queue: what is to be trained.
+        queue: the trials.
         store: where results go.
         progress: the display.
         warmups: the actor that holds the warm-ups.
-        known: rows that were there before, to which its own are added.
+        known: the rows of earlier results; it adds its own.
         signals: received so far; the first one ends the sweep.
-        stacks: a folder in which trials that were ended for their silence leave their stack.
+        stacks: a folder in which trials that hang leave their stack.
         loggers: the trackers that are told, too.
     """
 
@@ -65,36 +68,36 @@ class Recorder(tune.Callback):
     ) -> None:
         self.queue, self.store, self.progress, self.warmups, self.known = queue, store, progress, warmups, known
         self.signals, self.ending, self.stacks, self.loggers = signals, False, stacks, loggers or SweepLoggers()
-        self.unwritten: deque[Ended] = deque()  # the storage fails: nothing starts until they are written
+        self.unwritten: deque[Ended] = deque()  # not written, because the storage fails; nothing starts meanwhile
         self.failing_since, self.retry_at = math.inf, 0.0
-        self.alike: list[str] | None = []  # errors of the first trials, None once one has come out otherwise
-        self.heard: dict[str, float] = {}  # when each running trial was last heard of
+        self.alike: list[str] | None = []  # errors of the first trials; None once a trial has not failed
+        self.heard: dict[str, float] = {}  # when each running trial last reported
         self.recovering: set[str] = set()  # lost, and not started again yet
-        self.lost: Counter[str] = Counter()  # losses of running trials that Ray Tune has given up too early
-        self.returned: deque[Configuration] = deque()  # these trials, to be started anew
-        self.nodes: dict[str, str] = {}  # where each running trial last reported from
+        self.lost: Counter[str] = Counter()  # losses of trials that Ray Tune has given up too early
+        self.returned: deque[Configuration] = deque()  # these trials, to start again
+        self.nodes: dict[str, str] = {}  # the node that each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.error: StorageError | None = None
         self.metadata, self.front_at = make_provenance(), 0.0
         self.metrics = SweepMetrics(queue.spec, queue.planned)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks, for a restore that never comes
+        return {}  # Tune pickles its callbacks for a restore that never comes
 
     def next(self) -> Configuration | None:
-        """The trial to start now; None if there is none now, or no longer any (see `over`)."""
-        self._retry_write()  # once every running trial has ended, Tune waits in here and begins no step
+        """The trial to start now; None if there is none now, or none any more (see `over`)."""
+        self._retry_write()  # after the last running trial Tune only calls this method and begins no step
         if self.unwritten or self.signals:
             return None
         return self.returned.popleft() if self.returned else self.queue.next()
 
     @property
     def over(self) -> bool:
-        """Whether no trial will come any more."""
+        """Whether no further trial will come."""
         return self.queue.over or self.error is not None or bool(self.signals)
 
     def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
-        """Whether a running trial is to end with this report, because it has been beaten."""
+        """Whether a running trial ends with this report because the pruner stops it."""
         return self.queue.study.report(trial_id, report["epoch"], report["val_accuracy"]) is not None
 
     def _of(self, trial: Any) -> Configuration:
@@ -117,14 +120,14 @@ class Recorder(tune.Callback):
         self._moved()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # At once, not when it starts again: all places may be taken by others that wait for its warm-up.
+        # Release its warm-up at once: trials that wait for it may hold all places, so that it could not start again.
         ours = self._of(trial)
         self.warmups.release.remote(ours.trial_id)
         self.progress.forget(ours.trial_id)
         self._moved()
         self.recovering.add(ours.trial_id)
         if self._silence(ours):
-            trial.max_failures = trial.num_failures  # what hangs is tried once more, and not again
+            trial.max_failures = trial.num_failures  # a trial that hangs is retried only once
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -133,10 +136,10 @@ class Recorder(tune.Callback):
         self.metrics.trained(result)
         self._see_move(ours, result, trial.num_failures)
         by = self.queue.study.pruned_by(ours.trial_id)
-        weights = result.pop("weights", None)  # out of what Tune keeps of every trial until the sweep ends
+        weights = result.pop("weights", None)  # Tune keeps every result until the sweep ends
         if "error" in result and "state" in result:
             self._end_early(ours, result["state"], result["error"], trial.num_failures + 1)
-        elif by is not None:  # before `done`, which Tune sets on what the scheduler stops, too
+        elif by is not None:  # checked before `done`, because Tune also sets `done` if the scheduler stops a trial
             stopped = [row | ({"state": "pruned"} if row["state"] == "ok" else {}) for row in result["rows"]]
             stopped = [row | {"pruned_by": by} for row in stopped]
             self._finish(ours, stopped, result["history"], trial.num_failures + 1)
@@ -149,10 +152,10 @@ class Recorder(tune.Callback):
             self.loggers.update(ours.trial_id, result["history"])
 
     def _see_move(self, ours: Configuration, result: dict[str, Any], losses: int) -> None:
-        """Says so where a trial that started again is on another node than before, or had not reported before."""
+        """Prints a line if a trial that started again runs on another node, or had not reported before."""
         if "node" not in result:
             return
-        node = f"{result.get('node_ip')} ({result['node'][:6]})"  # of one machine there may be several
+        node = f"{result.get('node_ip')} ({result['node'][:6]})"  # one machine may have several nodes
         before, self.nodes[ours.trial_id] = self.nodes.get(ours.trial_id), node
         if before is None and (losses or self.lost[ours.trial_id]):
             self.progress.out.print(f"{ours.label} ({ours.trial_id}) starts again on node {node}")
@@ -161,8 +164,8 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)
-        # A worker may be lost while it takes over its next trial. For Tune (2.60) that trial has not started yet: it
-        # is given up whatever attempts it has left, at once or just after it was to recover from the same loss.
+        # A worker may be lost while it takes over its next trial. Tune (2.60) then gives that trial up although it
+        # has attempts left, because it has not started yet; sometimes only after a call of `on_trial_recover`.
         told_twice = ours.trial_id in self.recovering
         losses = trial.num_failures - told_twice  # the last one included
         lost = self.lost[ours.trial_id] + losses
@@ -180,7 +183,7 @@ class Recorder(tune.Callback):
             self._end_early(ours, state, f"worker lost {lost} times: {reason}", losses)
 
     def _silence(self, ours: Configuration) -> str | None:
-        """Why the lost worker of a trial has ended itself, if that is what it did."""
+        """Why a lost worker killed itself, None if it did not."""
         limit, whole = self.queue.spec.run.stall_timeout_s, self.queue.spec.run.trial_timeout_s
         silent = time.monotonic() - self.heard.get(ours.trial_id, math.inf)
         place = _stack_location(self.stacks / ours.trial_id) if self.stacks else ""
@@ -199,7 +202,7 @@ class Recorder(tune.Callback):
         attempts: int,
         weights: bytes | None = None,
     ) -> None:
-        self.warmups.release.remote(ours.trial_id)  # where it ended while it trained one
+        self.warmups.release.remote(ours.trial_id)  # it may have ended while it trained one
         before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
         attempts += self.lost.pop(ours.trial_id, 0)
         self.recovering.discard(ours.trial_id)
@@ -211,18 +214,18 @@ class Recorder(tune.Callback):
         self._write()
 
     def close(self) -> None:
-        """Writes what could not be written before, if that is possible by now; else `error` is set."""
+        """Writes the results that are not written yet, or sets `error`."""
         if self.unwritten:
             self.failing_since = -math.inf  # no time is left to wait
             self._write()
 
     def _retry_write(self) -> None:
-        """Writes again what could not be written, if it is time for that."""
+        """Tries again to write results if it is time for that."""
         if self.unwritten and time.monotonic() >= self.retry_at:
             self._write()
 
     def _write(self) -> None:
-        """Stores what has ended, in order. Where the storage fails it is tried again, for a while."""
+        """Stores the ended trials in order; if the storage fails, later calls try again for a while."""
         while self.unwritten and self.error is None:
             ours, rows, history, weights = self.unwritten[0]
             try:
@@ -236,7 +239,7 @@ class Recorder(tune.Callback):
                 if now - self.failing_since >= PATIENCE_S:
                     self.error = error
                 return
-            except ValueError as error:  # rows of another version of qdtune, say: no trial may end the sweep unasked
+            except ValueError as error:  # such as rows of another version of qdtune; the sweep must end in order
                 self.error = StorageError(str(error))
                 return
             self.failing_since = math.inf
@@ -258,7 +261,7 @@ class Recorder(tune.Callback):
 
     def _end(self) -> None:
         self.ending = True
-        os.kill(os.getpid(), signal.SIGUSR1)  # how Tune, which handles it by now, is asked to end in order
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune handles this signal: it ends in order
 
     def _show(self, ended: Result) -> None:
         front, total, left = self.progress.front, self.queue.total, self.queue.left
@@ -272,12 +275,12 @@ class Recorder(tune.Callback):
         self._moved()
 
     def _moved(self) -> None:
-        """Tells the metrics how many trials run: those that have begun. The queue's may still wait."""
+        """Updates the metrics with the trials that have begun; those of the queue may still wait for a place."""
         self.metrics.moved(len(self.progress.running), self.queue.left)
 
 
 def unfinished_rows(trial: Configuration, state: str, error: str) -> list[dict[str, Any]]:
-    """One row per seed for a trial that ended without any: what is known before training, and why it ended."""
+    """A row per seed for a trial that ended without rows: the columns known before training, and why it ended."""
     now = datetime.now(timezone.utc)
     return [
         trial.columns | {"seed": seed, "state": state, "error": error, "finished_at": now} for seed in trial.seeds
@@ -285,7 +288,7 @@ def unfinished_rows(trial: Configuration, state: str, error: str) -> list[dict[s
 
 
 def _stack_location(stack: Path) -> str:
-    """Where a trial was when it ended itself: the innermost line of its main thread, which is written last."""
+    """The line at which a trial killed itself: the innermost one of the main thread, which the stack has last."""
     with suppress(OSError):
         lines = stack.read_text(errors="replace").splitlines()
         heads = [i for i, line in enumerate(lines) if "(most recent call first)" in line]
@@ -295,6 +298,6 @@ def _stack_location(stack: Path) -> str:
 
 
 def _reason(trial: Any) -> str:
-    """Ray's own account of a lost worker, in one line."""
+    """Ray's reason for a lost worker, in one line."""
     text = trial.get_error() if trial.pickled_error_file else None
     return " ".join((text or "no reason given").split())[:300]

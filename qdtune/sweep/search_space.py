@@ -11,27 +11,27 @@ from ray.tune.search.sample import Categorical, Domain, Float
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import NumberValues, Values, cell_text
 
-GRID = "grid_search"  # the key by which Tune marks values that are all to be tried
+GRID = "grid_search"  # the key that Tune uses for values of which it tries each one
 
 
 def param_space(spec: Spec) -> dict[str, Any]:
-    """One domain per axis by its name; an axis with one value has that value.
+    """An ordinary Tune search space: a domain for each axis, by name, or the value of an axis that has only one.
 
     Args:
-        spec: as loaded; method `grid` gives grids, all others give domains to draw from.
+        spec: as loaded. Method `grid` gives `tune.grid_search`; the other methods give domains to draw from.
     """
     return {name: _domain(values, spec.method) for name, values in spec.axes.items()}
 
 
 def check_space(spec: Spec, space: Mapping[str, Any]) -> None:
-    """Checks that a search space is that of the sweep: what Tune is told is what the sweep draws from.
+    """Checks that a search space equals that of the sweep, from which the queue draws.
 
     Args:
         spec: of the sweep.
-        space: what a `Tuner` was given.
+        space: the `param_space` of a `Tuner`.
 
     Raises:
-        ValueError: it is another one, with the axes that differ.
+        ValueError: the spaces differ; the message names the axes.
     """
     ours = param_space(spec)
     differing = [name for name in {**ours, **space} if _describe(ours.get(name)) != _describe(space.get(name))]
@@ -57,7 +57,7 @@ def _domain(values: Values[Any], method: str) -> Any:
 
 
 def _describe(domain: Any) -> str:
-    """A domain in words: equal ones give the same, which Tune's own objects do not tell."""
+    """A domain in words; equal domains give equal words, because Tune's own objects cannot be compared."""
     if isinstance(domain, Mapping) and set(domain) == {GRID}:
         return f"each of {list(domain[GRID])}"
     if isinstance(domain, Categorical):

@@ -1,6 +1,6 @@
-"""One launch: what the run folder holds and what is left, the training of that, the table and what it says.
+"""One launch: it opens the run folder, trains what is left, and prints the table.
 
-A sweep that is finished is told from its files alone; Ray is imported where there is something to train.
+It reports a finished sweep from its files alone, and imports Ray only if something is left to train.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Drawing = Callable[[Any, Any], AbstractContextManager[None]]
 
 
 def run_sweep(prepared: Prepared, *, ray_at: RayAt, drawing: Drawing) -> int:
-    """Runs, or finishes, a sweep and prints its front; the exit code of design: 0, 3, 4, 130 or 143.
+    """Runs or finishes a sweep and prints its front; returns the exit code: 0, 3, 4, 130 or 143.
 
     Args:
         prepared: the launch.
         ray_at: the Ray cluster to run on.
-        drawing: given the run folder and a console, draws the page of the sweep while it is trained.
+        drawing: given the run folder and a console, keeps the report page up to date during training.
 
     Raises:
         SpecError, DataError, LocationError, NoClusterError, RunInUse: what the user has to mend; nothing was started.
@@ -47,16 +47,16 @@ def run_sweep(prepared: Prepared, *, ray_at: RayAt, drawing: Drawing) -> int:
         with _until_the_sweep(early):
             if ray_at.address is None:
                 return _run(prepared, join, drawing, early)
-            with join(0) as cluster:  # before anything is made: it may be of another version, or too small
+            with join(0) as cluster:  # first, because the cluster may be too small or have another version
                 return _run(prepared, lambda _: nullcontext(cluster), drawing, early)
-    except SystemExit:  # how a signal is answered while the sweep's own handlers are not set, by Ray, too
+    except SystemExit:  # our early handler and Ray's answer a signal with it
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + (early[0] if early else signal.SIGTERM)
 
 
 @contextmanager
 def _join(ray_at: RayAt, resources: Resources, data_bytes: int) -> Iterator[Cluster]:
-    """A cluster that has room for one trial at least, within a `with` block."""
+    """A cluster with room for at least one trial, within a `with` block."""
     with connect(ray_at, data_bytes) as cluster:
         check_fits(resources, cluster.nodes)
         yield cluster
@@ -64,7 +64,7 @@ def _join(ray_at: RayAt, resources: Resources, data_bytes: int) -> Iterator[Clus
 
 @contextmanager
 def _until_the_sweep(early: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what is being prepared; they are noted, too, for an exception can get lost in Ray."""
+    """Ctrl-C and SIGTERM end the preparation; `early` notes them because Ray can swallow the exception."""
 
     def handle(number: int, frame: Any) -> None:
         early.append(number)

@@ -1,4 +1,4 @@
-"""What is watched while a sweep runs: signals, the nodes, and whether Ray's head is there."""
+"""Watches during a sweep: signals, the nodes of the cluster, and Ray's head."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from qdtune.messages import format_count
 from qdtune.sweep.cluster import nodes_now
 from qdtune.sweep.placement import Node, Placement
 
-BEAT_S, GONE_S = 1.0, 10.0  # how often Ray's head is looked for, and how long it may be silent
+BEAT_S, GONE_S = 1.0, 10.0  # the time between two checks of Ray's head, and how long it may be silent
 LOOK_S = 3.0  # between two looks at the nodes
 
 
 class NodeWatch(tune.Callback):
-    """Says in one line which nodes have left or joined, and how many trials run at a time now.
+    """Prints one line when nodes leave or join, with the number of trials that now run at a time.
 
     Args:
-        known: the nodes that were there, as `nodes_now` has them.
-        place: what each trial holds.
-        most: how many trials may run at a time, None for as many as there is room for.
-        out: where to say it.
+        known: the nodes at the start, as `nodes_now` returns them.
+        place: the resources of each trial.
+        most: the most trials at a time; None for no limit.
+        out: where to print it.
     """
 
     def __init__(self, known: dict[str, Node], place: Placement, most: int | None, out: Any) -> None:
@@ -39,7 +39,7 @@ class NodeWatch(tune.Callback):
         self.looked_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as the recorder
+        return {}  # Tune pickles its callbacks for a restore that never comes
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() - self.looked_at < LOOK_S:
@@ -56,10 +56,10 @@ class NodeWatch(tune.Callback):
 
 @contextmanager
 def watch_head(stopped: list[int]) -> Iterator[None]:
-    """Ends the process if Ray's head is gone, within a `with` block: Ray would wait a minute and abort silently.
+    """Ends the process if Ray's head is lost within a `with` block; Ray would wait a minute and abort silently.
 
-    What is finished is stored, and the kernel frees the lock. A SIGTERM to the whole process group, as `timeout` or a
-    batch system sends it, ends a local head, too.
+    Finished trials are stored, and the kernel frees the lock. A SIGTERM to the whole process group, as `timeout` or a
+    batch system sends it, also ends a local head.
 
     Args:
         stopped: the signals received so far.
@@ -89,17 +89,17 @@ def _watch_head(stopped: list[int], over: threading.Event) -> None:
 
 
 def _leave(what: str, code: int) -> NoReturn:
-    """Ends the process at once, with what it was and what to do."""
-    cursor = "\x1b[?25h" if sys.stdout is not None and sys.stdout.isatty() else ""  # which the progress bar hides
+    """Prints the reason and what to do, and ends the process at once."""
+    cursor = "\x1b[?25h" if sys.stdout is not None and sys.stdout.isatty() else ""  # the bar hides the cursor
     os.write(2, f"{cursor}\n{what}; the same command goes on from here\n".encode())
     os._exit(code)
 
 
 @contextmanager
 def note_signals(received: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the sweep in order, a second one at once; they are noted in `received`.
+    """Ctrl-C and SIGTERM end the sweep in order, a second signal ends it at once; `received` notes them.
 
-    To be entered after ray.init, which sets handlers of its own.
+    Enter it after ray.init, which sets its own handlers.
     """
 
     def handle(number: int, frame: Any) -> None:

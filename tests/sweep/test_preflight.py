@@ -24,7 +24,7 @@ from qdtune.store.store import Store
 from qdtune.sweep import cluster, preflight, session
 from qdtune.sweep.cluster import BEGIN, Cluster, NoClusterError, knock
 from qdtune.sweep.placement import Node
-from qdtune.sweep.preflight import LEAST, needed_bytes
+from qdtune.sweep.preflight import LEAST_VERSIONS, needed_bytes
 
 SWEEP = """\
 version: 1
@@ -282,12 +282,12 @@ def test_old_library_is_refused(
 
 def test_oldest_versions_are_those_of_the_project_file() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    for name, least in LEAST.items():
+    for name, least in LEAST_VERSIONS.items():
         found = re.search(rf'"{name}(?:\[[\w,]+\])?>=(\d+)\.?(\d*)"', text)
         assert found, name
         assert (int(found[1]), int(found[2] or 0)) == least
-    assert LEAST["ray"] >= (2, 56)
-    assert LEAST["torch"] >= (2, 6)
+    assert LEAST_VERSIONS["ray"] >= (2, 56)
+    assert LEAST_VERSIONS["torch"] >= (2, 6)
 
 
 # --- The cluster

@@ -11,7 +11,7 @@ import pytest
 
 from qdtune.store.columns import PARETO
 from qdtune.sweep import progress
-from qdtune.sweep.progress import LEAST_S, LINE_TRIALS, MOST_S, SweepProgress
+from qdtune.sweep.progress import CHANGED_LINE_S, LINE_TRIALS, QUIET_LINE_S, SweepProgress
 from qdtune.terminal import console
 
 EPOCHS = {"warmup": 2, "qat": 4}
@@ -142,12 +142,12 @@ def test_line_comes_where_a_trial_begins_or_ends_and_else_every_minute(
 ) -> None:
     shown = begun(6, "a", "b")
     lines = ticking(clock, shown, capsys)
-    assert lines(LEAST_S + 1) == ["0/6 done, 2 running, 0/36 epochs; a starting, b starting"]
-    assert lines(MOST_S - 2) == []
-    assert len(lines(3 * MOST_S)) == 3, "a compile that takes its time is not taken for a sweep that hangs"
-    lines(LEAST_S)
+    assert lines(CHANGED_LINE_S + 1) == ["0/6 done, 2 running, 0/36 epochs; a starting, b starting"]
+    assert lines(QUIET_LINE_S - 2) == []
+    assert len(lines(3 * QUIET_LINE_S)) == 3, "a compile that takes its time is not taken for a sweep that hangs"
+    lines(CHANGED_LINE_S)
     trained(shown, "a", 3)
-    assert lines(LEAST_S + 1) == [], "an epoch is no reason to speak"
+    assert lines(CHANGED_LINE_S + 1) == [], "an epoch is no reason to speak"
     shown.finish("b", "failed", FRONT, 1, 6)
     said = "1/6 done, 1 running, 1 failed, 9/36 epochs"
     assert [line.split(", about")[0] for line in [*capsys.readouterr().out.splitlines(), *lines(1)]] == [said]
@@ -156,7 +156,7 @@ def test_line_comes_where_a_trial_begins_or_ends_and_else_every_minute(
 def test_line_names_some_running_trials(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     shown = begun(99, *(f"t{n}" for n in range(LINE_TRIALS + 3)))
     trained(shown, "t1", 4)
-    (line,) = ticking(clock, shown, capsys)(LEAST_S + 1)
+    (line,) = ticking(clock, shown, capsys)(CHANGED_LINE_S + 1)
     assert line.endswith("/594 epochs; t0 starting, t1 qat 2/4 60.0%, t2 starting, t3 starting, 3 more")
 
 
