@@ -1,7 +1,7 @@
 """The tables of the docs that are made from the code.
 
-    python docs/tables.py           # names the pages that are out of date; exit code 1 if there are any
-    python docs/tables.py --write   # writes the tables into their pages
+    python -m docs.tables           # names the pages that are out of date; exit code 1 if there are any
+    python -m docs.tables --write   # writes the tables into their pages
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. The words in it come from the place where an axis, a
 key, a column, an option, a pruner or a data set is declared. To add a table, add an entry to `TABLES`.
@@ -13,25 +13,20 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
 from unittest.mock import patch
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
+from docs.sweep_keys import key_rows, value_text, values_of
 from qdtune.__main__ import main as run_qdtune
 from qdtune.commands.parser import Parser
 from qdtune.datasets.known import DATASETS
 from qdtune.spec.axes import AXES
-from qdtune.spec.loggers import LOGGERS
+from qdtune.spec.loggers import LOGGERS, Logger
 from qdtune.spec.objectives import OBJECTIVES
 from qdtune.spec.pruners import pruner_table
-from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import HISTORY_COLUMNS, PARETO_COLUMNS, TRIAL_COLUMNS, Column
 
 DOCS = Path(__file__).parent
@@ -64,7 +59,7 @@ def axis_table() -> str:
     """Returns the axes: name, values, default, stage, words."""
     return markdown(
         ["axis", "values", "default", "stage", "meaning"],
-        [[f"`{axis.name}`", values_of(axis.rule), _value(axis.default), axis.stage, axis.text] for axis in AXES],
+        [[f"`{axis.name}`", values_of(axis.rule), value_text(axis.default), axis.stage, axis.text] for axis in AXES],
     )
 
 
@@ -103,124 +98,19 @@ def logger_table() -> str:
     """Returns the trackers: name, place, installation, words."""
     return markdown(
         ["tracker", "writes to", "install", "meaning"],
-        [
-            [
-                f"`{one.name}`",
-                " or ".join(
-                    filter(
-                        None,
-                        [
-                            one.file and f"`{one.file}` in the run folder",
-                            one.server_variable and f"the server in `{one.server_variable}`",
-                        ],
-                    )
-                )
-                or "the place that its own environment names",
-                f"`pip install {one.package}`",
-                one.text,
-            ]
-            for one in LOGGERS
-        ],
+        [[f"`{one.name}`", _place_of(one), f"`pip install {one.package}`", one.text] for one in LOGGERS],
     )
 
 
-# --- Keys of the sweep file.
+def _place_of(logger: Logger) -> str:
+    places = [f"`{logger.file}` in the run folder"] if logger.file else []
+    places += [f"the server in `{logger.server_variable}`"] if logger.server_variable else []
+    return " or ".join(places) or "the place that its own environment names"
 
 
 def key_table() -> str:
     """Returns the keys of a sweep file: key, values, default, words."""
-    return markdown(["key", "values", "default", "meaning"], list(_key_rows(Spec)))
-
-
-def _key_rows(group: type[BaseModel], path: str = "") -> Iterator[list[str]]:
-    words = attribute_words(group)
-    for name, field in group.model_fields.items():
-        if name in getattr(group, "_found", ()):  # which qdtune fills in
-            continue
-        inner = None if name in ELSEWHERE else _group_in(field)
-        if not inner or name in words:
-            values = ELSEWHERE.get(name) or ("a group" if inner else values_of(_type_of(field)))
-            yield [f"`{path}{name}`", values, _default_of(field), words[name]]
-        if inner:
-            yield from _key_rows(inner, f"{path}{name}.")
-
-
-# The keys that have a table or a page of their own.
-ELSEWHERE = {
-    "parameters": "see [Axes](#axes)",
-    "exclude": "see [Axes](#axes)",
-    "early_terminate": "see [Pruning](pruning.md)",
-}
-
-
-def _group_in(field: FieldInfo) -> type[BaseModel] | None:
-    kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def _type_of(field: FieldInfo) -> Any:
-    kind: Any = field.annotation
-    for check in field.metadata:
-        kind = Annotated[kind, check]
-    return kind
-
-
-def _default_of(field: FieldInfo) -> str:
-    default = field.default
-    if default is PydanticUndefined:
-        return "required"
-    if isinstance(default, BaseModel):
-        return f"`{default.model_dump(exclude_none=True)}`".replace("'", "")
-    return _value(default)
-
-
-def attribute_words(kind: type) -> dict[str, str]:
-    """The words for each attribute in the sections `Attributes:` of a class and its bases, by name."""
-    found: dict[str, str] = {}
-    for one in reversed(kind.__mro__):
-        section = (one.__doc__ or "").partition("Attributes:\n")[2]
-        found |= dict(re.findall(r"^ +(\w+): (.+)$", section, re.MULTILINE))
-    return found
-
-
-def values_of(kind: Any) -> str:
-    """What a type of a sweep file accepts, in the words of its own message."""
-    adapter = TypeAdapter(kind)
-    said = _said_of(adapter, ...) or _said_of(adapter, [...])  # an ellipsis is never accepted
-    words = re.sub(r"^a whole number, (\d+) to \1$", r"\1", said.removeprefix("in quotes: "))
-    if _holds_several(kind):
-        words = f"{'one or ' if _said_of(adapter, ...) else ''}a list of: {words}"
-    return f"null or {words}" if not _said_of(adapter, None) and _takes(adapter, None) else words
-
-
-def _said_of(adapter: TypeAdapter[Any], value: object) -> str:
-    """The words in brackets at the end of the message about a value: what would be right."""
-    try:
-        adapter.validate_python(value)
-    except ValidationError as error:
-        messages = [one["msg"] for one in error.errors()]
-        return next((re.sub(r"^[^(]*\(", "", text)[:-1] for text in messages if text.endswith(")")), "")
-    return ""
-
-
-def _takes(adapter: TypeAdapter[Any], value: object) -> bool:
-    try:
-        adapter.validate_python(value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _holds_several(kind: Any) -> bool:
-    return get_origin(kind) is tuple or any(_holds_several(one) for one in get_args(kind))
-
-
-def _value(value: Any) -> str:
-    if value == "":
-        return "empty"
-    if isinstance(value, tuple):
-        return f"`[{', '.join(map(str, value))}]`"
-    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
+    return markdown(["key", "values", "default", "meaning"], list(key_rows()))
 
 
 # --- Commands.
@@ -321,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = path.read_text(encoding="utf-8")
         new = filled_in(page)
         if new != page:
-            print(f"{path.name}: {'written' if is_writing else 'out of date: run python docs/tables.py --write'}")
+            print(f"{path.name}: {'written' if is_writing else 'out of date: run python -m docs.tables --write'}")
             if is_writing:
                 path.write_text(new, encoding="utf-8")
             else:
