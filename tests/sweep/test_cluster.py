@@ -73,7 +73,7 @@ class Cluster:
         return node
 
     def certificate(self, node: str) -> dict[str, str]:
-        """What the README sets for TLS, where there is any."""
+        """What docs/cluster.md sets for TLS, where there is any."""
         files = {"CA_CERT": "ca.crt", "SERVER_CERT": "node.crt", "SERVER_KEY": "node.key"} if self.tls else {}
         set_to = {f"RAY_TLS_{name}": f"{self.tls}/{node}/{file}" for name, file in files.items()}
         return set_to | {"RAY_USE_TLS": "1"} if self.tls else {}
@@ -181,7 +181,7 @@ def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_ru
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sweep_runs_where_nodes_have_certificates_and_nobody_else_is_let_in(cluster: Cluster) -> None:
-    """TLS as the README says it; all have the token here, so that the certificate alone makes the difference."""
+    """TLS as docs/cluster.md says it; all have the token here, so that the certificate alone makes the difference."""
     ours, theirs = cluster.place / "ours", cluster.place / "theirs"
     for folder in (ours, theirs):
         certs = Path(__file__).parents[2] / "docker" / "certs"
