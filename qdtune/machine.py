@@ -1,4 +1,4 @@
-"""What this machine has for a sweep, found out without loading anything."""
+"""The machine that a sweep runs on, inspected without heavy imports."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import Any
 
 
 def has_compiler() -> bool:
-    """Whether what torch calls to compile is there, openssl included; without it every training step runs eagerly."""
+    """Whether the tools that torch needs to compile exist, openssl included; if not, training steps run eagerly."""
     return all(shutil.which(tool) for tool in (os.environ.get("CXX", "g++"), "openssl"))
 
 
-# From this many steps on a phase is compiled: that costs 15 s once, for all trials of its shape, and saves each of
-# them 3 to 4 ms a step (one core, depth 2): from the fifth on it has paid. The trial decides, not the cache: one
-# that runs again shall give the same numbers.
-COMPILE_FROM = 800
+# A phase is compiled from this many steps on. Compilation costs 15 s once for all trials of a shape, and saves each
+# of them 3 to 4 ms a step (one core, depth 2), so it pays from the fifth trial on. The number of steps decides and
+# not the state of the cache, because a trial that runs again must give the same numbers.
+MIN_COMPILED_STEPS = 800
 
 
 def is_compiled(compile: str, epochs: int, batch_size: int, samples: int) -> bool:
-    """Whether the steps of a phase of so many epochs are compiled: `always`, `never`, or `auto`, where it repays."""
+    """Whether the steps of a phase are compiled: `always`, `never`, or `auto`, if the phase is long enough."""
     steps = epochs * (samples // batch_size)
-    return compile == "always" or (compile == "auto" and steps >= COMPILE_FROM and has_compiler())
+    return compile == "always" or (compile == "auto" and steps >= MIN_COMPILED_STEPS and has_compiler())
 
 
 def cache_dir() -> Path:
-    """Where compiled steps are kept between runs: `qdtune` in the user's cache folder."""
+    """The folder that keeps compiled steps between runs: `qdtune` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
 
 
 @contextmanager
 def own_folder() -> Iterator[str]:
-    """A temporary folder for the user alone, removed in the end; so are those that killed processes have left.
+    """A temporary folder for this user alone. It is removed at the end, as are folders of killed processes.
 
-    It lies in RAY_TMPDIR, else in /tmp: a short path, since those of Ray's sockets have to fit into 107 bytes.
+    It lies in RAY_TMPDIR, or in /tmp if that is unset, because the paths of Ray's sockets must fit into 107 bytes.
     """
     place = os.environ.get("RAY_TMPDIR") or "/tmp"
     for left in Path(place).glob("qdtune-*/lock"):
@@ -51,13 +51,13 @@ def own_folder() -> Iterator[str]:
     made = tempfile.TemporaryDirectory(prefix="qdtune-", dir=place, ignore_cleanup_errors=True)
     with made as folder, open(f"{folder}/new", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(lock.name, f"{folder}/lock")  # seen only when it is held
+        os.rename(lock.name, f"{folder}/lock")  # so that others see the lock only once it is held
         yield folder
 
 
 @contextmanager
-def handling(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to `handle` within, as (number, frame), and to whom they went before afterwards."""
+def handle_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """Calls `handle` with (number, frame) at Ctrl-C and SIGTERM; restores the earlier handlers at the end."""
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -66,6 +66,6 @@ def handling(handle: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def gpus(devices: Path = Path("/dev")) -> int:
-    """NVIDIA GPUs of this machine, counted without a driver's library."""
+def count_gpus(devices: Path = Path("/dev")) -> int:
+    """The number of NVIDIA GPUs of this machine, counted without the library of a driver."""
     return len(list(devices.glob("nvidia[0-9]*")))

@@ -1,6 +1,6 @@
-"""What is said to the user: the words for what was refused, and how values, counts and paths are written.
+"""Messages to the user: errors with their places, and the format of values, counts and key paths.
 
-A `Problem` is one such sentence with its place; `SpecError` carries all of them.
+A `Problem` is one mistake with its place; a `SpecError` holds all mistakes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-MAX_LINES = 20
+MAX_LINES = 20  # of an error
 KeyPath = tuple[str | int, ...]
 
 
 class Place(NamedTuple):
-    """Where a key was written: a file with line and column from 1 (0: not known), or a command line option."""
+    """The place of a key: a file with line and column from 1 (0: unknown), or a command line option."""
 
     source: str
     line: int = 0
@@ -40,7 +40,7 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """What the user got wrong. `problems` holds every mistake; `str` is at most 20 lines, ready to print."""
+    """The mistakes of the user. `problems` holds every mistake; `str` is at most 20 lines, ready to print."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(problems)
@@ -53,13 +53,13 @@ class SpecError(ValueError):
 
 
 def user_error(what: str, *path: str | int) -> SpecError:
-    """The error for one mistake of no known place; `path` is the key to blame, if any."""
+    """The error for one mistake without a known place; `path` is the key at fault, if any."""
     return SpecError([Problem(None, path, what)])
 
 
 @contextmanager
-def blame(source: str) -> Iterator[None]:
-    """Mistakes of no known place are those of `source`: a file, or an option."""
+def blame_source(source: str) -> Iterator[None]:
+    """Gives mistakes of its block that have no place the place `source`: a file or an option."""
     try:
         yield
     except SpecError as error:
@@ -67,17 +67,17 @@ def blame(source: str) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """`text` with control characters, line ends and lone surrogates written as escapes."""
+    """The text with control characters, line ends and lone surrogates as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable(text: str) -> str:
-    """`text` with a space for every control character but the line end."""
+    """The text with spaces instead of control characters; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def format_value(value: object) -> str:
-    """A value as it stands in a message: on one line and short, whatever the user wrote."""
+    """A value for a message: on one line and short."""
     if value is None:
         return "no value"
     if isinstance(value, bool):
@@ -91,7 +91,7 @@ def format_value(value: object) -> str:
 
 
 def format_path(path: KeyPath) -> str:
-    """A key path as users write it: `parameters.depth.values[2]`."""
+    """A key path in the notation of users: `parameters.depth.values[2]`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{one_line(part)[:60]}"
@@ -99,7 +99,7 @@ def format_path(path: KeyPath) -> str:
 
 
 def describe_unknown(noun: str, name: str, known: Collection[str]) -> str:
-    """The message for a `name` that is none of the `known` ones, with the nearest of them."""
+    """The message for a `name` that is not in `known`, with the nearest known name."""
     near = difflib.get_close_matches(name, known, n=1) if len(name) <= 64 else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {noun}{format_value(name)}{hint} ({', '.join(known)})"
@@ -111,7 +111,7 @@ def format_count(n: int, noun: str) -> str:
 
 
 def format_percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A fraction as per cent, with half the width of its interval where there is one."""
+    """A fraction in per cent, with half the width of its interval if it has one."""
     if value is None:
         return "-"
     return f"{value:.2%}" if low is None or high is None else f"{value:.2%} ± {100 * (high - low) / 2:.2f}"

@@ -1,7 +1,7 @@
-"""Which points no other point beats: front, rank and hypervolume of rows of costs, and how sure a front is.
+"""The Pareto front of rows of costs: front, rank, hypervolume, and the probability of being on the front.
 
-Every objective is "lower is better"; callers negate accuracy at the door. A row with a NaN or an infinity is a
-failed measurement: it takes no rank, is never on the front and beats nothing.
+Lower is better in every objective; callers negate accuracy. A row with a NaN or an infinity is a failed measurement:
+it has no rank, is never on the front and dominates nothing.
 
 Alphabet: n points, m objectives, S seeds.
 """
@@ -14,37 +14,38 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DRAWS, AT_ONCE = 1000, 50  # of a bootstrap; how many of them are in memory together
+DRAWS, DRAWS_AT_ONCE = 1000, 50  # of a bootstrap; how many draws are in memory at a time
 
 
 def front(costs: ArrayLike) -> NDArray[np.bool_]:
-    """A mask (n,) of the points that no other point dominates; equal points are on the front together.
+    """A mask (n,) of the points that no other point dominates; equal points are all on the front.
 
     Args:
-        costs: (n, m), lower is better. A dominates B: nowhere worse and somewhere better.
+        costs: (n, m), lower is better. A dominates B if it is nowhere worse and somewhere better.
 
     Raises:
-        ValueError: costs are not a table of at least one column.
+        ValueError: costs are not a table with at least one column.
     """
     return rank(costs) == 1
 
 
 def rank(costs: ArrayLike) -> NDArray[np.int64]:
-    """The non-dominated sorting rank (n,) of every point: 1 on the front, 2 once the front is gone, ...
+    """The non-dominated sorting rank (n,) of every point: 1 on the front, 2 on the front of the rest, and so on.
 
-    Equal points share a rank; rows that are not finite have rank 0. O(n log n) up to two objectives, else O(n^2 m).
+    Equal points share a rank; rows that are not finite have rank 0. Takes O(n log n) for up to two objectives, else
+    O(n^2 m).
 
     Args:
         costs: (n, m), lower is better.
 
     Raises:
-        ValueError: costs are not a table of at least one column.
+        ValueError: costs are not a table with at least one column.
     """
-    table = _table(costs)
+    table = _check_table(costs)
     ranks = np.zeros(len(table), dtype=np.int64)
     finite = np.isfinite(table).all(axis=1)
     if finite.any():
-        # Sorted row by row, so that only an earlier point can dominate a later one; equal points are ranked once.
+        # Sorted by row, so that a point can only be dominated by earlier ones; equal points are ranked once.
         points, back = np.unique(table[finite], axis=0, return_inverse=True)
         ranks[finite] = (_rank_pairs(points) if table.shape[1] <= 2 else _rank_any(points))[back.reshape(-1)]
     return ranks
@@ -54,38 +55,38 @@ def hypervolume(costs: ArrayLike, reference: ArrayLike) -> float:
     """The area between a two-objective front and the reference point, exact; larger is better, 0 for no points.
 
     Args:
-        costs: (n, 2), lower is better. Points that are not better than the reference in both objectives, or are
-            not finite, add nothing.
+        costs: (n, 2), lower is better. Points that are not finite, or not better than the reference in both
+            objectives, add nothing.
         reference: the worst corner (2,), finite.
 
     Raises:
         ValueError: costs are not (n, 2), or the reference is not two finite numbers.
     """
-    table = _table(costs)
+    table = _check_table(costs)
     corner = np.asarray(reference, dtype=float)
     if table.shape[1] != 2:
         raise ValueError(f"hypervolume needs two objectives, got {table.shape[1]}: pass costs of shape (n, 2)")
     if corner.shape != (2,) or not np.isfinite(corner).all():
         raise ValueError(f"the reference must be two finite numbers, got {corner.tolist()}")
     inside = table[np.isfinite(table).all(axis=1) & (table < corner).all(axis=1)]
-    x, y = np.unique(inside[front(inside)], axis=0).T  # x rises and y falls: slabs reach from x to the next x
+    x, y = np.unique(inside[front(inside)], axis=0).T  # x rises and y falls, so a slab reaches from x to the next x
     return float(np.sum(np.diff(x, append=corner[0]) * (corner[1] - y)))
 
 
 def front_probability(costs: ArrayLike, sizes: ArrayLike) -> NDArray[np.float64]:
     """The share (n,) of bootstrap draws over seeds in which each point is on the front of mean cost against size.
 
-    In every draw the front is that of `front`: equal points are on it together. NaN for points of fewer than two
-    seeds, which take part with what they have, and for those of none, or of a size that is not finite, which do not.
+    The front of every draw is that of `front`. The share of a point with fewer than two seeds is NaN. A point with
+    one seed still takes part; a point without seeds, or of a size that is not finite, does not.
 
     Args:
-        costs: (n, S), lower is better, a column per seed; NaN where a point lacks the seed.
-        sizes: (n,), lower is better; known, so the same in every draw.
+        costs: (n, S), lower is better, a column per seed; NaN if a point lacks the seed.
+        sizes: (n,), lower is better; the same in every draw.
 
     Raises:
-        ValueError: costs are no table, or sizes are not one per point.
+        ValueError: costs are not a table, or their number differs from the number of sizes.
     """
-    table, sizes = _table(costs), np.asarray(sizes, dtype=float)
+    table, sizes = _check_table(costs), np.asarray(sizes, dtype=float)
     if sizes.shape != table.shape[:1]:
         raise ValueError(f"sizes must have shape ({len(table)},), got {sizes.shape}: pass one per row of costs")
     seeds = np.isfinite(table).sum(axis=1)
@@ -93,48 +94,48 @@ def front_probability(costs: ArrayLike, sizes: ArrayLike) -> NDArray[np.float64]
     order = order[: np.count_nonzero(np.isfinite(sizes) & (seeds > 0))]
     share = np.full(len(table), np.nan)
     if len(order):
-        share[order] = sum(_on_front(means, sizes[order]) for means in resampled(table[order])) / DRAWS
+        share[order] = sum(_count_on_front(means, sizes[order]) for means in resample(table[order])) / DRAWS
     return np.where(seeds > 1, share, np.nan)
 
 
-def resampled(values: ArrayLike) -> Iterator[NDArray[np.float64]]:
-    """The means of each row in `DRAWS` bootstrap draws over its seeds (Efron 1979), (n, AT_ONCE) at a time.
+def resample(values: ArrayLike) -> Iterator[NDArray[np.float64]]:
+    """The means of each row in `DRAWS` bootstrap draws over its seeds (Efron 1979), (n, DRAWS_AT_ONCE) at a time.
 
-    Rows that have the same seeds are resampled with the same draws, because a seed gives the same first weights and
-    the same batches everywhere; others independently. The draws depend on nothing but the seeds' places. At 12
-    digits, so that equal means tie whatever the rounding of their sums.
+    Rows with the same seeds use the same draws, because a seed gives the same first weights and the same batches to
+    every row; other rows use independent draws. The draws depend only on the columns of the seeds. Means are rounded
+    to 12 digits, so that equal means tie although their sums round differently.
 
     Args:
-        values: (n, S), a column per seed, NaN where a row lacks the seed; every row has at least one.
+        values: (n, S), a column per seed, NaN if a row lacks the seed; every row has at least one seed.
     """
-    table = _table(values)
+    table = _check_table(values)
     patterns, group = np.unique(np.isfinite(table), axis=0, return_inverse=True)
     columns = [np.flatnonzero(pattern) for pattern in patterns]
-    # The bits of a generator are the same everywhere and for ever, which how it draws integers is not.
+    # The bits of a generator are stable across versions of NumPy; its draws of integers are not.
     chance = [np.random.Generator(np.random.PCG64(seeds)) for seeds in columns]
     members = [np.flatnonzero(group.reshape(-1) == k) for k in range(len(patterns))]
-    for _ in range(DRAWS // AT_ONCE):
-        means = np.empty((len(table), AT_ONCE))
+    for _ in range(DRAWS // DRAWS_AT_ONCE):
+        means = np.empty((len(table), DRAWS_AT_ONCE))
         for seeds, generator, rows in zip(columns, chance, members, strict=True):
-            drawn = seeds[(generator.random((len(seeds), AT_ONCE)) * len(seeds)).astype(int)]
-            counts = (drawn[..., None] == seeds).sum(axis=0)  # (AT_ONCE, seeds): how often each was drawn
-            # One seed after the other: a matrix product would round differently from machine to machine.
+            drawn = seeds[(generator.random((len(seeds), DRAWS_AT_ONCE)) * len(seeds)).astype(int)]
+            counts = (drawn[..., None] == seeds).sum(axis=0)  # (DRAWS_AT_ONCE, seeds): how often each was drawn
+            # One seed after another, because a matrix product rounds differently on different machines.
             means[rows] = sum(table[rows, s, None] * counts[:, j] for j, s in enumerate(seeds)) / len(seeds)
         yield means.round(12)
 
 
-def _on_front(means: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """In how many draws (columns of `means`) each point is on the front; points ordered by size."""
+def _count_on_front(means: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of draws (columns of `means`) in which each point is on the front; points are sorted by size."""
     new = np.diff(sizes, prepend=-np.inf) > 0
     group = np.cumsum(new) - 1
     best = np.minimum.reduceat(means, np.flatnonzero(new), axis=0)  # of each size
     smaller = np.minimum.accumulate(np.vstack([np.full((1, means.shape[1]), np.inf), best[:-1]]), axis=0)
-    wins = np.where(best < smaller, best, np.nan)  # what a point of this size has to reach
+    wins = np.where(best < smaller, best, np.nan)  # the mean that a point of this size must have
     on: NDArray[np.int64] = (means == wins[group]).sum(axis=1)
     return on
 
 
-def _table(costs: ArrayLike) -> NDArray[np.float64]:
+def _check_table(costs: ArrayLike) -> NDArray[np.float64]:
     table = np.asarray(costs, dtype=float)
     if table.ndim != 2 or table.shape[1] == 0:
         raise ValueError(f"costs must have shape (n, m) with m >= 1, got {table.shape}: pass one row per point")
@@ -142,9 +143,11 @@ def _table(costs: ArrayLike) -> NDArray[np.float64]:
 
 
 def _rank_pairs(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Ranks of distinct, sorted points: in that order a front is summed up by the second cost it reached last."""
+    """Ranks of distinct, sorted points: in this order the last second cost of a front decides who joins it."""
     ranks = np.empty(len(points), dtype=np.int64)
-    lowest: list[float] = []  # of each front; rises from front to front, so the first one that fits is bisected
+    lowest: list[
+        float
+    ] = []  # the last second cost of each front; it rises, so that the first fitting front is found by bisection
     for i, cost in enumerate(points[:, -1].tolist()):
         k = bisect_right(lowest, cost)
         lowest[k : k + 1] = [cost]
@@ -153,7 +156,7 @@ def _rank_pairs(points: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _rank_any(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Ranks of distinct, sorted points: one more than the highest rank among the earlier points that dominate."""
+    """Ranks of distinct, sorted points: the highest rank of the earlier points that dominate, plus one."""
     ranks = np.zeros(len(points), dtype=np.int64)
     for i, point in enumerate(points):
         dominating = (points[:i] <= point).all(axis=1)

@@ -1,8 +1,8 @@
-"""Code of the user's own: the one door through which a module named by a sweep file comes in, and data of its making.
+"""The user's own code: the only place that imports a module named by a sweep file.
 
-A sweep file may name functions, but naming imports nothing: only what was granted by hand (`--allow-plugin`) is
-imported, by exactly that name, and its source is known by its hash from then on. A worker is granted what its driver
-was, and refuses a source that has changed since.
+A sweep file may name functions, but a name alone imports nothing. Only modules that the user allows on the command
+line (`--allow-plugin`) are imported, by exactly that name, and the hash of their source is recorded. A worker gets
+the grant of its driver, and refuses a source that has changed since.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from typing import Any, NamedTuple
 
 from qdtune.messages import Problem, SpecError, one_line, user_error
 
-MAX_TOLD = 300  # characters of what somebody else's code has to say
+MAX_ERROR_CHARS = 300  # of an error that the user's code raises
 
 
 class PluginError(ValueError):
-    """Code of the user's that cannot be used, and why, in one line."""
+    """The user's code cannot be used; the message is one line."""
 
 
 class Grant(NamedTuple):
-    """What a process may import: modules by their full names, and folders where they may lie."""
+    """The modules that a process may import, by their full names, and the folders to find them in."""
 
     modules: tuple[str, ...]
     folders: tuple[str, ...]
 
 
 class Source(NamedTuple):
-    """A module that was imported: its name, its file, the sha256 of that."""
+    """An imported module: its name, its file and the sha256 of the file."""
 
     module: str
     path: str
     sha256: str
 
 
-NOTHING = Grant((), ())
+NO_GRANT = Grant((), ())
 _grants: list[Grant] = []
 _sources: dict[str, Source] = {}
 
 
 def allow(grant: Grant) -> None:
-    """Lets this process import what is granted; nothing is imported yet.
+    """Lets this process import the modules of a grant; it imports nothing yet.
 
-    The folders are looked at last, so that a file in one of them never takes the place of an installed module.
+    The folders are searched last, so that a file in one of them never shadows an installed module.
     """
     if grant not in _grants:
         _grants.append(grant)
         sys.path.extend(folder for folder in grant.folders if folder not in sys.path)
 
 
-def granted() -> Grant:
-    """All that this process may import, to be handed to its workers."""
+def current_grant() -> Grant:
+    """Everything that this process may import; its workers get the same grant."""
     return Grant(*(tuple(dict.fromkeys(name for grant in _grants for name in grant[i])) for i in range(2)))
 
 
 def sources() -> list[Source]:
-    """What has been imported through this door."""
+    """The modules that `load_function` has imported."""
     return list(_sources.values())
 
 
@@ -69,12 +69,12 @@ def permit(factories: Mapping[str, str], modules: Sequence[str], folders: Sequen
     """Allows the modules of the functions that a sweep file names.
 
     Args:
-        factories: these functions, `package.module:function`, by the group that names them.
-        modules: what the user has named by hand.
-        folders: where to look for them, after everything else.
+        factories: group of the sweep file -> the function that it names, `package.module:function`.
+        modules: the modules that the user allows on the command line.
+        folders: where to find them; searched last.
 
     Raises:
-        SpecError: the file names others.
+        SpecError: the file names other modules.
     """
     needed = {group: factory.partition(":")[0] for group, factory in factories.items()}
     why = "is code of your own: it is imported only where the command says --allow-plugin"
@@ -92,14 +92,14 @@ def load_function(factory: str, sha256: str | None = None) -> Callable[..., Any]
     """The function that `package.module:function` names.
 
     Args:
-        factory: whose module was allowed.
-        sha256: what its source must hash to; None takes it as it is.
+        factory: a function of an allowed module.
+        sha256: the hash that its source must have; None accepts any.
 
     Raises:
-        PluginError: it was not allowed, cannot be imported, has no such function, or has another source.
+        PluginError: the module is not allowed, cannot be imported, lacks the function, or has another hash.
     """
     module, _, name = factory.partition(":")
-    if module not in granted().modules:
+    if module not in current_grant().modules:
         raise PluginError(f"{module} was not allowed by --allow-plugin")
     with explain_errors(f"{module} cannot be imported"):
         found = importlib.import_module(module)
@@ -117,24 +117,24 @@ def load_function(factory: str, sha256: str | None = None) -> Callable[..., Any]
 
 
 def source_of(factory: str) -> Source:
-    """Where a function that was imported comes from."""
+    """The module of a function that was imported."""
     return _sources[factory.partition(":")[0]]
 
 
 @contextmanager
 def explain_errors(what: str) -> Iterator[None]:
-    """Whatever code of others raises within, as a PluginError of one line, with the place."""
+    """Turns every error of the user's code in its block into a PluginError of one line with the place."""
     try:
         yield
     except PluginError:
         raise
-    except (Exception, SystemExit) as error:  # it may raise anything
-        said = " ".join(str(error).split())[:MAX_TOLD]
+    except (Exception, SystemExit) as error:  # because it may raise anything
+        said = " ".join(str(error).split())[:MAX_ERROR_CHARS]
         raise PluginError(one_line(f"{what}: {type(error).__name__}: {said}{_failing_line(error)}")) from error
 
 
 def _failing_line(error: BaseException) -> str:
-    """Where in the user's file, or else where in somebody else's, an error arose: ` (file:line)`."""
+    """The line of the user's file, or else of a library, that raised an error: ` (file:line)`."""
     ours = str(Path(__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", ours))]
     known = {source.path for source in sources()}
@@ -144,7 +144,7 @@ def _failing_line(error: BaseException) -> str:
 
 @contextmanager
 def blame_group(group: str) -> Iterator[None]:
-    """What is wrong with code of the user's, as a mistake of the sweep file's `GROUP.factory`."""
+    """Turns every PluginError of its block into a mistake of the key `GROUP.factory` in the sweep file."""
     try:
         yield
     except PluginError as error:

@@ -1,4 +1,4 @@
-"""The console: text, tables and a live screen; plain lines where nobody is at a terminal. The home of rich."""
+"""The console: text, tables and a live screen; plain lines if stdout is no terminal. The home of rich."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rich.text import Text
 
 from qdtune.messages import printable
 
-PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # columns where stdout is no terminal: of a log, and of facts
+PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # characters of a log and of facts if stdout is no terminal
 
 
 def console() -> Console:
-    """Stdout; where it is no terminal, tables may be wide and sentences stay on one line, as a log wants them."""
+    """The console of stdout. If that is no terminal, tables may be wide and sentences stay on one line."""
     terminal = sys.stdout.isatty()
-    # No markup: square brackets in a path are the user's own.
+    # No markup, because a path may contain square brackets.
     width = None if terminal else PLAIN_WIDTH
     return _Console(width=width, highlight=False, markup=False, soft_wrap=not terminal)
 
 
 class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich has it, but what files and errors hold cannot steer the terminal."""
+        """Prints as rich does, without control characters, so that texts from files cannot steer the terminal."""
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
     def on_broken_pipe(self) -> None:
-        """A reader that went away, as in `| head`, must not end the sweep; nothing is printed from here on."""
+        """Stops printing, because a reader that closes the pipe, as `| head` does, must not end the sweep."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -45,14 +45,14 @@ def text_table(
     left: Iterable[str] = (),
     folded: Iterable[str] = (),
 ) -> Table:
-    """A table of text for `console().print`.
+    """A text table for `console().print`.
 
     Args:
-        heads: of the columns.
-        rows: as many cells as there are heads.
+        heads: the heads of the columns.
+        rows: the cells; as many as there are heads.
         title: the line above it.
-        left: heads of the columns that are aligned to the left; the others are numbers.
-        folded: heads of the columns that may take several lines; these are aligned to the left, too.
+        left: heads of the left-aligned columns; other columns are right-aligned.
+        folded: heads of the columns that may take several lines; they are left-aligned too.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for head in heads:
@@ -72,21 +72,21 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, text in facts:
-        table.add_row(name, Text(text))  # Text: square brackets of the user are no markup
+        table.add_row(name, Text(text))  # Text, so that square brackets are no markup
     plain = Console(width=None if terminal else FACTS_WIDTH, highlight=False)
-    with plain.capture() as captured:  # printed by us: rich would end the process where a pipe is closed
+    with plain.capture() as captured:  # printed below, because rich would end the process if the pipe is closed
         plain.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 class Screen:
-    """A progress bar with text and tables below it, drawn again and again; nothing where there is no terminal.
+    """A live progress bar with text and tables below it; draws nothing if there is no terminal.
 
     Args:
-        out: where.
-        noun: what is counted.
-        total, done: how many there are, and how many of them are done.
-        below: lines of text and tables to show below the bar, asked for at each drawing.
+        out: the console.
+        noun: the things that are counted.
+        total, done: their number, and the number of those done.
+        below: returns the lines and tables below the bar; called at each refresh.
     """
 
     def __init__(self, out: Console, noun: str, total: int, done: int, below: Callable[[], list[Any]]) -> None:
@@ -95,20 +95,22 @@ class Screen:
             TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), console=out
         )
         self.task = self.bar.add_task(noun, total=total, completed=done)
-        self.live = Live(console=out, get_renderable=self._drawn, refresh_per_second=4) if out.is_terminal else None
+        self.live = (
+            Live(console=out, get_renderable=self._make_group, refresh_per_second=4) if out.is_terminal else None
+        )
 
     @property
     def is_live(self) -> bool:
-        """Whether anything is drawn."""
+        """Whether it draws."""
         return self.live is not None
 
     def start(self) -> None:
-        """Draws from now on."""
+        """Starts to draw."""
         if self.live:
             self.live.start()
 
     def stop(self) -> None:
-        """Draws once more, and no longer."""
+        """Draws one last time."""
         if self.live:
             self.live.stop()
 
@@ -116,11 +118,11 @@ class Screen:
         """Sets the bar."""
         self.bar.update(self.task, completed=done, total=total)
 
-    def _drawn(self) -> Group:
-        return Group(self.bar, *(_line(part) if isinstance(part, str) else part for part in self.below()))
+    def _make_group(self) -> Group:
+        return Group(self.bar, *(_make_line(part) if isinstance(part, str) else part for part in self.below()))
 
 
-def _line(text: str) -> Text:
-    # What is indented is a detail.
+def _make_line(text: str) -> Text:
+    # An indented line is a detail.
     style, overflow = ("dim", "ellipsis") if text.startswith(" ") else ("", "fold")
     return Text(text, style=style, no_wrap=text.startswith(" "), overflow=overflow)  # type: ignore[arg-type]

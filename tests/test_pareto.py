@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qdtune.pareto import front, front_probability, hypervolume, rank, resampled
+from qdtune.pareto import front, front_probability, hypervolume, rank, resample
 
 # Few distinct values, so that ties, duplicates, NaN and infinities meet all the time.
 VALUES = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, 3.0, np.nan, np.inf, -np.inf])
@@ -122,7 +122,7 @@ def test_front_probability_is_the_share_of_draws_whose_front_holds_the_point(cos
     there = np.flatnonzero((seeds > 0) & np.isfinite(sizes))
     expected = np.full(len(costs), np.nan)
     if len(there):
-        means = np.hstack(list(resampled(costs[there])))
+        means = np.hstack(list(resample(costs[there])))
         expected[there] = np.mean([front(np.column_stack([draw, sizes[there]])) for draw in means.T], axis=0)
     expected[seeds < 2] = np.nan
     np.testing.assert_allclose(front_probability(costs, sizes), expected, rtol=0, atol=1e-12)
@@ -140,7 +140,7 @@ def test_front_probability_follows_its_rows_when_they_are_shuffled():
 
 def test_resampled_draws_the_same_seeds_for_rows_that_have_the_same():
     values = np.array([[0.0, 1.0, 4.0], [2.0, 3.0, 6.0], [np.nan, 0.0, 3.0], [5.0, np.nan, np.nan]])
-    first, second, third, alone = np.hstack(list(resampled(values)))
+    first, second, third, alone = np.hstack(list(resample(values)))
     np.testing.assert_allclose(second - first, 2, atol=1e-9)
     assert len(np.unique(first)) == 10  # the distinct multisets of three seeds
     assert sorted(np.unique(third)) == [0, 1.5, 3]
@@ -149,18 +149,18 @@ def test_resampled_draws_the_same_seeds_for_rows_that_have_the_same():
 
 
 def test_resampled_means_that_are_equal_tie_whatever_the_rounding_of_their_sums():
-    means = np.hstack(list(resampled([[0.93, 0.94, 0.95]])))
+    means = np.hstack(list(resample([[0.93, 0.94, 0.95]])))
     assert len(np.unique(means)) == 7  # from 2.79 / 3 to 2.85 / 3; unrounded they are eight
 
 
 def test_resampled_gives_numbers_that_are_the_same_everywhere():
-    found = (3 * next(resampled([[1.0, 2.0, 4.0]]))[0, :8]).round(9)
+    found = (3 * next(resample([[1.0, 2.0, 4.0]]))[0, :8]).round(9)
     assert found.tolist() == [6, 5, 12, 4, 4, 7, 5, 6]
 
 
 def test_resampled_means_spread_as_those_of_a_bootstrap_do():
     values = np.random.default_rng(1).normal(size=8)
-    means = np.hstack(list(resampled(values[None])))[0]
+    means = np.hstack(list(resample(values[None])))[0]
     assert means.shape == (1000,)
     assert means.mean() == pytest.approx(values.mean(), abs=0.05)
     assert means.std() == pytest.approx(values.std() / np.sqrt(8), rel=0.1)

@@ -475,7 +475,7 @@ def test_nothing_is_imported_that_was_not_granted(tmp_path):
 
 def test_a_worker_is_granted_what_its_driver_was_and_checks_the_source(tmp_path):
     grant = planted(tmp_path, "def f(): pass")
-    assert plugins.granted() == grant
+    assert plugins.current_grant() == grant
     sha256 = hashlib.sha256(b"def f(): pass").hexdigest()
     assert plugins.load_function("planted:f", sha256).__name__ == "f"
     assert plugins.sources() == [("planted", str(tmp_path / "planted.py"), sha256)]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
-from qdtune.pareto import DRAWS, resampled
+from qdtune.pareto import DRAWS, resample
 
 FAMILY_ALPHA = 0.05  # the chance of any wrong verdict in a family of comparisons
 # Accuracies no further apart are equal, because float32 holds a fraction of a count to 7 digits.
@@ -122,7 +122,7 @@ def win_shares(values: NDArray[np.float64], groups: Sequence[NDArray[np.int64]])
         groups: row numbers; no group is empty.
     """
     wins = [np.zeros(len(group)) for group in groups]
-    for means in resampled(values) if groups else ():
+    for means in resample(values) if groups else ():
         by_draw = np.ascontiguousarray(means.T)
         for group, count in zip(groups, wins, strict=True):
             count += np.bincount(by_draw[:, group].argmax(axis=1), minlength=len(group))

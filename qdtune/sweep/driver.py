@@ -81,7 +81,8 @@ def run_trials(
         ):
             recorder = Recorder(queue, store, progress, warmups, known, stopped, Path(scratch), loggers)
             recorder.metrics.granted(place.gpu)
-            given = {"spec": spec, "data": data, "warmups": warmups, "stacks": scratch, "grant": plugins.granted()}
+            grant = plugins.current_grant()
+            given = {"spec": spec, "data": data, "warmups": warmups, "stacks": scratch, "grant": grant}
             kind = make_trainable(place, **given)
             with watch_head(stopped):
                 if not stopped:

@@ -33,7 +33,7 @@ def measure_share(
     trial = max(queue.planned, key=lambda t: (t.sizes.fp32_bytes, t.depth, t.act_bits or 0))
     out.print(f"gpu: auto: measuring {trial.label} ({trial.sizes.params:,} parameters) on a GPU of its own")
     # An actor can be killed at any moment; cancelling a task as it ends would abort the driver (Ray 2.60).
-    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote(plugins.granted())
+    probe: Any = ray.remote(_Probe).options(num_gpus=1, num_cpus=spec.resources.cpu).remote(plugins.current_grant())
     answer = probe.call.remote(_measure, trial, data, spec.run.compile)
     gpu, waited = 1.0, 0.0
     while not stopped and waited < PROBE_S and not ray.wait([answer], timeout=1.0)[0]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdtune import plugins
-from qdtune.machine import gpus
-from qdtune.messages import SpecError, blame
+from qdtune.machine import count_gpus
+from qdtune.messages import SpecError, blame_source
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
 from qdtune.spec.sweep_file import Spec, load
@@ -128,15 +128,15 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
     from qdtune.store.folder import join_location  # Arrow: not needed to say that a file is wrong
 
     folder = join_location(options.runs_dir, asked.name)
-    with blame(options.sweep):
+    with blame_source(options.sweep):
         _permit_plugins(asked, options)
     if not options.is_dry:
         from qdtune.sweep.preflight import check_loggers, check_surroundings
 
         check_surroundings(options.runs_dir, asked.name, options.address)
-        with blame(options.sweep):
+        with blame_source(options.sweep):
             check_loggers(asked.run.loggers, options.runs_dir)
-    with blame(options.sweep):
+    with blame_source(options.sweep):
         asked, data, data_dir = _choose_data(asked, options)
         asked, spec, planned = _decide_on(asked, asked.data.names[0])
         forecast = _forecast(spec, options)
@@ -240,7 +240,7 @@ def _forecast(spec: Spec, options: LaunchOptions) -> Placement | None:
     """
     if options.address is not None and not options.is_dry:
         return None
-    here = Node(os.cpu_count() or 1, gpus())
+    here = Node(os.cpu_count() or 1, count_gpus())
     return place_trials(spec.resources, [here], spec.run.max_concurrent_trials)
 
 

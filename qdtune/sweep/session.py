@@ -15,7 +15,7 @@ from typing import Any
 
 from qdtune import plugins
 from qdtune.datasets.load import Samples
-from qdtune.machine import handling
+from qdtune.machine import handle_signals
 from qdtune.spec.groups import Resources
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
@@ -70,7 +70,7 @@ def _until_the_sweep(early: list[int]) -> Iterator[None]:
         early.append(number)
         raise SystemExit(128 + number)
 
-    with handling(handle):
+    with handle_signals(handle):
         yield
 
 

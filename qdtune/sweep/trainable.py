@@ -96,7 +96,7 @@ class QATTrial(tune.Trainable):
         cpu: float,
         gpu: float,
         stacks: str = "",
-        grant: plugins.Grant = plugins.NOTHING,
+        grant: plugins.Grant = plugins.NO_GRANT,
     ) -> None:
         plugins.allow(grant)
         # Ray also sets up actors that a reused actor has already replaced, so nothing heavy may happen here.

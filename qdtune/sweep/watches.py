@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import ray
 from ray import tune
 
-from qdtune.machine import handling
+from qdtune.machine import handle_signals
 from qdtune.messages import format_count
 from qdtune.sweep.cluster import nodes_now
 from qdtune.sweep.placement import Node, Placement
@@ -108,5 +108,5 @@ def note_signals(received: list[int]) -> Iterator[None]:
             _leave("stopped", 128 + number)
         os.write(2, b"\nstopping in order, what is finished is kept (once more: stop at once)\n")
 
-    with handling(handle):
+    with handle_signals(handle):
         yield

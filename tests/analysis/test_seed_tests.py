@@ -15,7 +15,7 @@ from qdtune.analysis.seed_tests import (
     t_test,
     win_shares,
 )
-from qdtune.pareto import resampled
+from qdtune.pareto import resample
 
 P = st.sampled_from([0.001, 0.004, 0.01, 0.0125, 0.02, 0.025, 0.04, 0.05, 0.3, 1.0, np.nan])
 
@@ -94,7 +94,7 @@ def test_win_shares_count_the_draws_that_each_row_wins_and_ties_go_to_the_first(
     values[6] = values[2]
     groups = [np.array([0, 1, 2, 6]), np.array([6, 2]), np.array([5])]
     found = win_shares(values, groups)
-    means = np.hstack(list(resampled(values)))
+    means = np.hstack(list(resample(values)))
     for group, shares in zip(groups, found, strict=True):
         winners = [max(group, key=lambda i: (draw[i], -list(group).index(i))) for draw in means.T]
         assert shares.tolist() == pytest.approx([winners.count(i) / 1000 for i in group])

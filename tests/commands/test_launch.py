@@ -290,7 +290,7 @@ def test_command_is_known_or_told(
 def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
-    assert machine.gpus(tmp_path) == 2
+    assert machine.count_gpus(tmp_path) == 2
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
