@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from qdtune.datasets.known import dataset_of
-from qdtune.machine import count_gpus
+from qdtune.machine import gpus
 from qdtune.messages import format_count, one_line, user_error
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import Plan
@@ -14,7 +14,7 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.placement import Placement
 from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch
 
-FEW = 8  # sizes that are listed one by one
+MAX_LISTED = 8  # sizes that are listed one by one
 Facts = Iterator[tuple[str, str]]  # name and text
 
 
@@ -63,7 +63,7 @@ def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
         done = sum(trial.trial_id in ids for trial in planned.trials)
         yield "  there", f"{done:,} have a result in {prepared.folder}"
     yield from _training_facts(spec, planned)
-    yield "data", _data_text(prepared)
+    yield "data", _format_data(prepared)
     yield from (("longer", line) for line in prepared.lengthened)
     if spec.factories:
         from qdtune.plugins import sources
@@ -84,9 +84,9 @@ def _space_facts(spec: Spec, planned: Plan) -> Facts:
         yield "a sample", f"{count:,} at random ({kinds})"
     else:
         yield "configurations", f"{count:,} ({kinds})"
-    for rule, n in planned.excluded[:FEW]:
+    for rule, n in planned.excluded[:MAX_LISTED]:
         yield "  excluded", f"{n:,} by {rule}"
-    if more := planned.excluded[FEW:]:
+    if more := planned.excluded[MAX_LISTED:]:
         yield "  excluded", f"{sum(n for _, n in more):,} by {format_count(len(more), 'more rule')}"
     if planned.infeasible:
         yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
@@ -113,7 +113,7 @@ def _training_facts(spec: Spec, planned: Plan) -> Facts:
     few = ", ".join(f"{size:,}" for size in sizes)
     yield (
         "sizes",
-        f"{few} bytes" if len(sizes) <= FEW else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
+        f"{few} bytes" if len(sizes) <= MAX_LISTED else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
     )
 
 
@@ -123,7 +123,7 @@ def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:
 
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
-    here = f"this machine: {os.cpu_count()} CPUs, {count_gpus()} GPUs"
+    here = f"this machine: {os.cpu_count()} CPUs, {gpus()} GPUs"
     yield (
         "at once",
         f"{placed.concurrent:,} trials{shared}, so {format_count(placed.waves(left), 'wave')} ({here})",
@@ -134,7 +134,7 @@ def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:
         yield "note", note
 
 
-def _data_text(prepared: Prepared) -> str:
+def _format_data(prepared: Prepared) -> str:
     group = prepared.spec.data
     assert group.info is not None
     train = group.info.train - group.val_size

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdtune.commands.job_parser import RUNNING, parser_of, read_arguments, run_job_command
+from qdtune.commands.job_parser import EXIT_RUNNING, make_job_parser, read_arguments, run_job_command
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line, user_error
@@ -25,12 +25,12 @@ from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import check_location, storage_errors
 
 VERB = Verb(place=8, text="bring its results here")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Brings a run folder from a cluster and verifies it; returns the exit code, 3 where something is damaged."""
-    parser = parser_of("fetch", "ID|NAME [--out DIR] [--runs-dir DIR]", "Brings the results of a sweep here.")
+    parser = make_job_parser("fetch", "ID|NAME [--out DIR] [--runs-dir DIR]", "Brings the results of a sweep here.")
     parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folder is put (default: runs)")
     parser.add_argument("--runs-dir", help="where it is on the head, if its job is no longer known there")
@@ -43,9 +43,9 @@ def _fetch(arguments: argparse.Namespace) -> int:
         job = find_job(server, arguments.job)
         if job and job.runs:
             print(f"error: {job.id} still runs: wait for its end, or stop it first", file=sys.stderr)
-            return RUNNING
+            return EXIT_RUNNING
         name = job.name if job else arguments.job
-        if not NAME.fullmatch(name):
+        if not SWEEP_NAME.fullmatch(name):
             raise user_error(f"there is no job {one_line(name)} at {server.address} (qdtune jobs lists them)")
         target = arguments.out / name
         if target.is_file() or (target.exists() and any(target.iterdir()) and not (target / SWEEP_FILE).is_file()):
@@ -59,7 +59,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         server.wait(packing)
         (status, code, message), log = server.state(packing), server.log(packing)
         server.forget(packing)
-    return _put(log, target) if status == "SUCCEEDED" else print_failure(log, code, message)
+    return _put_in_place(log, target) if status == "SUCCEEDED" else print_failure(log, code, message)
 
 
 def _check_place(out: Path) -> None:
@@ -72,9 +72,9 @@ def _check_place(out: Path) -> None:
         raise user_error(f"--out must be a place to write to, got {given}: {found} is not")
 
 
-def _put(log: str, target: Path) -> int:
+def _put_in_place(log: str, target: Path) -> int:
     """Unpacks an archive, judges it, puts it in its place and verifies it; what was there is set aside."""
-    from qdtune.commands.verify import check
+    from qdtune.commands.verify import check_run
     from qdtune.remote.archive import ArchiveError, unpack_lines
     from qdtune.store.opened import open_run
     from qdtune.store.store import Store
@@ -93,6 +93,6 @@ def _put(log: str, target: Path) -> int:
     print(f"{format_count(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
     opened = open_run(target)
     with opened.store.lock():
-        code = check(opened)
+        code = check_run(opened)
     print(f"qdtune report {shlex.quote(str(target))}")
     return code

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from qdtune.commands.parser import Parser, print_error
 from qdtune.remote.protocol import ADDRESSES
 
-LOST, RUNNING, INTERRUPTED = 4, 5, 130  # exit codes: its driver or its head is gone; the run folder is in use; Ctrl-C
-MISTAKEN = (2, RUNNING)  # those with which a sweep has not begun
+# Exit codes: the driver or the head of a job is gone; the run folder is in use; Ctrl-C.
+EXIT_LOST, EXIT_RUNNING, EXIT_INTERRUPTED = 4, 5, 130
+EXITS_BEFORE_START = (2, EXIT_RUNNING)  # those with which a sweep has not begun
 
 
-def parser_of(command: str, usage: str, description: str) -> Parser:
+def make_job_parser(command: str, usage: str, description: str) -> Parser:
     """The parser of a command that asks a job server, for the options of its own to be added."""
     usage = " ".join(filter(None, ["qdtune", command, usage, "--address http://HOST:8265"]))
     parser = Parser(command, usage, description)
@@ -27,13 +28,13 @@ def read_arguments(parser: Parser, argv: Sequence[str] | None, wanted: str | Non
     arguments = parser.read(argv)
     if wanted and not getattr(arguments, wanted):
         parser.error(f"no {wanted} given")
-    arguments.address = arguments.address or next(filter(None, map(_http, ADDRESSES)), None)
+    arguments.address = arguments.address or next(filter(None, map(_read_address, ADDRESSES)), None)
     if not arguments.address:
         parser.error(f"no --address given, and none in {ADDRESSES[0]}")
     return arguments
 
 
-def _http(variable: str) -> str:
+def _read_address(variable: str) -> str:
     """The address of a job server in an environment variable, "" where there is none: HOST:6379 is not one."""
     address = os.environ.get(variable, "")
     return address if address.startswith(("http://", "https://")) else ""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from qdtune.commands.job_parser import parser_of, read_arguments, run_job_command
+from qdtune.commands.job_parser import make_job_parser, read_arguments, run_job_command
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import one_line
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 
 
 VERB = Verb(place=6, text="list the sweeps that were sent")
-LEFT = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
+LEFT_LINE = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Lists the sweeps that were submitted to a cluster; returns the exit code."""
     return run_command(
-        lambda: run_job_command(read_arguments(parser_of("jobs", "", "Lists submitted sweeps."), argv), _list)
+        lambda: run_job_command(
+            read_arguments(make_job_parser("jobs", "", "Lists submitted sweeps."), argv), _list_jobs
+        )
     )
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list_jobs(arguments: argparse.Namespace) -> int:
     with open_server(arguments.address) as server:
         known = server.all()
-        how = {job.id: _how_it_ended(server, job) for job in known}
+        how = {job.id: _describe_end(server, job) for job in known}
     rows = [("job", "status", "started (UTC)", "how it ended")]
     for job in known:
         began = (
@@ -52,9 +54,9 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _how_it_ended(server: Jobs, job: Job) -> str:
+def _describe_end(server: Jobs, job: Job) -> str:
     """A few words; of one that was stopped, how far it says that it came."""
     if job.status == "STOPPED":
-        left = LEFT.findall(server.log(job.id))
+        left = LEFT_LINE.findall(server.log(job.id))
         return f"{int(left[-1][1]) - int(left[-1][0])} of {left[-1][1]} done" if left else ""
     return "" if job.code is None else f"exit code {job.code}" + (f": {last_line(job.message)}" if job.code else "")

@@ -31,7 +31,7 @@ from qdtune.terminal import console, text_table
 
 VERB = Verb(place=9, text="judge pruners on a finished sweep")
 USAGE = "qdtune replay RUN [--pruner RULE ...] [--orders N] [--at-once N,N] [--order ORDER] [--jobs N]"
-RULES = (
+DEFAULT_RULES = (
     "pareto",
     "{type: successive_halving, scope: all}",
     "{type: successive_halving, scope: size}",
@@ -41,7 +41,7 @@ RULES = (
     "{type: median, scope: size}",
 )
 ORDERS = ("shuffled", "small_first", "large_first")
-CHUNK = 10  # simulated sweeps of one task of a process
+CHUNK_SWEEPS = 10  # simulated sweeps of one task of a process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `replay`; those of the process if None.
     """
-    return run_command(lambda: _replay(_arguments(argv)))
+    return run_command(lambda: _replay(_read_arguments(argv)))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("replay", USAGE, "Judges pruners on the recorded curves of a finished, unpruned sweep.")
     parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder")
     parser.add_argument(
@@ -79,9 +79,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    spec, recorded = recording(arguments.run)
+    spec, recorded = read_recording(arguments.run)
     specs = {}
-    for rule in arguments.pruner or RULES:
+    for rule in arguments.pruner or DEFAULT_RULES:
         specs[rule] = with_pruner(spec, rule)
     at_once = [int(n) for n in arguments.at_once.split(",")]
     out = console()
@@ -99,8 +99,10 @@ def _replay(arguments: argparse.Namespace) -> int:
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("forkserver")) as pool:
         tasks = {
             (rule, n): [
-                pool.submit(score, spec, recorded, n, range(i, min(i + CHUNK, arguments.orders)), arguments.order)
-                for i in range(0, arguments.orders, CHUNK)
+                pool.submit(
+                    score, spec, recorded, n, range(i, min(i + CHUNK_SWEEPS, arguments.orders)), arguments.order
+                )
+                for i in range(0, arguments.orders, CHUNK_SWEEPS)
             ]
             for rule, spec in specs.items()
             for n in at_once
@@ -111,12 +113,12 @@ def _replay(arguments: argparse.Namespace) -> int:
                 for part in parts:
                     whole += part.result()
                 name = rule.strip("{}").removeprefix("type: ") if n == at_once[0] else ""
-                rows.append([name, str(n), *_cells(whole)])
+                rows.append([name, str(n), *_format_cells(whole)])
     out.print(text_table(["pruner", "at once", "saved", "lose", "lost", "kept", "worst"], rows, folded=["pruner"]))
     return 0
 
 
-def _cells(scored: Score) -> Iterator[str]:
+def _format_cells(scored: Score) -> Iterator[str]:
     yield f"{statistics.mean(scored.saved):.1%}"
     yield f"{sum(lost > 0 for lost in scored.lost) / len(scored.lost):.1%}"
     yield f"{statistics.mean(scored.lost):.2f}"
@@ -124,7 +126,7 @@ def _cells(scored: Score) -> Iterator[str]:
     yield f"{min(scored.kept):.2%}"
 
 
-def recording(run: str) -> tuple[Spec, list[Result]]:
+def read_recording(run: str) -> tuple[Spec, list[Result]]:
     """The spec of a run folder, and its results with whole curves.
 
     Raises:

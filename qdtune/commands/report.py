@@ -35,11 +35,11 @@ from qdtune.terminal import console, text_table
 
 VERB = Verb(place=2, text="print and draw what a sweep has found")
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
-WIDTH = 80
-MOST = 12  # conclusions that are printed
-FEW = 8  # comparisons that are told in sentences; more are a table
-UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
-CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
+TEXT_WIDTH = 80
+MAX_CONCLUSIONS = 12  # conclusions that are printed
+MAX_SENTENCES = 8  # comparisons that are told in sentences; more are a table
+UNIT_BYTES = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
+EXIT_CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `report`; those of the process if None.
     """
-    return run_command(lambda: _report(_arguments(argv)))
+    return run_command(lambda: _report(_read_arguments(argv)))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report", USAGE, "Prints and draws what a sweep has found.")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders: paths or URLs")
     parser.add_argument("--out", metavar="FILE", help=f"write the page there, and only it (default: RUN/{PAGE})")
@@ -74,13 +74,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise user_error(f"--out must be a file, got a folder: {one_line(arguments.out)}")
     if arguments.out and not arguments.out.endswith(".html"):
         raise user_error(f"--out must be a page, FILE.html, got {one_line(arguments.out)}")
-    if arguments.out and not _ours(Path(arguments.out)):
+    if arguments.out and not _is_free_for_page(Path(arguments.out)):
         raise user_error(f"--out must be a new file, or a report: {one_line(arguments.out)} holds something else")
-    arguments.budget = read_bytes(arguments.budget)
+    arguments.budget = parse_size(arguments.budget)
     return arguments
 
 
-def _ours(file: Path) -> bool:
+def _is_free_for_page(file: Path) -> bool:
     """Whether a page may be written there: nothing is, or a page of ours."""
     try:
         with file.open("rb") as page:
@@ -91,7 +91,7 @@ def _ours(file: Path) -> bool:
         raise user_error(f"--out cannot be read: {one_line(str(error))}") from None
 
 
-def read_bytes(text: str | None) -> int | None:
+def parse_size(text: str | None) -> int | None:
     """A size as users write it in bytes: `4096`, `4KiB`, `1.5 MiB`; None as it is.
 
     Raises:
@@ -100,30 +100,30 @@ def read_bytes(text: str | None) -> int | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([a-z]*)", text.strip().lower())
-    if found is None or found[2] not in UNITS or not float(found[1]):
+    if found is None or found[2] not in UNIT_BYTES or not float(found[1]):
         raise user_error(f"--budget must be bytes or KiB, such as 4096 or 4KiB, got {one_line(text)!r}")
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(float(found[1]) * UNIT_BYTES[found[2]])
 
 
 def _report(arguments: argparse.Namespace) -> int:
     try:
         if arguments.for_launch:
-            return _for_launch(arguments.runs[0])
+            return _follow_launch(arguments.runs[0])
         if arguments.watch:
             return _watch(arguments)
-        runs = [_within(load_run(run), arguments.budget) for run in arguments.runs]
+        runs = [_limit_size(load_run(run), arguments.budget) for run in arguments.runs]
         out = console()
         for run in runs:
             _print(run, out, arguments.reference)
         sheets = [sheet(run) for run in runs]
-        for line in _written(sheets, arguments):
+        for line in _write_files(sheets, arguments):
             out.print(line)
         return 0
-    except tuple(CODES) as error:
-        return print_error(error, CODES)
+    except tuple(EXIT_CODES) as error:
+        return print_error(error, EXIT_CODES)
 
 
-def _within(run: Run, budget: int | None) -> Run:
+def _limit_size(run: Run, budget: int | None) -> Run:
     small = run.within(budget)
     if not small.finished:
         least = min(run.front()["size_bytes"].to_pylist())
@@ -133,7 +133,7 @@ def _within(run: Run, budget: int | None) -> Run:
     return small
 
 
-def _written(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
+def _write_files(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
     """Writes the page, and of a single run its figures; a line each for where they are."""
     folder = Store(sheets[0].run.where).folder
     live = not arguments.out and folder.is_in_use()  # its launch draws the page, too: it is to go on loading itself
@@ -154,12 +154,12 @@ def _written(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str
 def _watch(arguments: argparse.Namespace) -> int:
     run = arguments.runs[0]
     out = console()
-    _found(run)
+    _check_run_folder(run)
     said = None
 
     def draw(live: bool) -> bool:
         nonlocal said
-        found = _drawn(run, live, arguments.budget, arguments.reference)
+        found = _draw_page(run, live, arguments.budget, arguments.reference)
         line = "nothing has finished yet" if found is None else f"{state(found)}: {Store(run).folder.full_name(PAGE)}"
         if line != said:
             out.print(line)
@@ -167,38 +167,38 @@ def _watch(arguments: argparse.Namespace) -> int:
         return found is not None and not found.left
 
     try:
-        follow(run, draw, _slept)
+        follow(run, draw, _sleep)
     except KeyboardInterrupt:
-        _drawn(run, False, arguments.budget, arguments.reference)
+        _draw_page(run, False, arguments.budget, arguments.reference)
     return 0
 
 
-def _slept(seconds: float) -> bool:
+def _sleep(seconds: float) -> bool:
     time.sleep(seconds)
     return False
 
 
-def _for_launch(run: str) -> int:
+def _follow_launch(run: str) -> int:
     """Follows a sweep for its launch: until that ends, whatever is left, without a word."""
 
     def draw(live: bool) -> bool:
-        _drawn(run, live)
+        _draw_page(run, live)
         return False
 
     follow(run, draw, closed)
     return 0
 
 
-def _found(run: str) -> None:
+def _check_run_folder(run: str) -> None:
     """Raises where this is no run folder; one in which nothing has finished is."""
     if Store(run).sweep_yaml() is None:
         raise RunError(f"{one_line(run)} is no run folder: it holds no sweep.yaml")
 
 
-def _drawn(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:
+def _draw_page(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:
     """Writes the page of a run, which loads itself again while the sweep is `live`; None if nothing has finished."""
     try:
-        found = _within(load_run(run), budget)
+        found = _limit_size(load_run(run), budget)
     except RunError:  # nothing has finished yet
         return None
     reload_s = int(LEAST_S) if live and found.left else 0
@@ -211,7 +211,7 @@ def _print(run: Run, out: Any, reference: bool) -> None:
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
-    print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=WIDTH)
+    print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=TEXT_WIDTH)
     for line in trouble(run):
         out.print(line, style="yellow")
     for question in questions(run):
@@ -219,9 +219,9 @@ def _print(run: Run, out: Any, reference: bool) -> None:
     out.print()
     if reference and (table := beside(run.pareto, run.spec.data.names[0])):
         out.print(table.title, style="bold")
-        out.print(_printed(table))
+        out.print(_format_table(table))
         for line in (BESIDE, CAVEAT):
-            out.print(line, style="dim", width=WIDTH if out.is_terminal else None)
+            out.print(line, style="dim", width=TEXT_WIDTH if out.is_terminal else None)
         out.print()
     elif reference:
         out.print(f"--reference: no published networks are known here for {run.spec.data.names[0]}")
@@ -231,20 +231,20 @@ def _print_question(question: Question, out: Any) -> None:
     """The conclusions; the comparisons in sentences if they are few, else those that have a number in a table."""
     out.print()
     out.print(question.title, style="bold")
-    many = len(question.sentences) > FEW
-    lines = [*question.conclusions[:MOST], *([] if many else question.sentences)]
-    if more := len(question.conclusions) - MOST if len(question.conclusions) > MOST else 0:
+    many = len(question.sentences) > MAX_SENTENCES
+    lines = [*question.conclusions[:MAX_CONCLUSIONS], *([] if many else question.sentences)]
+    if more := len(question.conclusions) - MAX_CONCLUSIONS if len(question.conclusions) > MAX_CONCLUSIONS else 0:
         lines.append(f"... and {more} more on the page")
     for line in lines:
-        out.print(line, width=WIDTH if out.is_terminal else None)
+        out.print(line, width=TEXT_WIDTH if out.is_terminal else None)
     if many and question.table is not None:
         effect = question.table.heads.index(EFFECT)
         rows = [row for row in question.table.rows if row[effect] != "-"]
         rest = "" if len(rows) == len(question.table.rows) else "; why, and the others, on the page"
         out.print(f"{question.verdicts}{rest}")
         if rows:
-            out.print(_printed(question.table._replace(rows=rows)))
+            out.print(_format_table(question.table._replace(rows=rows)))
 
 
-def _printed(table: Table) -> Any:
+def _format_table(table: Table) -> Any:
     return text_table(table.heads, table.rows, folded=table.heads[-1:])

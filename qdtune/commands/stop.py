@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from qdtune.commands.job_parser import MISTAKEN, parser_of, read_arguments, run_job_command
+from qdtune.commands.job_parser import EXITS_BEFORE_START, make_job_parser, read_arguments, run_job_command
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import one_line, user_error
@@ -16,7 +16,7 @@ VERB = Verb(place=7, text="stop one of them in order")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Stops a submitted sweep in order, so that it can go on later; returns the exit code."""
-    parser = parser_of("stop", "ID", "Stops a submitted sweep in order.")
+    parser = make_job_parser("stop", "ID", "Stops a submitted sweep in order.")
     parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _stop))
 
@@ -34,6 +34,10 @@ def _stop(arguments: argparse.Namespace) -> int:
             server.wait(job.id)  # Ray kills what takes too long
             status, code, _ = server.state(job.id)
             job = job._replace(status=status, code=code)
-        again = "" if job.status == "SUCCEEDED" or job.code in MISTAKEN else "; the same submit goes on from here"
+        again = (
+            ""
+            if job.status == "SUCCEEDED" or job.code in EXITS_BEFORE_START
+            else "; the same submit goes on from here"
+        )
         print(f"{job.id} has ended: {job.status}{again}")
     return 0

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdtune.commands.job_parser import (
-    INTERRUPTED,
-    LOST,
-    MISTAKEN,
-    RUNNING,
-    parser_of,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_RUNNING,
+    EXITS_BEFORE_START,
+    make_job_parser,
     read_arguments,
     run_job_command,
 )
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import blame_source, printable, user_error
+from qdtune.messages import blame, printable, user_error
 from qdtune.remote.protocol import HEAD_LINE, SWEEP_FILE, make_entrypoint, next_id, open_server, print_failure
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, load
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 VERB = Verb(place=5, text="send a sweep to a cluster")
-START_S = 60.0  # in which a job should have begun, or else is left to itself
+START_TIMEOUT_S = 60.0  # in which a job should have begun, or else is left to itself
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `submit`; those of the process if None.
     """
-    parser = parser_of(
+    parser = make_job_parser(
         "submit", "SWEEP [--follow] [--set KEY=VALUE ...] [--runs-dir DIR] [...]", "Sends a sweep to a cluster."
     )
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _submit(arguments: argparse.Namespace) -> int:
     spec = load(arguments.sweep, arguments.set)
-    with blame_source(arguments.sweep):
-        files = {SWEEP_FILE: spec.to_yaml().encode()} | _modules(spec, arguments)
+    with blame(arguments.sweep):
+        files = {SWEEP_FILE: spec.to_yaml().encode()} | _read_modules(spec, arguments)
         if not spec.factories:
             plan(spec.resolve(spec.data.names[0]))
     where = arguments.runs_dir or ""
@@ -86,7 +86,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             if not same or not arguments.follow:
                 how = " (--follow follows it)" if same else ", and not as this command would have it: stop it first"
                 print(f"error: {what}{how}", file=sys.stderr)
-                return RUNNING
+                return EXIT_RUNNING
             print(what)
         job = running.id if running else next_id(spec.name, known)
         if not running:
@@ -96,10 +96,10 @@ def _submit(arguments: argparse.Namespace) -> int:
                     (Path(folder) / name).write_bytes(data)
                 about = {"name": spec.name, "runs_dir": where, "sweep": digest}
                 server.start(job, make_entrypoint("launch", *options), Path(folder), about)
-        return _follow(server, job, spec.name) if arguments.follow else _begun(server, job)
+        return _follow(server, job, spec.name) if arguments.follow else _await_start(server, job)
 
 
-def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
+def _read_modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
     """The user's own code that a sweep names, by where it goes: the file of each, found where `launch` looks."""
     from qdtune.plugins import permit
 
@@ -119,9 +119,9 @@ def _modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
     return found
 
 
-def _begun(server: Jobs, job: str) -> int:
+def _await_start(server: Jobs, job: str) -> int:
     """Waits until a job is at work, and says how to go on; the exit code."""
-    ended = server.wait(job, until=lambda: HEAD_LINE in server.log(job).splitlines(), seconds=START_S)
+    ended = server.wait(job, until=lambda: HEAD_LINE in server.log(job).splitlines(), seconds=START_TIMEOUT_S)
     status, code, message = server.state(job)
     if ended and status != "SUCCEEDED":
         return print_failure(server.log(job), code, message)
@@ -135,28 +135,28 @@ def _follow(server: Jobs, job: str, name: str) -> int:
     from qdtune.remote.job_server import LostError
 
     print(f"following {job} (Ctrl-C ends the following, not the job)", flush=True)
-    lines = _Lines()
+    lines = _LogPrinter()
     try:
         server.follow(job, lines.show, lambda line: print(line, file=sys.stderr, flush=True))
     except LostError as error:
         print(f"error: {error}; what was finished is kept there, the same command goes on from it", file=sys.stderr)
-        return LOST
+        return EXIT_LOST
     except KeyboardInterrupt:
         print(f"\n{job} goes on; qdtune stop {job} --address {server.address} stops it", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     status, code, message = server.state(job)
     if not lines.begun and status == "FAILED":
         return print_failure(lines.text, code, message)
     if status == "STOPPED":
         print(f"{job} was stopped; the same command goes on from here")
-    if code not in MISTAKEN:
+    if code not in EXITS_BEFORE_START:
         print(f"to bring it here: qdtune fetch {name} --address {server.address} --out runs")
     if status == "STOPPED":
-        return INTERRUPTED
-    return code if code is not None and code >= 0 else LOST
+        return EXIT_INTERRUPTED
+    return code if code is not None and code >= 0 else EXIT_LOST
 
 
-class _Lines:
+class _LogPrinter:
     """The lines of a job's log, printed from where our own begin; before that Ray speaks."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from qdtune.store.store import FAULTS, Store
 
 VERB = Verb(place=3, text="check a run folder, and set aside what is damaged")
 USAGE = "qdtune verify RUN"
-WHOLE, DAMAGED = 0, 3
+EXIT_WHOLE, EXIT_DAMAGED = 0, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `verify`; those of the process if None.
     """
-    return run_command(lambda: _verify(_arguments(argv)))
+    return run_command(lambda: _verify(_read_arguments(argv)))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("verify", USAGE, "Checks every file of a run folder, and sets aside what is damaged.")
     parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
     arguments = parser.read(argv)
@@ -46,12 +46,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     try:
         opened = open_run(arguments.run)  # before the lock, which would make the folder
         with opened.store.lock():
-            return check(opened)
+            return check_run(opened)
     except tuple(FAULTS) as error:
         return print_error(error, FAULTS)
 
 
-def check(opened: OpenedRun) -> int:
+def check_run(opened: OpenedRun) -> int:
     """Sets aside what is damaged and says so; 0 if all is whole, else 3. To be called under the lock.
 
     Args:
@@ -63,12 +63,15 @@ def check(opened: OpenedRun) -> int:
     """
     store = opened.store
     damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
-    damaged += [f"{line}: set aside, is trained again" for line in _damaged(store, "warmup")]
-    damaged += [f"{line}: set aside, the result stands but cannot be exported" for line in _damaged(store, "weights")]
+    damaged += [f"{line}: set aside, is trained again" for line in _set_damaged_aside(store, "warmup")]
+    damaged += [
+        f"{line}: set aside, the result stands but cannot be exported"
+        for line in _set_damaged_aside(store, "weights")
+    ]
     rows = opened.read_rows()
     ours = rows.results
-    anew = [f"{line}: written anew" for line in _wrong_table(store, ours)]
-    for line in [*damaged, *anew, *_remarks(ours, len(store.ids()))]:
+    anew = [f"{line}: written anew" for line in _mend_table(store, ours)]
+    for line in [*damaged, *anew, *_list_remarks(ours, len(store.ids()))]:
         print(one_line(line))
     counts = (
         format_count(len(store.ids()), "trial"),
@@ -77,10 +80,10 @@ def check(opened: OpenedRun) -> int:
     )
     verdict = format_count(len(damaged), "fault") if damaged else "all whole"
     print(one_line(f"{opened.where}: {', '.join(counts)}: {verdict}"))
-    return DAMAGED if damaged else WHOLE
+    return EXIT_DAMAGED if damaged else EXIT_WHOLE
 
 
-def _damaged(store: Store, within: str) -> Iterator[str]:
+def _set_damaged_aside(store: Store, within: str) -> Iterator[str]:
     """Sets damaged safetensors files aside; a line for each."""
     for file in store.folder.list_files(within):
         name = f"{within}/{file}"
@@ -91,7 +94,7 @@ def _damaged(store: Store, within: str) -> Iterator[str]:
             yield f"{store.folder.full_name(name)}: {why}"
 
 
-def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
+def _mend_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
     """Writes `pareto.parquet` where it is not what the rows say; none is there before the first launch has ended."""
     data, name = store.folder.read_file("pareto.parquet"), store.folder.full_name("pareto.parquet")
     if data is None:
@@ -107,7 +110,7 @@ def _wrong_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
         yield f"{name}: {why}"
 
 
-def _remarks(ours: Sequence[Result], there: int) -> Iterator[str]:
+def _list_remarks(ours: Sequence[Result], there: int) -> Iterator[str]:
     if other := there - len(ours):
         yield f"{format_count(other, 'trial')} of other axes, or of another version of qdtune: kept, and not counted"
     for result in ours:

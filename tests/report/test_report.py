@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import qdtune
-from qdtune.commands.report import main, read_bytes
+from qdtune.commands.report import main, parse_size
 from qdtune.report import page as page_module
 from qdtune.report.figures import apart, figures, whole
 from qdtune.report.follow import drawing, follow
@@ -341,7 +341,7 @@ def test_what_has_started_at_chance_is_told(pruned, capsys):
 
 @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("4KiB", 4096), ("1.5 kib", 1536), ("1MiB", 1 << 20)])
 def test_budget_is_read_in_bytes(text, size):
-    assert read_bytes(text) == size
+    assert parse_size(text) == size
 
 
 # --- following a sweep
