@@ -51,8 +51,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     spec = load(ROOT / "sweeps" / "grid.yaml").resolve("mnist")
     store = Store(folder / "runs" / "grid")
-    for n, trial in enumerate(plan(spec).trials):
-        store.write(trial.trial_id, rows(trial, 0.5 + (7 * n % 35) / 100), [], {})
+    trials = plan(spec).trials
+    for n, trial in enumerate(trials):
+        store.write(trial.trial_id, rows(trial, 0.4 + (7 * n % len(trials)) / 100), [], {})
     store.write_pareto()
     store.create(spec.to_yaml())
     shutil.copy(reader.__file__, folder / "reader.py")

@@ -22,7 +22,7 @@ from qdtune.store.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = sorted((DATA / "runs").iterdir())
-GRID = Path(__file__).parents[2] / "sweeps" / "grid.yaml"
+GRID = Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml"
 
 
 @pytest.fixture(scope="module")

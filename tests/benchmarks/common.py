@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("qdtune", "torch", "torchvision", "ray", "optuna", "pyarrow")
-GRID = Path(__file__).parents[2] / "sweeps" / "grid.yaml"
+GRID = Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml"
 
 
 def arguments(description: str, repeats: int) -> argparse.ArgumentParser:

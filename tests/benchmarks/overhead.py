@@ -92,7 +92,7 @@ def trivial(trials: int, cpus: int) -> dict[str, float]:
 
 
 def startup(data_dir: Path, *options: str) -> float:
-    """Seconds from the command to the first reported epoch, on one configuration of grid.yaml."""
+    """Seconds from the command to the first reported epoch, on one configuration of tests/data/recorded.yaml."""
     with tempfile.TemporaryDirectory() as folder:
         small = (
             "parameters={depth: {values: [1, 2]}, weight_bits: {value: 1}, activation: {values: [identity, relu]}}"

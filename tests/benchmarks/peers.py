@@ -1,6 +1,6 @@
-"""What the peers of the sweep benchmark share: the configurations of sweeps/grid.yaml, and a network that trains.
+"""What the peers of the sweep benchmark share: the configurations of tests/data/recorded.yaml, and a network that trains.
 
-One seed of each configuration; the layers are the notebook's, first weights and step sizes those of grid.yaml.
+One seed of each configuration; the layers are the notebook's, first weights and step sizes those of tests/data/recorded.yaml.
 """
 
 from __future__ import annotations

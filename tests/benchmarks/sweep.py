@@ -1,4 +1,4 @@
-"""A whole sweep, sweeps/grid.yaml on MNIST, from the command to the table: qdtune and three other ways.
+"""A whole sweep, tests/data/recorded.yaml on MNIST, from the command to the table: qdtune and three other ways.
 
     python tests/benchmarks/sweep.py --data-dir DIR
 

@@ -21,13 +21,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 IDS, NUMBERS, WORDS, RUN = HERE / "ids.txt", HERE / "numbers.json", HERE / "words", HERE / "runs" / "eager"
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+EARLIER = [ROOT / "tests" / "data" / "recorded.yaml"]  # sweeps/grid.yaml as it was first
 CLOCK = {"started_at", "finished_at", "seconds", "device"}  # columns that another run fills otherwise
 
 
 def ids() -> list[str]:
     """`SWEEP DATASET TRIAL_ID WARMUP_ID` of every configuration of every sweep file, on each of its data sets."""
     lines = []
-    for path in SWEEPS:
+    for path in (*SWEEPS, *EARLIER):
         spec = load(path)
         for dataset in spec.data.names:
             found = plan(spec.resolve(dataset)).trials

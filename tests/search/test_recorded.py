@@ -21,7 +21,7 @@ from qdtune.store.results import Result, results
 from qdtune.store.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
-GRID = Path(__file__).parents[2] / "sweeps" / "grid.yaml"
+GRID = Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml"
 
 
 def recorded(name: str) -> tuple[Spec, list[Result]]:
