@@ -25,7 +25,7 @@ from qdtune.commands.job_parser import (
 )
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import blame, printable, user_error
+from qdtune.messages import blame_source, printable, user_error
 from qdtune.remote.protocol import HEAD_LINE, SWEEP_FILE, make_entrypoint, next_id, open_server, print_failure
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, load
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _submit(arguments: argparse.Namespace) -> int:
     spec = load(arguments.sweep, arguments.set)
-    with blame(arguments.sweep):
+    with blame_source(arguments.sweep):
         files = {SWEEP_FILE: spec.to_yaml().encode()} | _read_modules(spec, arguments)
         if not spec.factories:
             plan(spec.resolve(spec.data.names[0]))
