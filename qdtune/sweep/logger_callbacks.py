@@ -145,6 +145,7 @@ class WandbRuns(LoggerCallback):
         if not is_logged_in():
             raise RuntimeError("no API key (run `wandb login`, or set WANDB_MODE=offline)")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_SILENT", "true")  # before a run begins, too
         import wandb
 
         self.wandb: Any = wandb

@@ -71,17 +71,20 @@ class LoggerThread(threading.Thread):
         except Exception as error:  # whatever a library raises: the sweep goes on
             self._fail(f"failed: {type(error).__name__}: {error}")
 
-    def close(self, deadline: float) -> None:
-        """Waits until everything is handed over, or the time has come.
+    def close(self) -> None:
+        """Lets the thread end when it has handed over what is there."""
+        with suppress(queue.Full):  # then `wait_until` gives it up
+            self.entries.put_nowait(None)
+
+    def wait_until(self, deadline: float) -> None:
+        """Waits for the end of a thread that was closed, or gives it up when the time has come.
 
         Args:
             deadline: as `time.monotonic` counts.
         """
-        with suppress(queue.Full):  # then it is given up below
-            self.entries.put_nowait(None)
         self.join(max(0.0, deadline - time.monotonic()))
         if self.is_alive() and not self.has_ended:
-            self._fail(f"is too slow: {self.entries.qsize():,} entries are missing")
+            self._fail(f"is too slow: {self.entries.qsize():,} entries are left")
 
     def _fail(self, what: str) -> None:
         if not self.has_ended:
@@ -161,7 +164,9 @@ class SweepLoggers:
             self._send("log_trial_end", replace(logged, state="stopped"), True)
         deadline = time.monotonic() + patience_s
         for thread in self.threads:
-            thread.close(deadline)
+            thread.close()
+        for thread in self.threads:
+            thread.wait_until(deadline)
 
     def _send(self, method: str, *arguments: Any) -> None:
         for thread in self.threads:
