@@ -1,4 +1,4 @@
-"""What the README and the sweep files promise; tests/test_docs_blocks.py runs the blocks of the README and of all pages."""
+"""What the README and the sweep files promise; tests/test_docs_blocks.py runs the blocks of README and docs."""
 
 import re
 from pathlib import Path
