@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
-    from qdtune.report.drawn_run import DrawnRun
+    from qdtune.commands.loaded_run import LoadedRun
 
 __version__ = "0.1.0"
 
 
-def load(run: str | os.PathLike[str]) -> DrawnRun:
+def load(run: str | os.PathLike[str]) -> LoadedRun:
     """What a run folder holds: its rows, curves and Pareto table, and the answers they give; nothing is written.
 
     Args:
@@ -21,7 +22,54 @@ def load(run: str | os.PathLike[str]) -> DrawnRun:
     Raises:
         RunError: it is no run folder, or holds nothing that can be read, or nothing that has finished.
     """
-    from qdtune.analysis.run import load_run  # pyarrow and all: `import qdtune` stays light
-    from qdtune.report.drawn_run import DrawnRun
+    from qdtune.commands import api  # pyarrow and all: `import qdtune` stays light
 
-    return load_run(run, DrawnRun)
+    return api.load(run)
+
+
+def run(
+    sweep: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    runs_dir: str | os.PathLike[str] = "runs",
+    data_dir: str | os.PathLike[str] | None = None,
+    address: str | None = None,
+    fresh: bool = False,
+    plugins: Sequence[str] = (),
+    dashboard: bool = False,
+    **keys: Any,
+) -> LoadedRun:
+    """Trains a sweep, or finishes it, as `qdtune launch` does, and returns its run. Progress is printed.
+
+    The sweep runs in a process of its own. An interrupt stops it in order; the same call goes on from there.
+
+    Args:
+        sweep: the path of a sweep file, or its content as a dict.
+        overrides: dotted key -> value, such as `{"train.qat.epochs": 3}`; they replace keys of the sweep.
+        runs_dir: where run folders lie: a path or `s3://BUCKET/PREFIX`.
+        data_dir: where data sets lie; None: the variable `QDTUNE_DATA`, else `data`.
+        address: of a running Ray cluster; None: the variable `RAY_ADDRESS`, else a local one of its own.
+        fresh: start over, and set aside what the run folder holds.
+        plugins: modules of your own that the sweep may import, found beside the sweep file or in the working folder.
+        dashboard: start Ray with its dashboard.
+        keys: top-level keys of the sweep, such as `seeds=[0, 1]`; each replaces the whole value of its key.
+
+    Raises:
+        SpecError: every mistake in the sweep, each with its key; nothing was started.
+        DataError, NoClusterError, LocationError, RunInUse: what you have to mend; nothing was started.
+        StorageError: the run folder cannot be written.
+        RunError: the sweep ended early, or nothing in it has finished.
+        KeyboardInterrupt: you stopped it; what was finished is kept.
+    """
+    from qdtune.commands import api
+
+    return api.run(
+        sweep,
+        [*keys.items(), *(overrides or {}).items()],
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+        address=address,
+        fresh=fresh,
+        plugins=plugins,
+        dashboard=dashboard,
+    )

@@ -42,10 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `export`; those of the process if None.
     """
-    return run_command(lambda: _export(_read_arguments(argv)))
+    return run_command(lambda: _export(read_arguments(argv)))
 
 
-def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of `export`, checked.
+
+    Raises:
+        SpecError: one of them is wrong.
+    """
     parser = Parser("export", USAGE, "Writes trained models as files to ship, and checks each against its size.")
     parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
     which = parser.add_mutually_exclusive_group()
@@ -74,22 +79,36 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    form = format_of(arguments.format)
-    options = {one.flag: vars(arguments)[one.flag] or one.default for one in form.options}
     try:
-        models, damaged = _find_models(arguments)
-        folder, files = DiskFolder(Path(arguments.out)), _make_files(models, form, options)
-        _write_files(folder, files)
-        for model in models:
-            path = folder.root / f"{model.name}{form.suffix}"
-            with storage_errors(path):
-                fault = form.find_fault(path, model, options)
-            if fault is not None:
-                raise StorageError(f"{path} {fault}")
+        models, files, damaged = export_models(arguments)
     except tuple(FAULTS) as error:
         return print_error(error, FAULTS)
-    _print(arguments.out, form, models, files, damaged)
+    _print(arguments.out, format_of(arguments.format), models, files, damaged)
     return 0
+
+
+def export_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], dict[str, bytes], tuple[str, ...]]:
+    """Writes and checks the models that were asked for; returns them, the files, and a line for each damaged file.
+
+    Args:
+        arguments: by `read_arguments`.
+
+    Raises:
+        SpecError: a mistake of the user's.
+        StorageError, LocationError, NewerSchemaError: the run cannot be read, or the files cannot be written.
+    """
+    form = format_of(arguments.format)
+    options = {one.flag: vars(arguments)[one.flag] or one.default for one in form.options}
+    models, damaged = _find_models(arguments)
+    folder, files = DiskFolder(Path(arguments.out)), _make_files(models, form, options)
+    _write_files(folder, files)
+    for model in models:
+        path = folder.root / f"{model.name}{form.suffix}"
+        with storage_errors(path):
+            fault = form.find_fault(path, model, options)
+        if fault is not None:
+            raise StorageError(f"{path} {fault}")
+    return models, files, damaged
 
 
 def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[str, str]) -> dict[str, bytes]:

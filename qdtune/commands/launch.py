@@ -78,22 +78,32 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(options: LaunchOptions, has_dashboard: bool) -> int:
-    """Prepares and runs a sweep, in the order of imports that Ray needs; the exit code."""
     try:
-        prepared = prepare_launch(options)
-        from qdtune.sweep import cluster
-
-        cluster.set_environment(options.address)  # before anything imports Ray
-        from qdtune.report.follow import drawing
-        from qdtune.sweep import session
-
-        ray_at = cluster.RayAt(options.address, dashboard=has_dashboard)
-        code = session.run_sweep(prepared, ray_at=ray_at, drawing=drawing)
-        if code > 128:
-            exit_now(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
-        return code
+        return launch_sweep(options, has_dashboard)
     except (ValueError, OSError) as error:
         return _explain(error)
+
+
+def launch_sweep(options: LaunchOptions, has_dashboard: bool) -> int:
+    """Prepares and runs a sweep, in the order of imports that Ray needs; the exit code.
+
+    A signal that stops the sweep ends the process.
+
+    Raises:
+        ValueError, OSError: as `prepare_launch` and `run_sweep`.
+    """
+    prepared = prepare_launch(options)
+    from qdtune.sweep import cluster
+
+    cluster.set_environment(options.address)  # before anything imports Ray
+    from qdtune.report.follow import drawing
+    from qdtune.sweep import session
+
+    ray_at = cluster.RayAt(options.address, dashboard=has_dashboard)
+    code = session.run_sweep(prepared, ray_at=ray_at, drawing=drawing)
+    if code > 128:
+        exit_now(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
+    return code
 
 
 def _explain(error: Exception) -> int:

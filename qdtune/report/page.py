@@ -155,9 +155,14 @@ def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]
         rows = curves if figure.has_curves else marks
         spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
         spec["config"]["aria"] = len(drawn.rows) <= MANY  # a label for each mark would be most of the file
-        svg = vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=VEGA_LITE)
+        svg = draw_svg(json.dumps(spec))
         yield f"{figure.name}.svg", svg.encode()
         yield f"{figure.name}.png", vl_convert.svg_to_png(svg, scale=PIXELS)
+
+
+def draw_svg(chart: str) -> str:
+    """The SVG of a chart that is given as JSON."""
+    return str(vl_convert.vegalite_to_svg(chart, vl_version=VEGA_LITE))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from qdtune.machine import count_gpus
 from qdtune.messages import SpecError, blame_source
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
-from qdtune.spec.sweep_file import Spec, load
+from qdtune.spec.sweep_file import Spec, load, loads
 from qdtune.sweep.placement import Node, Placement, place_trials
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class LaunchOptions:
     """What a user asks of a launch.
 
     Attributes:
-        sweep: path of the sweep file.
+        sweep: path of the sweep file, or its name in messages if `content` is given.
         overrides: `KEY=VALUE` texts that replace keys of the file.
         plugins: modules of the user's own that may be imported.
         runs_dir: a path or a URL; the run folder is made in it, under the sweep's name.
@@ -39,6 +39,7 @@ class LaunchOptions:
         address: of a running Ray cluster; None for one that is started here.
         is_fresh: whether an earlier run is set aside.
         is_dry: whether nothing is started: the network is left alone, and the nodes are this machine.
+        content: the sweep file itself; None if it is to be read from `sweep`.
     """
 
     sweep: str
@@ -49,6 +50,17 @@ class LaunchOptions:
     address: str | None = None
     is_fresh: bool = False
     is_dry: bool = False
+    content: bytes | None = None
+
+    def load_spec(self) -> Spec:
+        """The sweep file with the overrides, checked.
+
+        Raises:
+            SpecError: every mistake in it.
+        """
+        if self.content is None:
+            return load(self.sweep, self.overrides)
+        return loads(self.content, self.sweep, self.overrides)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
         SpecError: what the user has to mend.
         LocationError, StorageError: the run folder, in an object store, cannot be used or read.
     """
-    asked = load(options.sweep, options.overrides)
+    asked = options.load_spec()
     from qdtune.store.folder import join_location  # Arrow: not needed to say that a file is wrong
 
     folder = join_location(options.runs_dir, asked.name)

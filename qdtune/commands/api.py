@@ -1,0 +1,170 @@
+"""`qdtune.load` and `qdtune.run`: runs from Python, in scripts and in notebooks.
+
+A sweep runs in a process of its own. The caller keeps its environment, its signal handlers, its event loop and its
+threads, and neither Ray nor an interrupt can end it. Output arrives as plain lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from qdtune.analysis.run import RunError, load_run
+from qdtune.commands.loaded_run import LoadedRun
+from qdtune.commands.sweep_process import error_of, request_of
+from qdtune.messages import KeyPath, Place, SpecError, user_error
+from qdtune.store.folder import join_location
+from qdtune.sweep.prepare import LaunchOptions
+from qdtune.sweep.summary import DONE, FAILED_TRIALS
+
+DICT_NAME = "sweep"  # of a sweep that is given as a dict, in messages
+ARGUMENTS = {  # options of the command -> arguments of `run`
+    "--allow-plugin": "plugins",
+    "--runs-dir": "runs_dir",
+    "--data-dir": "data_dir",
+    "--address": "address",
+    "--fresh": "fresh=True",
+    "--set": "overrides",
+}
+
+
+def load(run: str | os.PathLike[str]) -> LoadedRun:
+    """The content of a run folder, see `qdtune.load`."""
+    return load_run(run, LoadedRun)
+
+
+def run(
+    sweep: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[tuple[str, Any]],
+    *,
+    runs_dir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None,
+    address: str | None,
+    fresh: bool,
+    plugins: Sequence[str],
+    dashboard: bool,
+) -> LoadedRun:
+    """The run of a sweep that is trained, or finished, here; see `qdtune.run`.
+
+    Args:
+        overrides: dotted keys with their values; a key that is given twice is a mistake.
+    """
+    is_dict = isinstance(sweep, Mapping)
+    try:
+        options = LaunchOptions(
+            sweep=DICT_NAME if isinstance(sweep, Mapping) else os.fspath(sweep),
+            overrides=[f"{key}={_to_json(value, (key,))}" for key, value in overrides],
+            plugins=[plugins] if isinstance(plugins, str) else list(plugins),
+            runs_dir=os.fspath(runs_dir),
+            data_dir=None if data_dir is None else Path(data_dir),
+            address=address or os.environ.get("RAY_ADDRESS") or None,
+            is_fresh=fresh,
+            content=_to_json(sweep, ()).encode("utf-8", "surrogatepass") if isinstance(sweep, Mapping) else None,
+        )
+        name = options.load_spec().name  # mistakes in the file are told before a process starts
+        _run_process(options, dashboard)
+    except SpecError as error:
+        raise _in_python(error, is_dict) from None
+    return load(join_location(options.runs_dir, name))
+
+
+def _run_process(options: LaunchOptions, has_dashboard: bool) -> None:
+    """Launches a sweep in a process of its own, and prints what that prints.
+
+    Raises:
+        SpecError, DataError, NoClusterError, LocationError, StorageError, RunInUse: as of `qdtune launch`.
+        RunError: the process ended for another reason.
+        KeyboardInterrupt: the caller was interrupted; the sweep has stopped in order.
+    """
+    with tempfile.TemporaryFile() as outcome:
+        command = [sys.executable, "-m", "qdtune.commands.sweep_process", str(outcome.fileno())]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[outcome.fileno()],
+            start_new_session=True,  # an interrupt of the whole group reaches it through us, once
+        )
+        with process:
+            assert process.stdin is not None
+            process.stdin.write(request_of(options, has_dashboard))
+            process.stdin.flush()
+            is_interrupted = _relay(process)
+        outcome.seek(0)
+        error = error_of(outcome.read())
+    if error is not None:
+        raise error
+    if is_interrupted:
+        raise KeyboardInterrupt
+    if process.returncode not in (DONE, FAILED_TRIALS):
+        raise RunError(f"the sweep ended with exit code {process.returncode}; its last lines say why")
+
+
+def _relay(process: subprocess.Popen[bytes]) -> bool:
+    """Prints what a process prints until it ends; whether the caller was interrupted meanwhile.
+
+    The first interrupt stops the sweep in order, a second one at once.
+    """
+    is_interrupted = False
+    assert process.stdout is not None
+    while True:
+        try:
+            _print_lines(process.stdout)
+            process.wait()
+            return is_interrupted
+        except KeyboardInterrupt:
+            is_interrupted = True
+            process.send_signal(signal.SIGINT)
+
+
+def _print_lines(stream: BinaryIO | Any) -> None:
+    for line in stream:
+        print(line.decode(errors="replace"), end="", flush=True)
+
+
+def _to_json(value: Any, path: KeyPath) -> str:
+    """A part of a sweep as JSON, which is YAML, too.
+
+    Raises:
+        SpecError: it holds something that a sweep file cannot hold.
+    """
+    return json.dumps(_plain(value, path), ensure_ascii=False)
+
+
+def _plain(value: Any, path: KeyPath) -> Any:
+    """The value in dicts, lists, text, numbers, bools and None."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, (*path, str(key))) for key, inner in value.items()}
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays
+        return _plain(value.tolist(), path)
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(inner, (*path, n)) for n, inner in enumerate(value)]
+    kind = type(value).__name__
+    raise user_error(f"must be text, a number, true, false, null, a list or a dict, got {kind}", *path)
+
+
+def _in_python(error: SpecError, is_dict: bool) -> SpecError:
+    """The same mistakes in words of Python: arguments instead of options, and no lines of a dict."""
+    found = []
+    for problem in error.problems:
+        what, place = problem.what, problem.place
+        for option, argument in ARGUMENTS.items():
+            what = what.replace(option, argument)
+        if place is not None:
+            source = ARGUMENTS.get(place.source, place.source)
+            place = Place(source) if is_dict and source == DICT_NAME else place._replace(source=source)
+        elif is_dict:
+            place = Place(DICT_NAME)
+        found.append(replace(problem, place=place, what=what))
+    return SpecError(found)
