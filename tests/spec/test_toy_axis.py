@@ -54,7 +54,7 @@ def tree(tmp_path_factory):
     """A copy of the package with one entry more, and the file that holds it is the only one that differs."""
     edits = {"AXES = (\n": f"{ENTRY}\n", "    AUGMENT,\n)": "    AUGMENT,\n    TOY,\n)"}
     folder = tmp_path_factory.mktemp("tree")
-    return copy_package(folder, edits={"spec/axes.py": edits}, beside=("sweeps", "tests/golden"))
+    return copy_package(folder, edits={"spec/axes.py": edits}, beside=("sweeps", "tests/golden", "tests/data"))
 
 
 def test_everything_follows_from_the_entry(tree):
