@@ -1,4 +1,4 @@
-"""A run folder as tables: what of it belongs to its sweep, whole or while that still runs. Nothing is written."""
+"""A run folder as tables: the rows of its sweep, finished or still running. It writes nothing."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ R = TypeVar("R", bound="Run")
 
 
 class RunError(ValueError):
-    """A folder from which no run can be read; `str` is one line."""
+    """No run can be read from a folder; `str` is one line."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds of its sweep, as it stands in its `sweep.yaml`.
+    """The rows of a run folder that belong to the sweep in its `sweep.yaml`.
 
     Attributes:
-        name: of the sweep.
+        name: the name of the sweep.
         where: the folder, a path or a URL.
         spec: the sweep file, resolved.
         trials: one row per seed, as `columns.TRIALS`.
         history: one row per seed and epoch, as `columns.HISTORY`.
         pareto: one row per configuration, as `columns.PARETO`, computed from `trials`.
-        damaged: a line for each file that cannot be believed and was left out.
-        planned: configurations that the sweep is to train; for a search its `run_cap`.
-        budget: bytes, above which there is nothing here; None: no limit. See `within`.
-        listed: the configurations of its plan, each as `Configuration.key`; None for a search, which has no list.
+        damaged: a line for each damaged file; its rows are left out.
+        planned: the number of configurations of the sweep; for a search its `run_cap`.
+        budget: the largest size here in bytes; None: no limit. See `within`.
+        listed: the configurations of its plan, each as `Configuration.key`; None for a search.
     """
 
     name: str
@@ -65,17 +65,17 @@ class Run:
 
     @property
     def states(self) -> dict[str, int]:
-        """Configurations that have a result, by state."""
+        """State -> the number of configurations in it."""
         return dict(Counter(self.pareto["state"].to_pylist()))
 
     @property
     def finished(self) -> int:
-        """Configurations with an accuracy that counts: every seed `ok`."""
+        """The number of configurations whose seeds are all `ok`."""
         return self.pareto.num_rows - self.pareto["pareto_rank"].null_count
 
     @property
     def left(self) -> int:
-        """Configurations that have not come to their end, as `Queue` would train them: 0 where the sweep is done."""
+        """The number of configurations that a launch would still train: 0 if the sweep is done."""
         return self._left
 
     @cached_property
@@ -84,12 +84,13 @@ class Run:
         return find_unfinished(self.spec, cohorts, self.listed, self.planned).count
 
     def within(self, budget: int | None) -> Run:
-        """The same run without what is larger than `budget` bytes, if that is given.
+        """The same run without configurations larger than `budget` bytes; the run itself if the budget is None.
 
-        The front within a budget is the front up to there, for nothing larger has a say in it.
+        The front within a budget is the part of the front up to this size, because larger configurations dominate
+        nothing in it.
 
         Raises:
-            ValueError: the budget is no whole number of bytes from 1 on.
+            ValueError: the budget is not a whole number of bytes from 1 on.
         """
         if budget is None:
             return self
@@ -104,11 +105,11 @@ class Run:
         return replace(small, listed=self.listed - (_keys(self.pareto) - _keys(pareto)))
 
     def front(self, budget: int | None = None) -> Table:
-        """The rows of `pareto` that are on the front, by ascending size; those of at most `budget` bytes."""
+        """The rows of `pareto` on the front, of at most `budget` bytes, by ascending size."""
         return table_front(self.within(budget).pareto)
 
     def answers(self, budget: int | None = None) -> Answers:
-        """What the sweep decides, and what it does not, from configurations of at most `budget` bytes."""
+        """The answers of the sweep from configurations of at most `budget` bytes."""
         return self.within(budget)._answers
 
     @cached_property
@@ -117,13 +118,13 @@ class Run:
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]
-    """What a run folder holds, see `qdtune.load`, as a `Run` or as a class that is made of it."""
+    """The run in a folder, see `qdtune.load`, as a `Run` or as a subclass of it."""
     where = one_line(os.fspath(run))
     if os.path.isfile(run):
         raise RunError(f"{where} must be a run folder, such as runs/NAME, got a file")
     try:
         opened = open_run(run)
-        spec = _launched(opened)
+        spec = _launched_spec(opened)
         listed = frozenset(trial.key for trial in plan(spec).trials) if spec.method in PLANNED else None
         rows = opened.read_rows()
     except SpecError as error:
@@ -145,8 +146,8 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
     return found
 
 
-def _launched(opened: OpenedRun) -> Spec:
-    """The sweep of a run folder, if a launch wrote it there."""
+def _launched_spec(opened: OpenedRun) -> Spec:
+    """The sweep of a run folder, which a launch must have written."""
     spec = opened.spec
     if len(spec.data.names) > 1 or spec.data.info is None or (spec.model.factory and not spec.model.built):
         where = join_location(opened.where, "sweep.yaml")

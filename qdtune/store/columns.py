@@ -10,12 +10,12 @@ import pyarrow as pa
 from qdtune.spec.axes import AXES
 from qdtune.spec.objectives import KNOWN_BEFORE, OBJECTIVES
 
-# Rises with every column, an axis among them: a file of this version has them all, an older one reads as null, or as
-# `Axis.before` has it.
-FIRST_VERSION = 5  # from here on the version is that of the newest axis or objective
+# A new column raises the version. A file of this version has all columns; an absent column of an older file reads as
+# null, or as `Axis.before` if it is an axis. From the first version on, axes and objectives say when they came.
+FIRST_VERSION = 5
 SCHEMA_VERSION = max(FIRST_VERSION, *(one.since for one in (*AXES, *OBJECTIVES)))
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
-# The other states may come out differently another time, so they run again on the next launch.
+# A trial in another state runs again on the next launch, because its state may differ then.
 FINAL = frozenset({"ok", "pruned", "diverged"})
 _ARROW = {"int32": pa.int32(), "float64": pa.float64(), "string": pa.string()}
 
@@ -71,15 +71,16 @@ HISTORY_COLUMNS = (
 )
 HISTORY = _schema(HISTORY_COLUMNS)
 _LATER = tuple(one.name for one in KNOWN_BEFORE if one.since > FIRST_VERSION)
-_SHARED = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by", *_LATER)  # by the seeds of a row
-_SPREAD = ("", "_std", "_low", "_high")
+# The columns in which all seeds of a configuration agree.
+SHARED_COLUMNS = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by", *_LATER)
+SPREAD_SUFFIXES = ("", "_std", "_low", "_high")
 _SPREAD_TEXTS = ("mean", "standard deviation", "lower end of the 95 % interval", "upper end of the 95 % interval")
 
 
 def _spread(name: str, text: str) -> list[Column]:
     return [
         Column(f"{name}{suffix}", pa.float64(), f"{text}: {words}")
-        for suffix, words in zip(_SPREAD, _SPREAD_TEXTS, strict=True)
+        for suffix, words in zip(SPREAD_SUFFIXES, _SPREAD_TEXTS, strict=True)
     ]
 
 
