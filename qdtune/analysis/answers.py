@@ -16,6 +16,7 @@ from qdtune.analysis.comparison import Comparison, describe_bits
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import SIZES_APART, find_sides
 from qdtune.analysis.seed_tests import FAMILY_ALPHA, apply_holm, correct_p, t_test, win_shares
+from qdtune.messages import format_count
 from qdtune.spec.axes import AXIS_NAMES, axis_of, idle_at_depth
 from qdtune.store.pareto_table import by_seed
 from qdtune.store.tables import Table, rows_equal, rows_known, rows_where
@@ -38,6 +39,7 @@ class Best:
             over shared seeds, Holm's correction), by falling accuracy. The test is slightly biased in its favour,
             because it was selected by its accuracy.
         varying: the axes with several values in this sweep.
+        n_others: the number of other finished configurations within the budget.
     """
 
     budget: int | None
@@ -45,31 +47,33 @@ class Best:
     p_best: float | None = None
     rivals: tuple[dict[str, Any], ...] = ()
     varying: tuple[str, ...] = ()
+    n_others: int = 0
 
     @property
     def sentence(self) -> str:
         """The answer in a sentence."""
-        within = "Of any size" if self.budget is None else f"Within {self.budget:,} bytes"
         row = self.row
+        within = "" if self.budget is None else f" within {self.budget:,} bytes"
         if row is None:
-            return f"{within} nothing has finished."
-        n = f"{row['n_seeds']} seed{'s' if row['n_seeds'] > 1 else ''}"
+            return f"No configuration{within} has finished."
         low, high = row["val_accuracy_low"], row["val_accuracy_high"]
+        n = format_count(row["n_seeds"], "seed")
         spread = f"95 % interval {100 * low:.1f} to {100 * high:.1f}, {n}" if low is not None else n
-        text = f"{within} the best is {self.label(row)}: {_as_percent(row['val_accuracy'])} on the validation split"
-        text += f" ({spread})"
-        if row["test_accuracy"] is not None:
-            text += f", {_as_percent(row['test_accuracy'])} on the test set"
-        if self.p_best is not None:
-            text += f"; the best in {_as_percent(self.p_best, 0)} of the draws over seeds"
-        return f"{text}. {self._describe_rivals(n)}"
+        test = "" if row["test_accuracy"] is None else f" and {_as_percent(row['test_accuracy'])} on the test set"
+        share = "" if self.p_best is None else f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
+        return (
+            f"The best configuration{within} is {self.label(row)}. It has {_as_percent(row['val_accuracy'])} on the "
+            f"validation set ({spread}){test}.{share} {self._describe_rivals(n)}"
+        )
 
     def _describe_rivals(self, seeds: str) -> str:
+        if not self.n_others:
+            return "No other configuration has finished."
         if not self.rivals:
-            return "It is told apart from all others."
+            return "It is significantly better than every other configuration."
         named = "; ".join(self.label(rival) for rival in self.rivals[:MAX_RIVALS])
         more = f"; and {len(self.rivals) - MAX_RIVALS} more" if len(self.rivals) > MAX_RIVALS else ""
-        return f"A t test over {seeds} does not tell it apart from {named}{more}."
+        return f"With {seeds} it is not significantly better than {named}{more}."
 
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words: `depth 2, 4 bits, relu (9,563 bytes)`."""
@@ -126,18 +130,20 @@ class BestDepth:
         """The answer in a sentence."""
         where = f"Within {self.budget:,} bytes" if self.weight_bits is None else describe_bits(self.weight_bits)
         if len(self.probabilities) == 1:
-            return f"{where} depth {self.depth} alone has finished, with {_as_percent(self.accuracy)}."
+            return f"{where}, only depth {self.depth} has finished: {_as_percent(self.accuracy)}."
+        mean = _as_percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
         if self.probability is None:
-            mean = _as_percent(self.accuracy)
-            return f"{where} depth {self.depth} has {mean}, the highest: one seed decides nothing."
+            return f"{where}, depth {self.depth} has the highest accuracy, {mean}. A test needs at least 2 seeds."
         others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
         rest = [f"depth {d} in {_as_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
-        draws = ", ".join([f"best in {_as_percent(self.probability, 0)} of the draws over seeds", *rest])
-        test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g} in a t test over seeds"
-        mean = _as_percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
-        verdict = f"is best, with {mean}" if self.decided else f"has the highest mean, {mean}: not decided"
-        why = " It is larger than the best of any other depth." if self.larger else ""
-        return f"{where} depth {self.depth} {verdict} ({draws}; {test}).{why}"
+        draws = ", ".join([f"best in {_as_percent(self.probability, 0)} of bootstrap draws", *rest])
+        test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g}"
+        larger = " It is larger than the best configuration of every other depth." if self.larger else ""
+        if self.decided:
+            best = f"depth {self.depth} is significantly better than every other depth: {mean}"
+            return f"{where}, {best} ({draws}; {test}).{larger}"
+        best = f"depth {self.depth} has the highest mean accuracy, {mean}"
+        return f"{where}, {best}. It is not significantly better ({draws}; {test}).{larger}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ def _find_best(rows: list[dict[str, Any]], accuracies: NDArray[np.float64], budg
     if rows[best]["n_seeds"] > 1:
         p_best = float(win_shares(accuracies[:count], [np.arange(count)])[0][best])
     rivals.sort(key=lambda row: (-row["val_accuracy"], _size_order(row)))
-    return Best(budget, rows[best], p_best, tuple(rivals), varying)
+    return Best(budget, rows[best], p_best, tuple(rivals), varying, len(others))
 
 
 def _find_best_depths(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,14 @@ from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
 
 VERDICTS = ("helps", "hurts", "undecided", "refused")
+OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the question
+    "pruned": "a side was stopped early",
+    "size": "sizes differ by more than 5 %",
+    "failed": "training failed",
+    "unfinished": "training did not finish",
+    "confounded": "no pair differs in {} alone",
+    "seeds": "no seed was trained on both sides",
+}
 _MadeAt: Any = axis_fields("_MadeAt", ["weight_bits", "depth", "activation", *ASKED_AT], frozen=True)
 
 
@@ -37,9 +46,9 @@ class Comparison(_MadeAt):
         curve_epoch, curve_effect: if a side was stopped early, the last QAT epoch of all sides and the mean
             difference at that epoch.
         flags: remarks that belong to the verdict.
-        reason: why it is refused, or why it is undecided if the interval is not the reason; else empty.
+        reason: why it is refused, or what is said instead of the interval if there is none; else empty.
+        obstacle: a key of `OBSTACLES` if it is refused; else empty.
         confounders: if no pair differs in `axis` alone, the other axes in which the nearest pair differs.
-        stopped: whether it is refused because a side was stopped early.
     """
 
     axis: str
@@ -60,8 +69,13 @@ class Comparison(_MadeAt):
     curve_effect: float | None = None
     flags: tuple[str, ...] = ()
     reason: str = ""
+    obstacle: str = ""
     confounders: tuple[str, ...] = ()
-    stopped: bool = False
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the verdict is `helps` or `hurts`."""
+        return self.verdict in ("helps", "hurts")
 
     @property
     def names(self) -> tuple[str, str]:
@@ -72,45 +86,56 @@ class Comparison(_MadeAt):
     @property
     def setting(self) -> str:
         """The setting in words: `At 2 bits (absmean, orthogonal)`."""
+        return self.describe_setting(ASKED_AT)
+
+    def describe_setting(self, shown: Collection[str]) -> str:
+        """The setting in words; of the axes in `axes.ASKED_AT` only those in `shown`."""
         at = [describe_bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
         between = self.activation if self.axis == "depth" and self.activation != "identity" else None
-        first = [_describe_setting(axis, getattr(self, axis.name)) for axis in AXES if axis.asked and not axis.is_new]
-        later = [_describe_setting(axis, getattr(self, axis.name)) for axis in AXES if axis.asked and axis.is_new]
-        described = [*first, between, *later]
-        return f"{' and '.join(at)} ({', '.join(filter(None, described))})"
+        asked = [axis for axis in AXES if axis.asked and axis.name in shown]
+        first = [_describe_value(axis, getattr(self, axis.name)) for axis in asked if not axis.is_new]
+        later = [_describe_value(axis, getattr(self, axis.name)) for axis in asked if axis.is_new]
+        described = ", ".join(filter(None, [*first, between, *later]))
+        return f"{' and '.join(at)} ({described})" if described else " and ".join(at)
 
     @property
     def hint(self) -> str:
-        """How many seeds would be significant: `about 9 seeds would decide it`; empty if unknown."""
+        """How many seeds would be significant: `about 9`, `more than 100`; empty if unknown."""
         if not self.seeds_needed:
             return ""
-        many = f"more than {MAX_SEEDS}" if self.seeds_needed > MAX_SEEDS else f"about {self.seeds_needed}"
-        return f"{many} seeds would decide it"
+        return f"more than {MAX_SEEDS}" if self.seeds_needed > MAX_SEEDS else f"about {self.seeds_needed}"
 
     @property
     def sentence(self) -> str:
-        """The verdict in a sentence."""
-        one, other = self.names
-        seeds = f"{self.n_seeds} seed{'s' if self.n_seeds > 1 else ''}"
-        over = f"{seeds}, {self.n_pairs} pairs" if self.n_pairs > 1 else seeds
-        if self.verdict == "refused":
-            text = f"no answer for {one} against {other}: {self.reason}."
-        elif self.reason:
-            text = f"{one} against {other}: {self.verdict}, {self.reason}."
-        else:
-            assert None not in (self.effect, self.low, self.high, self.level)
-            effect, low, high = format_points(self.effect, self.low, self.high)  # type: ignore[arg-type]
-            interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
-            if self.verdict != "undecided":
-                text = f"{one} {self.verdict}: {effect} points against {other}, {interval} ({over})."
-            else:
-                text = f"{one} against {other} is not decidable with these {over}: {effect} points, {interval}"
-                text += f"; {self.hint} if the effect is what it looks like." if self.hint else "."
+        """The verdict in one or two sentences."""
+        return self.describe(ASKED_AT)
+
+    def describe(self, shown: Collection[str]) -> str:
+        """The verdict in one or two sentences; `shown` is as for `describe_setting`."""
         note = f" Note: {'; '.join(self.flags)}." if self.flags else ""
-        return f"{self.setting} {text}{note}"
+        return f"{self.describe_setting(shown)}, {self._describe_verdict()}{note}"
+
+    def _describe_verdict(self) -> str:
+        one, other = self.names
+        if self.verdict == "refused":
+            return f"{one} is not compared with {other}: {self.reason}."
+        over = f"{self.n_seeds} seed{'s' if self.n_seeds > 1 else ''}"
+        if self.n_pairs > 1:
+            over += f" and {self.n_pairs} pairs"
+        better = "better" if self.verdict == "helps" else "worse"
+        versus = f"{one} is significantly {better} than {other}" if self.is_significant else f"{one} against {other}"
+        if self.reason:
+            return f"{versus}: {self.reason}."
+        assert None not in (self.effect, self.low, self.high, self.level)
+        effect, low, high = format_points(self.effect, self.low, self.high)  # type: ignore[arg-type]
+        interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
+        if self.is_significant:
+            return f"{versus}: {effect} points ({interval}, {over})."
+        needed = f"; {self.hint} would be needed" if self.hint else ""
+        return f"{versus}: {effect} points ({interval}). Not significant with {over}{needed}."
 
 
-def _describe_setting(axis: Axis, value: Any) -> str | None:
+def _describe_value(axis: Axis, value: Any) -> str | None:
     """The value of an axis as a part of the setting; None if it is the usual value."""
     usual = (None, axis.before) if axis.is_new else (None,)
     return None if value in usual else str(axis.asked).format(value)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qdtune.analysis.comparison import Comparison, format_points
+from qdtune.analysis.comparison import OBSTACLES, Comparison, format_points
 from qdtune.analysis.pairs import (
     KEYS,
     SIZES_EQUAL,
@@ -32,11 +32,6 @@ from qdtune.store.tables import Table
 Pairs = list[tuple[Side, Side]]
 # Of one comparison: the setting and the axis, the sides with the value of that axis, and the baselines.
 Draft = tuple[Comparison, list[Side], Baselines]
-OBSTACLES = {
-    "size": "sizes further apart than 5 %",
-    "failed": "training that failed",
-    "unfinished": "training that has not come to its end",
-}
 
 
 def compare_depths(everything: list[Side], history: Table) -> tuple[Comparison, ...]:
@@ -105,8 +100,8 @@ def _prepare(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]
             f"{name} ({_format_key(one, name)} here, {_format_key(other, name)} there)" for name in apart
         )
         verb = "differs" if len(apart) == 1 else "differ"
-        reason = f"no pair differs in {comparison.axis} alone, {differ} {verb} too"
-        return replace(comparison, reason=reason, confounders=apart), {}
+        reason = f"no pair differs in {comparison.axis} alone; {differ} {verb} too"
+        return replace(comparison, reason=reason, obstacle="confounded", confounders=apart), {}
     found: dict[str | None, Pairs] = {}
     for pair in pairs:
         found.setdefault(find_obstacle(*pair), []).append(pair)
@@ -115,7 +110,8 @@ def _prepare(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]
         return _refuse_stopped(comparison, sound + found["pruned"], history), {}
     if not sound:
         why = max((str(name) for name in found), key=lambda name: (len(found[name]), name))
-        return replace(comparison, n_pairs=len(pairs), reason=_describe_refusal(comparison, why, found[why])), {}
+        reason = _describe_refusal(comparison, why, found[why])
+        return replace(comparison, n_pairs=len(pairs), reason=reason, obstacle=why), {}
     by_seed = mean_differences(sound)
     comparison = replace(
         comparison,
@@ -125,7 +121,9 @@ def _prepare(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]
     sizes = [[side.size for side in those] for those in zip(*sound, strict=True)]
     means = [float(np.mean(s)) if None not in s else None for s in sizes]
     comparison = replace(comparison, size_bytes=means[0], baseline_bytes=means[1])
-    return (comparison, by_seed) if by_seed else (replace(comparison, reason="no seed was trained on both sides"), {})
+    if not by_seed:
+        comparison = replace(comparison, reason=OBSTACLES["seeds"], obstacle="seeds")
+    return comparison, by_seed
 
 
 def _format_key(side: Side, name: str) -> str:
@@ -135,10 +133,10 @@ def _format_key(side: Side, name: str) -> str:
 
 def _describe_refusal(comparison: Comparison, why: str, pairs: Pairs) -> str:
     if why != "failed":
-        return f"it would compare {OBSTACLES[why]}"
+        return OBSTACLES[why]
     failed = [(name, side.failure) for pair in pairs for name, side in zip(comparison.names, pair, strict=True)]
     name, how = next((name, how) for name, how in failed if how)
-    return f"{name} {how}, so this would compare training that failed, not {comparison.axis}"
+    return f"{name} {how}"
 
 
 def _refuse_stopped(comparison: Comparison, pairs: Pairs, history: Table) -> Comparison:
@@ -149,13 +147,12 @@ def _refuse_stopped(comparison: Comparison, pairs: Pairs, history: Table) -> Com
     stopped = [
         name for name, those in zip(comparison.names, zip(*pairs, strict=True), strict=True) if _is_any_pruned(those)
     ]
-    reason = f"{' and '.join(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early, for being behind"
+    reason = f"{' and '.join(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early"
     if where := curve_difference(pairs, history):
         epoch, gap = where
         comparison = replace(comparison, curve_epoch=epoch, curve_effect=gap)
-        shown = f"{comparison.names[0]} stood {format_points(gap)[0]} points from {comparison.names[1]}"
-        reason += f" (at QAT epoch {epoch}, the last that both have, {shown})"
-    return replace(comparison, n_pairs=len(pairs), reason=reason, stopped=True)
+        reason += f" (difference at QAT epoch {epoch}, the last common one: {format_points(gap)[0]} points)"
+    return replace(comparison, n_pairs=len(pairs), reason=reason, obstacle="pruned")
 
 
 def _is_any_pruned(those: Iterable[Side]) -> bool:
@@ -167,13 +164,13 @@ def _find_flags(comparison: Comparison, pairs: Pairs) -> Iterator[str]:
     capped = sorted((a, b) for a, b in ranks if a is not None and b is not None and a < b)
     if capped:
         a, b = capped[0]
-        yield f"a last layer of rank {a} against {b}"
+        yield f"the last layer has rank {a} instead of {b}"
     widths = [(str(a), str(b)) for a, b in ([s.key["hidden"] for s in pair] for pair in pairs) if a != b]
     if widths:
         one_width, other_width = min(widths)
-        yield f"hidden width {one_width} against {other_width}, for equal bytes"
+        yield f"hidden width {one_width} instead of {other_width}, for equal bytes"
     if comparison.scale == "minmax" and comparison.weight_bits == 2:
-        yield "minmax at two bits rounds about 95 % of the first layer to zero, so this is about that rule"
+        yield "minmax at 2 bits rounds about 95 % of the first layer to zero, which may be the reason"
     apart = [(one.size - other.size) / min(one.size, other.size) for one, other in pairs if one.size and other.size]
     if apart and abs(widest := max(apart, key=abs)) >= SIZES_EQUAL:
         size = "larger" if widest > 0 else "smaller"
@@ -183,7 +180,7 @@ def _find_flags(comparison: Comparison, pairs: Pairs) -> Iterator[str]:
 def _describe_left_out(found: dict[str | None, Pairs], total: int) -> Iterator[str]:
     for why, those in found.items():
         if why is not None:
-            yield f"{len(those)} of {total} pairs left out for {OBSTACLES[why]}"
+            yield f"{len(those)} of {total} pairs left out because {OBSTACLES[why]}"
 
 
 def _test_family(prepared: Iterable[tuple[Comparison, dict[int, float]]]) -> tuple[Comparison, ...]:
@@ -201,7 +198,7 @@ def _test_family(prepared: Iterable[tuple[Comparison, dict[int, float]]]) -> tup
             comparison = replace(comparison, n_seeds=n, effect=effect, verdict="undecided")
         if n == 1:
             comparison = replace(
-                comparison, reason=f"{format_points(effect)[0]} points with one seed, which tells nothing of chance"
+                comparison, reason=f"{format_points(effect)[0]} points with 1 seed; a test needs at least 2"
             )
         elif n > 1:
             comparison = replace(comparison, p=float(found.p[i]))
@@ -222,6 +219,5 @@ def _test_family(prepared: Iterable[tuple[Comparison, dict[int, float]]]) -> tup
 def _describe_equal(effect: float, n: int, p: float | None) -> str:
     """The reason if the difference is the same in all seeds."""
     if p == 1:
-        return f"no difference in any of these {n} seeds"
-    alike = f"{format_points(effect)[0]} points in each of {n} seeds alike"
-    return f"{alike}, which leaves nothing but the signs to judge by (p = {p:.2g})"
+        return f"no difference in any of {n} seeds"
+    return f"{format_points(effect)[0]} points in each of {n} seeds, so only the signs are tested (p = {p:.2g})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,26 +19,15 @@ from qdtune.report.follow import LEAST_S, closed, follow
 from qdtune.report.page import MARK, images, page
 from qdtune.report.plot_data import Sheet, sheet
 from qdtune.report.published import CAVEAT
-from qdtune.report.words import (
-    BESIDE,
-    EFFECT,
-    Question,
-    Table,
-    beside,
-    questions,
-    state,
-    trouble,
-)
+from qdtune.report.words import BESIDE, Question, Table, beside, provisional, questions, state, trouble
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.front import print_front
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table
 
 VERB = Verb(place=2, text="print and draw what a sweep has found")
-USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--reference] [--watch]"
+USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--all] [--reference] [--watch]"
 TEXT_WIDTH = 80
-MAX_CONCLUSIONS = 12  # conclusions that are printed
-MAX_SENTENCES = 8  # comparisons that are told in sentences; more are a table
 UNIT_BYTES = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
 EXIT_CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
 
@@ -56,6 +46,7 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders: paths or URLs")
     parser.add_argument("--out", metavar="FILE", help=f"write the page there, and only it (default: RUN/{PAGE})")
     parser.add_argument("--budget", metavar="BYTES", help="look at nothing larger, such as 4096 or 4KiB")
+    parser.add_argument("--all", action="store_true", help="print every comparison, too")
     parser.add_argument("--reference", action="store_true", help="draw published networks beside the run")
     parser.add_argument("--watch", action="store_true", help="draw the page again until the sweep is finished")
     parser.add_argument("--for-launch", action="store_true", help=argparse.SUPPRESS)
@@ -114,10 +105,13 @@ def _report(arguments: argparse.Namespace) -> int:
         runs = [_limit_size(load_run(run), arguments.budget) for run in arguments.runs]
         out = console()
         for run in runs:
-            _print(run, out, arguments.reference)
+            _print(run, out, arguments.reference, arguments.all)
         sheets = [sheet(run) for run in runs]
-        for line in _write_files(sheets, arguments):
-            out.print(line)
+        page_line, *figure_lines = _write_files(sheets, arguments)
+        out.print(page_line)
+        _print_sentences(figure_lines, out)
+        if not arguments.all:
+            out.print("every comparison: the page, or `qdtune report --all`", style="dim")
         return 0
     except tuple(EXIT_CODES) as error:
         return print_error(error, EXIT_CODES)
@@ -206,44 +200,55 @@ def _draw_page(run: str, live: bool, budget: int | None = None, reference: bool 
     return found
 
 
-def _print(run: Run, out: Any, reference: bool) -> None:
-    """The front, what went wrong, the two questions with their answers; with `reference`, published networks."""
+def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
+    """Prints the front, what went wrong, and the questions with their answers; with `reference` published networks.
+
+    Args:
+        run: the run.
+        out: the console.
+        reference: whether published networks are shown.
+        is_long: whether every comparison and best depth is printed, too.
+    """
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
     print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=TEXT_WIDTH)
     for line in trouble(run):
         out.print(line, style="yellow")
+    if warning := provisional(run):
+        out.print()
+        _print_sentences([warning], out, style="yellow")
     for question in questions(run):
-        _print_question(question, out)
+        _print_question(question, out, is_long)
     out.print()
     if reference and (table := beside(run.pareto, run.spec.data.names[0])):
         out.print(table.title, style="bold")
         out.print(_format_table(table))
-        for line in (BESIDE, CAVEAT):
-            out.print(line, style="dim", width=TEXT_WIDTH if out.is_terminal else None)
+        _print_sentences([BESIDE, CAVEAT], out, style="dim")
         out.print()
     elif reference:
         out.print(f"--reference: no published networks are known here for {run.spec.data.names[0]}")
 
 
-def _print_question(question: Question, out: Any) -> None:
-    """The conclusions; the comparisons in sentences if they are few, else those that have a number in a table."""
+def _print_question(question: Question, out: Any, is_long: bool) -> None:
+    """Prints the conclusions, then the counts of verdicts and refusals; if `is_long` the details, too."""
     out.print()
     out.print(question.title, style="bold")
-    many = len(question.sentences) > MAX_SENTENCES
-    lines = [*question.conclusions[:MAX_CONCLUSIONS], *([] if many else question.sentences)]
-    if more := len(question.conclusions) - MAX_CONCLUSIONS if len(question.conclusions) > MAX_CONCLUSIONS else 0:
-        lines.append(f"... and {more} more on the page")
-    for line in lines:
-        out.print(line, width=TEXT_WIDTH if out.is_terminal else None)
-    if many and question.table is not None:
-        effect = question.table.heads.index(EFFECT)
-        rows = [row for row in question.table.rows if row[effect] != "-"]
-        rest = "" if len(rows) == len(question.table.rows) else "; why, and the others, on the page"
-        out.print(f"{question.verdicts}{rest}")
-        if rows:
-            out.print(_format_table(question.table._replace(rows=rows)))
+    _print_sentences(question.conclusions, out)
+    if is_long:
+        _print_sentences(question.best, out)
+    if question.counts:
+        _print_sentences([f"{question.counts}.", *question.advice], out)
+    if is_long and question.table is not None:
+        out.print(_format_table(question.table))
+
+
+def _print_sentences(sentences: Sequence[str], out: Any, style: str | None = None) -> None:
+    """Prints sentences as paragraphs of at most `TEXT_WIDTH` characters a line."""
+    wrapper = textwrap.TextWrapper(TEXT_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    for sentence in sentences:
+        for line in wrapper.wrap(sentence.replace(" %", "\u00a0%")):  # a number keeps its unit
+            out.print(line.replace("\u00a0", " "), style=style)
 
 
 def _format_table(table: Table) -> Any:

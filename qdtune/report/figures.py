@@ -1,4 +1,4 @@
-"""A run as figures: accuracy against bytes, the same split by bits and activation, a heat map, learning curves.
+"""A run as figures: accuracy against bytes, effects with their intervals, small multiples, a heat map, curves.
 
 All are Altair charts over data named `configurations`, the rows of a `Sheet` with its epochs, so that a page holds
 these once. Shapes, dashes or text repeat what colours say, for print in grey.
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import altair as alt
 from altair.utils.schemapi import debug_mode
 
+from qdtune.analysis.run import Run
+from qdtune.report.forest import MAX_ROWS, forest_chart, select_comparisons
 from qdtune.report.plot_data import MOST_FAINT, Recorded, Row, Sheet, sheet
 from qdtune.report.published import CAVEAT, Published, published
 from qdtune.report.scales import (
@@ -34,6 +36,7 @@ from qdtune.spec.axes import AXIS_NAMES, title_of
 from qdtune.store.columns import STATES
 
 WIDTH, HEIGHT, SMALL = 620, 340, 175  # pixels; a page that is narrower shrinks the width
+FOREST_WIDTH = 760  # pixels, labels included
 BESIDE = 18  # characters of a name for which there is room beside a chart; a legend of longer ones stands below it
 MANY = 1000  # configurations above which marks are small
 NAME = "configurations"
@@ -255,6 +258,33 @@ def _hovered(drawn: Sheet) -> Any:
     return alt.layer(*layers).properties(width=WIDTH, height=150)
 
 
+def _forest_depth(drawn: Sheet) -> Figure | None:
+    return _forest(drawn, "depth")
+
+
+def _forest_activation(drawn: Sheet) -> Figure | None:
+    return _forest(drawn, "activation")
+
+
+def _forest(drawn: Sheet, axis: str) -> Figure | None:
+    """The effect of each comparison of a question; None if no comparison has an effect."""
+    found = getattr(drawn.run.answers(), axis) if isinstance(drawn.run, Run) else ()
+    shown = select_comparisons(found)
+    if not shown:
+        return None
+    values, baselines = ({getattr(one, field) for one in shown} for field in ("value", "baseline"))
+    what = shown[0].names[0] if len(values) == 1 else f"each {title_of(axis)}"
+    title = f"Effect of {what}{f' against {shown[0].names[1]}' if len(baselines) == 1 else ''}"
+    better = "the larger depth" if axis == "depth" else "the activation"
+    tested = sum(one.effect is not None for one in found)
+    some = f" Shown: {MAX_ROWS} of {tested:,} comparisons, those with the smallest p." if tested > MAX_ROWS else ""
+    caption = (
+        f"Mean difference and its interval, corrected for all comparisons. Right of zero {better} is better. "
+        f"Filled, thick and bold: significant. Hollow: not significant.{some}"
+    )
+    return Figure(f"forest_{axis}", title, caption, styled(forest_chart(axis, shown, FOREST_WIDTH)))
+
+
 def _bits(drawn: Sheet) -> Figure | None:
     return _multiples(drawn, "bits", "weight_bits")
 
@@ -363,4 +393,11 @@ def _curve_axis(drawn: Sheet) -> alt.Y:
 
 
 # What follows the front, in the order of the page; a function returns None if a run has nothing to show there.
-MORE_FIGURES: tuple[Callable[[Sheet], Figure | None], ...] = (_bits, _activation, _heatmap, _curves)
+MORE_FIGURES: tuple[Callable[[Sheet], Figure | None], ...] = (
+    _forest_depth,
+    _forest_activation,
+    _bits,
+    _activation,
+    _heatmap,
+    _curves,
+)

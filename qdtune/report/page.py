@@ -1,13 +1,15 @@
 """A report as files: one self-contained page for one or more runs, and its figures as SVG and PNG.
 
-A page asks the network for nothing, which its content security policy holds it to: Vega's JavaScript is in it, once.
-The same run gives the same bytes.
+A page requests nothing from the network, and its content security policy forbids it: Vega's JavaScript is in the
+page, once. The same run gives the same bytes. Tables and lists are folded; on paper they are open. In dark mode the
+charts stay on a light card, because their colours are chosen for white.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
@@ -18,10 +20,11 @@ import vl_convert
 
 from qdtune.analysis.run import Run
 from qdtune.machine import cache_dir
-from qdtune.messages import printable
+from qdtune.messages import format_count, printable
+from qdtune.report.assets import EARLY, SCRIPT, STYLE
 from qdtune.report.figures import MANY, NAME, Figure, apart, figures, overlay
 from qdtune.report.plot_data import Sheet
-from qdtune.report.words import BESIDE, Table, beside, facts, questions, trouble
+from qdtune.report.words import BESIDE, Question, Table, beside, facts, provisional, questions, trouble
 from qdtune.store.columns import TRIALS
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
@@ -31,79 +34,23 @@ from qdtune.store.store import Store
 from qdtune.store.tables import Table as Arrow
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+_CODE = re.compile("`(.+?)`")  # in a sentence
 PIXELS = 2.0  # of a PNG per pixel of a figure
 MARK = '<meta name="generator" content="qdtune">'  # by which a page of ours is known
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
 NOTES = {
-    "Accuracy": "of the validation split unless test is written: mean of n seeds ± half of its 95 % interval "
-    "(Student t). Few seeds make it wide. The test set was read once, at the end, and nothing was chosen by it.",
-    "Bytes": "what has to be shipped: codes at their bits, step sizes, biases, normalisation.",
-    "p front": "how sure the place on the front is: the bootstrap probability, over the seeds, of being on it.",
-    "pruned": "stopped early, since another configuration of no more bytes was ahead of it: without a final figure.",
-    "Effects": "differences in percentage points between configurations that differ in one axis alone, paired by "
-    "seed, with an interval corrected for the number of comparisons (Holm). Undecided is an answer: the data do not "
-    "tell.",
+    "Accuracy": "Validation accuracy, unless a text says test. It is the mean of n seeds ± half of its 95 % interval "
+    "(Student t). Few seeds make the interval wide. The test set is read once, at the end; nothing is chosen by it.",
+    "Bytes": "What has to be shipped: codes at their bits, step sizes, biases, normalisation.",
+    "p front": "The bootstrap probability, over the seeds, that the configuration is on the front.",
+    "pruned": "Stopped early, because another configuration of equal or smaller size is ahead. There is no final "
+    "accuracy.",
+    "Effect": "The difference in percentage points between configurations that differ in one axis alone. The "
+    "difference is taken seed by seed. Its interval is corrected for the number of comparisons (Holm).",
+    "Verdict": "An effect helps or hurts if it is significant: its interval excludes zero. Otherwise it is "
+    "undecided. The number of seeds that would be needed assumes that the effect stays as large. A comparison is "
+    "refused if the two sides cannot be compared.",
 }
-STYLE = """
-:root { color-scheme: light }
-body { margin: 0; background: #fff; color: #1a1a1a; font: 16px/1.5 Helvetica, Arial, sans-serif }
-main { max-width: 820px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere }
-h1 { margin: 0 0 .2em; font-size: 1.7em } h2 { margin: 1.6em 0 .4em; font-size: 1.25em }
-h3 { margin: 1.2em 0 .3em; font-size: 1em }
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1em } dt { color: #555 } dd { margin: 0 }
-dl.notes dt { font-weight: bold; color: inherit; margin-top: .5em }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
-caption { text-align: left; color: #555; padding: .3em 0 } th, td { padding: .2em .7em; text-align: right }
-th { border-bottom: 1px solid #888; white-space: nowrap } tr + tr td { border-top: 1px solid #eee }
-td { white-space: nowrap } table.text td:last-child { white-space: normal }
-table.text :is(th, td):last-child { text-align: left; min-width: 15em }
-figure { margin: 1.5em 0; break-inside: avoid } figcaption { color: #444; font-size: 14px }
-.chart, .chart.vega-embed { display: block; overflow-x: auto; min-height: 120px }
-.warning { color: #8a4b00 } footer { color: #555; font-size: 13px }
-@media print {
-  main { max-width: none; padding: 0 } body { font-size: 11pt } .wide, .chart { overflow: visible }
-  table { font-size: 8.5pt } tr, li { break-inside: avoid } h2, h3 { break-after: avoid }
-  .chart svg, .chart canvas { max-width: 100%; height: auto !important }
-}
-"""
-# A page that has loaded itself again is as long as it was before anything is drawn, so that it does not jump.
-EARLY = """
-const place = "qdtune " + location.pathname, kept = JSON.parse(sessionStorage.getItem(place) || "{}");
-sessionStorage.removeItem(place);
-if (kept.whole) document.body.style.minHeight = kept.whole + "px";
-"""
-SCRIPT = """
-const room = document.querySelector("main").clientWidth - 32, narrow = room < 600;
-const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 200)) :
-  key === "columns" && narrow ? Math.max(1, Math.floor(room / 260)) : value;
-const rows = ({names, rows, epoch}) =>
-  rows.map(row => ({epoch, ...Object.fromEntries(names.map((name, i) => [name, row[i]]))}));
-const text = element => element.textContent;
-const every = +document.body.dataset.reload, charts = [...document.querySelectorAll(".chart")];
-(kept.heights || []).forEach((height, i) => { if (charts[i]) charts[i].style.minHeight = height + "px" });
-const drawn = [...document.querySelectorAll("script.chart-spec")].map(element => {
-  const spec = JSON.parse(text(element), sized), of = element.dataset.of;
-  const data = of ? rows(JSON.parse(text(document.getElementById(of)))) : [];
-  spec.datasets = {...spec.datasets, configurations: data};
-  if (narrow) Object.assign(spec.config.legend, {orient: "bottom", columns: 2});
-  const options = {actions: false, mode: "vega-lite", renderer: data.length > 2000 ? "canvas" : "svg"};
-  return vegaEmbed(element.previousElementSibling, spec, options);
-});
-const made = text(document.querySelector(".facts"));
-if (kept.made) scrollTo(0, kept.y);
-Promise.allSettled(drawn).then(() => { document.body.style.minHeight = "" });
-if (every) {
-  const wait = kept.made === made ? Math.min(2 * kept.wait, 30) : every;
-  const again = () => {
-    if (document.querySelector(".chart:hover")) return setTimeout(again, 1000);
-    const heights = charts.map(chart => chart.clientHeight);
-    const whole = document.body.clientHeight;
-    sessionStorage.setItem(place, JSON.stringify({made, wait, heights, whole, y: scrollY}));
-    location.reload();
-  };
-  Promise.allSettled(drawn).then(() => setTimeout(again, 1000 * wait));
-}
-"""
 
 
 def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) -> bytes:
@@ -136,7 +83,7 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
 <script>{EARLY}</script>
 <main>
 {body}
-<section><h2>How to read it</h2><dl class="notes">{notes}</dl></section>
+<section><h2>How to read this page</h2><dl class="notes">{notes}</dl></section>
 <noscript><p>The figures need JavaScript; <code>qdtune report</code> also writes them as SVG and PNG.</p></noscript>
 </main>
 <script>{vega()}</script>
@@ -185,42 +132,69 @@ def vega() -> str:
 
 
 def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
-    """One run: what it was, its front, what it answers, its figures, and what made it."""
+    """One run: its front, its questions, each with its figure, then the other figures and what made it."""
     run = drawn.run
     assert isinstance(run, Run)
+    found = {figure.name: figure for figure in figures(drawn, reference)}
     yield f"<article><header><h1>{_text(run.name)}</h1>"
     if run.spec.description:
         yield f"<p>{_text(run.spec.description)}</p>"
-    told = [(name, f"running, {text}" if live and name == "state" else text) for name, text in facts(run)]
-    yield f'<dl class="facts">{"".join(f"<dt>{_text(n)}</dt><dd>{_text(t)}</dd>" for n, t in told)}</dl>'
+    line = f"{'running, ' if live else ''}{' · '.join(facts(run))}"
+    yield f'<p class="facts">{_text(line)}</p>'
     yield "".join(f'<p class="warning">{_text(line)}</p>' for line in trouble(run))
     yield "</header>"
-    yield "<section><h2>The front</h2>"
-    front = run.front()
-    heads, rows = front_cells(front, varying_axes(run.pareto))
-    trials = front["trial_id"].to_pylist()
-    rows = [[*cells, trial_id] for cells, trial_id in zip(rows, trials, strict=True)]
-    yield _table(Table(front_title(run.pareto, run.spec.data.names[0], run.budget), [*heads, "trial"], rows))
-    yield "</section>"
+    yield from _front(run, found.pop("front", None), data)
+    if warning := provisional(run):
+        yield f'<p class="warning">{_text(warning)}</p>'
     for question in questions(run):
-        yield f"<section><h2>{_text(question.title)}</h2>"
-        yield (
-            f"<ul>{''.join(f'<li>{_text(s)}</li>' for s in question.conclusions)}</ul>"
-            if question.conclusions
-            else ""
-        )
-        yield _table(question.table, "text") if question.table else ""
-        yield "</section>"
-    yield "<section><h2>Figures</h2>"
-    yield from (_figure(figure, data) for figure in figures(drawn, reference))
+        yield from _question(question, found.pop(f"forest_{question.axis}", None), data)
+    yield "<section><h2>More figures</h2>" if found else "<section>"
+    yield from (_figure(figure, data) for figure in found.values())
     if reference and (table := beside(run.pareto, run.spec.data.names[0])):
-        yield _table(table)
-        yield f"<p>{_text(BESIDE)}</p>"
+        yield _fold("Published networks and ours", f"{_table(table)}<p>{_text(BESIDE)}</p>")
     elif reference:
         yield f"<p>{_text(f'No published networks are known here for {run.spec.data.names[0]}.')}</p>"
     yield "</section>"
     made = ", ".join(f"{name} {text}" for name, text in provenance(run).items())
     yield f"<footer><p>{_text(f'Made with {made}') if made else ''}</p></footer></article>"
+
+
+def _front(run: Run, figure: Figure | None, data: str) -> Iterator[str]:
+    """The figure of the front, and its table, folded."""
+    front = run.front()
+    heads, rows = front_cells(front, varying_axes(run.pareto))
+    trials = front["trial_id"].to_pylist()
+    rows = [[*cells, trial_id] for cells, trial_id in zip(rows, trials, strict=True)]
+    title = front_title(run.pareto, run.spec.data.names[0], run.budget)
+    yield "<section>"
+    yield _figure(figure, data) if figure else ""
+    count = format_count(len(rows), "configuration")
+    yield _fold(f"The front as a table: {count}", _table(Table(title, [*heads, "trial"], rows)))
+    yield "</section>"
+
+
+def _question(question: Question, figure: Figure | None, data: str) -> Iterator[str]:
+    """The conclusions, the figure with the effects, and the details, folded."""
+    yield f"<section><h2>{_text(question.title)}</h2>"
+    yield _list(question.conclusions)
+    yield _figure(figure, data) if figure else ""
+    if question.refused:
+        yield _fold(question.refusals, _list([*question.advice, *question.refused]), "twice")
+    if question.best:
+        yield _fold("The best depth at each bit width and within each size", _list(question.best))
+    if question.table:
+        yield _fold(question.verdicts, _table(question.table, "text"))
+    yield "</section>"
+
+
+def _fold(summary: str, content: str, kind: str = "") -> str:
+    """A part that opens with a click. Paper leaves out the content of the kind `twice`, which a table has as well."""
+    return f'<details class="{kind}"><summary>{_text(summary)}</summary>{content}</details>'
+
+
+def _list(sentences: Sequence[str]) -> str:
+    items = [_CODE.sub(r"<code>\1</code>", _text(sentence)) for sentence in sentences]
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
 
 
 def _overlays(sheets: Sequence[Sheet]) -> Iterator[str]:

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qdtune.analysis.comparison import VERDICTS, Comparison
+from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.run import Run
 from qdtune.messages import format_count, one_line
 from qdtune.pareto import front
+from qdtune.report.conclusions import (
+    advise_refusals,
+    conclude,
+    describe_counts,
+    describe_refusals,
+    describe_verdicts,
+    varying_settings,
+)
 from qdtune.report.published import Published, published
-from qdtune.spec.axes import ASKED_AT, AXIS_NAMES, head_of
+from qdtune.spec.axes import AXIS_NAMES, head_of
 from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
 
-DEPTH = "Which depth and bit width win at a given number of bytes?"
+TITLES = {  # of the questions, by axis
+    "depth": "Which depth and bit width win at a given number of bytes?",
+    "activation": "Does an activation between the factors help?",
+}
 EFFECT = "effect (points)"
-ACTIVATION = "Does an activation between the factors help?"
-LIVE = ("ok", "pruned")  # states in which an error is a remark on the warm-up
+LIVE_STATES = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
-    "Ours: with inputs of no more bits than theirs, and on the front of these, which validation draws; all bytes. "
-    "Theirs: the bytes of the weights alone."
+    "Ours: inputs with at most as many bits as theirs; on the front by validation accuracy; all bytes count. "
+    "Theirs: only the bytes of the weights count."
 )
-FEW_REFUSED = 2  # comparisons without a pair that are told one by one; more are one sentence
 
 
 class Table(NamedTuple):
@@ -38,12 +46,29 @@ class Table(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question: its conclusions, how its comparisons came out, each of these in a sentence, and all as a table."""
+    """A question and its answers.
 
+    Attributes:
+        axis, title: what is asked.
+        conclusions: a few sentences, the significant ones first.
+        verdicts: how the comparisons came out, in one line; empty without any.
+        refusals: how many are refused for which reason, in one line; empty if none is.
+        counts: both in one line.
+        advice: what a sweep needs so that refused comparisons can be made.
+        refused: a sentence for each refused comparison.
+        best: a sentence for the best depth at each number of bits and within each size; empty for other questions.
+        table: all comparisons; None without any.
+    """
+
+    axis: str
     title: str
     conclusions: list[str]
     verdicts: str
-    sentences: list[str]
+    refusals: str
+    counts: str
+    advice: list[str]
+    refused: list[str]
+    best: list[str]
     table: Table | None
 
 
@@ -52,22 +77,30 @@ def state(run: Run) -> str:
     return str(run).removeprefix(f"{run.name}: ")
 
 
-def facts(run: Run) -> Iterator[tuple[str, str]]:
-    """What the sweep was, as (name, text)."""
-    seeds = run.spec.seeds
-    yield "state", state(run)
-    yield "data set", run.spec.data.names[0]
-    yield "seeds", f"{len(seeds)} per configuration: {', '.join(map(str, seeds))}"
+def facts(run: Run) -> Iterator[str]:
+    """What the sweep was, as short phrases for one line, its state first."""
+    yield state(run)
+    yield run.spec.data.names[0]
+    yield format_count(len(run.spec.seeds), "seed")
     phases = run.spec.train
-    yield "epochs", f"{phases.warmup.epochs} of float warm-up, {phases.qat.epochs} of QAT"
-    yield "stopped early by", run.spec.early_terminate.type
+    yield f"{phases.warmup.epochs} epochs of float warm-up and {phases.qat.epochs} of QAT"
+    rule = run.spec.early_terminate.type
+    yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
     if run.budget is not None:
-        yield "shown", f"what has at most {run.budget:,} bytes"
+        yield f"at most {run.budget:,} bytes"
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
     if newest is not None:
-        yield "newest result", f"{newest:%Y-%m-%d %H:%M} UTC"
+        yield f"last result {newest:%Y-%m-%d %H:%M} UTC"
     if run.damaged:
-        yield "left out", f"{format_count(len(run.damaged), 'damaged file')}: see `qdtune verify`"
+        yield f"{format_count(len(run.damaged), 'damaged file')} left out, see `qdtune verify`"
+
+
+def provisional(run: Run) -> str:
+    """A warning while a sweep is unfinished; else empty."""
+    if not run.left:
+        return ""
+    done = f"{run.planned - run.left:,} of {run.planned:,} configurations are done"
+    return f"Provisional: {done}. Verdicts can change, because more comparisons need a stricter correction."
 
 
 def beside(pareto: Arrow, dataset: str) -> Table | None:
@@ -90,7 +123,7 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
             [other.system, f"{other.weight_bytes:,}", f"{other.test_accuracy:.2%}", *_matched(other, as_good)]
         )
     heads = ["published", "bytes", "test", "ours", "bytes", "test", "share"]
-    return Table("The smallest of ours that is at least as accurate", heads, rows) if rows else None
+    return Table("The smallest of our networks that is at least as accurate", heads, rows) if rows else None
 
 
 def _matched(other: Published, as_good: list[dict[str, Any]]) -> list[str]:
@@ -105,81 +138,62 @@ def _matched(other: Published, as_good: list[dict[str, Any]]) -> list[str]:
 
 
 def questions(run: Run) -> list[Question]:
-    """The two questions of a sweep, the conclusions first; one that was not asked is left out."""
+    """The questions that the sweep can answer, with their answers."""
     answers = run.answers()
-    said = answers.sentences
-    best = [sentence for name in ("best", "by_bits", "by_size") for sentence in said[name] if sentence]
     asked = []
-    for title, conclusions, name in ((DEPTH, best, "depth"), (ACTIVATION, [], "activation")):
-        found: tuple[Comparison, ...] = getattr(answers, name)
+    for axis, title in TITLES.items():
+        found: tuple[Comparison, ...] = getattr(answers, axis)
+        best = [one.sentence for one in (*answers.by_bits, *answers.by_size)] if axis == "depth" else []
+        conclusions = conclude(axis, answers)
         if not (conclusions or found):
             continue
-        alone, told = _folded(name, found)
-        sentences = [sentence for one, sentence in zip(found, said[name], strict=True) if one in told]
-        conclusions = [*_provisional(run), *conclusions, *alone, *_stopped(found)]
-        asked.append(Question(title, conclusions, _verdicts(found), sentences, compared(name, told)))
+        settings = varying_settings(found)
+        asked.append(
+            Question(
+                axis,
+                title,
+                conclusions,
+                describe_verdicts(found),
+                describe_refusals(axis, found),
+                describe_counts(axis, found),
+                advise_refusals(axis, found),
+                [one.describe(settings) for one in found if one.verdict == "refused"],
+                best,
+                compare_table(axis, found),
+            )
+        )
     return asked
 
 
-def _provisional(run: Run) -> Iterator[str]:
-    if run.left:
-        yield (
-            f"Provisional: {run.planned - run.left:,} of {run.planned:,} configurations are done, and verdicts are "
-            "corrected for as many comparisons as can be made by now. What looks decided may not be in the end."
-        )
+def compare_table(axis: str, found: Sequence[Comparison]) -> Table | None:
+    """Comparisons as a table, one per row: the setting, the two values, the effect and the verdict; None without any.
 
-
-def _stopped(found: Sequence[Comparison]) -> Iterator[str]:
-    if count := sum(one.stopped for one in found):
-        yield (
-            f"{format_count(count, 'comparison')} {'is' if count == 1 else 'are'} refused because a side was stopped "
-            "early: with `early_terminate: {type: none}` both are trained to their end, and it can be asked."
-        )
-
-
-def _folded(axis: str, found: Sequence[Comparison]) -> tuple[list[str], Sequence[Comparison]]:
-    """One sentence for the comparisons that have no pair, if there are several; and the others.
-
-    A search that draws a learning rate for each configuration leaves none of them a pair.
+    Args:
+        axis: of the question.
+        found: its comparisons.
     """
-    alone = [one for one in found if one.confounders]
-    if len(alone) <= FEW_REFUSED:
-        return [], found
-    counts = Counter(name for one in alone for name in one.confounders)
-    differ = ", ".join(f"{name} in {'all' if n == len(alone) else n}" for name, n in counts.most_common())
-    sentence = f"No answer in {len(alone)} comparisons: in none of them do two configurations differ in {axis} alone"
-    end = f"the nearest differ in other axes too ({differ}). A grid over {axis} with these held fixed has such pairs."
-    return [f"{sentence}; {end}"], [one for one in found if not one.confounders]
-
-
-def _verdicts(found: Sequence[Comparison]) -> str:
-    """How comparisons came out: `15 comparisons: 2 helps, 13 refused`."""
-    counts = Counter(one.verdict for one in found)
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return f"{format_count(len(found), 'comparison')}: {verdicts}" if found else ""
-
-
-def compared(axis: str, found: Sequence[Comparison]) -> Table | None:
-    """Comparisons as a table, one per row: what, against what, at which bits, the effect and the verdict."""
     if not found:
         return None
-    names = {name: head_of(name) for name in ("weight_bits", "depth", "activation", *ASKED_AT)}
-    values = {field: {getattr(one, field) for one in found} - {None} for field in names}
-    shared = [name for name in names if name == "weight_bits" or (name != axis and len(values[name]) > 1)]
-    heads = [*(names[field] for field in shared), axis, "against", EFFECT, "n", "verdict"]
+    others = [name for name in ("depth", "activation") if name != axis]
+    varying = [name for name in others if len({getattr(one, name) for one in found} - {None}) > 1]
+    shared = ["weight_bits", *varying, *varying_settings(found)]
+    heads = [*map(head_of, shared), axis, "against", EFFECT, "n", "verdict"]
     rows = []
     for one in found:
-        verdict = "; ".join([one.verdict, *filter(None, [one.reason, one.hint]), *one.flags])
+        needed = f"{one.hint} seeds would be needed" if one.hint else ""
+        verdict = "; ".join([one.verdict, *filter(None, [one.reason, needed]), *one.flags])
         sides = [str(one.value), str(one.baseline)]
-        rows.append([*(_text(getattr(one, f)) for f in shared), *sides, _effect(one), str(one.n_seeds), verdict])
-    return Table(_verdicts(found), heads, rows)
+        rows.append(
+            [*(_text(getattr(one, name)) for name in shared), *sides, format_effect(one), str(one.n_seeds), verdict]
+        )
+    return Table(f"A positive effect favours the value in the column {axis}.", heads, rows)
 
 
 def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _effect(one: Comparison) -> str:
+def format_effect(one: Comparison) -> str:
     """The effect in points with its interval: `+1.20 [+0.40, +2.00]`."""
     if one.effect is None:
         return "-"
@@ -197,7 +211,7 @@ def trouble(run: Run) -> list[str]:
         lines.append(
             f"{format_count(run.states[name], 'configuration')} ended as {name}: see the column `error`{why}"
         )
-    chance = rows_known(rows_among(run.trials, "state", LIVE), "error")
+    chance = rows_known(rows_among(run.trials, "state", LIVE_STATES), "error")
     if dead := len(set(zip(*(chance[axis].to_pylist() for axis in AXIS_NAMES), strict=True))):
         lines.append(
             f"{format_count(dead, 'configuration')} started from a warm-up that ended at chance: see `error`"

@@ -14,9 +14,7 @@ from qdtune.analysis.answers import answer
 from qdtune.analysis.comparison import format_points
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import find_sides
-from qdtune.analysis.run import Run
 from qdtune.analysis.seed_tests import FAMILY_ALPHA
-from qdtune.report.words import questions
 from qdtune.spec.sweep_file import load
 from qdtune.store.columns import HISTORY, TRIALS
 from qdtune.store.pareto_table import aggregate
@@ -24,7 +22,7 @@ from qdtune.store.parquet import complete_table
 
 DATA = Path(__file__).parents[1] / "data"
 NOTHING = HISTORY.empty_table()
-SPEC = load(Path(__file__).parents[2] / "sweeps" / "grid.yaml").resolve("mnist")
+SPEC = load(Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml").resolve("mnist")
 COMMON = {
     "activation": "identity",
     "act_bits": None,
@@ -74,10 +72,12 @@ def test_a_planted_effect_is_found_on_either_side():
     assert (helps.verdict, helps.n_seeds, helps.n_pairs, helps.axis) == ("helps", 3, 1, "depth")
     assert helps.effect == pytest.approx((high - low).mean())
     assert 0 < helps.low < helps.effect < helps.high
-    assert helps.sentence.startswith("At 2 bits (absmean, orthogonal) depth 2 helps: +5.")
+    assert helps.sentence.startswith(
+        "At 2 bits (absmean, orthogonal), depth 2 is significantly better than depth 1: +5."
+    )
     hurts = one(table(configuration(1, 2, high), configuration(2, 2, low)))
     assert (hurts.verdict, hurts.effect) == ("hurts", pytest.approx(-helps.effect))
-    assert "depth 2 hurts: -5." in hurts.sentence
+    assert "depth 2 is significantly worse than depth 1: -5." in hurts.sentence
 
 
 def test_no_effect_is_undecided_with_the_seeds_that_would_decide_it():
@@ -85,8 +85,8 @@ def test_no_effect_is_undecided_with_the_seeds_that_would_decide_it():
     assert (found.verdict, found.level) == ("undecided", 0.95)
     assert found.low < 0 < found.high
     assert found.sentence == (
-        "At 2 bits (absmean, orthogonal) depth 2 against depth 1 is not decidable with these 3 seeds: +1.2 points, "
-        "95 % interval -2.8 to +5.2; about 10 seeds would decide it if the effect is what it looks like."
+        "At 2 bits (absmean, orthogonal), depth 2 against depth 1: +1.2 points (95 % interval -2.8 to +5.2). "
+        "Not significant with 3 seeds; about 10 would be needed."
     )
 
 
@@ -99,7 +99,7 @@ def test_what_differs_in_another_axis_too_is_refused_by_its_name():
     there, here = configuration(1, 2, [0.8] * 3, scale="minmax"), configuration(2, 2, [0.9, 0.91, 0.93])
     found = one(table(there, here))
     assert (found.verdict, found.effect, found.low) == ("refused", None, None)
-    assert found.reason == "no pair differs in depth alone, scale (absmean here, minmax there) differs too"
+    assert found.reason == "no pair differs in depth alone; scale (absmean here, minmax there) differs too"
     elsewhere = configuration(1, 2, [0.8] * 3, dataset="digits", qat_lr=0.123456789)
     found = one(table(elsewhere, here))
     assert "qat_lr (0.01 here, 0.123457 there), dataset (mnist here, digits there) differ too" in found.reason
@@ -112,7 +112,7 @@ def test_the_question_is_asked_for_each_scale_and_never_pooled():
         rows += [configuration(2, 2, 0.85 + effect + noise(2), scale=scale)]
     found = compare_depths(find_sides(table(*rows)), NOTHING)
     assert [(c.scale, c.verdict) for c in found] == [("absmean", "helps"), ("minmax", "hurts")]
-    assert "minmax at two bits rounds about 95 %" in found[1].sentence
+    assert "minmax at 2 bits rounds about 95 %" in found[1].sentence
     assert not any("minmax" in flag for flag in found[0].flags)
 
 
@@ -127,7 +127,7 @@ def test_pairs_are_averaged_seed_by_seed_before_anything_is_tested():
     by_seed = (deep - base).mean(axis=0)
     assert (found.n_pairs, found.n_seeds, found.effect) == (4, 3, pytest.approx(by_seed.mean()))
     assert found.high - found.low == pytest.approx(2 * 4.30265 * by_seed.std(ddof=1) / math.sqrt(3), rel=1e-5)
-    assert "(3 seeds, 4 pairs)" in found.sentence or "these 3 seeds, 4 pairs:" in found.sentence
+    assert found.sentence.endswith(", 3 seeds and 4 pairs).")
 
 
 def test_intervals_exclude_zero_exactly_where_the_verdict_is_decided():
@@ -217,47 +217,12 @@ def test_activations_are_compared_with_identity_at_the_same_depth_and_bits():
     rows += [configuration(1, 2, 0.5 + noise(2)), configuration(1, 2, 0.6 + noise(2), activation="relu")]
     found = one(table(*rows), ask=compare_activations)
     assert (found.verdict, found.value, found.baseline, found.depth) == ("hurts", "relu", "identity", 2)
-    assert found.sentence.startswith("At 2 bits and depth 2 (absmean, orthogonal) relu hurts: -9.9 points")
+    assert found.sentence.startswith(
+        "At 2 bits and depth 2 (absmean, orthogonal), relu is significantly worse than identity: -9.9 points"
+    )
     alone = table(configuration(3, 2, 0.9 + noise(0)), configuration(2, 2, 0.8 + noise(1), activation="relu"))
     assert "depth (2 here, 3 there) differs too" in one(alone, ask=compare_activations).reason
     assert compare_activations(find_sides(table(configuration(2, 2, [0.9], activation="relu"))), NOTHING) == ()
-
-
-def test_comparisons_without_a_pair_are_told_as_one_where_there_are_several():
-    apart = [configuration(1, b, 0.8 + noise(b), qat_lr=0.1) for b in (1, 2, 3)]
-    apart += [
-        configuration(2, b, 0.9 + noise(b), qat_lr=0.2, scale="lsq" if b == 3 else "absmean") for b in (1, 2, 3)
-    ]
-    pair = [configuration(1, 4, 0.8 + noise(0)), configuration(2, 4, 0.9 + noise(1))]
-
-    def asked(*rows, left=0):
-        pareto = aggregate(table(*rows))
-        (depth, *_) = questions(Run("some", "some", SPEC, table(*rows), NOTHING, pareto, (), pareto.num_rows + left))
-        return depth
-
-    depth = asked(*apart, *pair)
-    assert depth.verdicts == "4 comparisons: 1 helps, 3 refused"
-    assert [row[0] for row in depth.table.rows] == ["4"]
-    (sentence,) = depth.sentences
-    assert sentence.startswith("At 4 bits")
-    folded = depth.conclusions[-1]
-    assert folded.startswith(
-        "No answer in 3 comparisons: in none of them do two configurations differ in depth alone"
-    )
-    assert "(qat_lr in all, scale in 1)" in folded
-    assert asked(*apart).table is None
-    assert asked(*apart, *pair, left=2).conclusions == [
-        "Provisional: 8 of 10 configurations are done, and verdicts are corrected for as many comparisons as can be "
-        "made by now. What looks decided may not be in the end.",
-        *depth.conclusions,
-    ]
-    ended = [row | {"state": "pruned"} for row in pair[1]]
-    assert (
-        asked(pair[0], ended).conclusions[-1].startswith("1 comparison is refused because a side was stopped early")
-    )
-    few = asked(*(rows for rows in apart if rows[0]["weight_bits"] != 3), *pair)
-    assert (len(few.sentences), len(few.table.rows)) == (3, 3)
-    assert not few.conclusions[-1].startswith("No answer")
 
 
 def test_float_weights_have_no_scale_rule():
@@ -284,49 +249,51 @@ def test_accuracies_that_are_no_numbers_count_as_missing():
 def test_one_seed_decides_nothing_and_says_so():
     found = one(table(configuration(1, 2, [0.8]), configuration(2, 2, [0.9])))
     assert (found.verdict, found.p, found.low) == ("undecided", None, None)
-    assert "undecided, +10.0 points with one seed, which tells nothing of chance." in found.sentence
+    assert found.sentence.endswith("depth 2 against depth 1: +10.0 points with 1 seed; a test needs at least 2.")
 
 
 def test_equal_differences_are_judged_by_their_signs_alone():
     same = one(table(configuration(1, 2, [0.8, 0.7, 0.9]), configuration(2, 2, [0.8, 0.7, 0.9])))
     assert (same.verdict, same.p, same.low) == ("undecided", 1, None)
-    assert "no difference in any of these 3 seeds" in same.sentence
+    assert same.sentence.endswith("depth 2 against depth 1: no difference in any of 3 seeds.")
     alike = one(table(configuration(1, 2, [0.8, 0.7, 0.9]), configuration(2, 2, [0.81, 0.71, 0.91])))
     assert (alike.verdict, alike.p, alike.low, alike.seeds_needed) == ("undecided", 0.25, None, None)
-    assert "+1.0 points in each of 3 seeds alike" in alike.sentence
+    assert "+1.0 points in each of 3 seeds, so only the signs are tested (p = 0.25)." in alike.sentence
     many = one(table(configuration(1, 2, [0.8] * 8), configuration(2, 2, [0.9] * 8)))
     assert (many.verdict, many.p) == ("helps", 2 * 0.5**8)
+    assert "depth 2 is significantly better than depth 1: +10.0 points in each of 8 seeds" in many.sentence
 
 
 def test_nothing_gives_no_answers():
     empty = TRIALS.empty_table()
     found = answer(empty, NOTHING, aggregate(empty), 100)
     assert (found.depth, found.activation, found.by_bits, found.by_size) == ((), (), (), ())
-    assert found.best.sentence == "Within 100 bytes nothing has finished."
+    assert found.best.sentence == "No configuration within 100 bytes has finished."
 
 
 # --- what is refused
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("told", "reason", "obstacle"),
     [
         (
             {"error": "the warm-up ended at chance (9.8%)"},
-            "depth 2 had a warm-up that ended at chance, so this would",
+            "depth 2 had a warm-up that ended at chance",
+            "failed",
         ),
-        ({"state": "diverged", "val_accuracy": None}, "depth 2 diverged, so this would compare training that failed"),
-        ({"state": "oom", "val_accuracy": None}, "it would compare training that has not come to its end"),
+        ({"state": "diverged", "val_accuracy": None}, "depth 2 diverged", "failed"),
+        ({"state": "oom", "val_accuracy": None}, "training did not finish", "unfinished"),
     ],
 )
-def test_training_that_failed_in_any_seed_is_not_compared(told, reason):
+def test_training_that_failed_in_any_seed_is_not_compared(told, reason, obstacle):
     deep = configuration(2, 2, 0.5 + noise(1))
     deep[1] |= told
     if told.get("state") == "oom":
         deep = [row | told for row in deep]
     found = one(table(configuration(1, 2, 0.9 + noise(0)), deep))
     assert (found.verdict, found.effect) == ("refused", None)
-    assert found.reason.startswith(reason)
+    assert (found.reason, found.obstacle) == (reason, obstacle)
 
 
 def test_depths_of_other_widths_are_compared_where_their_sizes_are_equal():
@@ -340,19 +307,19 @@ def test_depths_of_other_widths_are_compared_where_their_sizes_are_equal():
     found = one(table(*rows))
     assert (found.n_pairs, found.baseline_bytes) == (1, 1170)
     assert found.effect == pytest.approx(0.0995)
-    assert found.flags == ("hidden width 24 against 28, for equal bytes", "2.6 % larger")
+    assert found.flags == ("hidden width 24 instead of 28, for equal bytes", "2.6 % larger")
     fits = one(table(*rows, configuration(2, 1, [0.7, 0.7], hidden="30", size_bytes=1250)))
     assert fits.n_pairs == 2
     assert fits.effect == pytest.approx((0.0995 + 0.3995) / 2)
     alone = one(table(*[row for row in rows if row[0]["hidden"] in ("24", "9-9")]))
-    assert (alone.verdict, alone.reason) == ("refused", "it would compare sizes further apart than 5 %")
+    assert (alone.verdict, alone.reason) == ("refused", "sizes differ by more than 5 %")
 
 
 def test_sizes_further_apart_than_a_twentieth_are_refused_and_a_hundredth_is_said():
     def sized(size):
         return one(table(configuration(1, 4, 0.8 + noise(0)), configuration(2, 4, 0.9 + noise(1), size_bytes=size)))
 
-    assert (sized(1051).verdict, sized(1051).reason) == ("refused", "it would compare sizes further apart than 5 %")
+    assert (sized(1051).verdict, sized(1051).reason) == ("refused", "sizes differ by more than 5 %")
     assert sized(950).verdict == "refused"
     assert (sized(1050).verdict, sized(1050).flags) == ("helps", ("5.0 % larger",))
     assert sized(990).flags == ("1.0 % smaller",)
@@ -376,12 +343,12 @@ def test_what_was_stopped_early_is_only_compared_where_its_curve_ends():
     assert (found.verdict, found.effect, found.low, found.curve_epoch) == ("refused", None, None, 2)
     assert found.curve_effect == pytest.approx(-0.2)
     assert found.sentence == (
-        "At 2 bits (absmean, orthogonal) no answer for depth 2 against depth 1: depth 2 was stopped early, for being "
-        "behind (at QAT epoch 2, the last that both have, depth 2 stood -20.0 points from depth 1)."
+        "At 2 bits (absmean, orthogonal), depth 2 is not compared with depth 1: depth 2 was stopped early "
+        "(difference at QAT epoch 2, the last common one: -20.0 points)."
     )
     lost = one(table(base, deep))
-    assert (lost.curve_epoch, lost.verdict) == (None, "refused")
-    assert "stopped early, for being behind." in lost.sentence
+    assert (lost.curve_epoch, lost.verdict, lost.obstacle) == (None, "refused", "pruned")
+    assert lost.sentence.endswith("depth 2 was stopped early.")
 
 
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted():
@@ -389,7 +356,7 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted():
     broken = [row | {"state": "diverged", "val_accuracy": None} for row in configuration(2, 2, [0.1] * 3, qat_lr=0.3)]
     found = one(table(*rows, broken, configuration(1, 2, [0.8] * 3, qat_lr=0.3)))
     assert (found.verdict, found.n_pairs) == ("helps", 2)
-    assert "1 of 3 pairs left out for training that failed" in found.flags
+    assert "1 of 3 pairs left out because training failed" in found.flags
 
 
 def test_a_head_left_whole_keeps_its_rank_and_is_compared_with_depth_1():
@@ -401,7 +368,7 @@ def test_a_head_left_whole_keeps_its_rank_and_is_compared_with_depth_1():
     flagged = {(one.depth, one.decompose): "rank 7" in str(one.flags) for one in found}
     assert flagged == {(2, "all"): True, (2, "hidden"): False, (3, "hidden"): False}
     assert {one.verdict for one in found} <= {"undecided", "helps", "hurts"}
-    assert found[-1].sentence.startswith("At 2 bits (absmean, orthogonal, hidden layers split) depth 3")
+    assert found[-1].sentence.startswith("At 2 bits (absmean, orthogonal, hidden layers split), depth 3")
 
 
 @pytest.mark.parametrize(
@@ -423,7 +390,7 @@ def test_what_decides_the_answer_is_asked_apart(axis, values, words):
 def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     base = configuration(1, 4, 0.8 + noise(0))
     deep = configuration(2, 4, 0.9 + noise(1), inner_dims=[[23], [7]])
-    assert one(table(base, deep)).flags == ("a last layer of rank 7 against 10",)
+    assert one(table(base, deep)).flags == ("the last layer has rank 7 instead of 10",)
     wide = configuration(2, 4, 0.9 + noise(1), inner_dims=[[23], [10]])
     assert one(table(base, wide)).flags == ()
     wider = [configuration(d, 4, 0.8 + noise(d), inner_dims=[[23], [w]]) for d, w in ((2, 12), (3, 11))]
@@ -431,7 +398,7 @@ def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     own = [[row | {"model": "nets:net"} for row in rows] for rows in (base, deep)]
     assert one(table(*own)).flags == ()  # what its last layer was is not known
     deeper = configuration(3, 4, 0.9 + noise(1), inner_dims=[[20, 20], [6, 6]], model="nets:net")
-    assert "a last layer of rank 6 against 7" in one(table(own[1], deeper)).sentence
+    assert "the last layer has rank 6 instead of 7" in one(table(own[1], deeper)).sentence
 
 
 def test_points_show_two_digits_where_one_would_show_a_zero():
@@ -455,16 +422,18 @@ def test_the_best_within_a_budget_is_named_with_what_it_is_not_told_apart_from()
     assert [row["depth"] for row in best.rivals] == [3]
     assert 0.5 < best.p_best < 1
     assert best.sentence.startswith(
-        "Within 210 bytes the best is depth 2, 2 bits, identity (200 bytes): 91.3 % on the validation split (95 % "
-        "interval 87.5 to 95.1, 3 seeds), 91.3 % on the test set; the best in "
+        "The best configuration within 210 bytes is depth 2, 2 bits, identity (200 bytes). It has 91.3 % on the "
+        "validation set (95 % interval 87.5 to 95.1, 3 seeds) and 91.3 % on the test set. It is the best in "
     )
     assert best.sentence.endswith(
-        "A t test over 3 seeds does not tell it apart from depth 3, 2 bits, identity (210 bytes)."
+        "With 3 seeds it is not significantly better than depth 3, 2 bits, identity (210 bytes)."
     )
     anything = answer(trials, NOTHING, aggregate(trials)).best
     assert (anything.row["size_bytes"], anything.rivals, anything.p_best) == (800, (), 1)
-    assert anything.sentence.endswith("It is told apart from all others.")
+    assert anything.sentence.endswith("It is significantly better than every other configuration.")
     assert answer(trials, NOTHING, aggregate(trials), 99).best.row is None
+    alone = answer(trials, NOTHING, aggregate(trials), 100).best
+    assert alone.sentence.endswith("No other configuration has finished.")
 
 
 def test_the_best_is_named_by_what_varies_and_has_a_meaning_there():
@@ -483,7 +452,9 @@ def test_the_best_of_one_seed_is_sure_of_nothing():
     found = answer(trials, NOTHING, aggregate(trials))
     assert (found.best.p_best, len(found.best.rivals)) == (None, 1)
     assert "(1 seed)" in found.best.sentence
-    assert found.by_bits[0].sentence == "At 2 bits depth 1 has 90.0 %, the highest: one seed decides nothing."
+    assert found.by_bits[0].sentence == (
+        "At 2 bits, depth 1 has the highest accuracy, 90.0 % at 1,000 bytes. A test needs at least 2 seeds."
+    )
 
 
 def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_front():
@@ -500,9 +471,10 @@ def test_the_best_depth_is_told_for_each_number_of_bits_and_each_size_of_the_fro
     assert all(sum(b.probabilities.values()) == pytest.approx(1) for b in found.by_bits)
     assert found.by_bits[1].probability == 1
     assert found.by_bits[1].sentence.startswith(
-        "At 4 bits depth 2 is best, with 89.9 % at 400 bytes (best in 100 % of the draws over seeds; corrected p = "
+        "At 4 bits, depth 2 is significantly better than every other depth: 89.9 % at 400 bytes (best in 100 % of "
+        "bootstrap draws; corrected p = "
     )
-    assert found.by_bits[2].sentence == "At 8 bits depth 3 alone has finished, with 98.0 %."
+    assert found.by_bits[2].sentence == "At 8 bits, only depth 3 has finished: 98.0 %."
     assert found.by_size[3].decided
 
 
@@ -517,7 +489,7 @@ def test_a_best_depth_that_is_larger_than_all_others_is_told(size, larger):
     (found,) = answers.by_bits
     assert not any(best.larger for best in answers.by_size)
     assert found.larger is larger
-    assert found.sentence.endswith(" It is larger than the best of any other depth.") == larger
+    assert found.sentence.endswith(" It is larger than the best configuration of every other depth.") == larger
 
 
 def test_the_best_depth_is_held_against_the_best_of_each_other_depth():
@@ -549,8 +521,8 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
     (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
     assert (found.probability, found.decided) == (1, False)
     assert found.sentence == (
-        "At 2 bits depth 2 has the highest mean, 85.0 % at 1,000 bytes: not decided (best in 100 % of the draws over "
-        "seeds; corrected p = 0.22 in a t test over seeds)."
+        "At 2 bits, depth 2 has the highest mean accuracy, 85.0 % at 1,000 bytes. It is not significantly better "
+        "(best in 100 % of bootstrap draws; corrected p = 0.22)."
     )
 
 

@@ -22,6 +22,7 @@ import pytest
 import qdtune
 from qdtune.commands.report import main, parse_size
 from qdtune.report import page as page_module
+from qdtune.report.assets import STYLE
 from qdtune.report.figures import apart, figures, whole
 from qdtune.report.follow import drawing, follow
 from qdtune.report.page import page
@@ -37,8 +38,9 @@ from qdtune.terminal import console
 from tests import fake
 
 DATA = Path(__file__).parents[1] / "data"
-GRID = Path(__file__).parents[2] / "sweeps" / "grid.yaml"
-FIGURES = ("front", "bits", "activation", "heatmap", "curves")
+GRID = Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml"
+FIGURES = ("front", "forest_depth", "forest_activation", "bits", "activation", "heatmap", "curves")
+REFUSED_FIGURES = tuple(name for name in FIGURES if not name.startswith("forest"))  # no comparison has an effect
 
 
 def stored(folder, name, **changes):
@@ -138,9 +140,64 @@ def test_page_holds_every_configuration_and_asks_nobody(drawn, html):
     assert len({row["name"] for row in rows}) == len(table) == 35
     assert all(len(row["curve"]) == len(data["epoch"]) == 15 for row in rows)
     assert not [attrs for _, attrs in found.tags if attrs.keys() & {"src", "href", "srcset"}]
-    assert "url(" not in page_module.STYLE
+    assert "url(" not in STYLE
     assert "default-src 'none'" in html
     assert [attrs["data-reload"] for tag, attrs in found.tags if tag == "body"] == ["0"]
+
+
+def test_page_starts_with_the_front_and_each_question_has_its_effects_above_its_folds(drawn, html):
+    order = [
+        "<h1>grid</h1>",
+        '<p class="facts">finished: 35 ok · mnist · 3 seeds · ',
+        "<h3>Accuracy against bytes</h3>",
+        "<summary>The front as a table: ",
+        "<h2>Which depth and bit width win at a given number of bytes?</h2>",
+        "<li>The best configuration is ",
+        "<h3>Effect of each depth against depth 1</h3>",
+        "<summary>30 comparisons: 30 undecided</summary>",
+        "<h2>Does an activation between the factors help?</h2>",
+        "<li>None of 15 comparisons is significant with 3 seeds. The closest would need about ",
+        "<h3>Effect of relu against identity</h3>",
+        "<summary>15 comparisons: 15 undecided</summary>",
+        "<h2>More figures</h2>",
+        "<h2>How to read this page</h2>",
+    ]
+    places = [html.find(text) for text in order]
+    assert -1 not in places
+    assert places == sorted(places)
+    tables = [
+        html.rfind("<details", 0, place) > html.rfind("</details>", 0, place) for place in found_at(html, "<table")
+    ]
+    assert tables == [True] * 3  # each is folded
+
+
+def found_at(html, text):
+    return [match.start() for match in re.finditer(re.escape(text), html.partition("</main>")[0])]
+
+
+def test_refusals_are_a_line_and_their_list_is_folded(tmp_path):
+    refused = sheet(qdtune.load(Path(__file__).parents[1] / "golden" / "runs" / "eager"))
+    html = page([refused]).decode()
+    line = "<summary>11 refused because sizes differ by more than 5 %</summary><ul>"
+    assert html.count(line) == 1
+    folded = html[html.index(line) :].partition("</details>")[0]
+    assert folded.count("is not compared with depth 1: sizes differ by more than 5 %.</li>") == 11
+    assert "A grid over <code>activation</code> has comparable pairs" in html
+    assert [figure.name for figure in figures(refused)][1] == "forest_activation"  # no depth has an effect
+
+
+def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys):
+    assert main([str(run.root)]) == 0
+    short = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in short if not line.startswith("report: "))
+    assert "30 comparisons: 30 undecided." in short
+    assert "every comparison: the page, or `qdtune report --all`" in short
+    assert not any("against" in line.split() for line in short)
+    assert main([str(run.root), "--all"]) == 0
+    out = capsys.readouterr().out
+    assert sum("undecided; about" in line or "undecided; more than" in line for line in out.splitlines()) == 45
+    assert "At 1 bit, depth " in out
+    assert "qdtune report --all" not in out
 
 
 def test_page_is_the_same_for_the_same_run(run, html):
@@ -214,7 +271,7 @@ def test_sheet_tells_what_was_stopped_and_by_what(pruned):
 
 
 def test_figures_are_those_that_have_something_to_show(pruned):
-    assert [figure.name for figure in figures(pruned)] == list(FIGURES)
+    assert [figure.name for figure in figures(pruned)] == list(REFUSED_FIGURES)
     alone = dataclasses.replace(pruned, varying=("depth",))
     assert [figure.name for figure in figures(alone)] == ["front", "heatmap", "curves"]
     assert figures(dataclasses.replace(pruned, rows=[row | {"val": None} for row in pruned.rows])) == []
@@ -376,8 +433,8 @@ def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path):
     next(iter(sorted((root / "trials").iterdir()))).unlink()
     html = page([sheet(qdtune.load(root))], reload_s=3).decode()
     assert 'data-reload="3"' in html
-    assert "running, 34 of 35 done" in html
-    assert html.count("Provisional: 34 of 35") == 2
+    assert '<p class="facts">running, 34 of 35 done' in html
+    assert html.count("Provisional: 34 of 35") == 1
     with Store(root).lock():
         assert main([str(root)]) == 0  # by hand, while a launch has the folder
     assert 'data-reload="3"' in (root / PAGE).read_text()
@@ -440,7 +497,7 @@ def test_browser_draws_the_page_without_a_word_and_shows_the_curve_pointed_at(pr
         done = subprocess.run(command, capture_output=True, text=True, timeout=100)
         assert "CONSOLE" not in done.stderr
         seen = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
-        assert seen.count("<svg") == len(FIGURES)
+        assert seen.count("<svg") == len(REFUSED_FIGURES)
         assert ("beaten by d" in seen) == (name == "pointed")
 
 

@@ -38,7 +38,10 @@ def tree(tmp_path_factory):
 
 def test_it_is_on_the_page_and_in_files_of_its_own(tree):
     told = run(tree, "-m", "qdtune", "report", "run").stdout
-    assert "figures: front, toy, bits, activation, heatmap, curves (.svg, .png) beside it" in " ".join(told.split())
+    assert (
+        "figures: front, toy, forest_activation, bits, activation, heatmap, curves (.svg, .png) beside it"
+        in " ".join(told.split())
+    )
     page = (tree / "run" / "report.html").read_text()
     assert page.count("<h3>A toy &amp; its curves</h3>") == 1
     assert page.count("<figcaption>Drawn for a test.</figcaption>") == 1
@@ -52,6 +55,6 @@ def test_it_is_on_the_page_and_in_files_of_its_own(tree):
 
 def test_it_is_left_out_where_it_shows_nothing(tree):
     assert evaluate(tree, SCRIPT) == [
-        ["front", "toy", "bits", "activation", "heatmap", "curves"],
-        ["front", "bits", "activation", "heatmap"],
+        ["front", "toy", "forest_activation", "bits", "activation", "heatmap", "curves"],
+        ["front", "forest_activation", "bits", "activation", "heatmap"],
     ]

@@ -1,0 +1,171 @@
+"""The answers of a run in a few sentences: significant results first, then how many are not, then what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from qdtune.analysis.answers import Answers, BestDepth
+from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison, format_points
+from qdtune.messages import format_count
+from qdtune.spec.axes import ASKED_AT
+from qdtune.spec.choices import FLOAT_BITS
+
+MAX_GROUPS = 3  # significant results of one question that are said; the others are counted
+FEW_TESTED = 2  # comparisons with an effect that are said one by one
+
+
+def conclude(axis: str, answers: Answers) -> list[str]:
+    """The conclusions of a question, the significant ones first.
+
+    Args:
+        axis: of the question: `depth` or `activation`.
+        answers: of the run.
+    """
+    found: tuple[Comparison, ...] = getattr(answers, axis)
+    first, rest = significant_sentences(found), [*_count_others(found)]
+    if axis == "depth":
+        best = [answers.best.sentence] if answers.best.row else []
+        depths = [one for one in answers.by_bits if one.p is not None]
+        first = [*best, *_name_best_depths([one for one in depths if one.decided]), *first]
+        rest = [*_name_open_bits([one for one in depths if not one.decided]), *rest]
+    return [*first, *rest]
+
+
+def headlines(answers: Answers, count: int = 3) -> list[str]:
+    """At most `count` sentences for the end of a sweep: its best configuration, then what is significant."""
+    best = [answers.best.sentence] if answers.best.row else []
+    return [*best, *significant_sentences(answers.depth), *significant_sentences(answers.activation)][:count]
+
+
+def significant_sentences(found: Sequence[Comparison]) -> list[str]:
+    """One sentence for all significant comparisons of the same two values and verdict, the largest group first."""
+    tested = [one for one in found if one.effect is not None]
+    groups: dict[tuple[tuple[str, str], str], list[Comparison]] = {}
+    for one in tested:
+        if one.is_significant:
+            groups.setdefault((one.names, one.verdict), []).append(one)
+    settings = varying_settings(found)
+    counts = Counter(one.names for one in tested)
+    lines = []
+    for (names, _), members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        if len(tested) <= FEW_TESTED or len(members) == 1:
+            lines += [one.describe(settings) for one in members]
+        else:
+            lines.append(_describe_group(members, counts[names]))
+    if more := len(lines) - MAX_GROUPS if len(lines) > MAX_GROUPS else 0:
+        lines[MAX_GROUPS:] = [f"{format_count(more, 'more result')} {'is' if more == 1 else 'are'} significant."]
+    return lines
+
+
+def _describe_group(members: Sequence[Comparison], total: int) -> str:
+    """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons, by 0.5 to 1.2 points: at 1 bit.`"""
+    one, other = members[0].names
+    better = "better" if members[0].verdict == "helps" else "worse"
+    sizes = sorted(abs(member.effect or 0) for member in members)
+    low, high = (text.removeprefix("+") for text in format_points(sizes[0], sizes[-1]))
+    points = f"{low} points" if low == high else f"{low} to {high} points"
+    where = describe_bits_list(sorted({member.weight_bits for member in members}))
+    count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
+    return f"{_capital(one)} is significantly {better} than {other} {count}, by {points}: {where}."
+
+
+def _count_others(found: Sequence[Comparison]) -> Iterator[str]:
+    """How many comparisons are not significant, and how many seeds the closest would need."""
+    tested = [one for one in found if one.effect is not None]
+    open_ones = [one for one in tested if not one.is_significant]
+    if len(tested) <= FEW_TESTED or len(open_ones) == 1:
+        yield from (one.describe(varying_settings(found)) for one in open_ones)
+        return
+    if not open_ones:
+        return
+    n = len(open_ones)
+    seeds = sorted({one.n_seeds for one in open_ones})
+    with_seeds = f"with {format_count(seeds[-1], 'seed')}"
+    if len(seeds) > 1:
+        with_seeds = f"with {seeds[0]} to {seeds[-1]} seeds"
+    none = n == len(tested)
+    text = f"None of {n} comparisons is" if none else f"{n} comparisons are not"
+    needed = [one for one in open_ones if one.seeds_needed]
+    closest = min(needed, key=lambda one: one.seeds_needed or 0, default=None)
+    end = f" The closest would need {closest.hint}." if closest else ""
+    yield f"{text} significant {with_seeds}.{end}"
+
+
+def _name_best_depths(decided: Sequence[BestDepth]) -> Iterator[str]:
+    """Which depth is significantly the best at which bits."""
+    if len(decided) == 1:
+        yield decided[0].sentence
+        return
+    groups: dict[int, list[int]] = {}
+    for one in decided:
+        groups.setdefault(one.depth, []).append(one.weight_bits or 0)
+    for depth, bits in groups.items():
+        yield f"Depth {depth} is significantly better than every other depth {describe_bits_list(bits)}."
+
+
+def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
+    """At which bits no depth is significantly the best."""
+    if len(undecided) == 1:
+        yield undecided[0].sentence
+    elif undecided:
+        where = describe_bits_list([one.weight_bits or 0 for one in undecided])
+        yield f"{_capital(where)}, no depth is significantly better than every other depth."
+
+
+def describe_bits_list(numbers: Sequence[int]) -> str:
+    """`at 1 bit`, `at 1, 2 and 8 bits`, `at 2 bits and with float weights`."""
+    whole = [n for n in numbers if n != FLOAT_BITS]
+    *first, last = map(str, whole) if whole else [""]
+    shown = f"{', '.join(first)} and {last}" if first else last
+    parts = [f"at {shown} {'bit' if whole == [1] else 'bits'}"] if whole else []
+    return " and ".join([*parts, *(["with float weights"] if FLOAT_BITS in numbers else [])])
+
+
+def describe_verdicts(found: Sequence[Comparison]) -> str:
+    """How comparisons came out: `15 comparisons: 2 helps, 13 refused`; empty if there are none."""
+    counts = Counter(one.verdict for one in found)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"{format_count(len(found), 'comparison')}: {verdicts}" if found else ""
+
+
+def describe_refusals(axis: str, found: Sequence[Comparison]) -> str:
+    """How many comparisons are refused for which reason, in one line; empty if none is."""
+    counts = Counter(one.obstacle for one in found if one.verdict == "refused").most_common()
+    reasons = [(n, OBSTACLES[obstacle].format(axis)) for obstacle, n in counts]
+    if not reasons:
+        return ""
+    if len(reasons) == 1:
+        return f"{reasons[0][0]} refused because {reasons[0][1]}"
+    total = sum(n for n, _ in reasons)
+    return f"{total} refused: {', '.join(f'{n} because {reason}' for n, reason in reasons)}"
+
+
+def describe_counts(axis: str, found: Sequence[Comparison]) -> str:
+    """How comparisons came out, and why some are refused, in one line; empty if there are none."""
+    verdicts, refusals = describe_verdicts(found), describe_refusals(axis, found)
+    refused = sum(one.verdict == "refused" for one in found)
+    return f"{verdicts.removesuffix(f'{refused} refused')}{refusals}" if refusals else verdicts
+
+
+def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:
+    """What a sweep needs so that refused comparisons can be made, if its file can change that."""
+    obstacles = {one.obstacle for one in found}
+    lines = []
+    if "pruned" in obstacles:
+        lines.append("With `early_terminate: {type: none}` no side is stopped early.")
+    if "confounded" in obstacles:
+        others = Counter(name for one in found for name in one.confounders)
+        names = ", ".join(f"`{name}`" for name, _ in others.most_common())
+        lines.append(f"A grid over `{axis}` has comparable pairs if it holds fixed: {names}.")
+    return lines
+
+
+def varying_settings(found: Sequence[Comparison]) -> list[str]:
+    """The axes of `axes.ASKED_AT` that have several values among comparisons."""
+    return [name for name in ASKED_AT if len({getattr(one, name) for one in found} - {None}) > 1]
+
+
+def _capital(text: str) -> str:
+    """The text with a capital letter, except names such as `relu`, which stay as users write them."""
+    return text[0].upper() + text[1:] if text.split()[0] in ("depth", "at", "with") else text

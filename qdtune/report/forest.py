@@ -1,0 +1,134 @@
+"""A forest plot of a question: the effect of each comparison with its interval, and a line at zero.
+
+Significant comparisons are filled, thick and named in bold, so that a verdict is readable without colour.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from qdtune.analysis.comparison import Comparison
+from qdtune.report.conclusions import describe_bits_list, varying_settings
+from qdtune.report.scales import OKABE_ITO
+from qdtune.report.words import format_effect
+from qdtune.spec.axes import axis_of
+
+ROW_HEIGHT = 19  # pixels of a comparison
+MAX_ROWS = 60  # comparisons of a plot; of more, those with the smallest p
+CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
+MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
+EFFECT_TITLE = "← worse\u2003effect (points)\u2003better →"
+INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
+COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777"}
+
+
+def select_comparisons(found: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons that a plot shows, in their order: those with an effect, at most `MAX_ROWS`."""
+    tested = [one for one in found if one.effect is not None]
+    if len(tested) <= MAX_ROWS:
+        return tested
+    places = sorted(range(len(tested)), key=lambda i: (1.0 if tested[i].p is None else tested[i].p, i))
+    return [tested[i] for i in sorted(places[:MAX_ROWS])]
+
+
+def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
+    """The plot of comparisons, one row for each under a heading for each number of bits.
+
+    Args:
+        axis: of the question: `depth` or `activation`.
+        shown: as `select_comparisons` gives them; at least one.
+        width: pixels, labels included.
+    """
+    labels, rows = _lay_out(axis, shown)
+    heads = [k for k in range(len(labels)) if k not in {row["row"] for row in rows}]
+    base = alt.Chart(alt.Data(values=rows)).encode(y=_row_axis(labels, heads, rows))
+    x = alt.X("effect:Q", title=EFFECT_TITLE, scale=alt.Scale(nice=True, zero=True))
+    scale = alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
+    fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | {"undecided": "white"}).values()])
+    tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", "effect (points)", "seeds", "verdict", "needed")]
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#333333", strokeWidth=1).encode(x="zero:Q")
+    chosen = "datum.verdict !== 'undecided'"
+    line = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule()
+        .encode(
+            x=alt.X("low:Q", title=EFFECT_TITLE),
+            x2="high:Q",
+            color=alt.Color("verdict:N", legend=None, scale=scale),
+            strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1.2)),
+            tooltip=tips,
+        )
+    )
+    point = base.mark_point(size=55, opacity=1, strokeWidth=1.5).encode(
+        x=x,
+        stroke=alt.Stroke("verdict:N", legend=None, scale=scale),
+        fill=alt.Fill("verdict:N", legend=None, scale=fill),
+        tooltip=tips,
+    )
+    chart = alt.layer(zero, line, point)
+    return chart.properties(
+        width=width,
+        height=ROW_HEIGHT * len(labels),
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+    )
+
+
+def _lay_out(axis: str, shown: Sequence[Comparison]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The labels of all lines from the top, headings among them, and a row for each comparison."""
+    settings = varying_settings(shown)
+    labels: list[str] = []
+    rows = []
+    group = ""
+    for one in shown:
+        heading = describe_bits_list([one.weight_bits]).removeprefix("at ")
+        if heading != group:
+            group = heading
+            labels.append(heading)
+        name = _name_row(axis, one, settings, shown)
+        needed = f"{one.hint} seeds" if one.hint else "-"
+        row = {"row": len(labels), "comparison": f"{group}: {name}", "verdict": one.verdict}
+        row |= {"effect": _points(one.effect), "low": _points(one.low), "high": _points(one.high)}
+        row |= {"effect (points)": format_effect(one), "seeds": one.n_seeds, "needed": needed}
+        rows.append(row)
+        labels.append(f"{INDENT}{name}")
+    return labels, rows
+
+
+def _name_row(axis: str, one: Comparison, settings: Sequence[str], shown: Sequence[Comparison]) -> str:
+    """What tells a comparison from the others at its bits: `depth 2, relu`."""
+    baselines = {other.baseline for other in shown}
+    value, baseline = one.names
+    parts = [value if len(baselines) == 1 else f"{value} - {baseline}"]
+    if axis == "depth" and len({other.activation for other in shown}) > 1:
+        parts.append(str(one.activation))
+    if axis == "activation":
+        parts.insert(0, f"depth {one.depth}")
+        if len({other.value for other in shown} | baselines) == 2:
+            parts = parts[:1]
+    values = [(name, getattr(one, name)) for name in settings]
+    parts += [str(axis_of(name).asked).format(value) for name, value in values if value is not None]
+    return ", ".join(parts)
+
+
+def _points(fraction: float | None) -> float | None:
+    return None if fraction is None else round(100 * fraction, 4)
+
+
+def _row_axis(labels: Sequence[str], heads: Sequence[int], rows: Sequence[dict[str, Any]]) -> alt.Y:
+    bold = [*heads, *(row["row"] for row in rows if row["verdict"] != "undecided")]
+    padding = min(MAX_LABEL, CHARACTER_WIDTH * max(map(len, labels)) + 12)
+    axis = alt.Axis(
+        labelExpr=f"{json.dumps(labels)}[datum.value]",
+        labelAlign="left",
+        labelPadding=padding,
+        labelLimit=padding,
+        labelFontWeight={"condition": {"test": f"indexof({bold}, datum.value) >= 0", "value": "bold"}, "value": 400},
+        ticks=False,
+        domain=False,
+        grid=False,
+    )
+    return alt.Y("row:O", title=None, scale=alt.Scale(domain=list(range(len(labels))), padding=0.3), axis=axis)

@@ -1,0 +1,167 @@
+"""The answers of a run in a few sentences: grouped, significant ones first, refusals counted by their reason."""
+
+from dataclasses import replace
+
+import pytest
+
+from qdtune.analysis.answers import Answers, Best, BestDepth
+from qdtune.analysis.comparison import Comparison
+from qdtune.report.conclusions import (
+    MAX_GROUPS,
+    advise_refusals,
+    conclude,
+    describe_bits_list,
+    describe_counts,
+    describe_refusals,
+    describe_verdicts,
+    headlines,
+    significant_sentences,
+)
+
+BASE = Comparison(
+    "activation",
+    "relu",
+    "identity",
+    weight_bits=2,
+    depth=2,
+    activation="relu",
+    scale="lsq",
+    factor_init="isometry",
+)
+TESTED = replace(BASE, n_seeds=5, n_pairs=1, level=0.95, p=0.01)
+HELPS = replace(TESTED, verdict="helps", effect=0.02, low=0.01, high=0.03)
+HURTS = replace(TESTED, verdict="hurts", effect=-0.02, low=-0.03, high=-0.01)
+UNDECIDED = replace(TESTED, verdict="undecided", effect=0.01, low=-0.01, high=0.03, seeds_needed=9)
+NOBODY = Best(None, None)
+ROW = {"depth": 2, "weight_bits": 2, "activation": "relu", "size_bytes": 900, "n_seeds": 5, "test_accuracy": 0.9}
+ROW |= {"val_accuracy": 0.91, "val_accuracy_low": 0.9, "val_accuracy_high": 0.92}
+BEST = Best(None, ROW, 0.99, (), ("depth",), 3)
+
+
+def at(comparison, *bits, **changes):
+    return [replace(comparison, weight_bits=n, **changes) for n in bits]
+
+
+def asked(*found, depth=(), best=NOBODY, by_bits=()):
+    return Answers(depth, found, best, by_bits, ())
+
+
+def best_depth(bits, depth, p):
+    return BestDepth(bits, None, depth, 0.9, {1: 0.0, 2: 0.0} | {depth: 1.0}, p, 900, False)
+
+
+def test_significant_comparisons_of_one_pair_of_values_are_one_sentence():
+    found = [*at(HELPS, 1, 2), *at(UNDECIDED, 4, 8), *at(replace(HELPS, effect=0.005), 3)]
+    assert conclude("activation", asked(*found)) == [
+        "relu is significantly better than identity in 3 of 5 comparisons, by 0.5 to 2.0 points: at 1, 2 and 3 bits.",
+        "2 comparisons are not significant with 5 seeds. The closest would need about 9.",
+    ]
+    assert significant_sentences(at(HELPS, 1, 2, 32))[0].endswith(
+        "in all 3 comparisons, by 2.0 points: at 1 and 2 bits and with float weights."
+    )
+
+
+def test_better_and_worse_are_not_mixed_and_a_single_result_is_said_in_full():
+    lines = significant_sentences([*at(HELPS, 8), *at(HURTS, 1, 2)])
+    assert lines == [
+        "relu is significantly worse than identity in 2 of 3 comparisons, by 2.0 points: at 1 and 2 bits.",
+        "At 8 bits and depth 2, relu is significantly better than identity: +2.0 points (95 % interval +1.0 to +3.0, "
+        "5 seeds).",
+    ]
+
+
+def test_many_results_are_counted():
+    names = ["relu", "gelu", "tanh", "hardtanh", "leaky_relu"]
+    lines = significant_sentences([replace(HELPS, value=name) for name in names])
+    assert len(lines) == MAX_GROUPS + 1
+    assert lines[-1] == "2 more results are significant."
+
+
+def test_a_setting_is_said_only_if_it_varies():
+    assert "(lsq" not in conclude("activation", asked(HELPS))[0]
+    lines = conclude("activation", asked(HELPS, replace(HELPS, scale="minmax")))
+    assert [line.split(",")[0] for line in lines] == ["At 2 bits and depth 2 (lsq)", "At 2 bits and depth 2 (minmax)"]
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (
+            at(replace(UNDECIDED, seeds_needed=101), 1, 2, 3),
+            "None of 3 comparisons is significant with 5 seeds. The closest would need more than 100.",
+        ),
+        (
+            [*at(UNDECIDED, 1, 2), *at(replace(UNDECIDED, n_seeds=3, seeds_needed=6), 3)],
+            "None of 3 comparisons is significant with 3 to 5 seeds. The closest would need about 6.",
+        ),
+        (
+            at(replace(UNDECIDED, n_seeds=1, seeds_needed=None), 1, 2, 3),
+            "None of 3 comparisons is significant with 1 seed.",
+        ),
+        (
+            [UNDECIDED],
+            "At 2 bits and depth 2, relu against identity: +1.0 points (95 % interval -1.0 to +3.0). Not significant "
+            "with 5 seeds; about 9 would be needed.",
+        ),
+    ],
+)
+def test_what_is_not_significant_is_counted_with_the_seeds_it_would_need(found, sentence):
+    assert conclude("activation", asked(*found)) == [sentence]
+
+
+def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
+    by_bits = (best_depth(1, 2, 0.01), best_depth(2, 2, 0.02), best_depth(4, 1, 0.7), best_depth(8, 1, 0.9))
+    lines = conclude("depth", asked(best=BEST, by_bits=by_bits, depth=tuple(at(HURTS, 1, 2, axis="depth", value=2))))
+    assert lines[0] == BEST.sentence
+    assert lines[1] == "Depth 2 is significantly better than every other depth at 1 and 2 bits."
+    assert "worse" in lines[2]
+    assert lines[-1] == "At 4 and 8 bits, no depth is significantly better than every other depth."
+    (_, alone) = conclude("depth", asked(best=BEST, by_bits=by_bits[3:]))
+    assert alone == by_bits[3].sentence
+    unknown = replace(by_bits[0], p=None)  # a single depth, or a single seed: there is nothing to conclude
+    assert conclude("depth", asked(best=BEST, by_bits=(unknown,))) == [BEST.sentence]
+
+
+def test_refusals_are_one_line_with_a_count_for_each_reason():
+    sizes, stopped = replace(BASE, obstacle="size"), replace(BASE, obstacle="pruned")
+    assert describe_refusals("depth", [sizes, *at(stopped, 1, 2), HELPS]) == (
+        "3 refused: 2 because a side was stopped early, 1 because sizes differ by more than 5 %"
+    )
+    assert describe_refusals("depth", [sizes]) == "1 refused because sizes differ by more than 5 %"
+    assert describe_refusals("depth", [HELPS]) == ""
+    assert conclude("activation", asked(sizes, stopped)) == []
+    apart = replace(BASE, obstacle="confounded", confounders=("qat_lr",))
+    assert describe_refusals("depth", [apart]) == "1 refused because no pair differs in depth alone"
+    assert advise_refusals("depth", [apart, stopped, sizes]) == [
+        "With `early_terminate: {type: none}` no side is stopped early.",
+        "A grid over `depth` has comparable pairs if it holds fixed: `qat_lr`.",
+    ]
+    assert describe_verdicts([sizes, HELPS, HURTS]) == "3 comparisons: 1 helps, 1 hurts, 1 refused"
+    assert describe_counts("depth", [sizes, HELPS, HURTS]) == (
+        "3 comparisons: 1 helps, 1 hurts, 1 refused because sizes differ by more than 5 %"
+    )
+    assert describe_counts("depth", [sizes, stopped]) == (
+        "2 comparisons: 2 refused: 1 because sizes differ by more than 5 %, 1 because a side was stopped early"
+    )
+    assert describe_counts("depth", [HELPS]) == "1 comparison: 1 helps"
+
+
+def test_headlines_are_the_best_and_what_is_significant():
+    found = asked(
+        *at(HELPS, 1, 2, 3), UNDECIDED, best=BEST, depth=(replace(HURTS, axis="depth", value=2, baseline=1),)
+    )
+    assert headlines(found) == [
+        BEST.sentence,
+        *significant_sentences(found.depth),
+        "relu is significantly better than identity in 3 of 4 comparisons, by 2.0 points: at 1, 2 and 3 bits.",
+    ]
+    assert headlines(found, 1) == [BEST.sentence]
+    assert headlines(asked(UNDECIDED)) == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"),
+    [([1], "at 1 bit"), ([2], "at 2 bits"), ([1, 2, 8], "at 1, 2 and 8 bits"), ([32], "with float weights")],
+)
+def test_bits_are_listed_as_they_are_said(bits, text):
+    assert describe_bits_list(bits) == text
