@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qdtune.store.disk_folder import DiskFolder
+from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
 
 LEAST_S = 3.0  # between two drawings
@@ -38,11 +39,17 @@ def follow(run: str, draw: Callable[[bool], bool], over: Callable[[float], bool]
         StorageError: the run folder cannot be read or written.
     """
     seen: object = None
-    wait, finished = LEAST_S, False
+    wait, finished, was_drawn = LEAST_S, False, False
     while not finished:
         if (stamp := _stamp(run)) != seen:
             begin, seen = time.process_time(), stamp
-            finished = draw(True)
+            try:
+                finished = draw(True)
+                was_drawn = True
+            except StorageError:  # such as a full disk: drawn again later, and the last drawing says it
+                if not was_drawn:
+                    raise
+                seen = None
             wait = max(LEAST_S, SHARE * (time.process_time() - begin))
         if finished or over(wait):
             break

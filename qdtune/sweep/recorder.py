@@ -1,7 +1,4 @@
-"""The recorder takes each event of Ray Tune to the store, the queue and the progress display.
-
-This file is at the limit of 300 lines because one class answers Tune's callbacks and they share its state.
-"""
+"""The recorder takes each event of Ray Tune to the store, the queue and the progress display."""
 
 from __future__ import annotations
 
@@ -29,20 +26,19 @@ from qdtune.store.tables import table_of
 from qdtune.sweep.loggers import SweepLoggers
 from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
+from qdtune.sweep.result_writer import ResultWriter
 from qdtune.sweep.trainable import describe_timeout
 
 FRONT_EVERY_S = 2.0  # between two computations of the front
-RETRY_S, PATIENCE_S = 5.0, 120.0  # between two attempts to write; how long a storage may fail before the sweep ends
 HOPELESS = 5  # if the first so many trials fail alike, the fault is in the sweep, so it stops
 OUT_OF_MEMORY = ("OutOfMemory", "low on memory")  # in Ray's reason for a worker that it killed
-Ended = tuple[Configuration, list[dict[str, Any]], list[dict[str, Any]], bytes | None]  # rows, history, weights
 
 
 class Recorder(tune.Callback):
     """The driver's side of a sweep: it gives trials to Ray Tune, prunes and stores them, and updates the display.
 
-    It must not raise into Tune, which would abort the sweep. A storage error is kept in `error` and ends the sweep in
-    order, as a signal does.
+    It must not raise into Tune, which would abort the sweep. A storage error that lasts is kept in `error` and ends
+    the sweep in order, as a signal does.
 
     Args:
         queue: the trials.
@@ -68,8 +64,7 @@ class Recorder(tune.Callback):
     ) -> None:
         self.queue, self.store, self.progress, self.warmups, self.known = queue, store, progress, warmups, known
         self.signals, self.ending, self.stacks, self.loggers = signals, False, stacks, loggers or SweepLoggers()
-        self.unwritten: deque[Ended] = deque()  # not written, because the storage fails; nothing starts meanwhile
-        self.failing_since, self.retry_at = math.inf, 0.0
+        self.writer = ResultWriter(store, make_provenance(), lambda line: progress.out.print(line, style="yellow"))
         self.alike: list[str] | None = []  # errors of the first trials; None once a trial has not failed
         self.heard: dict[str, float] = {}  # when each running trial last reported
         self.recovering: set[str] = set()  # lost, and not started again yet
@@ -77,8 +72,7 @@ class Recorder(tune.Callback):
         self.returned: deque[Configuration] = deque()  # these trials, to start again
         self.nodes: dict[str, str] = {}  # the node that each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
-        self.error: StorageError | None = None
-        self.metadata, self.front_at = make_provenance(), 0.0
+        self.front_at = 0.0
         self.metrics = SweepMetrics(queue.spec, queue.planned)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,10 +80,15 @@ class Recorder(tune.Callback):
 
     def next(self) -> Configuration | None:
         """The trial to start now; None if there is none now, or none any more (see `over`)."""
-        self._retry_write()  # after the last running trial Tune only calls this method and begins no step
-        if self.unwritten or self.signals:
+        self._note_written()  # after the last running trial Tune only calls this method and begins no step
+        if self.writer.is_behind or self.signals:
             return None
         return self.returned.popleft() if self.returned else self.queue.next()
+
+    @property
+    def error(self) -> StorageError | None:
+        """Why the storage is given up, None if it is not."""
+        return self.writer.error
 
     @property
     def over(self) -> bool:
@@ -106,7 +105,7 @@ class Recorder(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.metrics.again()
         self.progress.tick()
-        self._retry_write()
+        self._note_written()
         if (self.signals or self.error) and not self.ending:
             self._end()
 
@@ -210,40 +209,17 @@ class Recorder(tune.Callback):
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
         self.nodes.pop(ours.trial_id, None)
-        self.unwritten.append((ours, rows, history, weights))
-        self._write()
+        self.writer.add((ours, rows, history, weights))
+        self._note_written()
 
     def close(self) -> None:
         """Writes the results that are not written yet, or sets `error`."""
-        if self.unwritten:
-            self.failing_since = -math.inf  # no time is left to wait
-            self._write()
+        self.writer.close()
+        self._note_written()
 
-    def _retry_write(self) -> None:
-        """Tries again to write results if it is time for that."""
-        if self.unwritten and time.monotonic() >= self.retry_at:
-            self._write()
-
-    def _write(self) -> None:
-        """Stores the ended trials in order; if the storage fails, later calls try again for a while."""
-        while self.unwritten and self.error is None:
-            ours, rows, history, weights = self.unwritten[0]
-            try:
-                self.store.write(ours.trial_id, rows, history, self.metadata, weights)
-            except StorageError as error:
-                now = time.monotonic()
-                if self.failing_since == math.inf:
-                    self.failing_since = now
-                    self.progress.out.print(f"{error} (trying again for {PATIENCE_S:.0f} s)", style="yellow")
-                self.retry_at = now + RETRY_S
-                if now - self.failing_since >= PATIENCE_S:
-                    self.error = error
-                return
-            except ValueError as error:  # such as rows of another version of qdtune; the sweep must end in order
-                self.error = StorageError(str(error))
-                return
-            self.failing_since = math.inf
-            self.unwritten.popleft()
+    def _note_written(self) -> None:
+        """Notes the trials that were stored since the last call."""
+        for ours, rows, history, _ in self.writer.take_written():
             self._note(ours, rows, history)
 
     def _note(self, ours: Configuration, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:

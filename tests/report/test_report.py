@@ -32,6 +32,7 @@ from qdtune.report.scales import error, size_ticks
 from qdtune.report.words import beside, questions, trouble
 from qdtune.spec.sweep_file import load
 from qdtune.store.columns import TRIALS
+from qdtune.store.folder import StorageError
 from qdtune.store.parquet import complete_table
 from qdtune.store.store import PAGE, Store
 from qdtune.terminal import console
@@ -393,7 +394,10 @@ def test_what_has_started_at_chance_is_told(pruned, capsys):
     first["error"] = "the warm-up ended at chance (9.8%)"
     trials = pa.Table.from_pylist(rows, schema=TRIALS)
     said = trouble(dataclasses.replace(pruned.run, trials=trials))
-    assert said == [*trouble(pruned.run), "1 configuration started from a warm-up that ended at chance: see `error`"]
+    assert said == [
+        *trouble(pruned.run),
+        "1 configuration started from a warm-up that ended at chance (see the column `error`)",
+    ]
 
 
 @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("4KiB", 4096), ("1.5 kib", 1536), ("1MiB", 1 << 20)])
@@ -420,6 +424,23 @@ def test_follow_draws_what_has_changed_and_once_more_in_the_end(run):
     drawn.clear()
     follow(str(run.root), lambda live: drawn.append(live) is None, over)
     assert drawn == [True, False]
+
+
+def test_follow_draws_again_what_a_full_disk_refused(run):
+    drawn = []
+
+    def draw(live):
+        drawn.append(live)
+        if len(drawn) == 2:
+            raise StorageError("the disk must be writable, got No space left on device")
+
+    def over(seconds):
+        (run.root / "trials" / "new").touch()
+        (run.root / "trials" / "new").unlink()
+        return len(drawn) == 3
+
+    follow(str(run.root), draw, over)
+    assert drawn == [True, True, True, False]
 
 
 def test_watch_of_a_finished_sweep_draws_it_and_ends(run, capsys):

@@ -157,7 +157,7 @@ class Flaky(Store):
 def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr("qdtune.store.store.Store", Flaky)
     monkeypatch.setattr(Flaky, "failures", 7)
-    monkeypatch.setattr("qdtune.sweep.recorder.RETRY_S", 0.2)
+    monkeypatch.setattr("qdtune.sweep.result_writer.RETRY_S", 0.2)
     spec = loads(SWEEP, "byhand.yaml", SIX)
     queue, store = swept(ray_here, tmp_path, spec, None, PLACE)
     assert (queue.left, Flaky.failures) == (0, 0)
@@ -172,8 +172,8 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monk
 def test_a_storage_that_goes_on_failing_ends_the_sweep_and_says_so(ray_here, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("qdtune.store.store.Store", Flaky)
     monkeypatch.setattr(Flaky, "failures", 10**9)
-    monkeypatch.setattr("qdtune.sweep.recorder.RETRY_S", 0.1)
-    monkeypatch.setattr("qdtune.sweep.recorder.PATIENCE_S", 1.0)
+    monkeypatch.setattr("qdtune.sweep.result_writer.RETRY_S", 0.1)
+    monkeypatch.setattr("qdtune.sweep.result_writer.PATIENCE_S", 1.0)
     spec = loads(SWEEP, "byhand.yaml", SIX)
     with pytest.raises(StorageError, match="No space left on device"):
         swept(ray_here, tmp_path, spec, None, PLACE)

@@ -1,5 +1,6 @@
 """Blows that end a sweep, at any moment: the same command finishes it, and the table is the undisturbed one."""
 
+import contextlib
 import os
 import random
 import signal
@@ -180,6 +181,51 @@ def test_ctrl_c_twice_ends_at_once_and_the_same_command_finishes(command):  # no
     code, _out, err = command("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20)
     assert (code, err) == (0, "")
     assert len(finished(command)) == 16
+
+
+@pytest.fixture
+def small_disk(command):  # noqa: F811
+    """The runs folder, on a file system of 8 MB of its own."""
+    runs = command.folder.parent
+    runs.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", runs], capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield runs
+    subprocess.run(["umount", "--lazy", runs], check=True)
+
+
+def fill(folder):
+    """Fills the file system of a folder; returns the file to delete."""
+    with (folder / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return folder / "fill"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("end", ["freed", "full", "signal"])
+def test_a_disk_that_is_full_for_longer_than_a_trial_takes(command, small_disk, end):  # noqa: F811
+    """No trial runs any more, so that Tune waits in its searcher; 12 trials follow where there is room again."""
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20)
+    until(process, "at a time")
+    while not finished(command):
+        time.sleep(0.02)
+    file, began = fill(small_disk), time.monotonic()
+    time.sleep(20)
+    if end == "freed":
+        file.unlink()
+    elif end == "signal":
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    took = time.monotonic() - began
+    assert (process.returncode, "Traceback" in out + err) == (0 if end == "freed" else 4, False), out + err
+    assert "(trying again for 120 s)" in out
+    assert took < (180 if end == "full" else 120), took
+    if end == "freed":
+        assert len(finished(command)) == 16
+    else:
+        assert "No space left on device: mend that and run the same command again, what was finished is kept" in err
 
 
 TWO_NODES = """

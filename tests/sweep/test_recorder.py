@@ -1,23 +1,29 @@
-"""What Ray Tune asks of the recorder while it begins no step: writes are retried, no trial starts after a signal."""
+"""A storage that fails: results are written later, whatever Ray Tune does; no trial starts after a signal."""
 
 from __future__ import annotations
 
 import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
+from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
 from qdtune.sweep import recorder as module
+from qdtune.sweep import result_writer
 from qdtune.sweep.progress import SweepProgress
-from qdtune.sweep.recorder import RETRY_S, Recorder
+from qdtune.sweep.recorder import Recorder
 from qdtune.terminal import console
 from tests.fake import outcome
 
@@ -43,48 +49,92 @@ class FullDisk(Store):
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """A recorder without Ray, on a disk that is full, at 1000 s of a clock that a test moves."""
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """A recorder without Ray, on a disk that is full."""
     monkeypatch.setattr(module, "SweepMetrics", MagicMock())
-    monkeypatch.setattr(module.time, "monotonic", lambda: recorder.now)
+    monkeypatch.setattr(result_writer, "RETRY_S", 0.02)
     spec = loads(SWEEP, "written.yaml")
     queue = Queue(spec, plan(spec).trials, Study(spec, tmp_path / "study.journal"), [])
-    with monkeypatch.context() as patch:
-        patch.setattr(module.time, "monotonic", lambda: 1000.0)
-        progress = SweepProgress(console(), queue.total, 0, set(), {"warmup": 1, "qat": 3})
-        recorder = Recorder(queue, FullDisk(tmp_path / "written"), progress, MagicMock(), {}, [])
-    recorder.now = 1000.0
-    return recorder
+    progress = SweepProgress(console(), queue.total, 0, set(), {"warmup": 1, "qat": 3})
+    recorder = Recorder(queue, FullDisk(tmp_path / "written"), progress, MagicMock(), {}, [])
+    yield recorder
+    recorder.close()
+
+
+def until(so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def end(recorder: Recorder) -> None:
     """Starts the next trial and ends it, as Tune tells it."""
     trial = recorder.next()
     assert trial is not None
+    finish(recorder, trial)
+
+
+def finish(recorder: Recorder, trial: Configuration) -> None:
     tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
     recorder.on_trial_start(0, [], tuned)
     rows, history = outcome(trial, 3, lambda *report: None)
     recorder.on_trial_result(0, [], tuned, {"rows": rows, "history": history, "done": True})
 
 
-def test_a_pending_write_is_retried_where_tune_only_asks_for_the_next_trial(recorder: Recorder) -> None:
+def test_a_pending_write_is_retried_while_tune_calls_nobody(recorder: Recorder) -> None:
     """All running trials have ended: Tune waits in its searcher, for up to 600 s, and begins no step meanwhile."""
     end(recorder)
+    assert recorder.next() is None
+    assert not recorder.over
     recorder.store.is_full = False
-    assert recorder.next() is None, "not before it is time"
-    assert recorder.unwritten
-    recorder.now += RETRY_S
+    until(lambda: len(recorder.store.ids()) == 1)
+    assert recorder.queue.running, "only the recorder's own thread notes that a trial has ended"
+    until(lambda: not recorder.writer.is_behind)
     assert recorder.next() is not None
-    assert (len(recorder.unwritten), len(recorder.store.ids())) == (0, 1)
+    assert len(recorder.queue.results) == 1
 
 
-def test_a_storage_that_goes_on_failing_ends_the_sweep_where_tune_only_asks(recorder: Recorder) -> None:
+def test_a_storage_that_goes_on_failing_ends_the_sweep_while_tune_calls_nobody(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_writer, "PATIENCE_S", 0.1)
     end(recorder)
-    for _ in range(40):
-        recorder.now += RETRY_S
-        assert recorder.next() is None
-    assert isinstance(recorder.error, StorageError)
+    assert recorder.error is None
+    until(lambda: isinstance(recorder.error, StorageError))
+    assert recorder.next() is None
     assert recorder.over
+
+
+def test_trials_that_end_while_the_storage_fails_are_stored_in_order(recorder: Recorder) -> None:
+    first, second = recorder.next(), recorder.next()
+    for trial in (first, second):
+        finish(recorder, trial)
+    assert recorder.store.ids() == set()
+    recorder.store.is_full = False
+    until(lambda: not recorder.writer.is_behind)
+    recorder.next()
+    assert list(recorder.queue.results) == [first.trial_id, second.trial_id]
+
+
+def test_a_storage_that_hangs_holds_up_neither_tune_nor_a_signal(recorder: Recorder) -> None:
+    end(recorder)
+    begun, over = threading.Event(), threading.Event()
+    write = Store.write
+
+    def hang(*arguments: Any) -> None:
+        begun.set()
+        over.wait(30)
+        write(recorder.store, *arguments)
+
+    recorder.store.write = hang  # as a server that is gone
+    try:
+        assert begun.wait(30)
+        recorder.signals.append(signal.SIGINT)
+        assert recorder.next() is None
+        assert recorder.over
+    finally:
+        over.set()
 
 
 def test_a_stopped_sweep_hands_out_no_trial(recorder: Recorder) -> None:
