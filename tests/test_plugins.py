@@ -528,7 +528,7 @@ def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, capsys):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     sha256 = hashlib.sha256(PY.encode()).hexdigest()
     assert f"plugin mine: {folder / 'mine.py'}, sha256 {sha256}" in done.stdout
-    assert "up to 160 bytes of each are float32 at any bits" in done.stdout
+    assert "up to 160 bytes per model are not quantised" in done.stdout
     files = list((tmp_path / "runs" / "mine" / "trials").glob("*.parquet"))
     assert len(files) == 2
     for file in files:

@@ -14,7 +14,9 @@ from pathlib import Path
 from qdtune.commands.dry_run import describe
 from qdtune.commands.parser import Parser, exit_now, print_error, run_command
 from qdtune.commands.verb import Verb
+from qdtune.messages import one_line
 from qdtune.sweep.prepare import LaunchOptions, prepare_launch
+from qdtune.terminal import console
 
 VERB = Verb(place=1, text="run, or finish, a sweep")
 USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
@@ -103,7 +105,25 @@ def launch_sweep(options: LaunchOptions, has_dashboard: bool) -> int:
     code = session.run_sweep(prepared, ray_at=ray_at, drawing=drawing)
     if code > 128:
         exit_now(code)  # Ray may have been interrupted half way, and then it crashes as the interpreter ends
+    _print_conclusions(prepared.folder)
     return code
+
+
+def _print_conclusions(folder: str) -> None:
+    """Prints the best configuration and what is significant, if the sweep is finished; a failure costs one line."""
+    from qdtune.analysis.run import Run, RunError, load_run
+    from qdtune.report.conclusions import headlines
+
+    out = console()
+    try:
+        run: Run = load_run(folder)
+        lines = [] if run.left else headlines(run.answers())
+    except RunError:  # nothing has finished, which the summary says
+        return
+    except (ValueError, OSError) as error:
+        lines = [f"no conclusions are printed: {one_line(str(error))}"]
+    for line in lines:
+        out.print(line)
 
 
 def _explain(error: Exception) -> int:

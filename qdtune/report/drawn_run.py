@@ -39,7 +39,7 @@ class ReadableAnswers(Answers):
 
         found = []
         for question in questions(self.run):
-            lines = [*question.conclusions, *filter(None, [question.verdicts])]
+            lines = [*question.conclusions, *filter(None, [question.counts])]
             found.append((question.title, [printable(line) for line in lines]))
         return found
 

@@ -207,13 +207,12 @@ def trouble(run: Run) -> list[str]:
     for name in sorted(set(run.states) - {"ok", "pruned"}):
         rows = rows_equal(run.trials, "state", name)
         errors = rows["error"].drop_null()
-        why = f", such as: {one_line(errors[0].as_py())}" if len(errors) else ""
+        why = f": {one_line(errors[0].as_py())}" if len(errors) else ""
         lines.append(
-            f"{format_count(run.states[name], 'configuration')} ended as {name}: see the column `error`{why}"
+            f"{format_count(run.states[name], 'configuration')} ended as {name} (see the column `error`){why}"
         )
     chance = rows_known(rows_among(run.trials, "state", LIVE_STATES), "error")
     if dead := len(set(zip(*(chance[axis].to_pylist() for axis in AXIS_NAMES), strict=True))):
-        lines.append(
-            f"{format_count(dead, 'configuration')} started from a warm-up that ended at chance: see `error`"
-        )
+        what = "started from a warm-up that ended at chance (see the column `error`)"
+        lines.append(f"{format_count(dead, 'configuration')} {what}")
     return lines

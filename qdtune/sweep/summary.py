@@ -1,4 +1,4 @@
-"""What a launch prints before it trains, and what came out of it."""
+"""What a launch prints before it trains, and at its end."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ DONE, FAILED_TRIALS = 0, 3  # exit codes; 130 and 143 after a signal
 
 
 def announce(spec: Spec, data: Samples, planned: Plan, queue: Queue, notes: list[str], out: Any) -> None:
-    """Says what is going to be trained, and what is not as it should be."""
+    """Prints what will be trained, how much is already done, and warnings."""
     count = (spec.run_cap or 0) if queue.searching else len(planned.trials)
     size = f"{format_count(count, 'configuration')} x {format_count(len(spec.seeds), 'seed')} on {data.name}"
     samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
     done = f"{queue.total - queue.left} done before" if queue.left else "all done before"
     out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
     if queue.left and not has_compiler():
-        what = "no C++ compiler (g++, or what CXX names) and openssl here"
-        out.print(f"{what}: training runs uncompiled, slowly", style="yellow")
+        what = "training is slow, because it runs uncompiled: install a C++ compiler (g++, or set CXX) and openssl"
+        out.print(what, style="yellow")
     elif queue.left and _compiles(spec, len(data.train_x)) and not any(cache_dir().glob("steps/*.so")):
         shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
-        what = f"{format_count(shapes, 'shape')} of network, {'one' if shapes == 1 else 'each'} some 30 s, once"
-        out.print(f"nothing is compiled yet: long trainings compile their steps first ({what} for all sweeps)")
+        each = "" if shapes == 1 else " each"
+        what = f"{format_count(shapes, 'network shape')}, about 30 s{each}, once for all sweeps"
+        out.print(f"long trainings are compiled first: {what}")
     if queue.left and planned.warning:
         out.print(f"warning: {planned.warning}", style="yellow")
     for note in notes:
@@ -44,17 +45,17 @@ def announce(spec: Spec, data: Samples, planned: Plan, queue: Queue, notes: list
 
 
 def print_summary(run: HeldRun, table: Table, stopped: int | None, error: StorageError | None, out: Any) -> int:
-    """Prints the front, what went wrong and where the files are; the exit code.
+    """Prints the front, what went wrong and where the files are; returns the exit code.
 
     Args:
-        run: at its end.
+        run: the run at its end.
         table: the Pareto table.
-        stopped: the signal that ended it, if any.
-        error: why no more results could be stored, if so.
-        out: where to print.
+        stopped: the signal that ended it; None if none did.
+        error: why results could not be stored; None if they were.
+        out: the console.
 
     Raises:
-        StorageError: the given one.
+        StorageError: `error`.
     """
     spec, queue = run.spec, run.queue
     states = Counter(result.state for result in queue.results.values())
@@ -80,27 +81,27 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
 
 
 def _print_front(run: HeldRun, table: Table, out: Any) -> None:
-    """Prints the Pareto front, and how many bytes of its models stay float32 at any number of bits."""
+    """Prints the Pareto front, and how many bytes of its models are not quantised."""
     print_front(table, run.spec.data.names[0], out)
     if other := max((row["other_bytes"] or 0 for row in table_front(table).to_pylist()), default=0):
-        what = "are float32 at any bits, in what is no linear layer: see the column `other_bytes`"
-        out.print(f"up to {other:,} bytes of each {what}", style="dim")
+        what = "are not quantised (layers other than Linear): see the column `other_bytes`"
+        out.print(f"up to {other:,} bytes per model {what}", style="dim")
 
 
 def _print_losses(run: HeldRun, states: Counter[str], out: Any) -> None:
-    """Says how many trials were stopped early, and how many ended otherwise."""
+    """Prints how many trials were stopped early, and how many failed."""
     spec, queue = run.spec, run.queue
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, queue, states["pruned"]))
     for state in sorted(set(states) - {"ok", "pruned"}):
         theirs = (row for t, rows in run.known.items() if queue.results[t].state == state for row in rows)
-        why = next((f", such as: {one_line(row['error'])}" for row in theirs if row["error"]), "")
-        what = f"{format_count(states[state], 'trial')} ended as {state}: see the column `error`{why}"
+        why = next((f": {one_line(row['error'])}" for row in theirs if row["error"]), "")
+        what = f"{format_count(states[state], 'trial')} ended as {state} (see the column `error`){why}"
         out.print(what, style="yellow")
 
 
 def _pruned_line(spec: Spec, queue: Queue, pruned: int) -> str:
-    """How much was stopped early, and the QAT epochs that this saved."""
+    """How many trials were stopped early, and the share of QAT epochs that this saved."""
     planned = spec.train.qat.epochs * len(queue.results)
     spared = sum(spec.train.qat.epochs - len(r.curve) for r in queue.results.values() if r.state == "pruned")
     rule = f"{format_count(pruned, 'trial')} stopped early by {spec.early_terminate.type}"
@@ -114,10 +115,8 @@ def _print_dead_warmups(run: HeldRun, out: Any) -> None:
         if any(row["state"] in ("ok", "pruned") and row["error"] for row in rows)
     }
     if dead:
-        out.print(
-            f"{format_count(len(dead), 'configuration')} started from a warm-up that ended at chance: see `error`",
-            style="yellow",
-        )
+        what = "started from a warm-up that ended at chance (see the column `error`)"
+        out.print(f"{format_count(len(dead), 'configuration')} {what}", style="yellow")
 
 
 def _compiles(spec: Spec, samples: int) -> bool:

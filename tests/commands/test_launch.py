@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -301,3 +302,26 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         option in said
         for option in ("--dry-run", "--runs-dir", "--data-dir", "--address", "--fresh", "--allow-plugin", "--set")
     )
+
+
+def test_end_of_a_sweep_says_what_is_best_and_a_failure_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a finished run, on one that is not, and on one that cannot be read."""
+    monkeypatch.setattr("qdtune.sweep.session.run_sweep", lambda *args, **options: 0)
+    golden = Path(__file__).parents[1] / "golden"
+    run = tmp_path / "eager"
+    shutil.copytree(golden / "runs" / "eager", run)
+    argv = [str(golden / "eager.yaml"), "--runs-dir", str(tmp_path), "--no-dashboard"]
+    assert launch.main(argv) == 0
+    assert capsys.readouterr().out.startswith("The best configuration is depth 1, 8 bits, levels symmetric (1,120")
+    next((run / "trials").glob("*.parquet")).unlink()
+    assert launch.main(argv) == 0
+    assert capsys.readouterr().out == ""
+
+    def fail(*args: object) -> None:
+        raise OSError("the disk\nis gone")
+
+    monkeypatch.setattr("qdtune.analysis.run.load_run", fail)
+    assert launch.main(argv) == 0
+    assert capsys.readouterr().out == "no conclusions are printed: the disk\\nis gone\n"
