@@ -98,10 +98,10 @@ def format_path(path: KeyPath) -> str:
     return text.removeprefix(".")
 
 
-def describe_unknown(noun: str, name: str, known: Collection[str]) -> str:
-    """The message for a `name` that is not in `known`, with the nearest known name."""
-    near = difflib.get_close_matches(name, known, n=1) if len(name) <= 64 else []
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+def describe_unknown(noun: str, name: str, known: Collection[str], hint: str = "") -> str:
+    """The message for a `name` that is not in `known`, with a `hint`, or else with the nearest known name."""
+    near = difflib.get_close_matches(name, known, n=1) if len(name) <= 64 and not hint else []
+    hint = f"; did you mean {near[0]!r}?" if near else f"; {hint}" if hint else ""
     return f"unknown {noun}{format_value(name)}{hint} ({', '.join(known)})"
 
 

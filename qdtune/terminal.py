@@ -37,6 +37,14 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def is_live_console(out: Console) -> bool:
+    """Whether lines may be drawn again on this console: its stream is a terminal.
+
+    rich also takes a log for a terminal if FORCE_COLOR or TTY_COMPATIBLE is set, and every refresh would stay in it.
+    """
+    return out.is_terminal and out.file.isatty()
+
+
 def text_table(
     heads: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -96,7 +104,7 @@ class Screen:
         )
         self.task = self.bar.add_task(noun, total=total, completed=done)
         self.live = (
-            Live(console=out, get_renderable=self._make_group, refresh_per_second=4) if out.is_terminal else None
+            Live(console=out, get_renderable=self._make_group, refresh_per_second=4) if is_live_console(out) else None
         )
 
     @property

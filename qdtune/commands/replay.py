@@ -27,7 +27,7 @@ from qdtune.store.folder import LocationError, StorageError
 from qdtune.store.opened import open_run
 from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.results import Result
-from qdtune.terminal import console, text_table
+from qdtune.terminal import console, is_live_console, text_table
 
 VERB = Verb(place=9, text="judge pruners on a finished sweep")
 USAGE = "qdtune replay RUN [--pruner RULE ...] [--orders N] [--at-once N,N] [--order ORDER] [--jobs N]"
@@ -107,7 +107,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             for rule, spec in specs.items()
             for n in at_once
         }
-        with out.status("replaying") if out.is_terminal else nullcontext():
+        with out.status("replaying") if is_live_console(out) else nullcontext():
             for (rule, n), parts in tasks.items():
                 whole = Score()
                 for part in parts:

@@ -21,6 +21,7 @@ from qdtune.spec.axes import AXES, Excluded, Parameters
 from qdtune.spec.checks import choice, matching, whole
 from qdtune.spec.choices import METHODS
 from qdtune.spec.disagreements import list_disagreements
+from qdtune.spec.foreign_words import hint_for_key, hint_for_value
 from qdtune.spec.groups import (
     Constraint,
     DataGroup,
@@ -235,12 +236,12 @@ def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
         if isinstance(cause, _DisagreementError):
             yield from (_problem(where, what, document) for where, what in cause.found)
         elif item["type"] == "extra_forbidden":
-            what = describe_unknown("key ", str(path[-1]), _keys_at(path[:-1], document))
+            what = describe_unknown("key ", str(path[-1]), _keys_at(path[:-1], document), hint_for_key(path))
             yield Problem(_place_of(path, document), path[:-1], what)
         elif item["type"] == "missing":
             yield Problem(_place_of(path, document), path, "is missing")
         elif cause is not None:
-            yield _problem(path, str(cause), document)
+            yield _problem(path, hint_for_value(path, item["input"]) or str(cause), document)
         else:  # model_type, dict_type, tuple_type: the value has another shape than the group
             right = "a list" if item["type"] == "tuple_type" else "key: value pairs"
             wrong = "no value" if item["input"] is None else f"{format_value(item['input'])} is not allowed"

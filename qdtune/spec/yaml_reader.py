@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,6 +125,21 @@ def _decode(data: bytes) -> str:
         raise _UnreadableError(f"not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start})") from None
 
 
+def _find_odd_space(text: str) -> re.Match[str] | None:
+    """The last character that looks like a space, or like nothing, and is no space in YAML."""
+    found = [odd for odd in re.finditer(r"[^\x00-\x7f]", text) if _is_odd_space(odd[0])]
+    return found[-1] if found else None
+
+
+def _is_odd_space(character: str) -> bool:
+    return not character.isascii() and unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cf")
+
+
+def _describe_odd_space(character: str) -> str:
+    name = unicodedata.name(character, "an invisible character").lower()
+    return f"{name} (U+{ord(character):04X}) is no space in YAML (replace it by a normal space, or delete it)"
+
+
 class _YamlReader:
     """Builds the value from the parser's events. The parser does not recurse, and this class stops at MAX_DEPTH."""
 
@@ -153,9 +169,23 @@ class _YamlReader:
             mark = getattr(error, "problem_mark", None)
             what = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
             place = Place(self.source, mark.line + 1, mark.column + 1) if mark and self.has_lines else None
+            self.refuse_odd_space(text, mark.line if mark else None)
             raise _UnreadableError(f"not valid YAML: {one_line(str(what))}", place) from None
         except (ValueError, OverflowError):  # the library's own, from an escape such as "\UFFFFFFFF"
             raise _UnreadableError("not valid YAML: a character that does not exist") from None
+
+    def refuse_odd_space(self, text: str, last: int | None) -> None:
+        """Raises if a character like a non-breaking space is near what the library cannot read.
+
+        Args:
+            text: of the file.
+            last: the line from 0 at which the library stopped; it often reads on past the character. None: the last.
+        """
+        lines = [re.sub(r"(^|\s)#.*", "", line) for line in re.split(r"\r\n?|\n", text)]
+        for number in range(len(lines) - 1 if last is None else min(last, len(lines) - 1), -1, -1):
+            if odd := _find_odd_space(lines[number]):
+                place = Place(self.source, number + 1, odd.start() + 1) if self.has_lines else None
+                raise _UnreadableError(_describe_odd_space(odd[0]), place)
 
     def read_document(self, text: str) -> Any:
         events = self.list_events(text)
@@ -225,6 +255,8 @@ class _YamlReader:
 
     def read_key(self, event: Any, events: Iterator[Any], path: KeyPath) -> str | None:
         place = self.find_place(event)
+        if isinstance(event, ScalarEvent) and event.style is None and (odd := _find_odd_space(event.value)):
+            raise _UnreadableError(_describe_odd_space(odd[0]), place)  # the rest is indented otherwise than it looks
         before = len(self.problems)
         nowhere = (*path, "?")
         key = self.read_node(event, events, nowhere)
@@ -255,6 +287,10 @@ class _YamlReader:
             return number
         if re.search(r"[\ud800-\udfff]", text):  # "\ud800" is valid YAML, but such text cannot be stored
             self.refuse(path, place, f"{format_value(text)} holds half a character")
+            return None
+        edges = [c for c in (text[:1], text[-1:]) if c and _is_odd_space(c)]
+        if edges and event.style is None:  # between words of plain text they may be meant
+            self.refuse(path, place, _describe_odd_space(edges[0]))
             return None
         return text  # dates are text too
 

@@ -206,7 +206,7 @@ MATRIX = [
     ),
     (37, "method=tpe", "error: x.yaml: run_cap: no value (how many configurations method tpe draws)"),
     (38, "method=nsga", f"method: unknown 'nsga'; did you mean 'nsga3'? ({METHODS})"),
-    (38, "method=bayes", f"method: unknown 'bayes' ({METHODS})"),
+    (38, "method=bayes", "method: unknown 'bayes' (W&B's bayes is tpe or gp here)"),
     (38, "early_terminate=pareto", "early_terminate: 'pareto' is not allowed (key: value pairs)"),
     (
         38,
@@ -562,8 +562,9 @@ def test_unknown_keys_name_the_nearest_known_one() -> None:
     assert found == [
         f"error: x.yaml:15: unknown key 'foo' ({known})",
         f"error: x.yaml:18: unknown key 'trian'; did you mean 'train'? ({known})",
-        f"error: x.yaml:26: unknown key 'metric' ({known})",
-        f"error: x.yaml:27: unknown key 'mode'; did you mean 'model'? ({known})",
+        f"error: x.yaml:26: unknown key 'metric'; leave it out: "
+        f"a sweep ranks by accuracy and bytes, see pareto.parquet ({known})",
+        f"error: x.yaml:27: unknown key 'mode'; leave it out: accuracy goes up, bytes go down ({known})",
     ]
 
 

@@ -247,3 +247,32 @@ def test_words_are_one_short_printable_line() -> None:
     assert format_path(("a", "b\n", 0, "c")) == "a.b\\n[0].c"
     assert describe_unknown("key ", "serch", ["search"]) == "unknown key 'serch'; did you mean 'search'? (search)"
     assert describe_unknown("", "zzz", ["search"]) == "unknown 'zzz' (search)"
+
+
+ODD = "is no space in YAML (replace it by a normal space, or delete it)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a:\n\u00a0\u00a0b: 1\n", [f"error: x.yaml:2: no-break space (U+00A0) {ODD}"]),
+        ("a:\u00a0random\nb: 3\n", [f"error: x.yaml:1:3: no-break space (U+00A0) {ODD}"]),  # the library stops at b
+        ("a:\n  b:\u00a0{c: [1]}\n", [f"error: x.yaml:2: no-break space (U+00A0) {ODD}"]),
+        ("a: [0,\u00a01]\n", [f"error: x.yaml:1: a[1]: no-break space (U+00A0) {ODD}"]),
+        ("a: 3 \u00a0\n", [f"error: x.yaml:1: a: no-break space (U+00A0) {ODD}"]),
+        ("a\u200b: 3\n", [f"error: x.yaml:1: zero width space (U+200B) {ODD}"]),
+        ("a:\n\u3000 b: 1\n", [f"error: x.yaml:2: ideographic space (U+3000) {ODD}"]),
+        ("a: [1,\n'\u00a0', {", [f"error: x.yaml:2:2: no-break space (U+00A0) {ODD}"]),
+        (
+            "# \u00a0\nb: [",
+            ["error: x.yaml:2:5: not valid YAML: expected the node content, but found '<stream end>'"],
+        ),
+    ],
+)
+def test_an_odd_space_is_named_with_its_own_line(text: str, said: list[str]) -> None:
+    assert lines(text.encode()) == said
+
+
+@pytest.mark.parametrize("text", ["a\u00a0b", "'\u00a0a'", "a b # \u00a0", "|\n  \u00a0a"])
+def test_an_odd_space_may_stand_in_text_and_comments(text: str) -> None:
+    assert lines(f"a: {text}\n".encode()) == []
