@@ -27,7 +27,13 @@ settings.load_profile("same")
 # that no more than two Rays run at a time; a third process has the other tests meanwhile.
 IN_TURN = (
     ("test_trainable", "test_faults", "test_own_tuner", "test_trainings_give_the_recorded_numbers"),
-    ("test_driver", "test_loggers", "test_security", "test_the_example_of_the_docs_runs_where_it_lies"),
+    (
+        "test_driver",
+        "test_loggers",
+        "test_security",
+        "test_the_example_of_the_docs_runs_where_it_lies",
+        "test_python_blocks_run",
+    ),
 )
 PROCESSES = 3
 
