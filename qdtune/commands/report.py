@@ -213,8 +213,7 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
     print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=TEXT_WIDTH)
-    for line in trouble(run):
-        out.print(line, style="yellow")
+    _print_sentences(trouble(run), out, style="yellow")
     if warning := provisional(run):
         out.print()
         _print_sentences([warning], out, style="yellow")

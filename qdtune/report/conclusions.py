@@ -144,8 +144,10 @@ def describe_refusals(axis: str, found: Sequence[Comparison]) -> str:
 def describe_counts(axis: str, found: Sequence[Comparison]) -> str:
     """How comparisons came out, and why some are refused, in one line; empty if there are none."""
     verdicts, refusals = describe_verdicts(found), describe_refusals(axis, found)
-    refused = sum(one.verdict == "refused" for one in found)
-    return f"{verdicts.removesuffix(f'{refused} refused')}{refusals}" if refusals else verdicts
+    _, has_several, reasons = refusals.partition(" refused: ")
+    if has_several:
+        return f"{verdicts} ({reasons})"
+    return verdicts + refusals[refusals.find(" because") :] if refusals else verdicts
 
 
 def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:

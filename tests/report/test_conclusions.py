@@ -141,7 +141,7 @@ def test_refusals_are_one_line_with_a_count_for_each_reason():
         "3 comparisons: 1 helps, 1 hurts, 1 refused because sizes differ by more than 5 %"
     )
     assert describe_counts("depth", [sizes, stopped]) == (
-        "2 comparisons: 2 refused: 1 because sizes differ by more than 5 %, 1 because a side was stopped early"
+        "2 comparisons: 2 refused (1 because sizes differ by more than 5 %, 1 because a side was stopped early)"
     )
     assert describe_counts("depth", [HELPS]) == "1 comparison: 1 helps"
 
