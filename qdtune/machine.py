@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qdtune.messages import one_line, user_error
+
 
 def has_compiler() -> bool:
     """Whether the tools that torch needs to compile exist, openssl included; if not, training steps run eagerly."""
@@ -32,7 +34,7 @@ def is_compiled(compile: str, epochs: int, batch_size: int, samples: int) -> boo
 
 def cache_dir() -> Path:
     """The folder that keeps compiled steps between runs: `qdtune` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdtune"
+    return Path(expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qdtune"
 
 
 @contextmanager
@@ -64,6 +66,52 @@ def handle_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def count_cpus(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """The CPUs that this process may use: its affinity (taskset, Slurm), and no more than the quota of its container.
+
+    Args:
+        groups: where control groups are mounted.
+        own: names the groups of this process.
+    """
+    count = len(os.sched_getaffinity(0))
+    return max(1, min([count, *(int(quota) for quota in _list_cpu_quotas(groups, own))]))
+
+
+def _list_cpu_quotas(groups: Path, own: Path) -> Iterator[float]:
+    """The CPUs that each control group around this process allows, of version 1 and 2."""
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            mounts = [groups] if not controllers else [groups / controllers, groups / "cpu"]
+            inner = Path(path.lstrip("/"))
+            for folder in (mount / part for mount in mounts for part in (inner, *inner.parents)):
+                with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or no limit
+                    if controllers:
+                        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                        quota, period = (int((folder / name).read_text()) for name in names)
+                    else:
+                        quota, period = map(int, (folder / "cpu.max").read_text().split())
+                    if quota > 0:
+                        yield quota / period
+
+
+def expand_home(path: str) -> str:
+    """The path with a leading `~` or `~NAME` replaced by that home folder, as a shell does it only at times.
+
+    Raises:
+        SpecError: the home folder is not known.
+    """
+    if not path.startswith("~"):
+        return path
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        name, path = one_line(path.partition("/")[0]), one_line(path)
+        raise user_error(f"{name} is no known home folder (for a folder of this name write ./{path})")
+    return found
 
 
 def count_gpus(devices: Path = Path("/dev")) -> int:

@@ -1,12 +1,14 @@
 """What a process leaves behind on its machine, however it ends."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from qdtune.machine import has_compiler, own_folder
+from qdtune.machine import count_cpus, expand_home, has_compiler, own_folder
+from qdtune.messages import SpecError
 
 HOLDER = """
 from qdtune.machine import own_folder
@@ -51,3 +53,53 @@ def test_a_compiler_is_there_with_all_that_torch_calls(tmp_path, monkeypatch, to
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert has_compiler() is (len(tools) == 2)
+
+
+def write_files(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "count"),
+    [
+        ("", {}, 8),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "1600000 100000\n"}, 8),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),
+        ("5:cpu,cpuacct:/a\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "400000", "cpu/a/cpu.cfs_period_us": "100000"}, 4),
+        ("5:cpu:/host/a\n", {"cpu/cpu.cfs_quota_us": "500000", "cpu/cpu.cfs_period_us": "100000"}, 5),
+        ("5:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("5:memory:/\n", {"memory/cpu.cfs_quota_us": "100000", "memory/cpu.cfs_period_us": "100000"}, 8),
+        ("0::/\n", {"cpu.max": "nonsense\n"}, 8),
+    ],
+)
+def test_cpus_are_as_many_as_the_container_may_use(tmp_path, monkeypatch, own, files, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    write_files(tmp_path, {"own": own, **{f"groups/{name}": text for name, text in files.items()}})
+    assert count_cpus(tmp_path / "groups", tmp_path / "own") == count
+
+
+def test_cpus_are_those_that_taskset_leaves(tmp_path):
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-m", "qdtune", "launch"]
+    sweep = "version: 1\nname: a\nparameters: {depth: {value: 1}}\ndata: {dataset: digits, val_size: 100}\n"
+    (tmp_path / "a.yaml").write_text(sweep)
+    done = subprocess.run([*command, "a.yaml", "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.search(r"at once +1 trial, .*\(this machine: 1 CPU,", done.stdout), done.stdout
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [expand_home(path) for path in ("~", "~/a", "~root", "a~", "./~/a", "/~")] == [
+        "/home/me",
+        "/home/me/a",
+        os.path.expanduser("~root"),
+        "a~",
+        "./~/a",
+        "/~",
+    ]
+    with pytest.raises(SpecError, match=re.escape("~nobody-here is no known home folder (for a folder of this name")):
+        expand_home("~nobody-here/a")

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from qdtune.analysis.run import RunError, load_run
 from qdtune.commands.loaded_run import LoadedRun
 from qdtune.commands.sweep_process import error_of, request_of
+from qdtune.machine import expand_home
 from qdtune.messages import KeyPath, Place, SpecError, user_error
 from qdtune.store.folder import join_location
 from qdtune.sweep.prepare import LaunchOptions
@@ -38,7 +39,7 @@ ARGUMENTS = {  # options of the command -> arguments of `run`
 
 def load(run: str | os.PathLike[str]) -> LoadedRun:
     """The content of a run folder, see `qdtune.load`."""
-    return load_run(run, LoadedRun)
+    return load_run(expand_home(os.fspath(run)), LoadedRun)
 
 
 def run(
@@ -60,11 +61,11 @@ def run(
     is_dict = isinstance(sweep, Mapping)
     try:
         options = LaunchOptions(
-            sweep=DICT_NAME if isinstance(sweep, Mapping) else os.fspath(sweep),
+            sweep=DICT_NAME if isinstance(sweep, Mapping) else expand_home(os.fspath(sweep)),
             overrides=[f"{key}={_to_json(value, (key,))}" for key, value in overrides],
             plugins=[plugins] if isinstance(plugins, str) else list(plugins),
-            runs_dir=os.fspath(runs_dir),
-            data_dir=None if data_dir is None else Path(data_dir),
+            runs_dir=expand_home(os.fspath(runs_dir)),
+            data_dir=None if data_dir is None else Path(expand_home(os.fspath(data_dir))),
             address=address or os.environ.get("RAY_ADDRESS") or None,
             is_fresh=fresh,
             content=_to_json(sweep, ()).encode("utf-8", "surrogatepass") if isinstance(sweep, Mapping) else None,

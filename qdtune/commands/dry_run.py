@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from qdtune.datasets.known import dataset_of
-from qdtune.machine import count_gpus
+from qdtune.machine import count_cpus, count_gpus
 from qdtune.messages import format_count, one_line, user_error
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import Plan
@@ -123,10 +122,10 @@ def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:
 
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
-    here = f"this machine: {os.cpu_count()} CPUs, {count_gpus()} GPUs"
+    here = f"this machine: {format_count(count_cpus(), 'CPU')}, {count_gpus()} GPUs"
     yield (
         "at once",
-        f"{placed.concurrent:,} trials{shared}, so {format_count(placed.waves(left), 'wave')} ({here})",
+        f"{format_count(placed.concurrent, 'trial')}{shared}, so {format_count(placed.waves(left), 'wave')} ({here})",
     )
     size = needed_bytes(prepared.spec, prepared.plan)
     yield "disk", f"about {size / 1e6:,.1f} MB in {one_line(prepared.folder)}"

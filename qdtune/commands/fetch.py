@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folder is put (default: runs)")
     parser.add_argument("--runs-dir", help="where it is on the head, if its job is no longer known there")
+    parser.remote_paths = ("runs_dir",)
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _fetch))
 
 

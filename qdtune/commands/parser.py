@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
+from qdtune.machine import expand_home
 from qdtune.messages import SpecError, describe_unknown, one_line, user_error
 
 
@@ -20,7 +22,12 @@ class Parser(argparse.ArgumentParser):
         command: its name.
         usage: the line that a mistake is answered with.
         description: the sentence that `--help` begins with.
+
+    Attributes:
+        remote_paths: the names of arguments that are paths on another machine.
     """
+
+    remote_paths: tuple[str, ...] = ()
 
     def __init__(self, command: str, usage: str, description: str) -> None:
         super().__init__(prog=f"qdtune {command}", description=description, allow_abbrev=False)
@@ -42,6 +49,10 @@ class Parser(argparse.ArgumentParser):
                 raise user_error(describe_unknown("option ", other.partition("=")[0], options))
         if others:
             self.error(f"one argument too many: {others[0]!r}")
+        for name, value in vars(arguments).items():
+            # A shell leaves the ~ of --out=~/a as it is. Only paths begin with one.
+            if isinstance(value, str | Path) and name not in self.remote_paths:
+                setattr(arguments, name, type(value)(expand_home(str(value))))
         return arguments
 
 

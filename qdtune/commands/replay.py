@@ -8,7 +8,6 @@ queue; only the training is a recording.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from multiprocessing import get_context
 
 from qdtune.commands.parser import Parser, run_command
 from qdtune.commands.verb import Verb
+from qdtune.machine import count_cpus
 from qdtune.messages import Place, SpecError, describe_unknown, format_count, user_error
 from qdtune.search.simulation import Score, score
 from qdtune.spec.choices import PLANNED
@@ -65,7 +65,7 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--orders", type=int, default=100, help="shuffled orders of arrival (default: 100)")
     parser.add_argument("--at-once", default="2,4,8", help="trials at the same time (default: 2,4,8)")
     parser.add_argument("--order", default="shuffled", help=f"how a sweep orders them: {', '.join(ORDERS)}")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=int, default=count_cpus(), help="processes (default: one per core)")
     arguments = parser.read(argv)
     if arguments.run is None:
         parser.error("no run folder given")

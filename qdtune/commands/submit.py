@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data-dir", help="on the head, from its home folder (default: $QDTUNE_DATA there, else data)"
     )
+    parser.remote_paths = ("runs_dir", "data_dir")
     parser.add_argument("--fresh", action="store_true", help="start over: do not keep what the run folder holds")
     parser.add_argument(
         "--allow-plugin", action="append", default=[], metavar="MODULE", help="send this module along"

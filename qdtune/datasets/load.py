@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from qdtune.datasets.dataset import DataError, Dataset
 from qdtune.datasets.download import download
 from qdtune.datasets.known import DATASET_NAMES, find_dataset
+from qdtune.machine import expand_home
 
 if TYPE_CHECKING:
     from qdtune.datasets.dataset import Splits
@@ -52,7 +53,7 @@ class Samples:
 
 def default_root() -> Path:
     """The folder the data sets are looked for in: QDTUNE_DATA, else `data` in the current folder."""
-    return Path(os.environ.get("QDTUNE_DATA") or "data")
+    return Path(expand_home(os.environ.get("QDTUNE_DATA") or "data"))
 
 
 def on_disk(name: str, root: Path) -> bool:

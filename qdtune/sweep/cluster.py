@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdtune.machine import own_folder
+from qdtune.machine import count_cpus, own_folder
 from qdtune.messages import user_error
 from qdtune.sweep.placement import Node
 
@@ -165,6 +165,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
         if ray_at.address is None:
             context = ray.init(
                 address="local",
+                num_cpus=count_cpus(),  # Ray would count CPUs that this process may not use
                 dashboard_host="127.0.0.1",
                 include_dashboard=ray_at.dashboard,
                 object_store_memory=max(128 * 2**20, 2 * data_bytes),

@@ -8,14 +8,13 @@ imported here unless the sweep names code of the user's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdtune import plugins
-from qdtune.machine import count_gpus
+from qdtune.machine import count_cpus, count_gpus
 from qdtune.messages import SpecError, blame_source
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
@@ -252,7 +251,7 @@ def _forecast(spec: Spec, options: LaunchOptions) -> Placement | None:
     """
     if options.address is not None and not options.is_dry:
         return None
-    here = Node(os.cpu_count() or 1, count_gpus())
+    here = Node(count_cpus(), count_gpus())
     return place_trials(spec.resources, [here], spec.run.max_concurrent_trials)
 
 

@@ -106,7 +106,7 @@ OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashb
         (["-"], "no such file: -"),
         (
             ["a.yaml", "--dry-run", "--set", "resources.cpu=9000"],
-            f"a.yaml: resources.cpu: 9000 CPUs per trial asked, largest node has {os.cpu_count()}",
+            f"a.yaml: resources.cpu: 9000 CPUs per trial asked, largest node has {machine.count_cpus()}",
         ),
         (
             ["a.yaml", "--set", "constraints=[params < 1]"],
@@ -267,6 +267,19 @@ def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.Mon
     assert (prepared.options.runs_dir, prepared.data_dir, prepared.options.is_fresh) == ("runs", Path("data"), True)
     assert prepared.data == Unread(("digits", "synthetic"), on_disk="digits")
     assert seen == {"ray_at": RayAt(None, dashboard=False), "drawing": drawing}
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Prepared] = []
+    monkeypatch.setattr("qdtune.sweep.session.run_sweep", lambda prepared, **options: seen.append(prepared) or 3)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setenv("QDTUNE_DATA", "~/data")
+    monkeypatch.chdir(folder)
+    assert launch.main(["a.yaml", "--runs-dir=~/results"]) == 3
+    assert seen[0].options.runs_dir == str(folder / "home" / "results")
+    assert seen[0].data_dir == folder / "home" / "data"
+    assert launch.main(["a.yaml", "--data-dir=~"]) == 3
+    assert seen[1].data_dir == folder / "home"
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,11 @@ def test_same_name_in_another_place_is_another_sweep(server: Server, capsys: pyt
     assert "submit qdtune-tiny-2" in server.asked
 
 
+def test_a_tilde_is_the_home_folder_of_the_head(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.has("tiny", 1, "RUNNING", runs_dir="~/results")
+    assert run(capsys, "submit", "tiny.yaml", "--runs-dir=~/results")[0] == 5
+
+
 @pytest.mark.parametrize(
     ("log", "code", "ends", "said"),
     [
