@@ -60,7 +60,9 @@ class Best:
         n = format_count(row["n_seeds"], "seed")
         spread = f"95 % interval {100 * low:.1f} to {100 * high:.1f}, {n}" if low is not None else n
         test = "" if row["test_accuracy"] is None else f" and {_as_percent(row['test_accuracy'])} on the test set"
-        share = "" if self.p_best is None else f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
+        share = ""
+        if self.p_best is not None and self.n_others:
+            share = f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
         return (
             f"The best configuration{within} is {self.label(row)}. It has {_as_percent(row['val_accuracy'])} on the "
             f"validation set ({spread}){test}.{share} {self._describe_rivals(n)}"
@@ -71,6 +73,8 @@ class Best:
             return "No other configuration has finished."
         if not self.rivals:
             return "It is significantly better than every other configuration."
+        if self.row and self.row["n_seeds"] == 1:
+            return "With 1 seed no difference can be tested."
         named = "; ".join(self.label(rival) for rival in self.rivals[:MAX_RIVALS])
         more = f"; and {len(self.rivals) - MAX_RIVALS} more" if len(self.rivals) > MAX_RIVALS else ""
         return f"With {seeds} it is not significantly better than {named}{more}."

@@ -59,7 +59,7 @@ def significant_sentences(found: Sequence[Comparison]) -> list[str]:
 
 
 def _describe_group(members: Sequence[Comparison], total: int) -> str:
-    """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons, by 0.5 to 1.2 points: at 1 bit.`"""
+    """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons (at 1 bit), by 0.5 to 1 points.`"""
     one, other = members[0].names
     better = "better" if members[0].verdict == "helps" else "worse"
     sizes = sorted(abs(member.effect or 0) for member in members)
@@ -67,7 +67,7 @@ def _describe_group(members: Sequence[Comparison], total: int) -> str:
     points = f"{low} points" if low == high else f"{low} to {high} points"
     where = describe_bits_list(sorted({member.weight_bits for member in members}))
     count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
-    return f"{_capital(one)} is significantly {better} than {other} {count}, by {points}: {where}."
+    return f"{_capital(one)} is significantly {better} than {other} {count} ({where}), by {points}."
 
 
 def _count_others(found: Sequence[Comparison]) -> Iterator[str]:
@@ -81,6 +81,9 @@ def _count_others(found: Sequence[Comparison]) -> Iterator[str]:
         return
     n = len(open_ones)
     seeds = sorted({one.n_seeds for one in open_ones})
+    if seeds[-1] == 1:
+        yield f"{format_count(n, 'comparison')} cannot be tested: a test needs at least 2 seeds."
+        return
     with_seeds = f"with {format_count(seeds[-1], 'seed')}"
     if len(seeds) > 1:
         with_seeds = f"with {seeds[0]} to {seeds[-1]} seeds"

@@ -433,7 +433,7 @@ def test_the_best_within_a_budget_is_named_with_what_it_is_not_told_apart_from()
     assert anything.sentence.endswith("It is significantly better than every other configuration.")
     assert answer(trials, NOTHING, aggregate(trials), 99).best.row is None
     alone = answer(trials, NOTHING, aggregate(trials), 100).best
-    assert alone.sentence.endswith("No other configuration has finished.")
+    assert alone.sentence.endswith("on the test set. No other configuration has finished.")
 
 
 def test_the_best_is_named_by_what_varies_and_has_a_meaning_there():
@@ -451,7 +451,10 @@ def test_the_best_of_one_seed_is_sure_of_nothing():
     trials = table(configuration(1, 2, [0.9]), configuration(2, 2, [0.8]))
     found = answer(trials, NOTHING, aggregate(trials))
     assert (found.best.p_best, len(found.best.rivals)) == (None, 1)
-    assert "(1 seed)" in found.best.sentence
+    assert found.best.sentence == (
+        "The best configuration is depth 1, 2 bits (1,000 bytes). It has 90.0 % on the validation set (1 seed) and "
+        "90.0 % on the test set. With 1 seed no difference can be tested."
+    )
     assert found.by_bits[0].sentence == (
         "At 2 bits, depth 1 has the highest accuracy, 90.0 % at 1,000 bytes. A test needs at least 2 seeds."
     )

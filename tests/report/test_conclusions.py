@@ -53,18 +53,19 @@ def best_depth(bits, depth, p):
 def test_significant_comparisons_of_one_pair_of_values_are_one_sentence():
     found = [*at(HELPS, 1, 2), *at(UNDECIDED, 4, 8), *at(replace(HELPS, effect=0.005), 3)]
     assert conclude("activation", asked(*found)) == [
-        "relu is significantly better than identity in 3 of 5 comparisons, by 0.5 to 2.0 points: at 1, 2 and 3 bits.",
+        "relu is significantly better than identity in 3 of 5 comparisons (at 1, 2 and 3 bits), by 0.5 to 2.0 "
+        "points.",
         "2 comparisons are not significant with 5 seeds. The closest would need about 9.",
     ]
     assert significant_sentences(at(HELPS, 1, 2, 32))[0].endswith(
-        "in all 3 comparisons, by 2.0 points: at 1 and 2 bits and with float weights."
+        "in all 3 comparisons (at 1 and 2 bits and with float weights), by 2.0 points."
     )
 
 
 def test_better_and_worse_are_not_mixed_and_a_single_result_is_said_in_full():
     lines = significant_sentences([*at(HELPS, 8), *at(HURTS, 1, 2)])
     assert lines == [
-        "relu is significantly worse than identity in 2 of 3 comparisons, by 2.0 points: at 1 and 2 bits.",
+        "relu is significantly worse than identity in 2 of 3 comparisons (at 1 and 2 bits), by 2.0 points.",
         "At 8 bits and depth 2, relu is significantly better than identity: +2.0 points (95 % interval +1.0 to +3.0, "
         "5 seeds).",
     ]
@@ -96,7 +97,7 @@ def test_a_setting_is_said_only_if_it_varies():
         ),
         (
             at(replace(UNDECIDED, n_seeds=1, seeds_needed=None), 1, 2, 3),
-            "None of 3 comparisons is significant with 1 seed.",
+            "3 comparisons cannot be tested: a test needs at least 2 seeds.",
         ),
         (
             [UNDECIDED],
@@ -153,7 +154,7 @@ def test_headlines_are_the_best_and_what_is_significant():
     assert headlines(found) == [
         BEST.sentence,
         *significant_sentences(found.depth),
-        "relu is significantly better than identity in 3 of 4 comparisons, by 2.0 points: at 1, 2 and 3 bits.",
+        "relu is significantly better than identity in 3 of 4 comparisons (at 1, 2 and 3 bits), by 2.0 points.",
     ]
     assert headlines(found, 1) == [BEST.sentence]
     assert headlines(asked(UNDECIDED)) == []
