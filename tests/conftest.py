@@ -26,7 +26,14 @@ settings.load_profile("same")
 # Tests that start Ray, by module or name: each of these lists runs in turn, in one process and before all others, so
 # that no more than two Rays run at a time; a third process has the other tests meanwhile.
 IN_TURN = (
-    ("test_trainable", "test_faults", "test_own_tuner", "test_trainings_give_the_recorded_numbers"),
+    (
+        "test_trainable",
+        "test_faults",
+        "test_own_tuner",
+        "test_api",
+        "test_notebook",
+        "test_trainings_give_the_recorded_numbers",
+    ),
     (
         "test_driver",
         "test_loggers",

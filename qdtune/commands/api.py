@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from qdtune.analysis.run import RunError, load_run
 from qdtune.commands.loaded_run import LoadedRun
@@ -24,7 +25,6 @@ from qdtune.machine import expand_home
 from qdtune.messages import KeyPath, Place, SpecError, user_error
 from qdtune.store.folder import join_location
 from qdtune.sweep.prepare import LaunchOptions
-from qdtune.sweep.summary import DONE, FAILED_TRIALS
 
 DICT_NAME = "sweep"  # of a sweep that is given as a dict, in messages
 ARGUMENTS = {  # options of the command -> arguments of `run`
@@ -97,8 +97,8 @@ def _run_process(options: LaunchOptions, has_dashboard: bool) -> None:
         )
         with process:
             assert process.stdin is not None
-            process.stdin.write(request_of(options, has_dashboard))
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # it has ended already; its exit code says so
+                os.write(process.stdin.fileno(), request_of(options, has_dashboard))
             is_interrupted = _relay(process)
         outcome.seek(0)
         error = error_of(outcome.read())
@@ -106,7 +106,7 @@ def _run_process(options: LaunchOptions, has_dashboard: bool) -> None:
         raise error
     if is_interrupted:
         raise KeyboardInterrupt
-    if process.returncode not in (DONE, FAILED_TRIALS):
+    if process.returncode:
         raise RunError(f"the sweep ended with exit code {process.returncode}; its last lines say why")
 
 
@@ -127,7 +127,7 @@ def _relay(process: subprocess.Popen[bytes]) -> bool:
             process.send_signal(signal.SIGINT)
 
 
-def _print_lines(stream: BinaryIO | Any) -> None:
+def _print_lines(stream: IO[bytes]) -> None:
     for line in stream:
         print(line.decode(errors="replace"), end="", flush=True)
 

@@ -52,7 +52,7 @@ def _known_errors() -> tuple[type[Exception], ...]:
 
 
 def main() -> int:
-    """Launches one sweep; the exit code of `qdtune launch`, or `FAILED`."""
+    """Launches one sweep; the exit code: 0 if it came to its end, 128 + N after signal N, `FAILED`."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_with_caller, daemon=True).start()
     return run_command(lambda: _launch(request, int(sys.argv[1])))
@@ -64,7 +64,10 @@ def _launch(request: dict[str, Any], outcome: int) -> int:
     fields["data_dir"] = None if data_dir is None else Path(data_dir)
     fields["content"] = None if content is None else content.encode()
     try:
-        return launch_sweep(LaunchOptions(**fields), request["has_dashboard"])
+        code = launch_sweep(LaunchOptions(**fields), request["has_dashboard"])
+        from qdtune.sweep.summary import FAILED_TRIALS  # loaded by now
+
+        return 0 if code == FAILED_TRIALS else code  # the run tells of them
     except _known_errors() as error:
         problems = error.problems if isinstance(error, SpecError) else ()
         known = next(kind for kind in _known_errors() if isinstance(error, kind))

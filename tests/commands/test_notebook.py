@@ -1,0 +1,75 @@
+"""The notebook of the docs: it runs as it stands, answers its two questions, and is kept without outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from qdtune.machine import own_folder
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
+SECONDS = 240  # that its cells may take on a busy machine; alone they take half a minute
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[nbformat.NotebookNode]]:
+    """The outputs of each cell of code, by its source, executed in a folder of its own."""
+    folder = tmp_path_factory.mktemp("notebook")
+    (folder / "token").write_text("0" * 64)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+    with own_folder() as scratch:
+        environment |= {
+            "IPYTHONDIR": str(folder / "ipython"),
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+            "RAY_TMPDIR": scratch,
+        }
+        client = NotebookClient(
+            notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        )
+        client.execute(env=environment)
+    return {cell.source: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def printed(outputs: list[nbformat.NotebookNode]) -> str:
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+@pytest.mark.timeout(SECONDS + 60)
+def test_the_notebook_runs_and_answers_both_questions(executed: dict[str, list[nbformat.NotebookNode]]) -> None:
+    assert [
+        output.text for outputs in executed.values() for output in outputs if output.get("name") == "stderr"
+    ] == []
+    mistake = printed(next(outputs for source, outputs in executed.items() if source.startswith("try:")))
+    assert mistake.startswith("error: overrides: train.qat.epochs: 0 is not allowed")
+    assert "6/6 done" in printed(executed["run = qdtune.run(SWEEP)"])
+    (answers,) = executed["answers = run.answers()\nanswers"]
+    assert "Does an activation between the factors help?" in answers.data["text/markdown"]
+    depths, activations = (
+        printed(executed[f"for one in answers.{axis}:\n    print(one.sentence)"]) for axis in ("depth", "activation")
+    )
+    assert len(depths.splitlines()) == 4
+    assert len(activations.splitlines()) == 2
+    assert "refused" not in depths + activations
+    assert all(" points (" in line for line in [*depths.splitlines(), *activations.splitlines()])
+
+
+def test_the_notebook_shows_the_front(executed: dict[str, list[nbformat.NotebookNode]]) -> None:
+    (front,) = executed["run"]
+    assert front.output_type == "execute_result"
+    rows = front.data["application/vnd.vegalite.v6+json"]["datasets"]["configurations"]
+    assert len(rows) == 6
+    assert "Pareto front of 6 configurations on digits" in front.data["text/plain"]
+    assert "<table>" in front.data["text/html"]
+    assert min(row["val"] for row in rows) > 0.8  # the recipe learns, at 1 bit too
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert [cell["id"] for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+    assert NOTEBOOK.stat().st_size < 20_000
