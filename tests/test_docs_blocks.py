@@ -97,6 +97,21 @@ def test_blocks_that_query_a_run_give_the_printed_front(place, monkeypatch, caps
         assert sizes == front["size_bytes"].to_pylist(), out
 
 
+def test_queries_read_the_depth_of_the_rows_in_a_folder_that_names_another(place, tmp_path, monkeypatch, capsys):
+    table = Store(place / "runs" / "grid").write_pareto()
+    depths = sorted(set(table_front(table)["depth"].to_pylist()))
+    (tmp_path / "runs" / "depth=63").mkdir(parents=True)
+    shutil.copytree(place / "runs" / "grid", tmp_path / "runs" / "depth=63" / "grid")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("duckdb.DuckDBPyRelation.show", lambda relation: seen.append(relation.df()))
+    for block in blocks("python"):
+        if "duckdb" in block.text:
+            exec(compile(block.text.replace("runs/grid", "runs/depth=63/grid"), str(block), "exec"), {})
+    assert len(seen) == 2
+    assert [sorted(set(frame.depth)) for frame in seen if "depth" in frame] == [depths]
+
+
 def test_block_that_loads_a_run_gives_its_front_and_answers(place, monkeypatch, capsys):
     front = table_front(Store(place / "runs" / "grid").write_pareto())
     (block,) = [block for block in blocks("python") if block.marker == "load"]

@@ -105,3 +105,12 @@ PARETO_COLUMNS = (
     Column("p_front", pa.float64(), "share of 1,000 bootstrap draws over the seeds in which it is on the front"),
 )
 PARETO = _schema(PARETO_COLUMNS)
+
+
+def find_partition(where: str) -> str | None:
+    """The part of a path or URL that names a column, as `depth=1`; None if there is none.
+
+    Readers such as DuckDB take it for the value of the column in every row of the files below it.
+    """
+    names = {name.lower() for schema in (TRIALS, HISTORY, PARETO) for name in schema.names}
+    return next((part for part in where.split("/") if "=" in part and part.partition("=")[0].lower() in names), None)

@@ -10,7 +10,7 @@ from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.columns import TRIALS
+from qdtune.store.columns import TRIALS, find_partition
 from qdtune.store.opened import read_rows
 from qdtune.store.results import Rows
 from qdtune.store.store import Store
@@ -50,6 +50,9 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
     """
     store.create(spec.to_yaml())
     store.pack_files()
+    if column := find_partition(store.folder.where):
+        what = "DuckDB reads this part of the path as a column, unless the query sets hive_partitioning = false"
+        out.print(f"warning: {column}: {what}", style="yellow")
     rows = read_rows(store, spec)
     for line in rows.damaged:
         out.print(f"damaged, runs again: {line}", style="yellow")
