@@ -9,13 +9,17 @@ import pkgutil
 import sys
 
 from qdtune import __version__, commands
+from qdtune.commands.parser import run_command
 from qdtune.commands.verb import read_verbs
 from qdtune.messages import describe_unknown
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command with the arguments after its name; returns its exit code, 2 for an unknown command."""
-    given = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(given: list[str]) -> int:
     name, rest = (given[0], given[1:]) if given else ("", [])
     verbs = read_verbs()
     if name in verbs:

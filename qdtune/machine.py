@@ -57,10 +57,21 @@ def own_folder() -> Iterator[str]:
         yield folder
 
 
+# All of these stop a sweep in order. A second one of the first kind, Ctrl-C or `kill`, stops it at once. Those of the
+# second kind often come several times or to a whole process group: from a terminal that goes away, and from batch
+# systems that say that the time is nearly over.
+ASKING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PASSING_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
 @contextmanager
 def handle_signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Calls `handle` with (number, frame) at Ctrl-C and SIGTERM; restores the earlier handlers at the end."""
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Calls `handle` with (number, frame) at the signals that stop a sweep; restores the earlier handlers at the end.
+
+    They are `ASKING_SIGNALS`, and those of `PASSING_SIGNALS` that are not ignored, as `nohup` ignores SIGHUP.
+    """
+    numbers = [*ASKING_SIGNALS, *(n for n in PASSING_SIGNALS if signal.getsignal(n) != signal.SIG_IGN)]
+    old = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

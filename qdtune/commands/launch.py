@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from qdtune.commands.dry_run import describe
+from qdtune.commands.output import drop_output
 from qdtune.commands.parser import Parser, exit_now, print_error, run_command
 from qdtune.commands.verb import Verb
+from qdtune.machine import handle_signals
 from qdtune.messages import one_line
 from qdtune.sweep.prepare import LaunchOptions, prepare_launch
 from qdtune.terminal import console
@@ -86,6 +92,20 @@ def _run(options: LaunchOptions, has_dashboard: bool) -> int:
         return _explain(error)
 
 
+@contextmanager
+def _stop_at_signal() -> Iterator[None]:
+    """Ends the process with one line at a signal before or after the sweep, which has handlers of its own."""
+
+    def handle(number: int, frame: Any) -> None:
+        with suppress(OSError, ValueError):  # the terminal may be gone
+            print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+        exit_now(128 + number)
+
+    with handle_signals(handle):
+        yield
+
+
+@_stop_at_signal()
 def launch_sweep(options: LaunchOptions, has_dashboard: bool) -> int:
     """Prepares and runs a sweep, in the order of imports that Ray needs; the exit code.
 
@@ -94,6 +114,7 @@ def launch_sweep(options: LaunchOptions, has_dashboard: bool) -> int:
     Raises:
         ValueError, OSError: as `prepare_launch` and `run_sweep`.
     """
+    drop_output()
     prepared = prepare_launch(options)
     from qdtune.sweep import cluster
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from qdtune.commands.output import OutputError, drop_output, open_streams
 from qdtune.machine import expand_home
 from qdtune.messages import SpecError, describe_unknown, one_line, user_error
+
+EXIT_STORAGE = 4  # the storage failed, or what a command prints has no room
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,9 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(command: Callable[[], int]) -> int:
     """The exit code of a command; a mistake of the user is told in one line each and gives 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # under LANG=C they could not print what a file may hold
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    open_streams()
     try:
         code = command()
         if sys.stdout is not None:
@@ -73,8 +73,12 @@ def run_command(command: Callable[[], int]) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 0
+    except OutputError as error:
+        drop_output()
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_STORAGE
 
 
 def print_error(error: Exception, codes: Mapping[type[Exception], int]) -> int:

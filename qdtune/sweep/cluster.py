@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdtune.machine import count_cpus, own_folder
+from qdtune.machine import PASSING_SIGNALS, count_cpus, own_folder
 from qdtune.messages import user_error
 from qdtune.sweep.placement import Node
 
@@ -163,20 +164,35 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
 
     with ExitStack() as stack:
         if ray_at.address is None:
-            context = ray.init(
-                address="local",
-                num_cpus=count_cpus(),  # Ray would count CPUs that this process may not use
-                dashboard_host="127.0.0.1",
-                include_dashboard=ray_at.dashboard,
-                object_store_memory=max(128 * 2**20, 2 * data_bytes),
-                _temp_dir=f"{stack.enter_context(own_folder())}/r",  # open to everybody, but its parent is not
-                **QUIET,
-            )
+            folder = stack.enter_context(own_folder())
+            with _shielded_from_signals():
+                context = ray.init(
+                    address="local",
+                    num_cpus=count_cpus(),  # Ray would count CPUs that this process may not use
+                    dashboard_host="127.0.0.1",
+                    include_dashboard=ray_at.dashboard,
+                    object_store_memory=max(128 * 2**20, 2 * data_bytes),
+                    _temp_dir=f"{folder}/r",  # open to everybody, but its parent is not
+                    **QUIET,
+                )
         else:
             context = _joined(ray_at.address)
         stack.callback(ray.shutdown)
         url = context.dashboard_url
         yield Cluster(nodes=tuple(nodes_now().values()), dashboard=f"http://{url}" if url else None)
+
+
+@contextmanager
+def _shielded_from_signals() -> Iterator[None]:
+    """Processes started within ignore the signals that a terminal or a batch system sends to all; the driver ends them.
+
+    Ray's processes would otherwise die of them, and with them what is being trained.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile comes now
 
 
 def nodes_now() -> dict[str, Node]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from qdtune import plugins
 from qdtune.datasets.load import Samples
-from qdtune.machine import handle_signals
+from qdtune.machine import PASSING_SIGNALS, handle_signals
 from qdtune.spec.groups import Resources
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
@@ -30,7 +30,7 @@ Drawing = Callable[[Any, Any], AbstractContextManager[None]]
 
 
 def run_sweep(prepared: Prepared, *, ray_at: RayAt, drawing: Drawing) -> int:
-    """Runs or finishes a sweep and prints its front; returns the exit code: 0, 3, 4, 130 or 143.
+    """Runs or finishes a sweep and prints its front; returns the exit code: 0, 3, 4, or 128 + a signal's number.
 
     Args:
         prepared: the launch.
@@ -50,8 +50,9 @@ def run_sweep(prepared: Prepared, *, ray_at: RayAt, drawing: Drawing) -> int:
             with join(0) as cluster:  # first, because the cluster may be too small or have another version
                 return _run(prepared, lambda _: nullcontext(cluster), drawing, early)
     except SystemExit:  # our early handler and Ray's answer a signal with it
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + (early[0] if early else signal.SIGTERM)
+        number = early[0] if early else signal.SIGTERM
+        print(f"stopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+        return 128 + number
 
 
 @contextmanager
@@ -64,9 +65,11 @@ def _join(ray_at: RayAt, resources: Resources, data_bytes: int) -> Iterator[Clus
 
 @contextmanager
 def _until_the_sweep(early: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the preparation; `early` notes them because Ray can swallow the exception."""
+    """Signals that stop a sweep end the preparation; `early` notes them because Ray can swallow the exception."""
 
     def handle(number: int, frame: Any) -> None:
+        if early and number in PASSING_SIGNALS:
+            return
         early.append(number)
         raise SystemExit(128 + number)
 

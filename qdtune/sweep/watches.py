@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import ray
 from ray import tune
 
-from qdtune.machine import handle_signals
+from qdtune.machine import PASSING_SIGNALS, handle_signals
 from qdtune.messages import format_count
 from qdtune.sweep.cluster import nodes_now
 from qdtune.sweep.placement import Node, Placement
@@ -91,22 +91,33 @@ def _watch_head(stopped: list[int], over: threading.Event) -> None:
 def _leave(what: str, code: int) -> NoReturn:
     """Prints the reason and what to do, and ends the process at once."""
     cursor = "\x1b[?25h" if sys.stdout is not None and sys.stdout.isatty() else ""  # the bar hides the cursor
-    os.write(2, f"{cursor}\n{what}; the same command goes on from here\n".encode())
+    _say(f"{cursor}\n{what}; the same command goes on from here\n")
     os._exit(code)
+
+
+def _say(text: str) -> None:
+    """Prints on standard error, if that can be done."""
+    with suppress(OSError):  # the terminal may have gone away, which may be why the sweep stops
+        os.write(2, text.encode())
 
 
 @contextmanager
 def note_signals(received: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the sweep in order, a second signal ends it at once; `received` notes them.
+    """A signal that stops a sweep ends it in order, a second one at once; `received` notes them.
+
+    A second one of `PASSING_SIGNALS` is none, as a shell that ends passes on the SIGHUP that a closed terminal sends
+    to all.
 
     Enter it after ray.init, which sets its own handlers.
     """
 
     def handle(number: int, frame: Any) -> None:
+        if received and number in PASSING_SIGNALS:
+            return
         received.append(number)
         if len(received) > 1:
             _leave("stopped", 128 + number)
-        os.write(2, b"\nstopping in order, what is finished is kept (once more: stop at once)\n")
+        _say("\nstopping in order, what is finished is kept (once more: stop at once)\n")
 
     with handle_signals(handle):
         yield

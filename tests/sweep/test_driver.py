@@ -34,13 +34,12 @@ def command(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "COLUMNS": "80"}
 
-    def start(bits="[1, 4]", *options, batch_size=32, epochs=2, dashboard=False, **how):
+    def start(bits="[1, 4]", *options, batch_size=32, epochs=2, dashboard=False, output=subprocess.PIPE, **how):
         (folder / "tiny.yaml").write_text(SWEEP % (bits, batch_size, epochs))
         more = [] if dashboard else ["--no-dashboard"]  # which takes seconds to start
         line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml", *options, *more]
-        return subprocess.Popen(
-            line, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how
-        )
+        pipes = {"stdout": output, "stderr": subprocess.PIPE if output == subprocess.PIPE else output}
+        return subprocess.Popen(line, cwd=folder, env=environment, text=True, **pipes, **how)
 
     def run(*arguments, **changes):
         process = start(*arguments, **changes)
@@ -254,3 +253,12 @@ for text in ("Raylet is terminated. Termination is unexpected.\\n    [state-dump
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "another message" in done.stdout
     assert "state-dump" not in done.stdout
+
+
+def test_a_sweep_that_nobody_can_read_ends_in_its_table(command):
+    """The disk of the log is full, and standard error is closed: 4 files of results could be written into instead."""
+    with open("/dev/full", "wb") as full:
+        process = command.start(output=full, preexec_fn=lambda: os.close(2))
+    assert process.wait(110) == 0
+    assert len(finished(command)) == 4
+    assert (command.folder / "pareto.parquet").exists()

@@ -1,11 +1,14 @@
 """Blows that end a sweep, at any moment: the same command finishes it, and the table is the undisturbed one."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import random
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -226,6 +229,30 @@ def test_a_disk_that_is_full_for_longer_than_a_trial_takes(command, small_disk, 
         assert len(finished(command)) == 16
     else:
         assert "No space left on device: mend that and run the same command again, what was finished is kept" in err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_away_stops_a_sweep_in_order_or_not_at_all_under_nohup(command, ignored):  # noqa: F811
+    """The kernel sends SIGHUP to all of the terminal's processes, and every later write to it fails."""
+    ours, theirs = pty.openpty()
+
+    def attach():
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20, output=theirs, preexec_fn=attach)
+    os.close(theirs)
+    while not finished(command):
+        assert os.read(ours, 1 << 16)
+    os.close(ours)
+    assert process.wait(120) == (0 if ignored else 129)
+    kept = finished(command)
+    assert 0 < len(kept) <= 16
+    assert len(kept) == 16 or not ignored
+    assert (command.folder / "pareto.parquet").exists(), "the sweep ended in order"
 
 
 TWO_NODES = """
