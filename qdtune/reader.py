@@ -2,6 +2,7 @@
 
 load("0a1b2c3d4e5f.safetensors").logits(x)  # x (B, I): uint8 pixels or floats, see WANTED -> float32 (B, O)
 load("0a1b2c3d4e5f.safetensors").tensors    # name -> array; weights are float32 (O, I); packed.py has the layout
+                                            # NAME.codes: int32, the codes of the weight NAME
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ ACTIVATIONS: dict[str, Any] = {"identity": lambda x: x, "tanh": np.tanh, "hardta
 ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x)}
 ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
 OPERATIONS: dict[str, Any] = {  # layers with tensors: functions of x, the operation `op`, and all tensors `t`
-    "linear": lambda x, op, t: (
-        round_input(x, op, t) @ t[op["weight"]].T + (0 if op["bias"] is None else t[op["bias"]])
-    ),
+    "linear": lambda x, op, t: multiply(x, op, t) + (0 if op["bias"] is None else t[op["bias"]]),
     "affine": lambda x, op, t: x * t[op["scale"]] + t[op["shift"]],
 }
 
@@ -89,7 +88,9 @@ def load(file: str | Path | bytes) -> Model:
             stored[name], place = np.frombuffer(data[begin:end], dtype).reshape(shape), end
         _must(place == len(data), f"the tensors must fill {len(data)} bytes of data, got {place}")
         few_bits = [op for op in program["ops"] if op.get("bits", 32) != 32]
-        weights = {op["weight"]: stored[op["step"]] * codes(stored, op).astype(np.float32) for op in few_bits}
+        found_codes = {op["weight"]: codes(stored, op) for op in few_bits}
+        weights = {op["weight"]: stored[op["step"]] * found_codes[op["weight"]].astype(np.float32) for op in few_bits}
+        weights |= {f"{name}.codes": array for name, array in found_codes.items()}
         if program["model"] == "mlp":  # a forward pass of zero rows checks all shapes
             Model(program, stored, stored | weights).logits(np.zeros((0, program["inputs"]), np.uint8))
         return Model(program, stored, stored | weights)
@@ -108,12 +109,24 @@ def codes(stored: dict[str, np.ndarray], op: dict[str, Any]) -> np.ndarray:
     return (found.reshape(shape) * (1 + binary) + low).astype(np.int32)
 
 
+def multiply(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
+    """q(x) W^T of a linear operation. Codes are summed as whole numbers, which is exact in any order."""
+    if op["act_bits"] is None or op.get("bits", 32) == 32:
+        return round_input(x, op, t) @ t[op["weight"]].T
+    sums = input_codes(x, op, t).astype("f8") @ t[f"{op['weight']}.codes"].T.astype("f8")
+    return sums.astype(np.float32) * (t[op["input_step"]] * t[op["step"]]).ravel()
+
+
 def round_input(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
     """The input of an operation, rounded to its levels; unchanged if `act_bits` is None."""
-    if op["act_bits"] is None:
-        return x
-    step, (low, high, binary) = t[op["input_step"]], GRIDS[op["act_bits"], op.get("input_levels")]
-    return np.where(x >= 0, step, -step) if binary else step * np.clip(np.round(x / step), low, high)
+    return x if op["act_bits"] is None else t[op["input_step"]] * input_codes(x, op, t)
+
+
+def input_codes(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
+    """The codes of the input of an operation with `act_bits`: whole numbers, as float32."""
+    low, high, binary = GRIDS[op["act_bits"], op.get("input_levels")]
+    found = np.where(x >= 0, 1, -1) if binary else np.clip(np.round(x / t[op["input_step"]]), low, high)
+    return found.astype(np.float32)
 
 
 def _must(holds: bool, what: str) -> None:

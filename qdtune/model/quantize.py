@@ -69,20 +69,33 @@ def _find_observers(model: nn.Module) -> list[Quantizer]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor) -> None:
-    """Sets the step sizes of all activation quantisers from one batch x (B, ...), in order of use."""
+    """Sets the step sizes of all activation quantisers from one batch x (B, ...), in order of use.
 
-    def set_first(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        quantizer.start(args[0])  # type: ignore[operator]
+    A layer that is called more than once gets one step size, from the inputs of all its calls so far.
+    """
+    seen: dict[nn.Module, list[Tensor]] = {}
 
-    observers = _find_observers(model)
-    hooks = [m.register_forward_pre_hook(set_first) for m in observers]
+    def collect(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls = seen.setdefault(layer, [])
+        calls.append(args[0])
+        layer.input_quantizer.start(join_rows(calls))  # type: ignore[operator, union-attr]
+
+    layers = [m for m in model.modules() if isinstance(getattr(m, "input_quantizer", None), Quantizer)]
+    hooks = [layer.register_forward_pre_hook(collect) for layer in layers]
     try:
-        if observers:
+        if layers:
             model.eval()
             model(x)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def join_rows(inputs: Sequence[Tensor]) -> Tensor:
+    """Inputs (B, ..., I) of one layer as one tensor; their shapes may differ before the last axis."""
+    if len({x.shape[1:] for x in inputs}) == 1:
+        return torch.cat(list(inputs)) if len(inputs) > 1 else inputs[0]
+    return torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])
 
 
 def count_sizes(model: nn.Module) -> Sizes:

@@ -45,6 +45,7 @@ def scale_mix(bits: int, levels: str, scale: str) -> tuple[float, float, float]:
     """The factors of max - min, of mean |x| and of the learned step; their sum is the step size.
 
     `minmax` puts the outermost codes on the extremes: (max - min) / 2Q, as the notebook does; mean |x| at one bit.
+    Of a range that does not hold zero, or has one value, it is max |x| / Q.
     `absmean` is mean |x| / sqrt(Q). This is mean |x| at one bit (XNOR-Net, Rastegari et al. 2016, section 3.1) and
     for three levels (BitNet b1.58, Ma et al. 2024, section 2). At more bits it is half the initial step of LSQ.
     Among steps from 0.2 to 1.3 mean |x|, it was at or near the best at 3, 4 and 8 bits and depths 1 to 3 (measured,
@@ -135,7 +136,11 @@ class Quantizer(nn.Module):
         """The step size of x by the rule, 0-dim or (O, 1), > 0."""
         fixed = x.detach()
         low, high = torch.aminmax(fixed) if self.rows is None else torch.aminmax(fixed, dim=-1, keepdim=True)
-        spread, mean = high - low, self._mean_magnitude(fixed)
+        # A range without zero, or of one value: its largest magnitude gets the outermost code. max - min, which is 0
+        # for one value, would put every value of it beyond the last code.
+        beside = (low > 0) | (high < 0) | (low == high)
+        reach = torch.maximum(-low, high) * ((self.high - self.low) / self.high)
+        spread, mean = torch.where(beside, reach, high - low), self._mean_magnitude(fixed)
         # The gradient of a learned step is divided by sqrt(N * Q). N is the number of weights that share it, or of
         # features of one sample (Esser et al. 2020, section 2.2).
         count = x.numel() if self.rows is None and not self.observe else x[0].numel()
@@ -158,7 +163,15 @@ class Quantizer(nn.Module):
         if self.observe:
             signed = bool((x < 0).any()) if self.signed is None else self.signed
             self._set_levels("symmetric" if signed else "unsigned")
-        apart = 2 * self._mean_magnitude(x) / self.high.sqrt()
+        mean = self._mean_magnitude(x)
+        # A step learned from zero would stay there: its weights would lie beyond the grid, where gradients end. So
+        # the step of zeros is that of a mean of 1; of a dead channel, that of the others.
+        others = mean.sum() / (mean > 0).sum().clamp_min(1)
+        mean = torch.where(mean > 0, mean, torch.where(others > 0, others, 1.0))
+        apart = 2 * mean / self.high.sqrt()
+        # Half a step rounds to zero. With codes -1, 0, 1, all values of one magnitude would.
+        peak = x.abs().amax() if self.rows is None else x.abs().amax(-1, keepdim=True)
+        apart = torch.where((apart >= 2 * peak) & (peak > 0), peak, apart)
         self.step.copy_(torch.where(self.binary, apart / 2, apart).clamp_min(SMALLEST_STEP))
         if self.observe:
             self.running.copy_(self.step_size(x))

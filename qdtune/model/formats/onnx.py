@@ -1,4 +1,4 @@
-"""A packed model as an ONNX graph: its codes with DequantizeLinear, quantised inputs with QuantizeLinear.
+"""A packed model as an ONNX graph: products of codes where both are quantised, else weights with DequantizeLinear.
 
 Opset 21, the first whose codes may have 4 and 16 bits (ONNX, operators QuantizeLinear and DequantizeLinear). Weights
 of 1 to 4 bits are int4, two to a byte, of up to 8 int8, of up to 16 int16: ONNX has no types between these.
@@ -6,6 +6,7 @@ of 1 to 4 bits are int4, two to a byte, of up to 8 int8, of up to 16 int16: ONNX
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qdtune.reader import GRIDS, Model, codes
 from qdtune.spec.choices import FLOAT_BITS
 
 OPSET, IR_VERSION = 21, 10
+EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
 INTERFACE = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
 RAW_DTYPES = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
 
@@ -124,32 +126,64 @@ class Graph:
     def tensor(self, name: str) -> str:
         return self.constant(self.model.stored[name], name=name)
 
+    def product(self, op: dict[str, Any], x: str, kind: str, **attributes: Any) -> str:
+        """Adds the product of an operation's input and weight, a node of a `kind` such as `Gemm`, without its bias.
+
+        If both are quantised, it multiplies codes, in a type that holds their sums exactly, and both steps
+        afterwards. So every runtime finds the same sums. QuantizeLinear and DequantizeLinear around a Gemm would
+        invite a runtime to fuse them, and such kernels saturate or refuse some shapes (onnxruntime#16105, #25259).
+        """
+        if op["act_bits"] is None or op["bits"] == FLOAT_BITS:
+            return self.add(kind, [self.quantized_input(op, x), self.weight(op)], **attributes)
+        step = self.model.stored[op["input_step"]]
+        inputs = self.input_codes(op, x)
+        weights = self.add("DequantizeLinear", [self.weight_codes(op), self.number(1.0)])
+        is_long = _largest_sum(op) >= EXACT_FLOAT32
+        if is_long:
+            inputs, weights = (self.add("Cast", [each], to=_library().TensorProto.DOUBLE) for each in (inputs, weights))
+        sums = self.add(kind, [inputs, weights], **attributes)
+        if is_long:
+            sums = self.add("Cast", [sums], to=_library().TensorProto.FLOAT)
+        return self.add("Mul", [sums, self.constant((step * self.model.stored[op["step"]]).ravel())])
+
     def weight(self, op: dict[str, Any]) -> str:
         """Adds the weight of an operation, in the shape of the operation."""
         if op["bits"] == FLOAT_BITS:
             return self.tensor(op["weight"])
-        narrow = next(n for n in (4, 8, 16) if op["bits"] <= n)
-        inputs = [self.constant(codes(self.model.stored, op), f"INT{narrow}", op["weight"])]
+        codes_name = self.weight_codes(op)
         if not self.model.stored[op["step"]].ndim:
-            return self.add("DequantizeLinear", [*inputs, self.tensor(op["step"])])
+            return self.add("DequantizeLinear", [codes_name, self.tensor(op["step"])])
         steps = self.constant(self.model.stored[op["step"]].ravel(), name=op["step"])
-        return self.add("DequantizeLinear", [*inputs, steps], axis=0)  # a step for each output channel
+        return self.add("DequantizeLinear", [codes_name, steps], axis=0)  # a step for each output channel
+
+    def weight_codes(self, op: dict[str, Any]) -> str:
+        """Adds the codes of the weight of an operation of few bits, in the narrowest type that holds them."""
+        narrow = next(n for n in (4, 8, 16) if op["bits"] <= n)
+        return self.constant(codes(self.model.stored, op), f"INT{narrow}", op["weight"])
 
     def quantized_input(self, op: dict[str, Any], x: str) -> str:
-        """Adds the quantisation of an operation's input, if it has any; the name of what the operation takes."""
+        """Adds the rounding of an operation's input to its levels; x itself if it is float."""
         if op["act_bits"] is None:
             return x
-        step = float(self.model.stored[op["input_step"]])
+        return self.add("Mul", [self.input_codes(op, x), self.constant(self.model.stored[op["input_step"]])])
+
+    def input_codes(self, op: dict[str, Any], x: str) -> str:
+        """Adds the codes of an operation's input: whole numbers, as floats."""
         low, high, binary = GRIDS[op["act_bits"], op.get("input_levels")]
-        up = self.number(step)
-        if binary:  # two levels and no zero between them: QuantizeLinear has no such grid
-            return self.add("Where", [self.add("GreaterOrEqual", [x, self.number(0.0)]), up, self.number(-step)])
+        if binary:
+            is_up = self.add("GreaterOrEqual", [x, self.number(0.0)])
+            return self.add("Where", [is_up, self.number(1.0), self.number(-1.0)])
+        # Round takes halves to the even neighbour, as the reader does.
+        x = self.add("Round", [self.add("Div", [x, self.constant(self.model.stored[op["input_step"]])])])
         # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
-        x = self.add("Min", [self.add("Max", [x, self.number(low * step)]), self.number(high * step)])
-        kind = f"{'INT' if low else 'UINT'}{8 if high - low < 256 else 16}"
-        zero = self.constant(np.array(0), kind)
-        # QuantizeLinear rounds halves to the even neighbour, as the reader does.
-        return self.add("DequantizeLinear", [self.add("QuantizeLinear", [x, up, zero]), up, zero])
+        return self.add("Min", [self.add("Max", [x, self.number(low)]), self.number(high)])
+
+
+def _largest_sum(op: dict[str, Any]) -> int:
+    """No sum of an operation's products of codes is larger than this."""
+    ends = [GRIDS[op["act_bits"], op.get("input_levels")], GRIDS[op["bits"], op.get("levels")]]
+    most = [max(-low, high) for low, high, _ in ends]
+    return math.prod(op["shape"][1:]) * most[0] * most[1]
 
 
 def _nibbles(values: np.ndarray[Any, Any]) -> bytes:

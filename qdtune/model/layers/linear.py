@@ -81,7 +81,10 @@ class QuantLinear(Quantized, nn.Linear):
         self.take_over(linear, weight_bits, act_bits, scale, levels, granularity)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., I) -> (..., O)
-        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        if self.training or self.weight_quantizer is None or self.input_quantizer is None:
+            return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        sums = self.multiply(F.linear, x)
+        return sums if self.bias is None else sums + self.bias
 
 
 class Linear(MatrixKind):
@@ -100,5 +103,5 @@ class Linear(MatrixKind):
         return nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
 
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
-        bias = [] if op["bias"] is None else [graph.tensor(op["bias"])]
-        return graph.add("Gemm", [graph.quantized_input(op, x), graph.weight(op), *bias], transB=1)
+        product = graph.product(op, x, "Gemm", transB=1)
+        return product if op["bias"] is None else graph.add("Add", [product, graph.tensor(op["bias"])])

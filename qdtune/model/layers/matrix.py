@@ -8,6 +8,7 @@ chain of factors and adds its nodes to an ONNX graph.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -71,6 +72,29 @@ class Quantized(nn.Module):
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input as the layer computes with it."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
+
+    def multiply(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, channel_axis: int = -1) -> Tensor:
+        """`function(x, weight)` on the input and the weight as the layer computes with them.
+
+        In evaluation, if both are quantised, the function sums codes, which are whole numbers, and the sums are
+        multiplied by both steps. Such sums are exact in any order, so every runtime finds the same ones. A sum of
+        values has rounding errors, which decide the sign of a sum that is really 0: at one bit, most samples have
+        one (measured, MNIST, 784-24-10, depth 2).
+
+        Args:
+            function: bilinear, such as `torch.nn.functional.linear`.
+            x: the input.
+            channel_axis: of what the function returns, the axis of the O channels.
+        """
+        own, of_input = self.weight_quantizer, self.input_quantizer
+        if self.training or own is None or of_input is None:
+            return function(self.quantized_input(x), self.quantized_weight())
+        codes, step = self.weight_codes()
+        input_step = of_input.current_step(x)
+        inputs = round_to_codes(x, input_step, of_input.grid)
+        sums = function(inputs.double(), codes.double()).to(x.dtype)  # double holds whole numbers up to 2^53
+        scale = input_step * step.flatten()  # (1,), or (O,)
+        return sums * scale.view(-1, *[1] * (-channel_axis - 1))
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer computes with it."""
