@@ -137,7 +137,7 @@ def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Fi
     named = _published(others, size, accuracy)
     seeds = max((row["n"] for row in drawn.front), default=0)
     band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
-    hollow = "Hollow: not trained to its end (stopped early, say), as it was then."
+    hollow = "Hollow: stopped early or failed, with the last accuracy."
     text = f"Step line: the most accurate configuration up to a size{band}. {hollow}"
     if others:
         text = f"Step line: the front, chosen by validation accuracy{band}. {CAVEAT}"
@@ -149,7 +149,7 @@ def _front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Fi
             *layers, _ring(split, size, accuracy), points.add_params(_hover(first)).properties(name="points"), *named
         )
         chart = alt.vconcat(chart.properties(width=WIDTH, height=HEIGHT), _hovered(drawn), spacing=24)
-        text += " Point at one: its learning curve is below, and dashed that of what beat it."
+        text += " Point at a mark: its learning curve is below, and dashed the curve of the one that beat it."
     title = "Test accuracy against bytes" if others else "Accuracy against bytes"
     return Figure("front", title, text, styled(chart))
 
@@ -307,7 +307,7 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure | None:
         chart = alt.layer(*_front_layers(steps, size, accuracy, faint=True), points)
         charts.append(chart.properties(width=SMALL, height=150, title=f"{title_of(axis)}: {value}"))
     caption = (
-        "The grey line is the front of all configurations, the same in each panel. Hollow: not trained to its end."
+        "The grey line is the front of all configurations, the same in each panel. Hollow: stopped early or failed."
     )
     return Figure(name, f"By {title_of(axis)}", caption, styled(alt.concat(*charts, columns=3)))
 
@@ -332,8 +332,8 @@ def _heatmap(drawn: Sheet) -> Figure:
     chart = alt.layer(boxes.encode(color=alt.Color("error:Q", scale=scale, legend=None)), text)
     width, height = max(200, min(WIDTH, 80 * len(bits))), max(60, 42 * len(depths))
     caption = (
-        "Best mean validation accuracy among the configurations of a cell that were trained to their end, whatever "
-        "their other axes; darker is better. Where there is none, the word says how they ended."
+        "The best mean validation accuracy of a cell, over all other axes; darker is better. If no configuration of "
+        "a cell finished, a word says how they ended."
     )
     return Figure("heatmap", "Depth and bits", caption, styled(chart.properties(width=width, height=height)))
 
@@ -367,7 +367,7 @@ def _curves(drawn: Sheet) -> Figure | None:
     others = sum(1 for row in drawn.rows if row["curve"] and not row["front"])
     shown = sum(1 for row in drawn.rows if row["drawn"] and not row["front"])
     some = f" ({shown:,} of {others:,}, evenly chosen)" if others > MOST_FAINT else ""
-    caption = f"Mean over seeds after each epoch. Grey: what is not on the front{some}."
+    caption = f"Mean over seeds after each epoch. Grey: configurations that are not on the front{some}."
     return Figure("curves", "Learning curves", caption, styled(chart), has_curves=True)
 
 

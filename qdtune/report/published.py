@@ -49,8 +49,8 @@ PUBLISHED = (
     Published("MLP 256-128-64, float", "fashion_mnist", 971_048, 0, None, 0.9000, _FASHION),
 )
 CAVEAT = (
-    "Published networks: test accuracy, as ours here. Brevitas kept the epoch that was best on the test set, so its "
-    "figures are optimistic; ours are those of the last epoch."
+    "Published networks and ours are compared by test accuracy. Brevitas kept the epoch that was best on the test "
+    "set, so its figures are optimistic. Ours are from the last epoch."
 )
 
 
