@@ -142,7 +142,7 @@ def last(trial, tensors, compile="never"):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"depth": 1, "act_bits": 8, "scale": "lsq"}, {"factor_init": "svd"}], ids=str
+    "changes", [{}, {"depth": 3, "act_bits": 8, "scale": "lsq"}, {"factor_init": "isometry"}], ids=str
 )
 def test_our_own_mlp_as_a_factory_gives_the_numbers_of_the_built_in_one(tmp_path, tensors, changes):
     factory = "qdtune.model.networks:build_mlp"
@@ -304,10 +304,10 @@ BAD_MODELS = [
     ),
     (f"{NET}return 7", r"planted:f must return an nn.Module, got int"),
     (f"{NET}return nn.Conv1d(1, 1, 1)", r"without any nn.Linear: there is nothing to split"),
-    (f"{NET}return nn.Linear(inputs, 5)", r"float32 logits of shape \(2, 4\), got torch.float32 of shape \(2, 5\)"),
+    (f"{NET}return nn.Linear(inputs, 5)", r"float32 logits of shape \(8, 4\), got torch.float32 of shape \(8, 5\)"),
     (f"{NET}return nn.Linear(3, classes)", r"cannot be called: RuntimeError: .*mat1 and mat2 shapes cannot"),
-    (f"{NET}return nn.Linear(inputs, classes).double()", r"parameter weight is torch.float64, or frozen"),
-    (f"{LINEAR}return m.requires_grad_(False)", r"parameter weight is torch.float32, or frozen"),
+    (f"{NET}return nn.Linear(inputs, classes).double()", r"parameter weight is torch.float64: parameters must be"),
+    (f"{LINEAR}return m.requires_grad_(False)", r"whose parameters are all frozen"),
     (
         f"N = iter([1, 2])\n{NET}return nn.Sequential(*[nn.Linear(16, 4)] * next(N))",
         r"the same model for the same seed",
@@ -315,7 +315,7 @@ BAD_MODELS = [
     (f"N = iter([1])\n{NET}return nn.Linear(16, 4) if next(N, 0) else 'x'", r"must return an nn.Module, got str"),
     (f"{SEQ}(nn.Linear(16, 4), nn.Dropout(0.2))", r"with dropout 0.2 in 1: replicas that .* draw, set it to 0"),
     (f"{SEQ}(nn.Linear(16, 8), nn.TransformerEncoderLayer(8, 2, 8))", r"with dropout 0.1 in 1.self_attn: "),
-    (f"{TWO}return nn.functional.dropout(s.b(x), 0.5)", rf"{UNTRAINABLE}RuntimeError: vmap: called random operation"),
+    (f"{TWO}return nn.functional.dropout(s.b(x), 0.5)", r"answers a row otherwise when .* or again"),
     (f"{TWO}return s.b(x) if s.a(x).sum() > 0 else s.b(-x)", rf"{UNTRAINABLE}RuntimeError: vmap: .* data-dependent"),
     (
         f"{TWO}return s.b(x @ s.a.weight)",
@@ -330,7 +330,7 @@ BAD_MODELS = [
         r"1.bias is also its 0.bias",
     ),
     (f"{LINEAR}m.register_forward_hook(lambda *a: None)\n    return m", r"with hooks on an nn.Linear"),
-    (f"{LINEAR}m.scale = torch.ones(4)\n    return m", r"with a tensor in an attribute of it "),
+    (f"{LINEAR}m.scale = torch.ones(4)\n    return m", r"with a tensor in the attribute scale that is not trained"),
     (f"import random\n{LINEAR}m.weight.data += random.random()\n    return m", r"the same model for the same seed"),
 ]
 

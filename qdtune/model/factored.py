@@ -32,11 +32,14 @@ def decompose(
     generator: torch.Generator | None = None,
     decomposed: str = "all",
     norm: bool = False,
+    head: int | None = None,
+    keeps_whole: bool = False,
 ) -> nn.Module:
     """The model with every layer split into `depth` factors, at any level, if its kind can split it; in place.
 
     A chain is split again: its product is one matrix, which gets new factors. A layer used in two places stays one
-    layer. Over 50 lines because of this docstring.
+    layer. A frozen layer, whose weight requires no gradient, is not split: new factors would never be trained.
+    Over 50 lines because of this docstring.
 
     Args:
         model: any module; if it is a layer that is split, the returned module replaces it.
@@ -50,11 +53,12 @@ def decompose(
             2015, section 2). `svd` starts from the layer's own weights: it drops the singular values above the
             inner width, and the factors share the others evenly.
         generator: the source of the draws.
-        decomposed: `all`, or `hidden`: the head, which is the last of these layers in the order of modules, stays
-            one factor. The logits then have the same rank at every depth. A head 24 -> 10 split in two has rank 7,
+        decomposed: `all`, or `hidden`: the head, which is the last of these layers, stays one factor. The logits then have the same rank at every depth. A head 24 -> 10 split in two has rank 7,
             split in eight rank 4.
         norm: whether a batch normalisation (Ioffe and Szegedy 2015, section 3.2) follows every factor but the
             last, before the activation. One-bit factors between rectifiers train only with it.
+        head: the place of the head among the layers that are split; None: the last in the order of modules.
+        keeps_whole: whether a layer that gets one factor keeps its own weights, whatever `factor_init` says.
 
     Raises:
         ValueError: an unknown name, depth below 1, or `svd` of factors with an activation between them.
@@ -62,15 +66,17 @@ def decompose(
     FACTOR_INIT.check(factor_init)
     DECOMPOSE.check(decomposed)
     layers = dict.fromkeys(_find_splittable(model))  # a shared layer counts once, at its first place
-    head = [*layers][-1] if layers and decomposed == "hidden" else None
+    spared = [*layers][-1 if head is None else head] if layers and decomposed == "hidden" else None
 
     def split(layer: nn.Module) -> nn.Module | None:
         kind = splitter_of(layer)
-        if kind is None:
+        if kind is None or is_frozen(layer):
             return None
         last: Any = last_factor(layer)
-        matrix = _multiply_factors(layer) if factor_init == "svd" else None
-        chain = kind.split(layer, 1 if layer is head else depth, activation, norm).to(last.weight)
+        own_depth = 1 if layer is spared else depth
+        keeps_weights = factor_init == "svd" or (keeps_whole and own_depth == 1)
+        matrix = _multiply_factors(layer) if keeps_weights else None
+        chain = kind.split(layer, own_depth, activation, norm).to(last.weight)
         weights = [_weight_matrix(factor) for factor in chain.factors]
         if matrix is not None:
             _fill_by_svd(weights, matrix)
@@ -78,7 +84,8 @@ def decompose(
             _draw_weights(weights, factor_init, isinstance(chain.activation, RECTIFIERS), generator)
         if last.bias is not None:
             with torch.no_grad():
-                last_factor(chain).bias.copy_(last.bias)  # type: ignore[operator]
+                bias: Any = last_factor(chain).bias
+                bias.copy_(last.bias).requires_grad_(last.bias.requires_grad)
         return chain
 
     # Modules draw their first weights from the global generator. If another one is given, the global one is restored.
@@ -89,10 +96,17 @@ def decompose(
 def _find_splittable(module: nn.Module) -> Iterator[nn.Module]:
     """The layers that `decompose` splits, in the order of modules."""
     if splitter_of(module) is not None:
-        yield module
+        if not is_frozen(module):
+            yield module
     else:
         for child in module.children():
             yield from _find_splittable(child)
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether a layer, or a chain of factors, keeps its weight in training."""
+    last: Any = last_factor(layer)
+    return not last.weight.requires_grad
 
 
 def swap_modules(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -151,6 +151,8 @@ class Configuration(_AxisFields):
         data = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("own_")}
         if self.own_model:  # the source of a factory names what it builds; without a factory the key is absent
             data["own_model"] = {"factory": self.own_model.factory, "sha256": self.own_model.sha256}
+            if self.own_model.structure and self.own_model.structure.loaded:
+                data["own_model"]["loaded"] = self.own_model.structure.loaded
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         if self.act_bits is not None:

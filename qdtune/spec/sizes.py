@@ -156,6 +156,9 @@ class Structure(NamedTuple):
         factor_norms: whether the features between the factors of a layer are normalised too.
         other: all other trainable numbers.
         other_bytes: the bytes of these numbers and of the buffers of the model.
+        head: the place, among the layers that are split, of the one that runs last; None: the last of them.
+        loaded: a hash of the first weights that no seed changes, such as those of a checkpoint; empty if there are
+            none.
     """
 
     layers: tuple[LayerShape, ...]
@@ -163,12 +166,14 @@ class Structure(NamedTuple):
     other: int = 0
     other_bytes: int = 0
     factor_norms: bool = False
+    head: int | None = None
+    loaded: str = ""
 
     def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
         """The widths of each layer's factors; with `hidden` the last layer that could be split stays whole."""
         split = [k for k, layer in enumerate(self.layers) if layer.is_split]
-        if decompose == "hidden":
-            split = split[:-1]
+        if decompose == "hidden" and split:
+            del split[-1 if self.head is None else self.head]
         return [
             factor_dims(layer.inputs, layer.outputs, depth if k in split else 1)
             for k, layer in enumerate(self.layers)

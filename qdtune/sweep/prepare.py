@@ -149,7 +149,7 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
             check_loggers(asked.run.loggers, options.runs_dir)
     with blame_source(options.sweep):
         asked, data, data_dir = _choose_data(asked, options)
-        asked, spec, planned = _decide_on(asked, asked.data.names[0])
+        asked, spec, planned = _decide_on(asked, asked.data.names[0], None if isinstance(data, Unread) else data)
         forecast = _forecast(spec, options)
     earlier = _read_earlier(options, folder)
     comparable = _find_comparable(asked, data, data_dir, folder, earlier, options.is_dry)
@@ -181,7 +181,7 @@ def read_data(prepared: Prepared, out: Any) -> tuple[Prepared, Samples, list[str
         out.print(f"{names[0]} is not in {data_dir}: downloading it")
     data, notes = load(names, data_dir, lambda name: prepared.asked.resolve(name).data.val_size)
     if data.name != prepared.spec.data.names[0]:  # another data set has other configurations
-        asked, spec, planned = _decide_on(prepared.asked, data.name)
+        asked, spec, planned = _decide_on(prepared.asked, data.name, data)
         prepared = replace(prepared, asked=asked, spec=spec, plan=planned)
     if data.name not in prepared.comparable:
         check_comparable(prepared.spec, prepared.earlier, prepared.folder, notes[0] if notes else None)
@@ -228,17 +228,18 @@ def _choose_data(spec: Spec, options: LaunchOptions) -> tuple[Spec, Samples | Un
     return spec, Unread(names, next((name for name in names if on_disk(name, data_dir)), None)), data_dir
 
 
-def _decide_on(asked: Spec, dataset: str) -> tuple[Spec, Spec, Plan]:
+def _decide_on(asked: Spec, dataset: str, data: Samples | None) -> tuple[Spec, Spec, Plan]:
     """The spec with its model known, the same on one data set, and its configurations there.
 
-    A model of the user's own is built for each choice of hidden widths, and trained once for a moment.
+    A model of the user's own is built for each choice of hidden widths, and trained once for a moment, on rows of
+    the data if it is read already.
     """
     spec = asked.resolve(dataset)
     if spec.model.factory:
         from qdtune.training.own_model import describe_own_model, try_own_model  # torch
 
-        spec = describe_own_model(spec)
-        try_own_model(spec)
+        spec = describe_own_model(spec, data)
+        try_own_model(spec, data)
         asked = asked.changed("model", sha256=spec.model.sha256)
     return asked, spec, plan(spec)
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import vmap
 
 from qdtune.datasets.load import Samples
 from qdtune.training.augment import distort_images
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
-from qdtune.training.step import Stack, StepShape, make_step, normalise
+from qdtune.training.step import Stack, StepShape, make_step, normalise, predict_logits
 
 if TYPE_CHECKING:
     from qdtune.spec.groups import Phase
@@ -95,10 +95,8 @@ class Cohort:
         batch_size: int,
         compile: bool,
     ) -> None:
-        params, buffers = stack_module_state(replicas)
         self.device = data.train_x.device
-        self.params: Stack = {name: p.detach().clone().to(self.device) for name, p in params.items()}
-        self.buffers: Stack = {name: b.to(self.device) for name, b in buffers.items()}
+        self.params, self.buffers = stack_replicas(replicas, self.device)
         self.losses = torch.zeros(len(seeds), device=self.device)  # summed over the steps of an epoch
         self.generators = [make_generator(purpose, seed) for seed in seeds]
         self.phase, self.data, self.batch_size, self.purpose = phase, data, batch_size, purpose
@@ -154,13 +152,15 @@ class Cohort:
         self.template.eval()
 
         def predict(params: Stack, buffers: Stack, x: Tensor) -> Tensor:
-            return functional_call(self.template, (params, buffers), (x,)).argmax(-1)
+            return predict_logits(self.template, params, buffers, x, self.shape.classes).argmax(-1)
 
         hits = torch.zeros(len(self.generators), dtype=torch.int64, device=self.device)
         for rows, labels in zip(x.split(EVAL_ROWS), y.split(EVAL_ROWS), strict=True):
             answers = vmap(predict, in_dims=(0, 0, None))(self.params, self.buffers, normalise(rows))
             hits += (answers == labels).sum(-1)
-        return [count / len(y) for count in hits.tolist()]  # in double precision: equal counts give equal means
+        counts = hits.tolist()
+        assert all(0 <= count <= len(y) for count in counts), f"{counts} of {len(y)} rows cannot be right"
+        return [count / len(y) for count in counts]  # in double precision: equal counts give equal means
 
     @torch.no_grad()
     def unstack(self, replicas: list[nn.Module]) -> None:
@@ -168,6 +168,18 @@ class Cohort:
         for k, replica in enumerate(replicas):
             for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
                 tensor.copy_((self.params | self.buffers)[name][k])
+
+
+@torch.no_grad()
+def stack_replicas(replicas: list[nn.Module], device: torch.device) -> tuple[Stack, Stack]:
+    """Copies of what training changes, and of the rest: buffers and frozen parameters; each stacked by name."""
+    params: Stack = {}
+    buffers: Stack = {}
+    states = [dict((*replica.named_parameters(), *replica.named_buffers())) for replica in replicas]
+    for name, first in states[0].items():
+        stack = params if first.requires_grad else buffers
+        stack[name] = torch.stack([state[name].to(device) for state in states])
+    return params, buffers
 
 
 def make_generator(purpose: str, seed: int) -> torch.Generator:

@@ -1,60 +1,73 @@
 """Checks a user's model once, in the driver: describes what it consists of, and tests that it can be trained.
 
 Only layers of known kinds are split and quantised (`model/layers`). Other modules are not changed, and their bytes
-count. A model that would train wrongly is refused before a trial starts.
+count. A model that would train or ship wrongly is refused before a trial starts.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from qdtune import plugins
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
-from qdtune.model.layers.known import LAYERS, kind_of
-from qdtune.model.layers.matrix import MatrixKind
 from qdtune.model.quantize import count_sizes
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration, OwnModel
 from qdtune.spec.groups import Qat, Warmup
-from qdtune.spec.sizes import FLOAT_BYTES, LayerShape, Structure
+from qdtune.spec.sizes import FLOAT_BYTES, Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
 from qdtune.training.cohort import Tensors
+from qdtune.training.own_faults import class_name, find_faults, find_quantisable
+from qdtune.training.step import check_logits, normalise
 from qdtune.training.train import NoWarmups, train_configuration
 
+if TYPE_CHECKING:
+    from qdtune.datasets.load import Samples
+
 TRIED_ROWS = 8
+TRIED_COUNTS = (1, 2, 3)  # rows of a forward pass: alone, even, odd
 
 
-def describe_own_model(spec: Spec) -> Spec:
+def describe_own_model(spec: Spec, data: Samples | None = None) -> Spec:
     """The spec with the structures that its model's factory builds, one for each choice of hidden widths.
 
     Args:
         spec: its `model` has a factory; the sizes of its data set are known.
+        data: from which the rows come that are tried; None if it is not read yet.
 
     Raises:
         SpecError: the factory or its model cannot be used.
     """
     factory, info = spec.model.factory or "", spec.data.info
     assert info is not None, "the data comes first"
+    rows = _choose_rows(data, info)
     with plugins.blame_group("model"):
         plugins.load_function(factory, spec.model.sha256)
         own = OwnModel(factory, plugins.source_of(factory).sha256)
-        built = {hidden: _check_and_describe(own, info, hidden) for hidden in spec.axes["hidden"].choices or ()}
+        built = {hidden: _check_and_describe(own, info, hidden, rows) for hidden in spec.axes["hidden"].choices or ()}
     return spec.changed(
         "model", sha256=own.sha256, built={cell_text(hidden): parts for hidden, parts in built.items()}
     )
 
 
-def try_own_model(spec: Spec) -> None:
+def try_own_model(spec: Spec, data: Samples | None = None) -> None:
     """Trains the model of the first hidden widths for a moment, split in two and quantised, as a trial does.
 
     Args:
         spec: returned by `describe_own_model`.
+        data: as there.
 
     Raises:
         SpecError: the model cannot be split, quantised and trained.
@@ -67,48 +80,162 @@ def try_own_model(spec: Spec) -> None:
     own = OwnModel(factory, spec.model.sha256, built[cell_text(first)])
     with (
         plugins.blame_group("model"),
+        _name_failing_module(),
         plugins.explain_errors(f"{factory} builds a model that cannot be split, quantised and trained"),
     ):
-        _train_for_a_moment(own, info, first)
+        _train_for_a_moment(own, info, first, _choose_rows(data, info), spec.train.batch_size)
 
 
-def _check_and_describe(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> Structure:
+@contextmanager
+def _name_failing_module() -> Iterator[None]:
+    """Adds to a PluginError of its block the module whose forward pass failed, if one did."""
+    running: list[nn.Module] = []
+
+    def leave(*_: object) -> None:
+        running.pop()
+
+    hooks = [
+        register_module_forward_pre_hook(lambda module, _: running.append(module)),
+        register_module_forward_hook(leave),
+    ]
+    try:
+        yield
+    except PluginError as error:
+        path = [
+            next((name for name, child in outer.named_modules() if child is inner), "?")
+            for outer, inner in pairwise(running)
+        ]
+        where = f"; it failed in {'.'.join(path)}, an {class_name(type(running[-1]))}" if path else ""
+        raise PluginError(f"{error}{where}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _choose_rows(data: Samples | None, info: DatasetInfo) -> Tensor:
+    """Rows (N, I) to try a model with, uint8: of the data those that hold its extremes, and some between.
+
+    A table that is looked up by the pixels, for example, may have no place for any byte but those of the data.
+    """
+    if data is None:
+        draw = torch.Generator().manual_seed(0)
+        return torch.randint(256, (TRIED_ROWS, info.inputs), generator=draw, dtype=torch.uint8)
+    spread = np.linspace(0, len(data.train_x) - 1, TRIED_ROWS).astype(int)
+    picked = [data.train_x[sorted({*spread})]]
+    for x in (data.train_x, data.val_x, data.test_x):
+        ends = {int(x.argmin()) // x.shape[1], int(x.argmax()) // x.shape[1]}
+        picked.append(x[sorted(ends)])
+    return torch.from_numpy(np.concatenate(picked))
+
+
+def _check_and_describe(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...], rows: Tensor) -> Structure:
     """The structure of the model of these hidden widths.
 
     Raises:
         PluginError: the factory or its model cannot be used.
     """
-    model, twin = (networks.build_own(*own[:2], info.inputs, hidden, info.classes, seed=1) for _ in range(2))
+
+    def build(seed: int) -> nn.Module:
+        return networks.build_own(*own[:2], info.inputs, hidden, info.classes, seed=seed)
+
+    model, twin = build(1), build(1)
     for built in (model, twin):
         if not isinstance(built, nn.Module):
             raise PluginError(f"{own.factory} must return an nn.Module, got {type(built).__name__}")
-    if not _are_equal(model.state_dict(), twin.state_dict()):
+    with plugins.explain_errors(f"{own.factory} builds a model that cannot be examined"):
+        for fault in find_faults(model):
+            raise PluginError(f"{own.factory} builds a model {fault}")
+        is_repeatable = _are_equal(model.state_dict(), twin.state_dict())
+    if not is_repeatable:
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
-    for fault in _find_faults(model):
-        raise PluginError(f"{own.factory} builds a model {fault}")
-    with plugins.explain_errors(f"{own.factory} builds a model that cannot be called"), torch.no_grad():
-        answer = model.eval()(torch.zeros(2, info.inputs))
-    wanted = (2, info.classes)
-    if not isinstance(answer, Tensor) or answer.shape != wanted or answer.dtype != torch.float32:
-        got = (
-            f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        )
-        raise PluginError(f"{own.factory}: 2 samples must give float32 logits of shape {wanted}, got {got}")
-    return describe_structure(model)
+    _check_answers(own.factory, model, normalise(rows), info.classes)
+    return describe_structure(model, _find_head(model, normalise(rows)), _hash_loaded(model, build(2)))
 
 
-def describe_structure(model: nn.Module) -> Structure:
-    """The structure of a network that is not split yet.
+@torch.no_grad()
+def _check_answers(factory: str, model: nn.Module, x: Tensor, classes: int) -> None:
+    """Checks the logits of one, two, three and all rows, and that those of a row do not depend on the others.
+
+    Args:
+        factory: that built the model.
+        model: the answers of its evaluation are checked.
+        x: (N, I), normalised.
+        classes: O.
+
+    Raises:
+        PluginError: the logits are wrong.
+    """
+    model.eval()
+    together: Tensor | None = None
+    for count in (len(x), *TRIED_COUNTS):
+        with plugins.explain_errors(f"{factory} builds a model that cannot be called"):
+            answer = model(x[:count])
+        try:
+            logits = check_logits(answer, len(x[:count]), classes)
+        except ValueError as error:
+            raise PluginError(f"{factory}: {error}") from None
+        if together is None:
+            together = logits
+        elif not _are_close(together[:count], logits):
+            raise PluginError(
+                f"{factory} builds a model that answers a row otherwise when it comes with other rows, or again: "
+                "in evaluation each row must be answered by itself, and always in the same way"
+            )
+
+
+def _are_close(a: Tensor, b: Tensor) -> bool:
+    """Whether logits are the same but for rounding."""
+    size = float(a.nan_to_num().abs().max())
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(size, 1.0), equal_nan=True)
+
+
+@torch.no_grad()
+def _find_head(model: nn.Module, x: Tensor) -> int | None:
+    """The place of the layer that runs last, among the layers that are split; None if it is the last of them."""
+    layers = [layer for layer, shape in find_quantisable(model) if shape.is_split]
+    calls: list[nn.Module] = []
+    hooks = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in layers]
+    try:
+        model.eval()(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    place = layers.index(calls[-1]) if calls else len(layers) - 1
+    return None if place == len(layers) - 1 else place
+
+
+@torch.no_grad()
+def _hash_loaded(model: nn.Module, other: nn.Module) -> str:
+    """A hash of the weights that are equal in models of two seeds, so that no seed has drawn them; empty if none are.
+
+    They come from a checkpoint, for example, which may change while the source of the factory does not.
+    """
+    digest, is_empty = hashlib.sha256(), True
+    others = dict(other.named_parameters())
+    for name, p in model.named_parameters():
+        is_constant = not p.numel() or bool((p == p.flatten()[0]).all())
+        if not is_constant and name in others and torch.equal(p, others[name]):
+            digest.update(f"{name} {tuple(p.shape)} ".encode() + p.numpy().tobytes())
+            is_empty = False
+    return "" if is_empty else digest.hexdigest()[:24]
+
+
+def describe_structure(model: nn.Module, head: int | None = None, loaded: str = "") -> Structure:
+    """The structure of a network that is not split yet; `head` and `loaded` are fields of `Structure`.
 
     Raises:
         AssertionError: a layer kind counts other bytes than follow from its shapes.
     """
     whole = count_sizes(model)
-    layers = Structure(tuple(shape for _, shape in _find_quantisable(model)))
+    layers = Structure(tuple(shape for _, shape in find_quantisable(model)))
     alone = layers.sizes(1, FLOAT_BITS, None)
     norms = (whole.bias_bytes - alone.bias_bytes) // (2 * FLOAT_BYTES)  # a scale and a shift per feature
     structure = layers._replace(
-        norms=norms, other=whole.params - alone.params - 2 * norms, other_bytes=whole.other_bytes
+        norms=norms,
+        other=whole.params - alone.params - 2 * norms,
+        other_bytes=whole.other_bytes,
+        head=head,
+        loaded=loaded,
     )
     assert structure.sizes(1, FLOAT_BITS, None) == whole, "the sizes by arithmetic and those by tensors disagree"
     return structure
@@ -118,52 +245,11 @@ def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _find_quantisable(model: nn.Module) -> Iterator[tuple[nn.Module, LayerShape]]:
-    """Each layer that `quantize` changes, with its shape."""
-    for module in model.modules():
-        kind = kind_of(module)
-        if kind is not None and (shape := kind.shape(module)) is not None:
-            yield module, shape
-
-
-def _find_faults(model: nn.Module) -> Iterator[str]:
-    """The faults of a model that would otherwise give wrong results silently, or fail only in a worker."""
-    layers = [layer for layer, _ in _find_quantisable(model)]
-    if not layers:
-        known = " or ".join(_class_name(kind.plain) for kind in LAYERS if isinstance(kind, MatrixKind))
-        yield f"without any {known}: there is nothing to split and quantise"
-    for layer in layers:
-        if layer._forward_hooks or layer._forward_pre_hooks:
-            name = _class_name(type(layer))
-            yield f"with hooks on an {name} (weight_norm sets one), which a layer that is split would lose"
-    names: dict[int, str] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if p.dtype != torch.float32 or not p.requires_grad:
-            yield f"whose parameter {name} is {p.dtype}, or frozen: all must be float32 and trained (or a buffer)"
-        if id(p) in names:
-            yield f"whose {name} is also its {names[id(p)]}: shared weights cannot be split in two places"
-        names[id(p)] = name
-    for name, m in model.named_modules():
-        if any(isinstance(value, Tensor) for value in vars(m).values()):
-            yield f"with a tensor in an attribute of {name or 'it'} that is no parameter: use register_buffer"
-        drop = m.p if isinstance(m, nn.modules.dropout._DropoutNd) else 0.0
-        if isinstance(m, nn.MultiheadAttention | nn.RNNBase):
-            drop = m.dropout
-        if drop > 0:
-            yield f"with dropout {drop:g} in {name}: replicas that are trained together cannot draw, set it to 0"
-
-
-def _class_name(layer: type[nn.Module]) -> str:
-    """The name of a layer class as users write it."""
-    is_from_torch = layer.__module__.startswith("torch.nn.")
-    return f"nn.{layer.__name__}" if is_from_torch else layer.__name__
-
-
-def _train_for_a_moment(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...]) -> None:
-    """Trains two replicas for an epoch on random rows, split in two and quantised, as a trial does."""
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randint(256, (TRIED_ROWS, info.inputs), generator=draw, dtype=torch.uint8)
-    y = torch.arange(TRIED_ROWS) % info.classes
+def _train_for_a_moment(
+    own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...], x: Tensor, batch_size: int
+) -> None:
+    """Trains two replicas for an epoch on rows x (N, I), split in two and quantised, as a trial does."""
+    y = torch.arange(len(x)) % info.classes
     trial = Configuration(
         depth=2,
         weight_bits=4,
@@ -174,8 +260,8 @@ def _train_for_a_moment(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...
         hidden=hidden,
         batch_norm=False,
         dataset="",
-        val_size=TRIED_ROWS,
-        batch_size=TRIED_ROWS // 2,
+        val_size=len(x),
+        batch_size=min(batch_size, len(x) // 2),
         warmup=Warmup(epochs=1, lr=0.01),
         qat=Qat(epochs=1),
         seeds=(0, 1),

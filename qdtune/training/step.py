@@ -42,6 +42,7 @@ class StepShape:
     granularity: str = "tensor"
     decompose: str = "all"
     own: tuple[str, str] | None = None  # the factory of a user's model, and the sha256 of its source
+    head: int | None = None  # see `Structure.head`
 
     @classmethod
     def of(cls, trial: Configuration, inputs: int, classes: int, phase: str) -> StepShape:
@@ -62,6 +63,7 @@ class StepShape:
             granularity="tensor" if warmup or trial.weight_bits == FLOAT_BITS else trial.granularity,
             decompose=trial.decompose,
             own=trial.own_model and trial.own_model[:2],
+            head=trial.structure.head if trial.decompose == "hidden" else None,
         )
 
     def build_undivided(self, seed: int) -> nn.Module:
@@ -80,6 +82,7 @@ class StepShape:
             generator=torch.Generator(),
             decomposed=self.decompose,
             norm=self.batch_norm == "factors",
+            head=self.head,
         )
         weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
         return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
@@ -116,6 +119,37 @@ def update_params(
         p.sub_(lr * g)
 
 
+def predict_logits(template: nn.Module, params: Stack, buffers: Stack, x: Tensor, classes: int) -> Tensor:
+    """The logits (B, classes) of one replica.
+
+    Args:
+        template: its structure.
+        params, buffers: its tensors.
+        x: (B, I), normalised.
+        classes: O.
+
+    Raises:
+        ValueError: the network, which may be a user's own, returns something else.
+    """
+    logits = functional_call(template, (params, buffers), (x,))
+    return check_logits(logits, len(x), classes)
+
+
+def check_logits(logits: object, rows: int, classes: int) -> Tensor:
+    """The logits, which must be float32 of shape (rows, classes): others would count as hits of other rows.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if isinstance(logits, Tensor) and logits.shape == (rows, classes) and logits.dtype == torch.float32:
+        return logits
+    got = type(logits).__name__
+    if isinstance(logits, Tensor):
+        got = f"{logits.dtype} of shape {tuple(logits.shape)}"
+    samples = f"{rows} sample{'s' if rows > 1 else ''}"
+    raise ValueError(f"{samples} must give float32 logits of shape {(rows, classes)}, got {got}")
+
+
 def make_step(shape: StepShape, template: nn.Module) -> Callable[..., None]:
     """A function that trains K stacked replicas on one batch each, in place.
 
@@ -128,7 +162,7 @@ def make_step(shape: StepShape, template: nn.Module) -> Callable[..., None]:
         buffers = {
             name: b.clone() for name, b in buffers.items()
         }  # the forward pass updates statistics in place: in these copies
-        return F.cross_entropy(functional_call(template, (params, buffers), (x,)), y), buffers
+        return F.cross_entropy(predict_logits(template, params, buffers, x, shape.classes), y), buffers
 
     def step(
         params: Stack,

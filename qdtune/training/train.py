@@ -72,6 +72,7 @@ class TrainingLog:
             if not math.isfinite(losses[k]):
                 self.dead.add(k)
             loss, accuracy = (None, None) if k in self.dead else (losses[k], accuracies[k])
+            _check_share(accuracy)
             report["train_loss"].append(loss)
             report["val_accuracy"].append(accuracy)
             if not ended:
@@ -151,11 +152,14 @@ def _warm_up(
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
     """The K float replicas from which QAT starts: read from `warmups`, or trained and kept there."""
     base, norm = trial.warmup_base, trial.batch_norm == "factors"
+    shape = StepShape.of(trial, data.inputs, data.classes, "warmup")
+    # The first weights of a user's own model may be those of a checkpoint. The mlp's are drawn at any depth.
+    whole: dict[str, Any] = {"head": shape.head, "keeps_whole": trial.own_model is not None}
     replicas: list[nn.Module] = []
     for seed in trial.seeds:
-        model = StepShape.of(trial, data.inputs, data.classes, "warmup").build_undivided(seed)
+        model = shape.build_undivided(seed)
         between = (base.depth, base.activation, base.factor_init)
-        replicas.append(decompose(model, *between, make_generator("init", seed), base.decompose, norm))
+        replicas.append(decompose(model, *between, make_generator("init", seed), base.decompose, norm, **whole))
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
         cohort = _make_cohort(replicas, base, data, "warmup", compile)
@@ -169,7 +173,7 @@ def _warm_up(
             # A diverged replica has no singular values. It only keeps its place in the stack.
             init = "default" if k in log.dead else "svd"
             between = (trial.depth, trial.activation, init)
-            replicas[k] = decompose(replica, *between, decomposed=trial.decompose, norm=norm)
+            replicas[k] = decompose(replica, *between, decomposed=trial.decompose, norm=norm, **whole)
     return replicas
 
 
@@ -209,6 +213,11 @@ def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: TrainingLog) -> b
     return True
 
 
+def _check_share(accuracy: float | None) -> None:
+    """Raises AssertionError if an accuracy is none: every one of a result goes through here."""
+    assert accuracy is None or 0 <= accuracy <= 1, f"an accuracy must be 0 to 1, got {accuracy}"
+
+
 def _make_rows(
     trial: Configuration,
     replicas: list[nn.Module],
@@ -228,6 +237,8 @@ def _make_rows(
     assert count_sizes(replicas[0]) == trial.sizes, "the sizes by arithmetic and the one by tensors disagree"
     inner_dims = [m.inner_dims for m in replicas[0].modules() if isinstance(m, Chain)]
     assert inner_dims == shared["inner_dims"]
+    for share in (*floats, *tests):
+        _check_share(share)
     rows = []
     for k, seed in enumerate(trial.seeds):
         curve, dead = log.of_seed(seed), k in log.dead

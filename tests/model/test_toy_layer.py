@@ -112,7 +112,7 @@ from qdtune.model.quantize import calibrate, count_sizes, quantize
 from qdtune.model.signed_file import split_file
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.training import compiled, own_model, train
+from qdtune.training import compiled, own_faults, own_model, train
 from qdtune.training.cohort import Tensors
 from qdtune.training.step import normalise
 
@@ -170,7 +170,7 @@ print(json.dumps({
     "trials": trials,
     "is_compiled_from": "qdtune.model.layers.diagonal" in [module.__name__ for module in compiled.step_sources()],
     "logits": {name: tensor.flatten().tolist() for name, tensor in logits.items()},
-    "faults": [next(own_model._find_faults(network)) for network in (nn.Sequential(nn.ReLU()), hooked)],
+    "faults": [next(own_faults.find_faults(network)) for network in (nn.Sequential(nn.ReLU()), hooked)],
 }))
 """
 

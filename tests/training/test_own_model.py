@@ -1,0 +1,283 @@
+"""Models of the user's own at the door: what is refused and why, and what counts of the models that are taken."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qdtune import plugins, reader
+from qdtune.datasets import load
+from qdtune.datasets.load import Samples
+from qdtune.messages import SpecError
+from qdtune.model.formats.packed import one_seed
+from qdtune.plugins import Grant
+from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import Spec, loads
+from qdtune.sweep.prepare import call_own_data
+from qdtune.training.cohort import Tensors
+from qdtune.training.own_faults import SHIPPED_DTYPES, find_faults
+from qdtune.training.own_model import describe_own_model, try_own_model
+from qdtune.training.step import check_logits
+from qdtune.training.train import TrainingLog
+from tests.training.test_cohort import CPU, a_cohort, a_trial
+from tests.training.test_train import last
+
+SWEEP = """\
+version: 1
+name: own
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [4]}}
+data: {dataset: synthetic, val_size: 128}
+model: {factory: 'NAME:f', hidden: [8]}
+train: {batch_size: 16}
+"""
+FACTORY = """
+import torch
+from torch import nn
+def f(inputs, hidden, classes, *, seed):
+    return T(inputs, hidden[0], classes)
+class T(nn.Module):
+    def __init__(self, inputs, width, classes):
+        super().__init__()
+        self.a, self.b = nn.Linear(inputs, width), nn.Linear(width, classes)
+        INIT
+    def forward(self, x):
+        FORWARD
+"""
+PLAIN = "return self.b(torch.relu(self.a(x)))"
+
+
+def net(init: str = "pass", forward: str = PLAIN) -> str:
+    return FACTORY.replace("INIT", init.replace("\n", "\n        ")).replace(
+        "FORWARD", forward.replace("\n", "\n        ")
+    )
+
+
+def spec_of(folder: Path, text: str, sweep: str = SWEEP) -> Spec:
+    """A sweep of a module with this text, which may be imported."""
+    name = f"own_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    (folder / f"{name}.py").write_text(text)
+    plugins.allow(Grant((name,), (str(folder),)))
+    return loads(sweep.replace("NAME", name).encode(), "x.yaml")
+
+
+def taken(folder: Path, text: str, data: Samples | None = None, sweep: str = SWEEP) -> Spec:
+    spec = describe_own_model(spec_of(folder, text, sweep), data)
+    try_own_model(spec, data)
+    return spec
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        taken(folder, text)
+    message = str(caught.value)
+    assert message.startswith("error: model.factory: own_")
+    assert message.isprintable()
+    return message
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory):
+    return Tensors.of(load.load(["synthetic"], tmp_path_factory.mktemp("data"), 128)[0], CPU)
+
+
+# --- logits and accuracies
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("return torch.squeeze(self.b(self.a(x)))", r"1 sample must give float32 logits of shape (1, 4), got"),
+        (
+            "y = self.b(self.a(x))\nreturn y if len(x) != 2 else y.T",
+            r"2 samples must give float32 logits of shape (2, 4), got torch.float32 of shape (4, 2)",
+        ),
+        (
+            "y = self.b(self.a(x))\nreturn y if len(x) % 2 == 0 or len(x) == 1 else y[:-1]",
+            r"3 samples must give float32 logits of shape (3, 4), got torch.float32 of shape (2, 4)",
+        ),
+        ("return self.b(self.a(x)), x", r"must give float32 logits of shape (8, 4), got tuple"),
+        ("return self.b(self.a(x)).half()", r"must give float32 logits of shape (8, 4), got torch.float16"),
+        ("return self.b(self.a(x - x.mean(0)))", "answers a row otherwise when it comes with other rows, or again"),
+        (
+            "return self.b(self.a(x)) + torch.rand(1)",
+            "answers a row otherwise when it comes with other rows, or again",
+        ),
+    ],
+)
+def test_logits_are_tried_on_one_two_and_three_rows(tmp_path, forward, message):
+    assert message in refusal(tmp_path, net(forward=forward))
+
+
+def test_a_batch_of_one_row_is_tried_if_training_has_such(tmp_path):
+    text = net(forward="y = self.b(torch.relu(self.a(x)))\nreturn y.squeeze(0) if self.training else y")
+    taken(tmp_path, text)
+    one = SWEEP.replace("batch_size: 16", "batch_size: 1")
+    with pytest.raises(SpecError, match=r"1 sample must give float32 logits of shape \(1, 4\)"):
+        taken(tmp_path, text, sweep=one)
+
+
+def test_the_shape_of_logits_is_checked_wherever_they_are_used(tensors):
+    trial = a_trial()
+    cohort = a_cohort(trial, tensors, trial.seeds)
+    template = cohort.template
+
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = template
+
+        def forward(self, x):
+            return self.inner(x).squeeze(0)
+
+    cohort.template = Squeezed()
+    cohort.params = {f"inner.{name}": p for name, p in cohort.params.items()}
+    cohort.buffers = {f"inner.{name}": b for name, b in cohort.buffers.items()}
+    assert cohort.accuracy(tensors.val_x[:2], tensors.val_y[:2])
+    with pytest.raises(ValueError, match=r"1 sample must give float32 logits of shape \(1, 4\)"):
+        cohort.accuracy(tensors.val_x[:1], tensors.val_y[:1])
+    with pytest.raises(ValueError, match="got NoneType"):
+        check_logits(None, 2, 4)
+
+
+def test_no_accuracy_leaves_0_to_1():
+    log = TrainingLog((0,))
+    with pytest.raises(AssertionError, match=r"an accuracy must be 0 to 1, got 1\.001"):
+        log.add("qat", 1, [0.5], [1.001], 1.0)
+
+
+# --- modules, tensors and layers that would train or ship wrongly
+
+REFUSED = [
+    ("self.n = nn.BatchNorm1d(width, track_running_stats=False)", "nn.BatchNorm1d in n that keeps no statistics"),
+    ("self.n = nn.BatchNorm1d(width)\nself.n.running_mean = None", "nn.BatchNorm1d in n that keeps no statistics"),
+    ("self.r = nn.LSTM(4, 4)", "with an nn.LSTM in r: its fused kernel cannot train replicas together"),
+    ("self.r = nn.Sequential(nn.GRU(4, 4))", "with an nn.GRU in r.0: its fused kernel"),
+    ("self.r = nn.LSTMCell(4, 4)", "with an nn.LSTMCell in r: its fused kernel"),
+    ("self.c = [nn.Linear(2, 2)]", "with an nn.Linear in c[0] that is not trained, counted or shipped"),
+    ("self.c = {'x': (nn.Conv1d(1, 1, 1),)}", "with an nn.Conv1d in c['x'][0] that is not trained"),
+    ("self.c = [self.a]", "with the layer a once more in c[0], which would miss it when it is split"),
+    ("layer = nn.Linear(2, 2)\nself.c = lambda x: layer(x)", "with an nn.Linear in c that is not trained"),
+    ("from functools import partial\nself.c = partial(nn.Linear(2, 2))", "with an nn.Linear in c that is not"),
+    ("self.c = nn.Linear(2, 2).forward", "with an nn.Linear in c that is not trained"),
+    ("self.c = [nn.Parameter(torch.ones(2))]", "with a parameter in the attribute c[0] that is not trained"),
+    ("self.c = {1: torch.ones(2)}", "with a tensor in the attribute c[1] that is not trained"),
+    ("self.c = torch.ones(2)", "with a tensor in the attribute c that is not trained, counted or shipped: use reg"),
+    ("self.l = nn.LazyLinear(3)", "with an nn.LazyLinear in l, whose sizes are unknown until its first call"),
+    ("self.l = nn.LazyConv1d(3, 1)", "with an nn.LazyConv1d in l, whose sizes are unknown"),
+    (
+        "type(self).get_extra_state = lambda self: 3",
+        "whose state_dict differs from its parameters and buffers in _ex",
+    ),
+    (
+        "self.register_state_dict_post_hook(lambda m, state, *_: (state.pop('a.bias'), None)[1])",
+        "whose state_dict differs from its parameters and buffers in a.bias",
+    ),
+    ("self.register_buffer('q', torch.ones(2, dtype=torch.bfloat16))", "whose buffer q is torch.bfloat16, which a"),
+    (
+        "self.register_buffer('q', torch.ones(2, dtype=torch.complex64))",
+        "buffer q is torch.complex64, ... view_as_real",
+    ),
+    ("self.register_buffer('q', torch.ones(2).to(torch.float8_e4m3fn))", "whose buffer q is torch.float8_e4m3fn"),
+    ("self.register_buffer('q', torch.eye(2).to_sparse())", "whose buffer q is torch.sparse_coo, ... to_dense()"),
+    ("self.p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))", "parameter p is torch.bfloat16: parameters must"),
+    (
+        "self.p = nn.Parameter(torch.ones(2, dtype=torch.complex64))",
+        "parameter p is torch.complex64: parameters must",
+    ),
+    ("self.register_buffer('q', torch.ones(1).expand(3))", "whose q is expanded, ... : add .clone()"),
+    ("self.register_buffer('q', self.a.bias.data[:2])", "whose q shares memory with its a.bias: add .clone()"),
+    ("q = torch.ones(3)\nself.register_buffer('q', q)\nself.register_buffer('r', q)", "whose r is also its q: "),
+    ("self.requires_grad_(False)", "whose parameters are all frozen: nothing is left to train"),
+    (
+        "class Own(nn.Linear): pass\nself.a = self.b = Own(2, 2)",
+        "without any nn.Linear: ... a is a subclass, Own, and may compute something else; use nn.Linear itself",
+    ),
+    (
+        "self.a = self.b = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))",
+        "without any nn.Linear: ... a has a parametrization; use a plain nn.Linear",
+    ),
+]
+
+
+@pytest.mark.parametrize(("init", "message"), REFUSED, ids=[init[:60] for init, _ in REFUSED])
+def test_what_would_train_or_ship_wrongly_is_named_with_what_to_do(tmp_path, init, message):
+    found = refusal(tmp_path, net(init))
+    assert all(part in found for part in message.split(" ... "))
+
+
+ACCEPTED = [
+    "self.c = [self, nn.ReLU(), 'text', {1: None}]",
+    "self.c = nn.ModuleList([nn.Linear(2, 2)])",
+    "self.c = lambda x: self.a(x)",
+    "self.n = nn.BatchNorm1d(width)",
+    "self.n = nn.InstanceNorm1d(3, affine=True)",
+    "self.register_buffer('q', torch.ones(2, dtype=torch.bfloat16), persistent=False)",
+    "self.c = nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 1, 1))",
+]
+
+
+@pytest.mark.parametrize("init", ACCEPTED)
+def test_what_trains_and_ships_is_taken(tmp_path, init):
+    taken(tmp_path, net(init))
+
+
+def test_every_type_of_buffer_that_is_taken_is_shipped(tmp_path, tensors):
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in SHIPPED_DTYPES)
+    assert {"float64", "float16", "int8", "uint64", "bool"} <= {*names}
+    init = "".join(f"self.register_buffer('q_{n}', torch.ones(2, dtype=torch.{n}))\n" for n in names)
+    spec = taken(tmp_path, net(init))
+    trial = replace(plan(spec).trials[0], qat=Qat(epochs=1), warmup=Warmup(epochs=0), seeds=(0,))
+    model = reader.load(one_seed(last(trial, tensors)["weights"], 0))
+    assert {model.stored[f"q_{n}"].dtype.name for n in names} == {*names}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_other_type_is_refused():
+    for dtype in {v for v in vars(torch).values() if isinstance(v, torch.dtype)} - SHIPPED_DTYPES:
+        model = nn.Linear(2, 2)
+        try:
+            model.register_buffer("q", torch.empty(2, dtype=dtype))
+        except (RuntimeError, TypeError, NotImplementedError):
+            continue  # torch makes no tensor of this type
+        assert any(f"buffer q is {dtype}" in fault for fault in find_faults(model)), dtype
+
+
+def test_a_class_inside_the_factory_is_trained(tmp_path, tensors):
+    text = net()
+    head, _, body = text.partition("class T")
+    text = f"{head.split('def f')[0]}def f(inputs, hidden, classes, *, seed):\n"
+    text += "".join(f"    {line}\n" for line in f"class T{body}".splitlines())
+    text += "    return T(inputs, hidden[0], classes)\n"
+    spec = taken(tmp_path, text)
+    rows = last(replace(plan(spec).trials[0], seeds=(0, 1)), tensors)["rows"]
+    assert [row["state"] for row in rows] == ["ok", "ok"]
+
+
+def test_a_module_that_fails_is_named(tmp_path):
+    init = "self.n = nn.Sequential(nn.BatchNorm1d(width, momentum=None))"
+    found = refusal(tmp_path, net(init, "return self.b(self.n(self.a(x)))"))
+    assert found.endswith("; it failed in n.0, an nn.BatchNorm1d")
+
+
+def test_a_model_is_tried_on_rows_of_the_data(tmp_path):
+    data = "def g(root):\n    import numpy as np\n    x = np.arange(600).reshape(200, 3) % 26\n"
+    data += "    x[150, 1], y = 26, np.arange(200) % 4\n    return x.astype('u1'), y, x[:9].astype('u1'), y[:9]\n"
+    text = net(
+        "self.e = nn.Embedding(27, 4)\nself.a = nn.Linear(12, width)",
+        "x = self.e(((x + 1) * 127.5).round().long()).flatten(1)\nreturn self.b(torch.relu(self.a(x)))",
+    )
+    sweep = SWEEP.replace("dataset: synthetic", "factory: 'NAME:g'")
+    spec, samples = call_own_data(spec_of(tmp_path, text + data, sweep), tmp_path)
+    try_own_model(describe_own_model(spec, samples), samples)
+    smaller = text.replace("Embedding(27", "Embedding(26")
+    spec, samples = call_own_data(spec_of(tmp_path, smaller + data, sweep), tmp_path)
+    assert np.any(np.concatenate([samples.train_x, samples.val_x]) == 26)  # in one row, which is found
+    with pytest.raises(SpecError, match="cannot be called: IndexError"):
+        describe_own_model(spec, samples)
