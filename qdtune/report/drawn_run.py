@@ -39,7 +39,8 @@ class ReadableAnswers(Answers):
 
         found = []
         for question in questions(self.run):
-            lines = [*question.conclusions, *filter(None, [question.counts])]
+            counts = [f"{question.counts}.", *question.advice] if question.counts else []
+            lines = [*question.conclusions, *counts]
             found.append((question.title, [printable(line) for line in lines]))
         return found
 

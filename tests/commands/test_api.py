@@ -141,6 +141,7 @@ def test_answers_are_shown_as_sentences(run: LoadedRun) -> None:
     said = repr(answers)
     assert answers.best.sentence in said
     assert answers.sentences["best"] == (answers.best.sentence,)
+    assert f"{len(answers.depth)} comparisons: " in said
     assert said.startswith("Which depth")
     assert answers._repr_markdown_().startswith("**Which depth")
     small = min(run.pareto["size_bytes"].to_pylist())
