@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from docs import tables
+from qdtune.store.columns import PARETO
+from qdtune.store.front import print_front
+from qdtune.store.pareto_table import table_front
+from qdtune.store.parquet import complete_table
 from tests.pages import DOCS, PAGES, ROOT
 
 REFERENCE = ROOT / "tests" / "benchmarks" / "reference.py"
@@ -43,6 +50,16 @@ def test_tables_of_the_reference_fronts_are_those_of_their_files():
     assert len(made) == 6
     for table in made:
         assert table in PAGES["results.md"]
+
+
+def test_front_of_the_grid_is_that_of_its_file():
+    said = io.StringIO()
+    pareto = complete_table(pq.read_table(ROOT / "sweeps" / "reference" / "grid.parquet"), PARETO)
+    print_front(pareto, "mnist", Console(file=said, width=200))
+    table = said.getvalue().partition("\n")[2].partition("accuracy:")[0]  # without the title
+    assert table.count("\n") == 1 + table_front(pareto).num_rows == 12
+    assert table in PAGES["README.md"]
+    assert table in PAGES["quickstart.md"]
 
 
 def anchors(page: str) -> set[str]:
@@ -82,9 +99,13 @@ MADE_BY_THE_READER = {"mine.py", "mine.yaml", "sweep.yaml", "bad.yaml"}
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page):
-    folders = (ROOT, ROOT / "qdtune", ROOT / "sweeps", ROOT / "qdtune" / "model", ROOT / "tests" / "benchmarks")
+    folders = (ROOT, ROOT / "qdtune", ROOT / "sweeps", ROOT / "tests" / "benchmarks")
     for name in re.findall(r"`([\w/.-]+\.(?:py|yaml|yml))`", PAGES[page]):
-        assert name in MADE_BY_THE_READER or any((folder / name).exists() for folder in folders), name
+        assert (
+            name in MADE_BY_THE_READER
+            or any((folder / name).exists() for folder in folders)
+            or any((ROOT / "qdtune").rglob(name))
+        ), name
 
 
 @pytest.mark.skipif(not shutil.which("zensical", path=str(Path(sys.executable).parent)), reason="zensical is missing")
