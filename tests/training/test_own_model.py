@@ -281,3 +281,130 @@ def test_a_model_is_tried_on_rows_of_the_data(tmp_path):
     assert np.any(np.concatenate([samples.train_x, samples.val_x]) == 26)  # in one row, which is found
     with pytest.raises(SpecError, match="cannot be called: IndexError"):
         describe_own_model(spec, samples)
+
+
+# --- the user's own first weights
+
+LOADED = """self.a.weight.data = torch.load(__file__.replace('.py', '.pt'))['a']
+self.b.weight.data = torch.linspace(-1, 1, width * classes).view(classes, width)"""
+GIVEN = """draw = torch.Generator().manual_seed(5)
+self.a.weight.data = torch.randn(width, inputs, generator=draw)
+self.b.weight.data = torch.randn(classes, width, generator=draw)"""
+
+
+def trained(spec: Spec, tensors: Tensors, **changes) -> reader.Model:
+    """The network of one seed after a training that changes nothing: what is shipped are its first weights."""
+    trial = replace(plan(spec).trials[0], weight_bits=32, warmup=Warmup(epochs=0), seeds=(0,), **changes)
+    trial = replace(trial, qat=Qat(epochs=1, lr=1e-30))
+    return reader.load(one_seed(last(trial, tensors)["weights"], 0))
+
+
+def given() -> tuple[np.ndarray, np.ndarray]:
+    draw = torch.Generator().manual_seed(5)
+    return torch.randn(8, 16, generator=draw).numpy(), torch.randn(4, 8, generator=draw).numpy()
+
+
+@pytest.mark.parametrize("factor_init", ["default", "orthogonal", "isometry", "svd"])
+def test_own_first_weights_are_kept_at_depth_1(tmp_path, tensors, factor_init):
+    model = trained(taken(tmp_path, net(GIVEN)), tensors, depth=1, factor_init=factor_init)
+    for name, weight in zip("ab", given(), strict=True):
+        np.testing.assert_array_equal(model.tensors[f"{name}.factors.0.weight"], weight)
+
+
+def test_svd_splits_own_first_weights(tmp_path, tensors):
+    model = trained(taken(tmp_path, net(GIVEN)), tensors, depth=2, factor_init="svd")
+    for name, weight in zip("ab", given(), strict=True):
+        first, second = (model.tensors[f"{name}.factors.{k}.weight"] for k in (0, 1))
+        u, s, vh = np.linalg.svd(weight)
+        best = (u[:, : len(first)] * s[: len(first)]) @ vh[: len(first)]
+        np.testing.assert_allclose(second @ first, best, atol=1e-5)
+
+
+def test_a_spared_head_keeps_its_own_first_weights(tmp_path, tensors):
+    model = trained(taken(tmp_path, net(GIVEN)), tensors, depth=2, decompose="hidden")
+    np.testing.assert_array_equal(model.tensors["b.factors.0.weight"], given()[1])
+
+
+def test_a_trained_network_is_as_good_without_warmup_as_it_was(tmp_path, tensors):
+    learn = "x, y = torch.load(__file__.replace('.py', '.pt'))\n"
+    learn += "step = torch.optim.Adam(self.parameters(), 0.02)\nfor _ in range(60):\n    step.zero_grad()\n"
+    learn += "    nn.functional.cross_entropy(self(x), y).backward()\n    step.step()"
+    text = net(learn)
+    name = f"own_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    x = tensors.train_x.float() / 127.5 - 1
+    torch.save((x, tensors.train_y), tmp_path / f"{name}.pt")
+    sweep = SWEEP.replace("16}", "16, warmup: {epochs: 0}, qat: {epochs: 1, lr: 1.0e-9}}")
+    trials = plan(taken(tmp_path, text, sweep=sweep)).trials
+    for trial in trials:
+        trial = replace(trial, weight_bits=8, factor_init="svd", seeds=(0,))
+        (row,) = last(trial, tensors)["rows"]
+        assert row["error"] is None
+        assert row["float_val_accuracy"] > 0.8, trial.label  # of four classes, after no epoch of ours
+        assert row["test_accuracy"] > 0.8, trial.label
+
+
+def test_a_checkpoint_that_changes_gives_other_ids_and_drawn_weights_give_none(tmp_path):
+    text = net(LOADED)
+    name = f"own_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    ids = []
+    for fill in (1.0, 2.0):
+        torch.save({"a": torch.linspace(0, fill, 128).view(8, 16)}, tmp_path / f"{name}.pt")
+        spec = describe_own_model(spec_of(tmp_path, text))
+        assert loads(spec.to_yaml().encode(), "x.yaml") == spec
+        ids.append({trial.trial_id for trial in plan(spec).trials})
+    assert not ids[0] & ids[1]
+    drawn = describe_own_model(spec_of(tmp_path, net("self.c = nn.Parameter(torch.zeros(3))\n" * 2)))
+    assert {parts.loaded for parts in drawn.model.built.values()} == {""}
+
+
+# --- frozen layers, the layer that runs last
+
+
+def test_frozen_weights_stay_whole_and_as_they_were(tmp_path, tensors):
+    frozen = f"{GIVEN}\nself.a.requires_grad_(False)\nself.s = nn.Parameter(torch.ones(width), requires_grad=False)"
+    spec = taken(tmp_path, net(frozen, "return self.b(torch.relu(self.a(x)) * self.s)"))
+    (trial,) = [trial for trial in plan(spec).trials if trial.depth == 2]
+    assert trial.columns["inner_dims"] == [[3]]
+    trial = replace(trial, weight_bits=32, seeds=(0, 1), warmup=Warmup(epochs=2, lr=0.3))
+    report = last(trial, tensors)
+    assert [row["state"] for row in report["rows"]] == ["ok", "ok"]
+    for seed in (0, 1):
+        found = reader.load(one_seed(report["weights"], seed)).tensors
+        np.testing.assert_array_equal(found["a.weight"], given()[0])
+        np.testing.assert_array_equal(found["s"], np.ones(8))
+        assert {name for name in found if name.startswith("b")} == {
+            "b.factors.0.weight",
+            "b.factors.1.weight",
+            "b.factors.1.bias",
+        }
+    quantised = last(replace(trial, weight_bits=4, scale="absmean"), tensors)
+    assert reader.load(one_seed(quantised["weights"], 0)).tensors["a.weight"].shape == (8, 16)
+
+
+def test_a_frozen_bias_stays_as_it_was(tmp_path, tensors):
+    spec = taken(tmp_path, net("nn.init.ones_(self.a.bias)\nself.a.bias.requires_grad_(False)"))
+    trial = replace(plan(spec).trials[0], depth=2, seeds=(0,), warmup=Warmup(epochs=2, lr=0.3))
+    found = reader.load(one_seed(last(trial, tensors)["weights"], 0)).tensors
+    np.testing.assert_array_equal(found["a.factors.1.bias"], np.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("init", "forward", "inner"),
+    [
+        ("pass", PLAIN, [[5], []]),
+        (
+            "self.a, self.b = nn.Linear(width, classes), nn.Linear(inputs, width)",
+            "return self.a(torch.relu(self.b(x)))",
+            [[], [5]],
+        ),
+    ],
+    ids=["in order", "the other way round"],
+)
+def test_hidden_spares_the_layer_that_runs_last(tmp_path, tensors, init, forward, inner):
+    sweep = SWEEP.replace("values: [4]}", "values: [4]}, decompose: {value: hidden}")
+    spec = taken(tmp_path, net(init, forward), sweep=sweep)
+    (trial,) = [trial for trial in plan(spec).trials if trial.depth == 2]
+    assert trial.columns["inner_dims"] == inner
+    assert loads(spec.to_yaml().encode(), "x.yaml") == spec
+    for factor_init in ("orthogonal", "svd"):  # asserts that the tensors have the sizes that were planned
+        assert last(replace(trial, factor_init=factor_init, seeds=(0,)), tensors)["rows"][0]["state"] == "ok"
