@@ -33,6 +33,7 @@ from qdtune.sweep.prepare import LaunchOptions
 from tests.pages import BLOCKS, RUN_MARKER
 
 (EXAMPLE,) = [block.text for block in BLOCKS if block.page == "python-api.md" and block.marker == RUN_MARKER]
+pytestmark = pytest.mark.timeout(300)  # the first test waits for the sweep
 SWEEP: dict[str, Any] = {
     "version": 1,
     "name": "mine",
@@ -96,7 +97,6 @@ def run(example: tuple[LoadedRun, dict[str, Any], str]) -> LoadedRun:
     return example[0]
 
 
-@pytest.mark.timeout(300)
 def test_the_example_trains_a_sweep_and_prints_how_it_goes(example: tuple[LoadedRun, dict[str, Any], str]) -> None:
     run, _, said = example
     assert "first: 4 configurations x 2 seeds on digits" in said
@@ -108,7 +108,6 @@ def test_the_example_trains_a_sweep_and_prints_how_it_goes(example: tuple[Loaded
     assert sorted(set(run.history["phase"].to_pylist())) == ["qat", "warmup"]
 
 
-@pytest.mark.timeout(120)
 def test_a_second_call_finds_everything_done(
     example: tuple[LoadedRun, dict[str, Any], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,7 +202,6 @@ def test_numbers_of_numpy_and_ranges_are_numbers() -> None:
     assert json.loads(api._to_json(given, ())) == {"a": [0, 1], "b": [0, 1], "c": 0.5, "d": [None, True, "x"]}
 
 
-@pytest.mark.timeout(120)
 def test_what_the_other_process_refuses_is_raised_here(place: Path, run: LoadedRun) -> None:
     with pytest.raises(SpecError, match=r"^error: sweep: data.factory: mine:waves .* plugins mine$"):
         qdtune.run(SWEEP)
@@ -244,7 +242,6 @@ def lines_until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without {text!r}: {said}")
 
 
-@pytest.mark.timeout(200)
 def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
     code = f"import qdtune; qdtune.run({SWEEP!r}, plugins=['mine'])"
     script = subprocess.Popen(
@@ -261,7 +258,6 @@ def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
         pass
 
 
-@pytest.mark.timeout(200)
 def test_the_sweep_stops_when_its_caller_is_gone(place: Path) -> None:
     content = json.dumps(SWEEP | {"name": "left"}).encode()
     options = LaunchOptions(sweep="sweep", plugins=["mine"], content=content)

@@ -13,7 +13,8 @@ from nbclient import NotebookClient
 from qdtune.machine import own_folder
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
-SECONDS = 240  # that its cells may take on a busy machine; alone they take half a minute
+SECONDS = 240  # that a cell may take on a busy machine; all of them take half a minute on a quiet one
+pytestmark = pytest.mark.timeout(SECONDS + 60)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,6 @@ def printed(outputs: list[nbformat.NotebookNode]) -> str:
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
-@pytest.mark.timeout(SECONDS + 60)
 def test_the_notebook_runs_and_answers_both_questions(executed: dict[str, list[nbformat.NotebookNode]]) -> None:
     assert [
         output.text for outputs in executed.values() for output in outputs if output.get("name") == "stderr"
