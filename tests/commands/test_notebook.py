@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from qdtune.machine import own_folder
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
-SECONDS = 240  # that a cell may take on a busy machine; all of them take half a minute on a quiet one
+SECONDS = 240  # that a cell may take on a busy machine
 pytestmark = pytest.mark.timeout(SECONDS + 60)
 
 
