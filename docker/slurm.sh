@@ -36,7 +36,7 @@ on_all_nodes() { srun --overlap --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" -
 
 # shellcheck disable=SC2329  # a trap calls it
 finish() {
-  trap '' TERM INT
+  trap '' TERM INT USR1 USR2
   # The workers first, so that none of them misses its head.
   for ((i = ${#steps[@]} - 1; i >= 0; i--)); do
     kill -TERM "${steps[i]}" 2> /dev/null || true
@@ -48,6 +48,8 @@ finish() {
 trap finish EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
+trap 'exit 138' USR1
+trap 'exit 140' USR2
 
 python -c 'import secrets; print(secrets.token_hex(32))' > "$secret/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secret/token RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
@@ -97,6 +99,8 @@ python -m qdtune.launch "$@" --address "$address" &
 sweep=$!
 trap 'kill -TERM "$sweep" 2> /dev/null' TERM  # qdtune ends in order, and the next job goes on
 trap 'kill -INT "$sweep" 2> /dev/null' INT
+trap 'kill -USR1 "$sweep" 2> /dev/null' USR1
+trap 'kill -USR2 "$sweep" 2> /dev/null' USR2
 code=0
 wait "$sweep" || code=$?
 while kill -0 "$sweep" 2> /dev/null; do  # a signal ended the first wait

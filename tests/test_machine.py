@@ -2,12 +2,21 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from qdtune.machine import count_cpus, expand_home, has_compiler, own_folder
+from qdtune.machine import (
+    ASKING_SIGNALS,
+    PASSING_SIGNALS,
+    count_cpus,
+    expand_home,
+    handle_signals,
+    has_compiler,
+    own_folder,
+)
 from qdtune.messages import SpecError
 
 HOLDER = """
@@ -103,3 +112,25 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     ]
     with pytest.raises(SpecError, match=re.escape("~nobody-here is no known home folder (for a folder of this name")):
         expand_home("~nobody-here/a")
+
+
+def test_signals_of_terminals_and_batch_systems_are_handled_alike(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (*ASKING_SIGNALS, *PASSING_SIGNALS)}
+    noted = []
+    with handle_signals(lambda number, frame: noted.append(number)):
+        for number in before:
+            os.kill(os.getpid(), number)
+    names = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
+    assert [signal.Signals(number).name for number in noted] == names
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    noted = []
+    try:
+        with handle_signals(lambda number, frame: noted.append(number)):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert noted == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

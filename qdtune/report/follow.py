@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from qdtune.machine import ASKING_SIGNALS, PASSING_SIGNALS
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
@@ -77,7 +78,7 @@ def drawing(run: str, out: Any) -> Iterator[None]:
     """
     command = [sys.executable, "-m", "qdtune", "report", run, "--for-launch"]
     try:  # a session of its own, and deaf: what stops the launch is not for it, even where all its children are told
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (*ASKING_SIGNALS, *PASSING_SIGNALS))
         try:
             child = subprocess.Popen(
                 command,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,6 +73,8 @@ class Recorder(tune.Callback):
         self.nodes: dict[str, str] = {}  # the node that each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.front_at = 0.0
+        self.noting: Any = signal.getsignal(signal.SIGUSR1)  # notes the signals of the user
+        self.ending_tune: Callable[[int, Any], Any] = lambda number, frame: None  # see `setup`
         self.metrics = SweepMetrics(queue.spec, queue.planned)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,9 +237,15 @@ class Recorder(tune.Callback):
             self.progress.out.print(one_line(what), style="yellow")
             self._end()
 
+    def setup(self, *unused: Any, **info: Any) -> None:
+        # Tune has set its own handler of SIGUSR1, which ends it in order. For users the signal means what it meant.
+        if callable(handler := signal.getsignal(signal.SIGUSR1)) and handler is not self.noting:
+            self.ending_tune = handler
+            signal.signal(signal.SIGUSR1, self.noting)
+
     def _end(self) -> None:
         self.ending = True
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune handles this signal: it ends in order
+        self.ending_tune(signal.SIGUSR1, None)
 
     def _show(self, ended: Result) -> None:
         front, total, left = self.progress.front, self.queue.total, self.queue.left

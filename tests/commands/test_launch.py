@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,20 @@ def test_real_run_gets_the_spec_as_written(folder: Path, monkeypatch: pytest.Mon
     assert (prepared.options.runs_dir, prepared.data_dir, prepared.options.is_fresh) == ("runs", Path("data"), True)
     assert prepared.data == Unread(("digits", "synthetic"), on_disk="digits")
     assert seen == {"ray_at": RayAt(None, dashboard=False), "drawing": drawing}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+def test_a_signal_while_a_launch_prepares_is_one_line(folder: Path, name: str) -> None:
+    kills = "import os, signal; from qdtune.sweep import preflight; from qdtune import __main__; "
+    kills += f"preflight.check_surroundings = lambda *a: os.kill(os.getpid(), signal.{name}); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{kills} __main__.main(['launch', 'a.yaml'])"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == f"stopped by {name}; the same command goes on from here\n"
+    assert done.returncode == 128 + getattr(signal, name)
 
 
 def test_a_tilde_that_the_shell_left_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

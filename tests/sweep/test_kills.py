@@ -119,7 +119,7 @@ def ended(process):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("moment", ["synthetic", "while Ray starts", "at a time", "a result"])
 def test_a_signal_at_any_moment_ends_in_order_and_is_resumable(command, moment, number):  # noqa: F811
     process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20)
@@ -151,6 +151,20 @@ def test_a_signal_to_the_whole_group_is_143_in_seconds(command):  # noqa: F811
     kept = finished(command)
     assert kept
     assert Store(command.folder).ids() == {name.removesuffix(".parquet") for name in kept}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_warning_of_a_batch_system_to_the_whole_group_ends_in_order(command, number):  # noqa: F811
+    process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20, start_new_session=True)
+    until(process, "at a time")
+    while not finished(command):
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    code, told = ended(process)
+    assert code == 128 + number, told
+    assert f"stopped by {signal.Signals(number).name}: " in told
 
 
 @pytest.mark.slow

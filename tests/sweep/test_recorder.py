@@ -142,3 +142,18 @@ def test_a_stopped_sweep_hands_out_no_trial(recorder: Recorder) -> None:
     assert recorder.next() is None
     assert recorder.over
     assert not recorder.queue.running
+
+
+def test_a_signal_of_a_batch_system_is_the_users_although_tune_takes_it(recorder: Recorder) -> None:
+    noted, ended, before = [], [], signal.getsignal(signal.SIGUSR1)
+    recorder.noting = lambda number, frame: noted.append(number)
+    try:
+        signal.signal(signal.SIGUSR1, lambda number, frame: ended.append(number))  # as Tune does
+        recorder.setup()
+        signal.raise_signal(signal.SIGUSR1)
+        assert (noted, ended) == ([signal.SIGUSR1], [])
+        recorder.signals.append(signal.SIGUSR1)
+        recorder.on_step_begin(1, [])
+        assert (noted, ended) == ([signal.SIGUSR1], [signal.SIGUSR1])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
