@@ -55,14 +55,10 @@ def set_environment(address: str | None) -> None:
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_TUNE_CALLBACKS", None)  # Tune would import and call what it names
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all its imports
-    forget_warning_errors()
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     token = bool(os.environ.get("RAY_AUTH_TOKEN") or given)
-    if in_variable := os.environ.get("RAY_AUTH_TOKEN"):
-        os.environ["RAY_AUTH_TOKEN"] = in_variable.strip()
-        check_token(in_variable.strip(), "RAY_AUTH_TOKEN")
-    elif given:
-        _check_token_file(given)
+    if given and not os.environ.get("RAY_AUTH_TOKEN"):
+        _check_token(given)
     if address is None:
         # Despite its name, 0 keeps every port of a local cluster on loopback (measured).
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -73,7 +69,7 @@ def set_environment(address: str | None) -> None:
                 what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
                 raise user_error(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)") from None
         os.environ["RAY_AUTH_MODE"] = "token"
-    elif token or _has_token():
+    elif token or (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -81,7 +77,7 @@ def token_place() -> str:
     """Where Ray looks for the user's token: the name of an environment variable, or of a file."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
-    return os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
 
 
 def _token_file() -> Path:
@@ -91,32 +87,19 @@ def _token_file() -> Path:
     path.parent.chmod(0o700)  # if it existed before
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         os.fchmod(file.fileno(), 0o600)
-        if not (token := file.read().strip()):  # new, or left empty by a launch that was killed here
-            file.write(token := secrets.token_hex(32))
-    check_token(token, str(path))
+        if not file.read().strip():  # new, or left empty by a launch that was killed here
+            file.write(secrets.token_hex(32))
     return path
 
 
-def _has_token() -> bool:
-    """Whether the user has Ray's own token file; raises SpecError if it holds no token."""
-    with suppress(RuntimeError):  # no home folder
-        path = Path.home() / ".ray" / "auth_token"
-        if path.exists():
-            check_token(path.read_text(errors="replace").strip(), str(path))
-            return True
-    return False
-
-
-def _check_token_file(path: str) -> None:
+def _check_token(path: str) -> None:
     """Raises if the user's token file holds no token, because Ray would abort."""
     try:
-        token = Path(path).read_text().strip()
-        what = "" if token else "it is empty"
+        what = "" if Path(path).read_text().strip() else "it is empty"
     except (OSError, ValueError) as error:
         what = str(error)
     if what:
         raise user_error(f"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got {path}: {what} (or unset it)")
-    check_token(token, path)
 
 
 @dataclass(frozen=True)
@@ -144,10 +127,9 @@ def knock(address: str) -> None:
 
     Raises:
         NoClusterError: nothing answers, or a server without gRPC; or the address is neither HOST:PORT nor `auto`,
-            for which the address that Ray has noted is checked.
+            which is not checked.
     """
     if address == "auto":
-        _knock_noted()
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
@@ -162,22 +144,6 @@ def knock(address: str) -> None:
         raise NoClusterError(
             f"what answers at {address} is no Ray cluster, or one that wants RAY_USE_TLS=1 ({INSTEAD})"
         )
-
-
-def _knock_noted() -> None:
-    """Checks the address that `auto` stands for; a cluster that is gone leaves it behind, and Ray waits for minutes."""
-    if (given := os.environ.get("RAY_ADDRESS")) and given != "auto":
-        return knock(given)
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    noted = Path(folder) / "ray" / "ray_current_cluster"
-    with suppress(OSError, UnicodeDecodeError):
-        if found := noted.read_text().strip():
-            try:
-                knock(found)
-            except NoClusterError as error:
-                what = str(error).removesuffix(f" ({INSTEAD})")
-                raise NoClusterError(f"{what}, which {noted} names for auto (delete that file, or {INSTEAD})") from None
-    return None
 
 
 @contextmanager
@@ -244,14 +210,13 @@ def _joined(address: str) -> Any:
 
     knock(address)
     try:
-        with start_errors(f"join the cluster at {address}", passing=(ConnectionError, RuntimeError)):
-            return ray.init(address=address, **QUIET)
+        return ray.init(address=address, **QUIET)
     except ConnectionError:
         raise NoClusterError(f"no Ray cluster answers at {address}, or it wants another token ({INSTEAD})") from None
     except RuntimeError as error:
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if len(versions) != 2:
-            raise start_error(f"join the cluster at {address}", error) from None
+            raise
         there, here = (f"Ray {ray_version} and Python {python}" for ray_version, python in versions)
         raise NoClusterError(
             f"the cluster at {address} must have the versions of this one, {here}, got {there}"
