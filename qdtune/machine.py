@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from qdtune.messages import one_line, user_error
+from qdtune.messages import SpecError, one_line, user_error
 
 
 def has_compiler() -> bool:
@@ -33,8 +33,13 @@ def is_compiled(compile: str, epochs: int, batch_size: int, samples: int) -> boo
 
 
 def cache_dir() -> Path:
-    """The folder that keeps compiled steps between runs: `qdtune` in the user's cache folder."""
-    return Path(expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qdtune"
+    """The folder that keeps compiled steps between runs: `qdtune` in the user's cache folder.
+
+    Without a home folder it is one that nobody can make, so that everything goes on as with a full disk.
+    """
+    with suppress(SpecError):
+        return Path(expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "qdtune"
+    return Path(os.devnull) / "qdtune"
 
 
 @contextmanager

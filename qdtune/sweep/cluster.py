@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from qdtune.machine import PASSING_SIGNALS, count_cpus, own_folder
 from qdtune.messages import user_error
 from qdtune.sweep.placement import Node
+from qdtune.sweep.ray_start import check_token, forget_warning_errors, start_error, start_errors
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -55,10 +56,14 @@ def set_environment(address: str | None) -> None:
         os.environ.setdefault(name, value)
     os.environ.pop("RAY_TUNE_CALLBACKS", None)  # Tune would import and call what it names
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all its imports
+    forget_warning_errors()
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     token = bool(os.environ.get("RAY_AUTH_TOKEN") or given)
-    if given and not os.environ.get("RAY_AUTH_TOKEN"):
-        _check_token(given)
+    if in_variable := os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ["RAY_AUTH_TOKEN"] = in_variable.strip()
+        check_token(in_variable.strip(), "RAY_AUTH_TOKEN")
+    elif given:
+        _check_token_file(given)
     if address is None:
         # Despite its name, 0 keeps every port of a local cluster on loopback (measured).
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -69,7 +74,7 @@ def set_environment(address: str | None) -> None:
                 what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
                 raise user_error(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)") from None
         os.environ["RAY_AUTH_MODE"] = "token"
-    elif token or (Path.home() / ".ray" / "auth_token").exists():
+    elif token or _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -77,7 +82,7 @@ def token_place() -> str:
     """Where Ray looks for the user's token: the name of an environment variable, or of a file."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
-    return os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
 
 
 def _token_file() -> Path:
@@ -87,19 +92,32 @@ def _token_file() -> Path:
     path.parent.chmod(0o700)  # if it existed before
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         os.fchmod(file.fileno(), 0o600)
-        if not file.read().strip():  # new, or left empty by a launch that was killed here
-            file.write(secrets.token_hex(32))
+        if not (token := file.read().strip()):  # new, or left empty by a launch that was killed here
+            file.write(token := secrets.token_hex(32))
+    check_token(token, str(path))
     return path
 
 
-def _check_token(path: str) -> None:
+def _has_token() -> bool:
+    """Whether the user has Ray's own token file; raises SpecError if it holds no token."""
+    with suppress(RuntimeError):  # no home folder
+        path = Path.home() / ".ray" / "auth_token"
+        if path.exists():
+            check_token(path.read_text(errors="replace").strip(), str(path))
+            return True
+    return False
+
+
+def _check_token_file(path: str) -> None:
     """Raises if the user's token file holds no token, because Ray would abort."""
     try:
-        what = "" if Path(path).read_text().strip() else "it is empty"
+        token = Path(path).read_text().strip()
+        what = "" if token else "it is empty"
     except (OSError, ValueError) as error:
         what = str(error)
     if what:
         raise user_error(f"RAY_AUTH_TOKEN_PATH must name a file that holds a token, got {path}: {what} (or unset it)")
+    check_token(token, path)
 
 
 @dataclass(frozen=True)
@@ -127,9 +145,10 @@ def knock(address: str) -> None:
 
     Raises:
         NoClusterError: nothing answers, or a server without gRPC; or the address is neither HOST:PORT nor `auto`,
-            which is not checked.
+            for which the address that Ray has noted is checked.
     """
     if address == "auto":
+        _knock_noted()
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
@@ -144,6 +163,23 @@ def knock(address: str) -> None:
         raise NoClusterError(
             f"what answers at {address} is no Ray cluster, or one that wants RAY_USE_TLS=1 ({INSTEAD})"
         )
+
+
+def _knock_noted() -> None:
+    """Checks the address that `auto` stands for, because a cluster that is gone leaves it behind."""
+    if (given := os.environ.get("RAY_ADDRESS")) and given != "auto":
+        knock(given)
+        return
+    noted = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    found = ""
+    with suppress(OSError, UnicodeDecodeError):
+        found = noted.read_text().strip()
+    try:
+        if found:
+            knock(found)
+    except NoClusterError as error:
+        what = str(error).removesuffix(f" ({INSTEAD})")
+        raise NoClusterError(f"{what}, which {noted} names for auto (delete that file; or {INSTEAD})") from None
 
 
 @contextmanager
@@ -165,7 +201,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
     with ExitStack() as stack:
         if ray_at.address is None:
             folder = stack.enter_context(own_folder())
-            with _shielded_from_signals():
+            with _shielded_from_signals(), start_errors("start"):
                 context = ray.init(
                     address="local",
                     num_cpus=count_cpus(),  # Ray would count CPUs that this process may not use
@@ -210,13 +246,14 @@ def _joined(address: str) -> Any:
 
     knock(address)
     try:
-        return ray.init(address=address, **QUIET)
+        with start_errors(f"join the cluster at {address}", passing=(ConnectionError, RuntimeError)):
+            return ray.init(address=address, **QUIET)
     except ConnectionError:
         raise NoClusterError(f"no Ray cluster answers at {address}, or it wants another token ({INSTEAD})") from None
     except RuntimeError as error:
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if len(versions) != 2:
-            raise
+            raise start_error(f"join the cluster at {address}", error) from None
         there, here = (f"Ray {ray_version} and Python {python}" for ray_version, python in versions)
         raise NoClusterError(
             f"the cluster at {address} must have the versions of this one, {here}, got {there}"

@@ -21,6 +21,7 @@ from qdtune.spec.loggers import find_loggers
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.cluster import NoClusterError, knock
+from qdtune.sweep.ray_start import check_start
 
 LEAST_VERSIONS = {
     "ray": (2, 56),
@@ -33,7 +34,7 @@ CONFIGURATION_BYTES, ROW_BYTES, EPOCH_BYTES, FACTOR_BYTES = 21_000, 30, 150, 400
 
 
 def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
-    """Checks the versions of libraries, the place of the run folder and the address, before a launch costs anything.
+    """Checks libraries, what Ray needs, the place of the run folder and the address, before a launch costs anything.
 
     Args:
         runs_dir: where run folders are made; a URL (`scheme://...`) is left to `store.folder`.
@@ -44,6 +45,7 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
         SpecError: a check fails; the message says what to do.
     """
     check_versions()
+    check_start(address)
     if "://" not in runs_dir:
         folder = Path(runs_dir) / name
         with _write_errors(folder):
