@@ -91,12 +91,16 @@ def _check_folder(place: str | None) -> None:
 
 
 def _check_files() -> None:
-    """Raises the limit of open files as far as it goes; raises SpecError if that is too little."""
+    """Raises the limit of open files as far as Ray may need; raises SpecError if it stays too low."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (sys.maxsize if n == resource.RLIM_INFINITY else n for n in limits)
     if hard < FILES:
-        raise user_error(f"Ray needs {FILES} open files in a process, and the limit is {hard} (ulimit -n {FILES})")
-    if soft < MANY_FILES:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))  # as root may
+        except (ValueError, OSError):
+            what = f"Ray needs {FILES} open files in a process"
+            raise user_error(f"{what}, and the limit is {hard} (ulimit -n {FILES})") from None
+    elif soft < MANY_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(MANY_FILES, hard), limits[1]))
 
 
