@@ -27,6 +27,23 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
     return api.load(run)
 
 
+def load_into(module: Any, file: str | os.PathLike[str] | bytes) -> Any:
+    """A model of your own with the numbers of an exported file: it computes what was tested, with quantised weights.
+
+    Its inputs are floats (batch, inputs) of -1 to 1, pixels / 127.5 - 1, as in training. It is for inference.
+
+    Args:
+        module: the `nn.Module` that your factory builds at the same widths; it is changed in place.
+        file: written by `qdtune export`, or its bytes.
+
+    Raises:
+        ReaderError: the file is damaged or belongs to another module.
+    """
+    from qdtune.model.load_into import load_into as load  # torch: `import qdtune` stays light
+
+    return load(module, file)
+
+
 def run(
     sweep: str | os.PathLike[str] | Mapping[str, Any],
     *,

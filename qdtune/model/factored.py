@@ -53,8 +53,8 @@ def decompose(
             2015, section 2). `svd` starts from the layer's own weights: it drops the singular values above the
             inner width, and the factors share the others evenly.
         generator: the source of the draws.
-        decomposed: `all`, or `hidden`: the head, which is the last of these layers, stays one factor. The logits then have the same rank at every depth. A head 24 -> 10 split in two has rank 7,
-            split in eight rank 4.
+        decomposed: `all`, or `hidden`: the head, which is the last of these layers, stays one factor. The logits
+            then have the same rank at every depth. A head 24 -> 10 split in two has rank 7, split in eight rank 4.
         norm: whether a batch normalisation (Ioffe and Szegedy 2015, section 3.2) follows every factor but the
             last, before the activation. One-bit factors between rectifiers train only with it.
         head: the place of the head among the layers that are split; None: the last in the order of modules.

@@ -42,17 +42,19 @@ q(x) is x where a is null; else, with s for input_step, s * min(max(round(x / s)
 rounded to the even neighbour, and with a = 1 it is s where x >= 0 and -s elsewhere. Where input_levels is "unsigned",
 it is s * min(max(round(x / s), 0), 2^a - 1) for any a. (Version 1 has neither levels nor input_levels: "symmetric".)
 
-If inputs and weights both have codes, q(x) W^T is the sum of the products of their codes, times (s * step). The sum is
-a whole number and thus the same in any order. It is exact; then it is rounded to float32 and multiplied in float32.
+If inputs and weights both have codes, q(x) W^T is the sum of the products of their codes, times (s * step). The sum
+is a whole number and thus the same in any order. It is exact; then it is rounded to float32 and multiplied in float32.
 
 Where "model" is not "mlp", it names the function of a user's that builds the network: then `ops` only say how tensors
-are stored.
+are stored. Entry "between" beside "ops" maps the path of each layer that is split to the activation between its
+factors: `{"hidden": "relu"}` for tensors `hidden.factors.0.weight` and on. `load_into` reads all of it into a module.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -81,11 +83,20 @@ def pack_replicas(
     for seed, replica in replicas.items():
         ops, own = operations(replica)
         tensors |= {f"{seed}/{name}": tensor.contiguous() for name, tensor in own.items()}
-    if model != "mlp":  # their order, and what is between them, is known to its forward pass alone
+    program: dict[str, Any] = {"model": model, "inputs": inputs, "outputs": outputs}
+    if model != "mlp":  # their order, and what is between layers, is known to its forward pass alone
         ops = [op for op in ops if kind_of_op(op["op"]).has_tensors]
-    program = json.dumps({"model": model, "inputs": inputs, "outputs": outputs, "ops": ops})
-    metadata = {PACKED: VERSION, MODEL: program, TRIAL: trial_id}
+        program["between"] = name_activations(next(iter(replicas.values())))
+    metadata = {PACKED: VERSION, MODEL: json.dumps(program | {"ops": ops}), TRIAL: trial_id}
     return sign_file(*split_file(safetensors.torch.save(tensors, metadata=metadata)))
+
+
+def name_activations(model: nn.Module) -> dict[str, str]:
+    """The path of each layer that is split into more than one factor, and the activation between its factors."""
+    chains = {path: module for path, module in model.named_modules() if isinstance(module, Chain)}
+    return {
+        path: next(_visit("", chain.activation, {}))["op"] for path, chain in chains.items() if len(chain.factors) > 1
+    }
 
 
 @torch.no_grad()

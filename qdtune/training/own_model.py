@@ -7,7 +7,7 @@ count. A model that would train or ship wrongly is refused before a trial starts
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from qdtune import plugins
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
+from qdtune.model.formats.packed import one_seed
 from qdtune.model.quantize import count_sizes
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
@@ -30,7 +31,8 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
 from qdtune.training.cohort import Tensors
 from qdtune.training.own_faults import class_name, find_faults, find_quantisable
-from qdtune.training.step import check_logits, normalise
+from qdtune.training.shipped import load_shipped
+from qdtune.training.step import StepShape, check_logits, normalise
 from qdtune.training.train import NoWarmups, train_configuration
 
 if TYPE_CHECKING:
@@ -267,7 +269,31 @@ def _train_for_a_moment(
         seeds=(0, 1),
         own_model=own,
     )
-    for _ in train_configuration(
-        trial, Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0), NoWarmups(), "never"
-    ):
+    data = Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0)
+    shape = StepShape.of(trial, info.inputs, info.classes, "qat")
+
+    def check(replicas: Mapping[int, nn.Module], weights: bytes) -> None:
+        for seed, replica in replicas.items():
+            _check_shipped(own.factory, replica, load_shipped(shape, one_seed(weights, seed)), normalise(x))
+
+    for _ in train_configuration(trial, data, NoWarmups(), "never", check):
         pass
+
+
+@torch.no_grad()
+def _check_shipped(factory: str, replica: nn.Module, shipped: nn.Module, x: Tensor) -> None:
+    """Checks that what is shipped of a trained network answers most rows x (N, I) as the network itself does.
+
+    A sum that is halfway between two codes may round otherwise, so not every row has to agree.
+
+    Raises:
+        PluginError: the network has state that is not shipped.
+    """
+    pairs = zip(replica.eval()(x), shipped(x), strict=True)
+    agreeing = sum(_are_close(trained, loaded) for trained, loaded in pairs)
+    if 2 * agreeing < len(x):
+        raise PluginError(
+            f"{factory} builds a model that answers otherwise once it is shipped: it depends on more than parameters "
+            "and saved buffers, such as an attribute or a buffer that is not persistent, which training or the seed "
+            "changes"
+        )

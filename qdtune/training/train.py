@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -86,7 +86,11 @@ class TrainingLog:
 
 
 def train_configuration(
-    trial: Configuration, data: Tensors, warmups: Warmups, compile: str = "auto"
+    trial: Configuration,
+    data: Tensors,
+    warmups: Warmups,
+    compile: str = "auto",
+    on_end: Callable[[Mapping[int, nn.Module], bytes], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains one configuration and yields one report per epoch.
 
@@ -100,6 +104,7 @@ def train_configuration(
         data: on the device that trains.
         warmups: the store of float warm-ups.
         compile: `always`, `never`, or `auto`, see `machine.is_compiled`.
+        on_end: called with the trained replicas by seed, without those that diverged, and their packed file.
     """
     started = datetime.now(timezone.utc)
     log = TrainingLog(trial.seeds)
@@ -122,12 +127,13 @@ def train_configuration(
     alive = {seed: replicas[k] for k, seed in enumerate(trial.seeds) if k not in log.dead}
     model = trial.columns["model"]
     weights = pack_replicas(alive, trial.trial_id, data.inputs, data.classes, model) if alive else None
-    # The test set is read only here. The forward pass of a user's own network is in its own code.
-    if weights is None or model != "mlp":
-        tests: Sequence[float | None] = cohort.accuracy(data.test_x, data.test_y)
-    else:
-        found = dict(measure_shipped(weights, alive, data.test_x, data.test_y))
-        tests = [found.get(seed) for seed in trial.seeds]
+    found: dict[int, float] = {}
+    if weights is not None:  # the test set is read only here
+        own = None if model == "mlp" else StepShape.of(trial, data.inputs, data.classes, "qat")
+        found = dict(measure_shipped(weights, alive, data.test_x, data.test_y, own))
+        if on_end:
+            on_end(alive, weights)
+    tests = [found.get(seed) for seed in trial.seeds]
     rows = _make_rows(trial, replicas, log, floats, tests, data, started)
     yield report | {"rows": rows, "weights": weights, "done": True}
 

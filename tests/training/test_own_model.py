@@ -260,6 +260,21 @@ def test_a_class_inside_the_factory_is_trained(tmp_path, tensors):
     assert [row["state"] for row in rows] == ["ok", "ok"]
 
 
+@pytest.mark.parametrize(
+    "init",
+    [
+        "self.register_buffer('n', torch.zeros(()), persistent=False)",
+        "self.register_buffer('n', torch.randn(()), persistent=False)",
+    ],
+    ids=["changed by training", "drawn by the seed"],
+)
+def test_state_that_is_not_shipped_is_refused(tmp_path, init):
+    count = "if self.training:\n    self.n += 1\n" if "zeros" in init else ""
+    found = refusal(tmp_path, net(init, f"{count}return self.b(torch.relu(self.a(x))) * (1 + self.n)"))
+    assert "answers otherwise once it is shipped: it depends on more than parameters and saved buffers" in found
+    taken(tmp_path, net(init.replace("False", "True"), f"{count}return self.b(torch.relu(self.a(x))) * (1 + self.n)"))
+
+
 def test_a_module_that_fails_is_named(tmp_path):
     init = "self.n = nn.Sequential(nn.BatchNorm1d(width, momentum=None))"
     found = refusal(tmp_path, net(init, "return self.b(self.n(self.a(x)))"))
