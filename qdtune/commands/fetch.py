@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     _check_place(arguments.out)
-    with open_server(arguments.address) as server:
+    with open_server(arguments.address, arguments.allow_proxy) as server:
         job = find_job(server, arguments.job)
         if job and job.runs:
             print(f"error: {job.id} still runs: wait for its end, or stop it first", file=sys.stderr)

@@ -20,6 +20,9 @@ def make_job_parser(command: str, usage: str, description: str) -> Parser:
     parser = Parser(command, usage, description)
     what = f"of the job server of a Ray cluster: http://HOST:8265 (default: ${ADDRESSES[0]})"
     parser.add_argument("--address", help=what)
+    parser.add_argument(
+        "--allow-proxy", action="store_true", help="let requests go through the proxy of the environment (http_proxy)"
+    )
     return parser
 
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list_jobs(arguments: argparse.Namespace) -> int:
-    with open_server(arguments.address) as server:
+    with open_server(arguments.address, arguments.allow_proxy) as server:
         known = server.all()
         how = {job.id: _describe_end(server, job) for job in known}
     rows = [("job", "status", "started (UTC)", "how it ended")]

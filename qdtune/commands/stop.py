@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    with open_server(arguments.address) as server:
+    with open_server(arguments.address, arguments.allow_proxy) as server:
         job = find_job(server, arguments.job)
         if job is None:
             raise user_error(

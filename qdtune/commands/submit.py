@@ -78,7 +78,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     options += [f"--data-dir={arguments.data_dir}"] if arguments.data_dir else []
     options += ["--fresh"] if arguments.fresh else []
     options += [f"--allow-plugin={name}" for name in arguments.allow_plugin]
-    with open_server(arguments.address) as server:
+    with open_server(arguments.address, arguments.allow_proxy) as server:
         known = server.all()
         running = next((job for job in known if job.runs and (job.name, job.runs_dir) == (spec.name, where)), None)
         if running:

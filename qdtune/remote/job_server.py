@@ -23,6 +23,7 @@ import requests
 from ray import job_submission
 from ray.exceptions import AuthenticationError
 
+from qdtune.remote.proxy import find_proxy
 from qdtune.sweep.cluster import KNOCK_S, token_place
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -80,13 +81,23 @@ class Job(NamedTuple):
 class Jobs:
     """The job server at an address.
 
+    Args:
+        address: http://HOST:PORT.
+        allow_proxy: whether requests may go through a proxy that the environment names.
+
     Raises:
-        JobError: no job server answers there, or it refuses the token.
+        JobError: no job server answers there, it refuses the token, or a proxy is not allowed.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, allow_proxy: bool = False) -> None:
         self.address = check_address(address)
-        self._knock()
+        proxy = find_proxy(self.address)
+        if proxy and not allow_proxy:
+            host = urlsplit(self.address).hostname
+            what = f"requests to {self.address} go through the proxy {proxy}, which may read the token"
+            raise JobError(f"{what} (put {host} into no_proxy, or allow it with --allow-proxy)")
+        if not proxy:  # else the server itself may be out of reach
+            self._knock()
         for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(variable, None)  # Ray's client would use this address instead
         with self._request_errors():

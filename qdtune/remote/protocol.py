@@ -25,15 +25,20 @@ HEAD_LINE = f"qdtune {__version__} on the head"  # the first line of a job whose
 
 
 @contextmanager
-def open_server(address: str) -> Iterator[Jobs]:
-    """The job server at an address; turns each JobError of its block into a mistake of the user."""
+def open_server(address: str, allow_proxy: bool) -> Iterator[Jobs]:
+    """The job server at an address; turns each JobError of its block into a mistake of the user.
+
+    Args:
+        address: http://HOST:PORT.
+        allow_proxy: whether requests may go through a proxy that the environment names.
+    """
     from qdtune.sweep.cluster import set_environment
 
     set_environment(address)
     from qdtune.remote.job_server import JobError, Jobs  # imports Ray
 
     try:
-        yield Jobs(address)
+        yield Jobs(address, allow_proxy)
     except JobError as error:
         raise user_error(str(error)) from None
 

@@ -37,6 +37,7 @@ SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")  # requests reads networks, others whole names
 KNOCK_S = 5.0  # how long an address may take to answer
 BEGIN = b"\4"  # the type of the first frame that each side of gRPC sends
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + BEGIN + bytes(5)
@@ -57,6 +58,7 @@ def set_environment(address: str | None) -> None:
     os.environ.pop("RAY_TUNE_CALLBACKS", None)  # Tune would import and call what it names
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every worker compiles all its imports
     forget_warning_errors()
+    _spare_loopback_the_proxy()
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     token = bool(os.environ.get("RAY_AUTH_TOKEN") or given)
     if in_variable := os.environ.get("RAY_AUTH_TOKEN"):
@@ -76,6 +78,14 @@ def set_environment(address: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     elif token or _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _spare_loopback_the_proxy() -> None:
+    """Keeps requests to this machine, and their tokens, from the proxy that the environment names for all others."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        if "*" not in known:
+            os.environ[name] = ",".join([*known, *(host for host in LOOPBACK if host not in known)])
 
 
 def token_place() -> str:

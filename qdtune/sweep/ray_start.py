@@ -39,6 +39,10 @@ def check_start(address: str | None) -> None:
     """
     if sys.flags.optimize > 1:
         raise user_error("Python must keep docstrings, which Ray needs, got PYTHONOPTIMIZE=2 or -OO (unset it)")
+    try:
+        Path.home()
+    except RuntimeError:
+        raise user_error("Ray needs a home folder, and this user has none (let HOME name a folder)") from None
     _check_files()
     if address is None:
         _check_folder(os.environ.get("RAY_TMPDIR"))

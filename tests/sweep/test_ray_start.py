@@ -191,7 +191,16 @@ def test_a_start_that_never_ends_is_ended_with_its_processes() -> None:
         time.sleep(0.05)
 
 
-def test_a_home_is_not_needed_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(SpecError, match=r"Ray needs a home folder, and this user has none \(let HOME name a folder\)"):
+        check_start("10.0.0.1:6379")
+
+
+def test_commands_that_ask_a_job_server_need_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
