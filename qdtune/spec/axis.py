@@ -11,6 +11,7 @@ from qdtune.datasets.dataset import DatasetInfo
 # The stage that an axis acts in: the network before it is quantised, its float warm-up, its quantisation, or QAT.
 # Configurations that differ only in the last two stages share a warm-up.
 Stage = Literal["structure", "warmup", "quantisation", "training"]
+LATER_STAGES = ("quantisation", "training")
 
 
 @dataclass(frozen=True)

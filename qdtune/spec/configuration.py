@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.spec.axes import AXES, axis_fields, label
-from qdtune.spec.axis import Axis
+from qdtune.spec.axis import LATER_STAGES, Axis
 from qdtune.spec.groups import Phase
 from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
@@ -22,7 +22,7 @@ from qdtune.spec.values import cell_text
 INPUTS_VERSION = 2
 RESULTS_VERSION = 1  # raise it when the same configuration gives other numbers: old results then no longer count
 # The float warm-up does not depend on these: quantisation and QAT.
-_NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage == "quantisation"} | {"inputs", "qat"})
+_NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage in LATER_STAGES} | {"inputs", "qat"})
 # The axes that belong to a training phase are fields of that phase.
 _AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 
@@ -93,7 +93,7 @@ class Configuration(_AxisFields):
     def warmup_key(self) -> tuple[Any, ...]:
         """As `warmup_id` within one sweep, but without hashing, which takes seconds for a large grid."""
         values = self.warmup_base.values if self.factor_init == "svd" else self.values
-        return tuple(values[axis.name] for axis in AXES if axis.stage in ("structure", "warmup"))
+        return tuple(values[axis.name] for axis in AXES if axis.stage not in LATER_STAGES)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Configuration(_AxisFields):
         phases = {"warmup": self.warmup.recipe, "qat": self.qat.recipe}
         for axis in AXES:  # results that are older than an axis keep their id
             for group in (phases.values() if axis.phase else [data]) if axis.is_new else ():
-                key = axis.home[-1] if axis.home else axis.name
+                key = axis.home[-1] if axis.phase else axis.name
                 if group[key] == axis.before:
                     del group[key]
         return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}

@@ -1,7 +1,7 @@
 """The trackers that a sweep can report to, each declared once.
 
 What `run.loggers` may name, what has to be installed, where a tracker writes and the messages about it come from
-`LOGGERS`. To add one, add an entry here and the callback that talks to it in `sweep/loggers.py`.
+`LOGGERS`. To add one, add an entry here and the callback that talks to it in `sweep/logger_callbacks.py`.
 """
 
 from __future__ import annotations
