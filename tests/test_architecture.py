@@ -1,7 +1,7 @@
 """The house: which package may import which, where each heavy dependency lives, and what must not be called at all.
 
-`PACKAGES` is the list of floors, the highest first: a package may import from those that its entry names, and there is
-no other arrow. A test holds the table of `docs/architecture.md` to these lists.
+`PACKAGES` is the list of floors, the highest first: a package may import from those that its entry names, and there
+is no other arrow. A test holds the table of `docs/architecture.md` to these lists.
 """
 
 from __future__ import annotations
