@@ -267,7 +267,7 @@ def test_canonical_text_holds_what_is_known(tmp_path):
     again = loads(spec.to_yaml().encode(), "again.yaml")
     assert again == spec
     assert plan(again).trials == plan(spec).trials
-    assert again.data.info == DatasetInfo(1200, 64, 10)
+    assert again.data.info == DatasetInfo(1200, 64, 10, (1, 1, 64))
 
 
 def test_plan_asks_for_what_a_factory_gives_first():
@@ -351,8 +351,16 @@ BAD_DATA = [
     (f"{DATA}None", r"test_x, test_y\), got NoneType"),
     (f"{DATA}open(root / 'none')", r"planted:f failed: FileNotFoundError: .*none' \(.*planted.py:4\)"),
     (f"{DATA}[[1], [2, [3]]], y, x, y", r"must return four arrays: ValueError: "),
-    (f"{DATA}x / 255, y, x, y", r"train_x must be uint8 of shape \(rows, inputs\), got float64 of shape \(200, 6\)"),
+    (
+        f"{DATA}x / 255, y, x, y",
+        r"train_x must be uint8 of shape \(rows, inputs\), or .*, got float64 of shape \(200, 6\)",
+    ),
     (f"{DATA}x, y, x.reshape(200, 2, 3), y", r"test_x must be uint8 .* got uint8 of shape \(200, 2, 3\)"),
+    (f"{DATA}x.reshape(200, 1, 6, 1), y, x, y", rf"{ROWS}, as wide .*got shapes \(200, 1, 6, 1\) and \(200, 6\)"),
+    (
+        f"{DATA}np.zeros((9, 8, 8, 3), 'u1'), y, x, y",
+        r"train_x must have its channels before height and width: use .transpose.*, got shape \(9, 8, 8, 3",
+    ),
     (f"{DATA}x, y[1:], x, y", r"train_y must be one whole number for each of the 200 rows of train_x, got int64 of"),
     (f"{DATA}x, y, x, y / 1", r"test_y must be one whole number .* got float64"),
     (f"{DATA}x, y, x[:, 1:], y", rf"{ROWS}, as wide .*got shapes \(200, 6\) and \(200, 5\)"),
@@ -394,7 +402,7 @@ def test_data_come_as_a_known_set_does_whatever_their_types(tmp_path):
     planted(tmp_path, f"import torch\n{DATA}torch.arange(1200).to(torch.uint8).view(6, 200).T, y.astype('u1'), x, y")
     spec, found = call_own_data(spec_of(data="planted:f"), tmp_path)
     assert (found.name, found.inputs, found.classes) == ("planted:f", 6, 3)
-    assert spec.data.info == DatasetInfo(200, 6, 3)
+    assert spec.data.info == DatasetInfo(200, 6, 3, (1, 1, 6))
     assert (len(found.train_x), len(found.val_x), len(found.test_x)) == (72, 128, 200)
     assert all(a.flags.c_contiguous for a in (found.train_x, found.val_x, found.test_x))
     assert {a.dtype.name for a in (found.train_y, found.val_y, found.test_y)} == {"int64"}

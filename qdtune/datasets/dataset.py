@@ -22,11 +22,24 @@ class DataError(ValueError):
 
 
 class DatasetInfo(NamedTuple):
-    """Training samples (validation split included), input features, classes."""
+    """Training samples (validation split included), input features, classes; and what a sample is a picture of.
+
+    `image` has the channels, height and width of a sample, channel by channel: 1, 1 and I of a sample that is no
+    image. If it is None, as in sweep files of older versions, a square number of features is taken for an image.
+    """
 
     train: int
     inputs: int
     classes: int
+    image: tuple[int, int, int] | None = None
+
+    @property
+    def square(self) -> tuple[int, int, int] | None:
+        """The channels, height and width of samples that are square images; None if they are not."""
+        if self.image is None:
+            side = image_side(self.inputs)
+            return None if side is None else (self.inputs // side**2, side, side)
+        return self.image if self.image[1] == self.image[2] else None
 
 
 class DataFile(NamedTuple):
@@ -84,7 +97,7 @@ class Dataset:
     @property
     def info(self) -> DatasetInfo:
         """Its sizes, as data of the user's own have them, too."""
-        return DatasetInfo(self.train, self.inputs, self.classes)
+        return DatasetInfo(self.train, self.inputs, self.classes, self.image)
 
 
 def image_side(inputs: int) -> int | None:

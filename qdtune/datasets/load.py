@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from qdtune.datasets.dataset import DataError, Dataset
+from qdtune.datasets.dataset import DataError, Dataset, DatasetInfo
 from qdtune.datasets.download import download
 from qdtune.datasets.known import DATASET_NAMES, find_dataset
 from qdtune.machine import expand_home
@@ -38,6 +38,7 @@ class Samples:
         train_y, val_y, test_y: (N,) int64, 0..classes-1.
         inputs: I, numbers per row.
         classes: number of labels.
+        image: channels, height and width of a row, if rows are square images.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Samples:
     test_y: NDArray[np.int64]
     inputs: int
     classes: int
+    image: tuple[int, int, int] | None = None
 
 
 def default_root() -> Path:
@@ -95,7 +97,8 @@ def load(names: Sequence[str], root: Path, val_size: Callable[[str], int] | int)
             misses.append(f"{name} could not be had (not in {root}, download failed: {reason})")
             continue
         notes = [f"{', '.join(misses)}: training on {name} instead"] if misses else []
-        return cut(name, _read(dataset, root), val_size(name) if callable(val_size) else val_size), notes
+        held = val_size(name) if callable(val_size) else val_size
+        return cut(name, _read(dataset, root), held, dataset.info), notes
     raise DataError(f"no data set: {', '.join(misses)}; point --data-dir or QDTUNE_DATA to a folder that holds one")
 
 
@@ -109,8 +112,8 @@ def _read(dataset: Dataset, root: Path) -> Splits:
     return splits
 
 
-def cut(name: str, splits: Splits, val_size: int) -> Samples:
-    """`splits` with `val_size` rows of the training set held out, always the same ones.
+def cut(name: str, splits: Splits, val_size: int, info: DatasetInfo | None = None) -> Samples:
+    """`splits` with `val_size` rows of the training set held out, always the same ones; `info` knows images.
 
     Raises:
         DataError: the training set has too few rows.
@@ -131,4 +134,5 @@ def cut(name: str, splits: Splits, val_size: int) -> Samples:
         test_y=test_y,
         inputs=train_x.shape[1],
         classes=int(train_y.max()) + 1,
+        image=info and info.square,
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field, create_model
 from typing_extensions import TypedDict  # pydantic requires it below Python 3.12
 
-from qdtune.datasets.dataset import DatasetInfo, image_side
+from qdtune.datasets.dataset import DatasetInfo
 from qdtune.spec.axis import Axis
 from qdtune.spec.checks import choice, whole
 from qdtune.spec.choices import FLOAT_BITS
@@ -34,9 +34,9 @@ def bits(n: int) -> str:
 
 
 def _needs_images(kind: str, data: DatasetInfo) -> str | None:
-    if kind == "none" or image_side(data.inputs):
+    if kind == "none" or data.square:
         return None
-    return f"{kind} needs square images of one or three colours"
+    return f"{kind} needs square images, which a factory returns as (rows, channels, height, width)"
 
 
 DEPTH = Axis(

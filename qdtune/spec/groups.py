@@ -96,7 +96,8 @@ class Plugged(Frozen):
 class DataGroup(Plugged):
     """The data: data sets in order of preference, or a factory.
 
-    For a factory, `content` is the hash of its arrays, and `shape` holds the training samples, inputs and classes.
+    For a factory, `content` is the hash of its arrays, `shape` holds the training samples, inputs and classes, and
+    `image` the channels, height and width of a sample.
 
     Attributes:
         dataset: a data set, or a list of which the first one that is available is used
@@ -107,8 +108,9 @@ class DataGroup(Plugged):
     val_size: Annotated[int, whole(1, 10_000_000)] = 5000
     content: Digest | None = None
     shape: tuple[Count, Count, Count] | None = None
+    image: tuple[Count, Count, Count] | None = None
 
-    _found: ClassVar = ("content", "shape")
+    _found: ClassVar = ("content", "shape", "image")
     _name: ClassVar = "dataset"
 
     @property
@@ -121,7 +123,7 @@ class DataGroup(Plugged):
         """The sizes of the first data set; None until its factory has been called."""
         if self.dataset:
             return dataset_of(self.dataset[0]).info
-        return self.shape and DatasetInfo(*self.shape)
+        return self.shape and DatasetInfo(*self.shape, self.image)
 
 
 class ModelGroup(Plugged):

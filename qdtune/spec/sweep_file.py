@@ -169,7 +169,8 @@ class Spec(Frozen):
     def result_settings(self) -> dict[str, Any]:
         """The settings, other than axes, that change results; runs that differ here must not share a folder."""
         data = self.to_dict()
-        homes = [*(axis.home for axis in AXES if axis.home), ("model", "built")]
+        # `built` follows from `sha256`, and `image` from `content`; older files have no `image`.
+        homes = [*(axis.home for axis in AXES if axis.home), ("model", "built"), ("data", "image")]
         for *groups, key in homes:
             group = data
             for name in groups:

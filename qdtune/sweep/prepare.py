@@ -204,7 +204,7 @@ def call_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
     data = spec.data
     splits, known = load_own(data.factory or "", root, data.sha256, data.content)
     spec = spec.changed("data", **known)  # raises if there are too few rows
-    return spec, cut(data.factory or "", splits, data.val_size)
+    return spec, cut(data.factory or "", splits, data.val_size, spec.data.info)
 
 
 def _permit_plugins(spec: Spec, options: LaunchOptions) -> None:

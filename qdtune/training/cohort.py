@@ -35,7 +35,10 @@ EVAL_ROWS = 2048  # samples per forward pass of an evaluation
 
 @dataclass(frozen=True)
 class Tensors:
-    """A data set on a device: uint8 inputs (N, I), int64 labels (N,), and the share of the largest class."""
+    """A data set on a device: uint8 inputs (N, I), int64 labels (N,), and the share of the largest class.
+
+    `image` has the channels, height and width of inputs that are square images.
+    """
 
     train_x: Tensor
     train_y: Tensor
@@ -46,6 +49,7 @@ class Tensors:
     inputs: int
     classes: int
     chance: float
+    image: tuple[int, int, int] | None = None
 
     @classmethod
     def of(cls, data: Samples, device: torch.device) -> Tensors:
@@ -60,7 +64,14 @@ class Tensors:
         labels = {k: put(getattr(data, k)).long() for k in ("train_y", "val_y", "test_y")}
         images = {k: put(getattr(data, k)) for k in ("train_x", "val_x", "test_x")}
         chance = np.bincount(data.val_y).max() / len(data.val_y)
-        return cls(**images, **labels, inputs=data.inputs, classes=data.classes, chance=float(chance))
+        return cls(
+            **images,
+            **labels,
+            inputs=data.inputs,
+            classes=data.classes,
+            chance=float(chance),
+            image=data.image,
+        )
 
 
 @lru_cache(maxsize=256)
@@ -137,7 +148,7 @@ class Cohort:
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
         if self.phase.augment != "none":
             draw = make_generator(f"{self.purpose} moves", epoch)  # of the epoch: the same for every replica
-            self.inputs.copy_(distort_images(self.data.train_x, self.phase.augment, draw))
+            self.inputs.copy_(distort_images(self.data.train_x, self.phase.augment, draw, self.data.image))
         self.losses.zero_()
         self.template.train()
         for batch, rate in zip(batches.unbind(), self.rates(epoch).unbind(), strict=True):

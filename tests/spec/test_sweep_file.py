@@ -653,7 +653,8 @@ def test_augment_comes_from_the_training_unless_it_is_an_axis() -> None:
 
 def test_distortions_need_images() -> None:
     own = "data={factory: 'mine:data', shape: [600, 20, 4], val_size: 100}"
-    line = "shift needs square images of one or three colours; mine:data has 20 numbers a sample (or none)"
+    what = "needs square images, which a factory returns as (rows, channels, height, width)"
+    line = f"shift {what}; mine:data has 20 numbers a sample (or none)"
     assert told(own, "train.qat.augment=shift") == [f"train.qat.augment: {line}"]
     assert told(own, "parameters={augment: {value: shift}}") == [f"parameters.augment: {line}"]
     assert told(own, "train.warmup.augment=shift") == [f"train.warmup.augment: {line}"]

@@ -1,0 +1,92 @@
+"""Data of the user's own: what a sample is a picture of is part of it, and decides what `augment` may do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qdtune import plugins
+from qdtune.datasets.load import Samples
+from qdtune.messages import SpecError
+from qdtune.plugins import Grant
+from qdtune.spec.comparable import check_comparable
+from qdtune.spec.sweep_file import Spec, loads
+from qdtune.sweep.prepare import call_own_data
+from qdtune.training.augment import distort_images
+from qdtune.training.cohort import Tensors
+
+SWEEP = """\
+version: 1
+name: own
+parameters: {depth: {values: [1, 2]}}
+data: {factory: 'NAME:f', val_size: 40}
+train: {batch_size: 16, qat: {augment: AUGMENT}}
+"""
+DATA = """\
+import numpy as np
+def f(root):
+    x = np.arange(200 * 400).reshape(200, 400) % 251
+    y = np.arange(200) % 4
+    x = x.astype('u1')RESHAPED
+    return x[:150], y[:150], x[150:], y[150:]
+"""
+
+
+def called(folder: Path, reshaped: str = "", augment: str = "shift") -> tuple[Spec, Samples]:
+    name = f"data_{abs(hash(reshaped))}"
+    (folder / f"{name}.py").write_text(DATA.replace("RESHAPED", reshaped))
+    plugins.allow(Grant((name,), (str(folder),)))
+    sweep = SWEEP.replace("NAME", name).replace("AUGMENT", augment)
+    return call_own_data(loads(sweep.encode(), "x.yaml"), folder)
+
+
+def test_images_are_rows_channel_by_channel_and_keep_their_shape(tmp_path):
+    spec, data = called(tmp_path, ".reshape(200, 4, 10, 10)")
+    assert (data.inputs, data.image) == (400, (4, 10, 10))  # not the one colour of 20 x 20 that 400 numbers could be
+    assert loads(spec.to_yaml().encode(), "x.yaml") == spec
+    tensors = Tensors.of(data, torch.device("cpu"))
+    assert tensors.image == (4, 10, 10)
+    moved = distort_images(tensors.train_x, "shift", torch.Generator().manual_seed(0), tensors.image)
+    whole = np.pad(data.train_x.reshape(-1, 4, 10, 10), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    ways = [whole[..., i : i + 10, j : j + 10].reshape(-1, 400) for i in range(3) for j in range(3)]
+    hits = np.stack([(way == moved.numpy()).all(1) for way in ways])
+    assert hits.any(0).all()
+    assert hits.any(1).all()
+    bent = distort_images(tensors.train_x, "elastic", torch.Generator().manual_seed(0), tensors.image)
+    assert bent.shape == tensors.train_x.shape
+
+
+@pytest.mark.parametrize("reshaped", ["", ".reshape(200, 1, 10, 40)", ".reshape(200, 10, 4, 10)"])
+def test_what_is_no_square_image_is_not_distorted(tmp_path, reshaped):
+    with pytest.raises(SpecError) as caught:
+        called(tmp_path, reshaped)
+    what = "shift needs square images, which a factory returns as (rows, channels, height, width)"
+    assert str(caught.value) == f"error: train.qat.augment: {what}; data_{abs(hash(reshaped))}:f has 400 numbers " + (
+        "a sample (or none)"
+    )
+    spec, data = called(tmp_path, reshaped, augment="none")
+    assert spec.data.info is not None
+    assert spec.data.info.square is None
+    assert data.inputs == 400
+
+
+def test_channels_come_first(tmp_path):
+    with pytest.raises(SpecError, match=r"train_x must have its channels before height and width: use \.transpose"):
+        called(tmp_path, ".reshape(200, 10, 10, 4)", augment="none")
+
+
+def test_rows_keep_their_hash_and_images_of_other_shapes_have_others(tmp_path):
+    shapes = ("", ".reshape(200, 1, 20, 20)", ".reshape(200, 4, 10, 10)")
+    found = [called(tmp_path, shape, augment="none")[0].data.content for shape in shapes]
+    assert found[0] == "37dc1046194dd79a57cd6e1293c126d8262158de66bc71e1d9ccbf4da55bca9a"
+    assert len({*found}) == 3
+
+
+def test_a_run_of_an_older_version_is_read_and_finished(tmp_path):
+    spec, _ = called(tmp_path, augment="none")
+    assert "image: [1, 1, 400]" in spec.to_yaml()
+    older = spec.to_yaml().replace("image: [1, 1, 400]", "")
+    assert loads(older.encode(), "x.yaml").data.image is None
+    check_comparable(spec, older.encode(), "run")
+    loads(older.replace("augment: none", "augment: shift").encode(), "x.yaml")  # 20 x 20, as it was taken then
