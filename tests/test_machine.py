@@ -1,5 +1,7 @@
 """What a process leaves behind on its machine, however it ends."""
 
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -134,3 +136,18 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
         assert noted == []
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_folder_is_made_where_there_are_no_locks(tmp_path, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with own_folder() as folder:
+        assert not os.path.exists(f"{folder}/lock")  # nobody may take it for left over
+        with own_folder() as other:
+            assert os.path.exists(folder)
+            assert other != folder
+    assert os.listdir(tmp_path) == []

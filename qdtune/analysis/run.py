@@ -40,6 +40,7 @@ class Run:
         history: one row per seed and epoch, as `columns.HISTORY`.
         pareto: one row per configuration, as `columns.PARETO`, computed from `trials`.
         damaged: a line for each damaged file; its rows are left out.
+        left_out: a line for each file that was left out because it is a link or not ours.
         planned: the number of configurations of the sweep; for a search its `run_cap`.
         budget: the largest size here in bytes; None: no limit. See `within`.
         listed: the configurations of its plan, each as `Configuration.key`; None for a search.
@@ -55,6 +56,7 @@ class Run:
     planned: int
     budget: int | None = None
     listed: frozenset[Key] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
@@ -132,13 +134,23 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
     except (LocationError, NewerSchemaError, StorageError) as error:
         raise RunError(one_line(str(error))) from None
     if not rows.trials.num_rows:
-        why = f" that can be read: {rows.damaged[0]}" if rows.damaged else " yet: its sweep has to run"
+        skipped = (*rows.damaged, *rows.left_out)
+        why = f" that can be read: {skipped[0]}" if skipped else " yet: its sweep has to run"
         raise RunError(one_line(f"{where} holds no results{why}"))
     ours = rows.of_members()
     pareto = aggregate(ours.trials, bootstrap=True)
     planned = (spec.run_cap or 0) if listed is None else len(listed)
     found = kind(
-        spec.name, where, spec, ours.trials, ours.history, pareto, rows.damaged, planned=planned, listed=listed
+        spec.name,
+        where,
+        spec,
+        ours.trials,
+        ours.history,
+        pareto,
+        rows.damaged,
+        planned=planned,
+        listed=listed,
+        left_out=rows.left_out,
     )
     if not found.finished:
         there = ", ".join(f"{n} {state}" for state, n in sorted(found.states.items()))

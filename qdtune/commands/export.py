@@ -88,7 +88,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def export_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], dict[str, bytes], tuple[str, ...]]:
-    """Writes and checks the models that were asked for; returns them, the files, and a line for each damaged file.
+    """Writes and checks the models that were asked for; returns them, the files, and a line for each file left out.
 
     Args:
         arguments: by `read_arguments`.
@@ -140,13 +140,13 @@ def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
 
 
 def _find_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], tuple[str, ...]]:
-    """The models that were asked for, their files read and checked; and a line for each damaged file of rows."""
+    """The models that were asked for, their files read and checked; and a line for each file of rows left out."""
     run = one_line(arguments.run)
     if os.path.isfile(arguments.run):
         raise user_error(f"{run} must be a run folder, such as runs/NAME, got a file")
     opened = open_run(arguments.run)
     read = opened.read_rows(with_history=False)
-    store, damaged, ours = opened.store, read.damaged, read.members
+    store, ours, skipped = opened.store, read.members, (*read.damaged, *read.left_out)
     rows = read.of_members().trials
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
@@ -156,8 +156,8 @@ def _find_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], tup
     if arguments.trial is not None:
         member = _find_trial(arguments.trial, ours, run)
         entries = [e for e in table.to_pylist() if any(r["trial_id"] == member for r in groups[_key_of(e)])]
-    elif not entries and damaged:
-        raise user_error(f"{run} has no front that can be read: {one_line(damaged[0])}")
+    elif not entries and skipped:
+        raise user_error(f"{run} has no front that can be read: {one_line(skipped[0])}")
     elif not entries:
         raise user_error(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
     models = []
@@ -166,7 +166,8 @@ def _find_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], tup
         blob, model = _read_packed(store, row, run)
         metadata = store.metadata(row["trial_id"])
         models.append(TrainedModel(entry, row, ours[entry["trial_id"]], blob, model, metadata))
-    return models, damaged
+    lines = [f"damaged, left out: {line}" for line in read.damaged] + [f"left out: {line}" for line in read.left_out]
+    return models, tuple(lines)
 
 
 def _key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -238,7 +239,7 @@ def _print(
         rows.append([model.name, model.trial.label, *sizes, str(row["seed"]), *accuracies])
     printed = console()
     for line in damaged:
-        printed.print(f"damaged, left out: {line}", style="yellow")
+        printed.print(line, style="yellow")
     heads = ["trial", "configuration", "bytes", "file", "seed", "validation", "test"]
     printed.print(text_table(heads, rows, left=heads[:2]))
     closing = f"; {form.closing}" if form.closing else ""

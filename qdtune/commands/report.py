@@ -21,6 +21,7 @@ from qdtune.report.plot_data import Sheet, sheet
 from qdtune.report.published import CAVEAT
 from qdtune.report.words import BESIDE, Question, Table, beside, provisional, questions, state, trouble
 from qdtune.store.disk_folder import DiskFolder
+from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table
@@ -136,7 +137,10 @@ def _write_files(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list
         target = Path(arguments.out)
         DiskFolder(target.parent).write_file(target.name, drawn)
         return [f"report: {target}"]
-    folder.write_file(PAGE, drawn)
+    try:
+        folder.write_file(PAGE, drawn)
+    except ReadOnlyError:
+        return [f"no page is written: {folder} is read-only (choose --out FILE.html)"]
     names = []
     for name, data in images(sheets[0], arguments.reference):
         folder.write_file(name, data)
@@ -212,6 +216,8 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
         out.print(f"damaged, left out: {line}", style="yellow")
+    for line in run.left_out:
+        out.print(f"left out: {line}", style="yellow")
     print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=TEXT_WIDTH)
     _print_sentences(trouble(run), out, style="yellow")
     if warning := provisional(run):

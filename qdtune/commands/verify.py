@@ -1,18 +1,22 @@
 """`qdtune verify RUN`: looks at every file of a run folder; what is damaged is set aside, and runs again.
 
 Nothing is deleted: a damaged file is renamed to `NAME.damaged`, and `pareto.parquet` is written anew from the rows.
+In a run folder that is read-only nothing is changed.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line
 from qdtune.model.signed_file import find_fault
 from qdtune.store.columns import PARETO
+from qdtune.store.disk_folder import IS_LINK
+from qdtune.store.folder import ReadOnlyError
 from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import DamagedError, parse_table
@@ -45,57 +49,71 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _verify(arguments: argparse.Namespace) -> int:
     try:
         opened = open_run(arguments.run)  # before the lock, which would make the folder
-        with opened.store.lock():
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(opened.store.lock())
+            except ReadOnlyError:
+                return check_run(opened, is_read_only=True)
             return check_run(opened)
     except tuple(FAULTS) as error:
         return print_error(error, FAULTS)
 
 
-def check_run(opened: OpenedRun) -> int:
+def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     """Sets aside what is damaged and says so; 0 if all is whole, else 3. To be called under the lock.
 
     Args:
         opened: the run folder.
+        is_read_only: whether it cannot be written: nothing is locked then, and nothing changed.
 
     Raises:
         SpecError: its sweep.yaml is none.
         NewerSchemaError, StorageError: as of `Store.trials`.
     """
     store = opened.store
-    damaged = [f"{line}: set aside, runs again" for line in store.set_damaged_aside()]
-    damaged += [f"{line}: set aside, is trained again" for line in _set_damaged_aside(store, "warmup")]
+    aside = "damaged, and nothing is changed: the run folder is read-only" if is_read_only else "set aside"
+    found = store.find_damaged() if is_read_only else store.set_damaged_aside()
+    damaged = [f"{line}: {aside}, runs again" for line in found]
+    damaged += [f"{line}: {aside}, is trained again" for line in _find_damaged(store, "warmup", is_read_only)]
     damaged += [
-        f"{line}: set aside, the result stands but cannot be exported"
-        for line in _set_damaged_aside(store, "weights")
+        f"{line}: {aside}, the result stands but cannot be exported"
+        for line in _find_damaged(store, "weights", is_read_only)
     ]
     rows = opened.read_rows()
     ours = rows.results
-    anew = [f"{line}: written anew" for line in _mend_table(store, ours)]
-    for line in [*damaged, *anew, *_list_remarks(ours, len(store.ids()))]:
+    anew = [f"{line}: {'left as it is' if is_read_only else 'written anew'}" for line in _find_old_table(store, ours)]
+    if anew and not is_read_only:
+        store.write_pareto([result.trial.trial_id for result in ours])
+    links = [line for line in rows.left_out if IS_LINK in line]
+    for line in [*damaged, *anew, *(f"{line}: left out" for line in rows.left_out)]:
+        print(one_line(line))
+    for line in _list_remarks(ours, len(store.ids())):
         print(one_line(line))
     counts = (
         format_count(len(store.ids()), "trial"),
         format_count(len(rows.trials), "row"),
         format_count(len(rows.history), "epoch"),
     )
-    verdict = format_count(len(damaged), "fault") if damaged else "all whole"
-    print(one_line(f"{opened.where}: {', '.join(counts)}: {verdict}"))
-    return EXIT_DAMAGED if damaged else EXIT_WHOLE
+    faults = [format_count(len(damaged), "fault")] if damaged else []
+    faults += [f"{format_count(len(links), 'link')} not read"] if links else []
+    print(one_line(f"{opened.where}: {', '.join(counts)}: {', '.join(faults) or 'all whole'}"))
+    return EXIT_DAMAGED if faults else EXIT_WHOLE
 
 
-def _set_damaged_aside(store: Store, within: str) -> Iterator[str]:
-    """Sets damaged safetensors files aside; a line for each."""
+def _find_damaged(store: Store, within: str, is_read_only: bool) -> Iterator[str]:
+    """Sets damaged safetensors files aside if that can be done; a line for each. Links are left alone."""
     for file in store.folder.list_files(within):
         name = f"{within}/{file}"
-        if not file.endswith(".safetensors") or file[0] == ".":
+        if not file.endswith(".safetensors") or file[0] == "." or store.folder.describe_link(name):
             continue
         if why := find_fault(store.folder.read_file(name) or b"", older=within == "warmup"):
-            store.folder.rename_file(name, f"{name}.damaged")
+            if not is_read_only:
+                store.folder.rename_file(name, f"{name}.damaged")
             yield f"{store.folder.full_name(name)}: {why}"
 
 
-def _mend_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
-    """Writes `pareto.parquet` where it is not what the rows say; none is there before the first launch has ended."""
+def _find_old_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
+    """A line if `pareto.parquet` is not what the rows say; there is none before the first launch has ended."""
     data, name = store.folder.read_file("pareto.parquet"), store.folder.full_name("pareto.parquet")
     if data is None:
         return
@@ -106,7 +124,6 @@ def _mend_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
     except DamagedError as error:
         right, why = False, str(error)
     if not right:
-        store.write_pareto(ids)
         yield f"{name}: {why}"
 
 

@@ -93,6 +93,8 @@ def facts(run: Run) -> Iterator[str]:
         yield f"last result {newest:%Y-%m-%d %H:%M} UTC"
     if run.damaged:
         yield f"{format_count(len(run.damaged), 'damaged file')} left out, see `qdtune verify`"
+    if run.left_out:
+        yield f"{format_count(len(run.left_out), 'file')} left out, which are links or not ours, see `qdtune verify`"
 
 
 def provisional(run: Run) -> str:

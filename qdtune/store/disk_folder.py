@@ -6,14 +6,28 @@ A file is written under a name that starts with a dot, fsynced and renamed, so i
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from pyarrow import fs
 
-from qdtune.store.folder import Folder, RunInUse, describe_process, storage_errors, visible_names
+from qdtune.store.folder import Folder, LinkError, RunInUse, describe_process, storage_errors, visible_names
+from qdtune.store.heartbeat import STALE_S, check_free, hold_by_heartbeat, seems_held
+
+# Answers of network file systems, such as CIFS, drvfs and NFS without its lock service, that lack a call.
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+SYNC_NOTE = "this storage cannot make new names of files durable: a power cut may lose the latest results"
+LOCK_NOTE = f"a launch that is killed holds its run folder for {STALE_S:.0f} more seconds"
+IS_LINK = "is a link that leads"  # how `describe_link` begins
+MEND_LINK = "put the file itself there, by git annex unlock, dvc unprotect or cp -L"
+_TEMPORARY = re.compile(r"\..*\.\d+\.tmp")
 
 
 class DiskFolder(Folder):
@@ -34,22 +48,41 @@ class DiskFolder(Folder):
     def read_files(self, files: Collection[str]) -> Iterator[bytes | None]:
         return map(self.read_file, files)
 
+    def describe_link(self, file: str) -> str | None:
+        """A link is followed if it leads to a file in the folder that holds the run folder. Others lead anywhere."""
+        path = Path(self.path, file)
+        folders = itertools.takewhile(lambda folder: folder != Path(self.path), path.parents)
+        if not (path.is_symlink() or any(folder.is_symlink() for folder in folders)):
+            return None
+        real = os.path.realpath(path)
+        if not os.path.exists(real):
+            return f"{IS_LINK} nowhere ({MEND_LINK})"
+        if any(Path(real).is_relative_to(runs) for runs in self._list_runs_folders()):
+            return None
+        return f"{IS_LINK} outside {Path(self.path).parent} ({MEND_LINK})"
+
+    def _list_runs_folders(self) -> list[str]:
+        """The folders that hold the run folder: by its path, and by where that leads."""
+        return [os.path.realpath(Path(self.path).parent), os.path.dirname(os.path.realpath(self.path))]
+
     def read_file(self, file: str) -> bytes | None:
         with storage_errors(self.full_name(file)), contextlib.suppress(FileNotFoundError):
-            if (self.root / file).is_symlink():
-                return b""  # counts as damaged, because a link may lead anywhere
+            if why := self.describe_link(file):
+                raise LinkError(f"{self.full_name(file)} {why}")
             return (self.root / file).read_bytes()
         return None
 
     def list_files(self, within: str = "") -> list[str]:
         with storage_errors(self.root / within), contextlib.suppress(FileNotFoundError):
-            return sorted(entry.name for entry in os.scandir(self.root / within) if entry.is_file())
+            entries = os.scandir(self.root / within)  # a link that leads nowhere is a file that cannot be read
+            return sorted(e.name for e in entries if e.is_file() or (e.is_symlink() and not e.is_dir()))
         return []
 
     def list_paths(self) -> list[str]:
         with storage_errors(self.root):  # not by pyarrow, because it follows links
             found = [Path(folder) / file for folder, _, files in os.walk(self.root) for file in files]
-            return visible_names(path.relative_to(self.root).as_posix() for path in found if not path.is_symlink())
+            names = visible_names(path.relative_to(self.root).as_posix() for path in found)
+            return [name for name in names if self.describe_link(name) is None]
 
     def write_file(self, file: str, data: bytes) -> None:
         path = self.root / file
@@ -66,7 +99,8 @@ class DiskFolder(Folder):
                 with contextlib.suppress(OSError):
                     temp.unlink(missing_ok=True)
                 raise
-            sync_folder(path.parent)  # so that the new name survives a power cut
+            if not sync_folder(path.parent) and SYNC_NOTE not in self.notes:
+                self.notes.append(SYNC_NOTE)
 
     def exists(self) -> bool:
         return os.path.lexists(self.root)
@@ -84,8 +118,8 @@ class DiskFolder(Folder):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # there is no lock file, or no folder
-            return False
+        except OSError as error:  # there are no locks, or no lock file, or no folder
+            return error.errno in NO_LOCKS and seems_held(self)
         return False
 
     @contextlib.contextmanager
@@ -104,6 +138,7 @@ class DiskFolder(Folder):
                 file = stack.enter_context(path.open("a+"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    check_free(self)  # of a machine that has no locks on this storage
                 except BlockingIOError:
                     file.seek(0)
                     holder = file.read().strip() or "a launch that is just starting"
@@ -111,22 +146,36 @@ class DiskFolder(Folder):
                         f"one launch may use {self.root} at a time, but it is held by {holder}: "
                         "wait for its end, or stop it and run the same command again"
                     ) from None
-                file.truncate(0)
-                file.write(f"{describe_process()}\n")
-                file.flush()
+                except OSError as error:
+                    if error.errno not in NO_LOCKS:
+                        raise
+                    stack.enter_context(hold_by_heartbeat(self))
+                    self.notes.append(f"this storage has no file locks: {LOCK_NOTE}")
+                else:
+                    file.truncate(0)
+                    file.write(f"{describe_process()}\n")
+                    file.flush()
+                    stack.callback(_empty, file)  # because nobody holds the folder any more
                 for leftover in self.root.glob("**/.*.tmp"):
-                    leftover.unlink()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    file.truncate(0)  # because nobody holds the folder any more
+                    if _TEMPORARY.fullmatch(leftover.name):  # others, such as Syncthing, have temporary files, too
+                        leftover.unlink()
+            yield
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+def _empty(file: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+
+
+def sync_folder(folder: Path) -> bool:
+    """Makes the names in a folder durable; False if its storage cannot do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+        return False
     finally:
         os.close(descriptor)
+    return True

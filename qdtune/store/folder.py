@@ -7,6 +7,7 @@ Both go through `pyarrow.fs`, and in both a file appears whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -26,6 +27,14 @@ class RunInUse(ValueError):  # noqa: N818 - the state is the message
 
 class StorageError(OSError):
     """The run folder cannot be read or written; committed files are unchanged."""
+
+
+class ReadOnlyError(StorageError):
+    """The run folder can be read, but not written."""
+
+
+class LinkError(StorageError):
+    """A file of the run folder is a link that is not followed."""
 
 
 class LocationError(ValueError):
@@ -51,7 +60,8 @@ def storage_errors(path: object) -> Iterator[None]:
         raise
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())
-        raise StorageError(f"{path} must be readable and writable, got {reason[:300]}") from error
+        kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
+        raise kind(f"{path} must be readable and writable, got {reason[:300]}") from error
 
 
 def check_location(where: str | os.PathLike[str]) -> None:
@@ -94,10 +104,14 @@ class Folder(ABC):
         filesystem: that holds it.
         path: of the folder in this file system.
         shown: its name in messages.
+
+    Attributes:
+        notes: lines for the user about what its storage cannot do.
     """
 
     def __init__(self, filesystem: fs.FileSystem, path: str, shown: str) -> None:
         self.filesystem, self.path, self.shown = filesystem, path, shown
+        self.notes: list[str] = []
 
     def __str__(self) -> str:
         return self.shown
@@ -111,11 +125,16 @@ class Folder(ABC):
         """The name of a file in messages."""
         return f"{self.shown}/{file}"
 
+    def describe_link(self, file: str) -> str | None:
+        """Why a file is not read because it is a link, as the end of a message; None if it can be read."""
+        return None
+
     @abstractmethod
     def read_file(self, file: str) -> bytes | None:
         """The whole file; None if it does not exist.
 
         Raises:
+            LinkError: it is a link that is not followed.
             StorageError: it cannot be read.
         """
 

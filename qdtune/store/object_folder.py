@@ -6,27 +6,15 @@ An object appears once its upload is complete, so a file is there whole or not a
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
 
 from pyarrow import fs
 
-from qdtune.store.folder import (
-    Folder,
-    RunInUse,
-    describe_process,
-    location_errors,
-    storage_errors,
-    visible_names,
-)
+from qdtune.store.folder import Folder, location_errors, storage_errors, visible_names
+from qdtune.store.heartbeat import hold_by_heartbeat, read_server_time, seems_held
 
 READERS = 16  # threads that read objects: an object store answers slowly, but answers many requests at once
-# Seconds: how often the holder of a lock renews it, and how old an unrenewed lock must be to count as free.
-RENEW_S, STALE_S = 20.0, 90.0
 
 
 class ObjectFolder(Folder):
@@ -85,63 +73,16 @@ class ObjectFolder(Folder):
 
     def probe(self) -> None:
         with location_errors(self.shown):
-            self._read_server_time()
-
-    def _read_server_time(self) -> datetime:
-        """The clock of the object store, because the clocks of two machines may differ."""
-        path = f"{self.path}/.probe-{secrets.token_hex(8)}"
-        with self.filesystem.open_output_stream(path) as stream:
-            stream.write(b"probe")
-        try:
-            now: datetime = self.filesystem.get_file_info(path).mtime
-        finally:
-            self.filesystem.delete_file(path)
-        return now
+            read_server_time(self)
 
     def is_in_use(self) -> bool:
-        found = self.filesystem.get_file_info(f"{self.path}/.lock")
-        return bool(found.is_file and (datetime.now(timezone.utc) - found.mtime).total_seconds() < STALE_S)
+        return seems_held(self)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the folder for one launch: a thread renews an object as long as its process lives.
-
-        An object store has no lock that a kernel frees, so a killed launch still holds the folder for `STALE_S`. Two
-        launches that both find it free at the same moment may both continue until one sees the name of the other.
-        That duplicates work, but loses no result, because both write the same files.
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the folder for one launch by a heartbeat, because an object store has no lock that a kernel frees.
 
         Raises:
             RunInUse: another process holds it.
             StorageError: the folder cannot be written.
         """
-        path, name = f"{self.path}/.lock", f"{describe_process()} ({secrets.token_hex(8)})"
-        with storage_errors(path):
-            found = self.filesystem.get_file_info(path)
-            if found.is_file:
-                silent = (self._read_server_time() - found.mtime).total_seconds()
-                if silent < STALE_S:
-                    holder = (self.read_file(".lock") or b"").decode(errors="replace").strip()
-                    raise RunInUse(
-                        f"one launch may use {self} at a time, but it is held by {holder}, last seen {silent:.0f} s "
-                        f"ago: wait for its end, or, if it was killed, until {STALE_S:.0f} s have passed"
-                    )
-            self.write_file(".lock", name.encode())
-        released = threading.Event()
-        renewer = threading.Thread(target=self._renew_lock, args=(name, released), daemon=True)
-        renewer.start()
-        try:
-            yield
-        finally:
-            released.set()
-            renewer.join()
-            with contextlib.suppress(OSError):
-                if self.read_file(".lock") == name.encode():
-                    self.filesystem.delete_file(path)
-
-    def _renew_lock(self, name: str, released: threading.Event) -> None:
-        while not released.wait(RENEW_S):
-            with contextlib.suppress(OSError):  # a store that keeps failing shows up when results are written
-                if self.read_file(".lock") not in (name.encode(), None):
-                    os.kill(os.getpid(), 15)  # another launch took over the lock: end in order
-                    return
-                self.write_file(".lock", name.encode())
+        return hold_by_heartbeat(self)

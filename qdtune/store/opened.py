@@ -31,12 +31,14 @@ class StoredRows:
         trials: one row per seed, as `columns.TRIALS`.
         history: one row per seed and epoch, as `columns.HISTORY`.
         damaged: a line for each file that was skipped, with the reason.
+        left_out: the same for files that were skipped because they are links or not ours.
     """
 
     spec: Spec
     trials: Table
     history: Table
     damaged: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def members(self) -> dict[str, Configuration]:
@@ -110,8 +112,8 @@ def read_rows(store: Store, spec: Spec, with_history: bool = True) -> StoredRows
         StorageError: the folder cannot be read.
         NewerSchemaError: a newer qdtune wrote a file.
     """
-    trials, damaged = store.trials(), tuple(store.damaged)
+    trials, damaged, left_out = store.trials(), tuple(store.damaged), tuple(store.left_out)
     if not with_history:
-        return StoredRows(spec, trials, HISTORY.empty_table(), damaged)
+        return StoredRows(spec, trials, HISTORY.empty_table(), damaged, left_out)
     history = store.history()  # after the rows, because a curve is stored before its rows
-    return StoredRows(spec, trials, history, damaged + tuple(store.damaged))
+    return StoredRows(spec, trials, history, damaged + tuple(store.damaged), left_out + tuple(store.left_out))

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -24,6 +25,7 @@ from qdtune.store.parquet import DamagedError, check_rows, merge_schemas, parse_
 
 # Configurations per pack. Few files are fast to read, and a damaged pack loses no more configurations than this.
 PACK_SIZE = 500
+_SINGLE = re.compile(r"[0-9A-Za-z_]+\.parquet")  # named by a `trial_id`
 READ_ATTEMPTS = 5  # a reader lists the files again if they were packed while it read
 
 
@@ -37,10 +39,14 @@ class Packs:
         folder: the run folder.
         kind: the folder within it, `trials` or `history`.
         schema: of the rows.
+
+    Attributes:
+        left_out: a line for each file that the latest `read_table` left out because it is a link or not ours.
     """
 
     def __init__(self, folder: Folder, kind: str, schema: pa.Schema) -> None:
         self.folder, self.kind, self.schema = folder, kind, schema
+        self.left_out: list[str] = []
         self._packs: dict[str, str] | None = None  # trial_id -> the pack that holds it; read on demand
         self._singles: dict[str, pa.Table] = {}  # written through this object and not packed yet
 
@@ -59,7 +65,7 @@ class Packs:
         """All rows, or the rows of `ids`, unknown columns last, and a line for each damaged file."""
         wanted = None if ids is None else set(ids)
         for _ in range(READ_ATTEMPTS):
-            files = self._list_files()
+            files, self.left_out = self._sort_files()
             if wanted is not None:
                 files = [file for file in files if _is_pack(file) or file.removesuffix(".parquet") in wanted]
             contents = list(self.folder.read_files([f"{self.kind}/{file}" for file in files]))
@@ -104,17 +110,25 @@ class Packs:
         """Renames a file to `FILE.damaged`, so that it is kept but ignored."""
         self.folder.rename_file(f"{self.kind}/{file}", f"{self.kind}/{file}.damaged")
 
+    def find_damaged(self) -> list[tuple[str, str]]:
+        """Every damaged file, with a line that says what is wrong."""
+        found = []
+        for file in self._list_files():
+            data = self.folder.read_file(f"{self.kind}/{file}")
+            try:
+                if data is not None:  # else it was packed since
+                    self._read_table(file, data)
+            except DamagedError as error:
+                found.append((file, f"{self._full_name(file)}: {error}"))
+        return found
+
     def set_damaged_aside(self) -> list[str]:
         """Sets every damaged file aside and returns a line for each."""
-        lines = []
-        for file in self._list_files():
-            try:
-                self._read_table(file, self.folder.read_file(f"{self.kind}/{file}") or b"")
-            except DamagedError as error:
-                self.set_aside(file)
-                lines.append(f"{self._full_name(file)}: {error}")
+        found = self.find_damaged()
+        for file, _ in found:
+            self.set_aside(file)
         self._packs = None
-        return lines
+        return [line for _, line in found]
 
     # --- packs, on a disk
 
@@ -195,7 +209,25 @@ class Packs:
     # --- files
 
     def _list_files(self) -> list[str]:
-        return [file for file in self.folder.list_files(self.kind) if file.endswith(".parquet") and file[0] != "."]
+        return self._sort_files()[0]
+
+    def _sort_files(self) -> tuple[list[str], list[str]]:
+        """The files that are ours and can be read, and a line for each other file."""
+        ours, left_out = [], []
+        for file in self.folder.list_files(self.kind):
+            if not file.endswith(".parquet") or file[0] == ".":
+                continue
+            if why := self._describe_foreign(file):
+                left_out.append(f"{self._full_name(file)}: {why}")
+            else:
+                ours.append(file)
+        return ours, left_out
+
+    def _describe_foreign(self, file: str) -> str | None:
+        """Why a file is left out; None if it is ours and can be read."""
+        if not (_is_pack(file) or _SINGLE.fullmatch(file)):
+            return "not ours, as the conflict copy of a sync tool"
+        return self.folder.describe_link(f"{self.kind}/{file}")
 
     def _full_name(self, file: str) -> str:
         return self.folder.full_name(f"{self.kind}/{file}")

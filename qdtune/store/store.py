@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from qdtune.store import packs
 from qdtune.store.columns import HISTORY, TRIALS
 from qdtune.store.disk_folder import DiskFolder
-from qdtune.store.folder import LocationError, RunInUse, StorageError, storage_errors
+from qdtune.store.folder import LinkError, LocationError, RunInUse, StorageError, storage_errors
 from qdtune.store.open_folder import open_folder
 from qdtune.store.packs import Packs
 from qdtune.store.pareto_table import aggregate, final_ids
@@ -29,7 +29,13 @@ from qdtune.store.parquet import DamagedError, NewerSchemaError, add_metadata, c
 
 PAGE = "report.html"  # the name of the report page in the run folder
 # The errors of a run folder, and the exit code of a command for each.
-FAULTS: dict[type[Exception], int] = {LocationError: 2, NewerSchemaError: 2, StorageError: 4, RunInUse: 5}
+FAULTS: dict[type[Exception], int] = {
+    LocationError: 2,
+    NewerSchemaError: 2,
+    LinkError: 2,
+    StorageError: 4,
+    RunInUse: 5,
+}
 
 
 class Store:
@@ -41,11 +47,13 @@ class Store:
     Attributes:
         folder: its files.
         damaged: one line for each file that the latest `trials` or `history` skipped, with the reason.
+        left_out: the same for files that it skipped because they are links or not ours.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.where, self.folder = root, open_folder(root)
         self.damaged: list[str] = []
+        self.left_out: list[str] = []
         self._history, self._trials = Packs(self.folder, "history", HISTORY), Packs(self.folder, "trials", TRIALS)
 
     @property
@@ -180,11 +188,13 @@ class Store:
             NewerSchemaError: a newer qdtune wrote a file.
         """
         table, self.damaged = self._trials.read_table(ids)
+        self.left_out = self._trials.left_out
         return table
 
     def history(self, ids: Collection[str] | None = None) -> pa.Table:
         """The learning curves of all trials, or of the trials `ids`; raises as `trials` does."""
         table, self.damaged = self._history.read_table(ids)
+        self.left_out = self._history.left_out
         return table
 
     def weights(self, trial_id: str) -> bytes | None:
@@ -209,6 +219,10 @@ class Store:
         table = aggregate(self.trials(ids), bootstrap=True)
         self.folder.write_file("pareto.parquet", to_bytes(add_metadata(table, {})))
         return table
+
+    def find_damaged(self) -> list[str]:
+        """A line for every damaged table; raises as `set_damaged_aside` does."""
+        return [line for kind in (self._history, self._trials) for _, line in kind.find_damaged()]
 
     def set_damaged_aside(self) -> list[str]:
         """Renames every damaged table to `NAME.damaged`, so that it is kept but ignored, and returns a line for each.

@@ -50,12 +50,16 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
     """
     store.create(spec.to_yaml())
     store.pack_files()
+    for line in store.folder.notes:
+        out.print(line, style="yellow")
     if column := find_partition(store.folder.where):
         what = "DuckDB reads this part of the path as a column, unless the query sets hive_partitioning = false"
         out.print(f"warning: {column}: {what}", style="yellow")
     rows = read_rows(store, spec)
     for line in rows.damaged:
         out.print(f"damaged, runs again: {line}", style="yellow")
+    for line in rows.left_out:
+        out.print(f"left out: {line}", style="yellow")
     queue = Queue(spec, planned.trials, Study(spec, workspace / JOURNAL), rows.results)
     known: Rows = {}
     for row in rows.trials.select(TRIALS.names).to_pylist():

@@ -146,11 +146,19 @@ def _check_place(folder: Path) -> None:
 
 
 def _check_kind(folder: Path, runs_dir: Path) -> None:
-    """Raises if the folder holds anything but a run, or links that lead out of `runs_dir`."""
+    """Raises if the folder holds anything but a run, or links that lead out of `runs_dir` or nowhere."""
+    from qdtune.store.disk_folder import MEND_LINK  # Arrow, whose version is checked by now
+
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in (folder, *inside):
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(runs_dir)):
-            raise user_error(f"{_named(path)} must lie in {_named(runs_dir)}, got a link that leads outside")
+    within = [path for part in inside if part.is_dir() for path in sorted(part.iterdir())]
+    for path in (folder, *inside, *within):
+        if not path.is_symlink():
+            continue
+        if path != folder and not path.exists():  # else it would count as missing, and be trained again
+            raise user_error(f"{_named(path)} must be a file, got a link that leads nowhere ({MEND_LINK})")
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(runs_dir)):
+            what = f"{_named(path)} must lie in {_named(runs_dir)}, got a link that leads outside"
+            raise user_error(what if path == folder else f"{what} ({MEND_LINK})")
     # A launch that was killed at its start leaves only dot files.
     if any(path.name[0] != "." for path in inside) and not (folder / "sweep.yaml").is_file():
         what = "a folder that holds something else and no sweep.yaml"

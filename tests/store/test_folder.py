@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs
 
 from qdtune.commands import launch
-from qdtune.store import object_folder
+from qdtune.store import heartbeat
 from qdtune.store.folder import LocationError, RunInUse, StorageError
 from qdtune.store.open_folder import open_folder
 from qdtune.store.store import Store
@@ -121,7 +121,7 @@ def test_one_launch_holds_the_lock_and_a_dead_one_loses_it(bucket, monkeypatch):
         told = rf"it is held by pid {os.getpid()} on host .*, last seen \d+ s ago: wait"
         with pytest.raises(RunInUse, match=told), second.lock():
             pass
-        monkeypatch.setattr(object_folder, "STALE_S", -1.0)  # nobody has renewed it for long enough
+        monkeypatch.setattr(heartbeat, "STALE_S", -1.0)  # nobody has renewed it for long enough
         with second.lock():
             mine = second.folder.read_file(".lock")
         assert mine is not None
@@ -129,9 +129,9 @@ def test_one_launch_holds_the_lock_and_a_dead_one_loses_it(bucket, monkeypatch):
 
 
 def test_a_lock_that_was_taken_over_ends_the_launch_in_order(bucket, monkeypatch):
-    monkeypatch.setattr(object_folder, "RENEW_S", 0.01)
+    monkeypatch.setattr(heartbeat, "RENEW_S", 0.01)
     told = []
-    monkeypatch.setattr(object_folder.os, "kill", lambda pid, number: told.append((pid, number)))
+    monkeypatch.setattr(heartbeat.os, "kill", lambda pid, number: told.append((pid, number)))
     folder = open_folder(f"{bucket}/run")
     with folder.lock():
         while not told:

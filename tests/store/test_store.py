@@ -3,6 +3,7 @@ import itertools
 import math
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from qdtune.spec.axes import AXES, AXIS_NAMES
 from qdtune.store import disk_folder
 from qdtune.store.columns import FINAL, HISTORY, PARETO, STATES, TRIALS
-from qdtune.store.folder import RunInUse, StorageError
+from qdtune.store.folder import LinkError, RunInUse, StorageError
 from qdtune.store.pareto_table import aggregate, final_ids, table_front
 from qdtune.store.parquet import VERSION_KEY, NewerSchemaError
 from qdtune.store.store import Store
@@ -253,16 +254,71 @@ def test_a_damaged_history_does_not_undo_its_trial(store):
     assert str(path) in store.damaged[0]
 
 
-def test_a_link_is_not_followed(store, tmp_path):
+@pytest.mark.parametrize("kind", ["trials", "trials/a.parquet"])
+def test_a_link_out_of_the_runs_folder_is_not_followed_and_not_called_damaged(tmp_path, kind):
+    store = Store(tmp_path / "runs" / "run")
+    save(store, "a")
+    save(store, "b")
+    path = store.root / kind
+    path.symlink_to(path.rename(tmp_path / "elsewhere"))
+    assert done(store) == (set() if kind == "trials" else {"b"})
+    assert store.damaged == store.set_damaged_aside() == []
+    assert store.left_out[0] == (
+        f"{store.root / 'trials' / 'a.parquet'}: is a link that leads outside {tmp_path / 'runs'} "
+        "(put the file itself there, by git annex unlock, dvc unprotect or cp -L)"
+    )
+    with pytest.raises(LinkError, match=r"a\.parquet is a link that leads outside"):
+        save(store, "a")
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize("run", ["runs/run", "linked"])
+def test_a_link_within_the_runs_folder_is_read_where_it_leads(tmp_path, run):
+    """As git annex and DVC lay files out if their repository is the runs folder."""
+    store = Store(tmp_path / "runs" / "run")
+    save(store, "a")
+    (tmp_path / "linked").symlink_to(store.root)
+    objects = tmp_path / "runs" / ".git" / "annex" / "objects"
+    objects.mkdir(parents=True)
+    for name in ("trials/a.parquet", "history/a.parquet"):
+        path = store.root / name
+        path.rename(objects / name.replace("/", "-"))
+        path.symlink_to(os.path.relpath(objects / name.replace("/", "-"), path.parent))
+    store = Store(tmp_path / run)
+    assert done(store) == store.ids() == {"a"}
+    assert store.history().num_rows == 1
+    assert store.damaged == store.left_out == []
+    assert "trials/a.parquet" in store.folder.list_paths()
+    assert not save(store, "a")
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_result(store):
+    """As git annex leaves it where content was not fetched: it exists, and must not be trained again unseen."""
     save(store, "a")
     path = store.root / "trials" / "a.parquet"
-    outside = path.rename(tmp_path / "elsewhere.parquet")
-    path.symlink_to(outside)
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/gone")
     assert done(store) == set()
-    assert len(store.damaged) == 1
-    assert save(store, "a")
-    assert done(store) == {"a"}
-    assert not path.is_symlink()
+    assert [line.partition(" (")[0] for line in store.left_out] == [f"{path}: is a link that leads nowhere"]
+    assert store.damaged == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.sync-conflict-20240102-030405-ABCDEFG.parquet",
+        "a (conflicted copy 2024-01-02).parquet",
+        "a (1).parquet",
+        "a-LAPTOP.parquet",
+        "packed-1.sync-conflict-20240102-030405-ABCDEFG.parquet",
+    ],
+)
+def test_a_copy_of_a_sync_tool_is_not_ours(store, name):
+    save(store, "a")
+    shutil.copy(store.root / "trials" / "a.parquet", store.root / "trials" / name)
+    assert done(store) == store.ids() == {"a"}
+    assert store.damaged == store.set_damaged_aside() == []
+    assert store.left_out == [f"{store.root / 'trials' / name}: not ours, as the conflict copy of a sync tool"]
 
 
 def test_a_renamed_file_counts_for_nobody(store):

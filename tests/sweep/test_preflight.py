@@ -139,9 +139,39 @@ def make_link_within(folder: Path) -> None:
     (folder / "runs" / "a" / ".lock").symlink_to(folder / "precious")  # opened, truncated and written to otherwise
 
 
+def make_result_a_link_outside(folder: Path) -> None:
+    Store(folder / "runs" / "a").create(SWEEP)
+    (folder / "runs" / "a" / "trials").mkdir()
+    (folder / "cached").write_text("x")
+    (folder / "runs" / "a" / "trials" / "x.parquet").symlink_to(folder / "cached")
+
+
+def make_result_a_link_to_nowhere(folder: Path) -> None:
+    make_result_a_link_outside(folder)
+    (folder / "cached").unlink()
+
+
+def make_sweep_a_link_to_nowhere(folder: Path) -> None:
+    Store(folder / "runs" / "a").create(SWEEP)
+    (folder / "runs" / "a" / "sweep.yaml").rename(folder / "gone")
+    (folder / "runs" / "a" / "sweep.yaml").symlink_to("gone")
+
+
+MEND = "(put the file itself there, by git annex unlock, dvc unprotect or cp -L)"
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
+        (
+            make_result_a_link_outside,
+            f"runs/a/trials/x.parquet must lie in runs, got a link that leads outside {MEND}",
+        ),
+        (
+            make_result_a_link_to_nowhere,
+            f"runs/a/trials/x.parquet must be a file, got a link that leads nowhere {MEND}",
+        ),
+        (make_sweep_a_link_to_nowhere, f"runs/a/sweep.yaml must be a file, got a link that leads nowhere {MEND}"),
         (make_file, "runs must be a folder, got a file (choose another --runs-dir or name)"),
         (make_file_of_run, "runs/a must be a folder, got a file (choose another --runs-dir or name)"),
         (
