@@ -44,6 +44,24 @@ def load_into(module: Any, file: str | os.PathLike[str] | bytes) -> Any:
     return load(module, file)
 
 
+def to_onnx(module: Any, file: str | os.PathLike[str] | bytes, pixels: Any = None) -> bytes:
+    """The ONNX file of a model of your own: `pixels`, uint8 (batch, inputs), in, `logits` out; batch is free.
+
+    Made by the exporter of torch. Quantised weights are int8 or int16 inside.
+
+    Args:
+        module, file: as of `load_into`.
+        pixels: uint8 rows (N, I) with which the graph is checked against the module; None: zeros.
+
+    Raises:
+        ReaderError: the file is damaged or belongs to another module.
+        ValueError: the exporter cannot follow the module, or its graph answers otherwise.
+    """
+    from qdtune.model.formats.own_onnx import own_to_onnx  # torch: `import qdtune` stays light
+
+    return own_to_onnx(module, file, pixels)
+
+
 def run(
     sweep: str | os.PathLike[str] | Mapping[str, Any],
     *,

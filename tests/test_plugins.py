@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+import qdtune
 from qdtune import __main__, plugins
 from qdtune.commands.replay import main as replay
 from qdtune.datasets import load
@@ -511,6 +514,23 @@ def test_a_dry_run_shows_the_source_and_makes_nothing(tmp_path, monkeypatch, cap
     assert set(os.listdir(tmp_path)) - {"__pycache__"} == {"mine.py", "mine.yaml"}
 
 
+def _check_that_the_exported_model_is_the_one_of_the_table(folder: Path) -> None:
+    run, out = folder / "runs" / "mine", folder / "models"
+    assert __main__.main(["export", str(run), "--front", "--out", str(out)]) == 0
+    code: dict[str, Any] = {}
+    exec(PY, code)
+    *_, test_x, test_y = code["digits"](None)
+    x = torch.from_numpy(test_x).float() / 127.5 - 1
+    cards = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    assert cards
+    for card in cards:
+        loaded = qdtune.load_into(code["net"](64, [16], 10, seed=0), out / card["file"])
+        with torch.no_grad():
+            right = int((loaded(x).argmax(1).numpy() == test_y).sum())
+        assert right / len(test_y) == card["accuracy"]["test"]
+        assert "qdtune.load_into(module, file)(x)" in card["read_with"]
+
+
 @pytest.mark.timeout(300)
 def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, capsys):
     """From another folder, so that only that of the sweep file leads to the module, in the workers, too."""
@@ -548,6 +568,7 @@ def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, capsys):
     front = pq.read_table(tmp_path / "runs" / "mine" / "pareto.parquet")
     assert set(zip(front["model"].to_pylist(), front["other_bytes"].to_pylist(), strict=True)) == {("mine:net", 160)}
     assert max(front["val_accuracy"].to_pylist()) > 0.8
+    _check_that_the_exported_model_is_the_one_of_the_table(tmp_path)
     assert (
         replay([str(tmp_path / "runs" / "mine"), "--orders", "1", "--jobs", "1"]) == 0
     )  # from what it says of itself

@@ -43,7 +43,8 @@ rounded to the even neighbour, and with a = 1 it is s where x >= 0 and -s elsewh
 it is s * min(max(round(x / s), 0), 2^a - 1) for any a. (Version 1 has neither levels nor input_levels: "symmetric".)
 
 If inputs and weights both have codes, q(x) W^T is the sum of the products of their codes, times (s * step). The sum
-is a whole number and thus the same in any order. It is exact; then it is rounded to float32 and multiplied in float32.
+is a whole number and thus the same in any order. It is exact; then it is rounded to float32 and multiplied in
+float32.
 
 Where "model" is not "mlp", it names the function of a user's that builds the network: then `ops` only say how tensors
 are stored. Entry "between" beside "ops" maps the path of each layer that is split to the activation between its

@@ -417,6 +417,6 @@ def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits, levels):
 def test_only_the_mlp_can_be_had_as_onnx():
     model = reader.Model({"model": "mine:net", "inputs": 1, "outputs": 1, "ops": []}, {}, {})
     with pytest.raises(
-        ValueError, match="only the model mlp can be had as ONNX, got 'mine:net': export it as packed"
+        ValueError, match="only the model mlp can be had as ONNX by this command, got 'mine:net': export it as packed"
     ):
         onnx_format.to_onnx(model, "t")

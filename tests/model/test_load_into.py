@@ -1,6 +1,7 @@
 """A packed file of a user's own model in a module of the user's own: it computes what was trained, or is refused."""
 
 import copy
+import json
 from functools import partial
 
 import numpy as np
@@ -12,12 +13,17 @@ import qdtune
 from qdtune import reader
 from qdtune.model.chain import ACTIVATIONS
 from qdtune.model.factored import decompose
+from qdtune.model.formats.card import make_card
+from qdtune.model.formats.format import TrainedModel
+from qdtune.model.formats.known import FORMATS
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.networks import build_mlp
 from qdtune.model.packed import pack_replicas
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.reader import ReaderError
+from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.sizes import code_bytes
+from tests.training.test_cohort import a_trial
 
 
 class Net(nn.Module):
@@ -166,3 +172,15 @@ def test_the_bytes_of_a_loaded_model_are_those_of_the_file():
     loaded = qdtune.load_into(Net(), blob)
     np.testing.assert_array_equal(loaded.table.numpy(), stored["table"])
     assert loaded.count.item() == 3
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("model", ["mlp", "mine:net"])
+def test_the_card_says_how_a_model_of_this_kind_is_read(form, model):
+    names = [*AXIS_NAMES, "trial_id", "model", "dataset", "n_seeds", "size_bytes"]
+    spread = [f"{split}_accuracy{end}" for split in ("val", "test") for end in ("", "_low", "_high")]
+    row = {"seed": 0, "trial_id": "a", "val_accuracy": 1.0, "test_accuracy": 1.0}
+    entry = dict.fromkeys([*names, *spread]) | {"model": model}
+    card = json.loads(make_card(TrainedModel(entry, row, a_trial(), b"", None, {}), form, "a", 1))
+    assert ("qdtune.load_into(module, file)(x)" in card["read_with"]) == (model != "mlp" and form.name == "packed")
+    assert ("load(file).logits(x)" in card["read_with"]) == (model == "mlp" and form.name == "packed")

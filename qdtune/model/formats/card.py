@@ -42,7 +42,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "file": file,
         "file_bytes": file_bytes,
         "format": form.name,
-        "read_with": form.usage,
+        "read_with": form.usage if entry["model"] == "mlp" else form.own_usage or form.usage,
         "made_with": {key.removeprefix("qdtune."): value for key, value in versions.items()},
     }
     return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()

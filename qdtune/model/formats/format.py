@@ -77,6 +77,7 @@ class Format(ABC):
         suffix: of its files, after the trial_id.
         card_suffix: of the model cards; no other format has the same, because formats may lie side by side.
         usage: what the model card says on how to use the file.
+        own_usage: the same for a model of the user's own; empty if nothing is different.
         package: the optional package that it needs, if any.
         options: the options of `qdtune export` that it takes.
         closing: what the command says at its end of the shared files.
@@ -89,6 +90,7 @@ class Format(ABC):
     package: OptionalPackage | None = None
     options: tuple[FormatOption, ...] = ()
     closing: str = ""
+    own_usage: str = ""
 
     @abstractmethod
     def write(self, model: TrainedModel, options: Mapping[str, str]) -> bytes:

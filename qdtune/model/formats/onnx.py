@@ -61,7 +61,8 @@ def to_onnx(model: Model, name: str) -> bytes:
     """
     kind = model.program["model"]
     if kind != "mlp":
-        raise user_error(f"only the model mlp can be had as ONNX, got {format_value(kind)}: export it as packed")
+        what = f"only the model mlp can be had as ONNX by this command, got {format_value(kind)}"
+        raise user_error(f"{what}: export it as packed, then call qdtune.to_onnx(module, file)")
     from qdtune.model.layers.known import kind_of_op  # torch, which the other formats do without
 
     helper = _library().helper
@@ -140,7 +141,9 @@ class Graph:
         weights = self.add("DequantizeLinear", [self.weight_codes(op), self.number(1.0)])
         is_long = _largest_sum(op) >= EXACT_FLOAT32
         if is_long:
-            inputs, weights = (self.add("Cast", [each], to=_library().TensorProto.DOUBLE) for each in (inputs, weights))
+            inputs, weights = (
+                self.add("Cast", [each], to=_library().TensorProto.DOUBLE) for each in (inputs, weights)
+            )
         sums = self.add(kind, [inputs, weights], **attributes)
         if is_long:
             sums = self.add("Cast", [sums], to=_library().TensorProto.FLOAT)

@@ -14,23 +14,36 @@ if TYPE_CHECKING:
     from qdtune.model.formats.onnx import Graph
 
 
+FORWARDS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
 class BatchNorm(LayerKind):
-    """`nn.BatchNorm1d` and its relatives: x * scale + shift. They are neither split nor quantised."""
+    """`nn.BatchNorm1d` and its relatives: x * scale + shift. They are neither split nor quantised.
+
+    A subclass with a forward pass of its own may compute something else, so it is none of them.
+    """
 
     ops = ("affine",)
 
     def owns(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.modules.batchnorm._BatchNorm)
+        is_plain = isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward in FORWARDS
+        return is_plain and not nn.utils.parametrize.is_parametrized(module)
 
     def count(self, layer: Any) -> Sizes:
         return norm_sizes(layer.num_features)
 
     def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
-        """The operation x * scale + shift; both are computed in double precision and then rounded to float32."""
+        """The operation x * scale + shift; both are computed in double precision and then rounded to float32.
+
+        Raises:
+            ValueError: it keeps no statistics, so it answers by its batch and is no such operation.
+        """
+        if layer.running_mean is None or layer.running_var is None:
+            where = prefix.rstrip(".") or "this network"
+            raise ValueError(f"a normalisation must keep statistics to be packed, got none in {where}")
         zeros = torch.zeros(layer.num_features, dtype=torch.float64)
         ones = torch.ones(layer.num_features, dtype=torch.float64)
-        mean = zeros if layer.running_mean is None else layer.running_mean.double()
-        spread = ones if layer.running_var is None else (layer.running_var.double() + layer.eps).sqrt()
+        mean, spread = layer.running_mean.double(), (layer.running_var.double() + layer.eps).sqrt()
         scale = (ones if layer.weight is None else layer.weight.double()) / spread
         shift = (zeros if layer.bias is None else layer.bias.double()) - mean * scale
         names = {"scale": f"{prefix}scale", "shift": f"{prefix}shift"}

@@ -1,0 +1,95 @@
+"""A user's own model as an ONNX graph, made by torch's exporter from the module that holds the packed file.
+
+The exporter follows one forward pass (TorchScript). It needs the package onnx and nothing else. Torch's newer
+exporter needs onnxscript as well. The graph is compared with the module before it is returned.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdtune import reader
+from qdtune.model.load_into import load_into
+
+OPSET = 18
+BATCHES = (1, 3)  # the graph is made with another one, so a size that it took for a constant shows
+TRACED_ROWS = 2
+
+
+class FromPixels(nn.Module):
+    """A module whose input are pixels: uint8 (B, I)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.module(pixels.to(torch.float32) / 127.5 - 1)
+
+
+@torch.no_grad()
+def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels: Any = None) -> bytes:
+    """The ONNX file of a user's own model; see `qdtune.to_onnx`.
+
+    Raises:
+        ReaderError: the file is damaged or belongs to another module.
+        ValueError: the exporter cannot follow the module, or its graph answers otherwise.
+        ImportError: the package onnx is missing.
+    """
+    blob = file if isinstance(file, bytes) else Path(file).read_bytes()
+    model, width = FromPixels(load_into(module, blob)).eval(), reader.load(blob).program["inputs"]
+    rows = np.zeros((max(BATCHES), width), np.uint8) if pixels is None else np.asarray(pixels)
+    if rows.dtype != np.uint8 or rows.shape[1:] != (width,) or not len(rows):
+        raise ValueError(f"pixels must be uint8 of shape (rows, {width}), got {rows.dtype} of shape {rows.shape}")
+    rows = np.resize(rows, (max(len(rows), max(BATCHES)), width))
+    content: Any = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this exporter is the older one, and that sizes may be constants
+            torch.onnx.export(
+                model,
+                (torch.from_numpy(rows[:TRACED_ROWS].copy()),),
+                content,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
+                do_constant_folding=False,  # it would make floats of codes
+            )
+    except Exception as error:  # whatever the exporter raises
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"torch's exporter cannot follow this module: {type(error).__name__}: {said}") from error
+    graph: bytes = content.getvalue()
+    for count in (*BATCHES, len(rows)):
+        _compare(graph, model, rows[:count])
+    return graph
+
+
+def _compare(graph: bytes, model: nn.Module, rows: np.ndarray) -> None:
+    """Raises ValueError unless the graph answers rows as the module does, by ONNX's own evaluator."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    must = f"the graph must answer {len(rows)} rows as the module does"
+    try:
+        answer: Any = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"pixels": rows})
+        found = np.asarray(answer[0])
+    except Exception as error:  # whatever the evaluator raises
+        raise ValueError(
+            f"{must}, got {type(error).__name__} (a number of rows is a constant in it: in the forward pass use "
+            "x.shape[0] in place of len(x), or flatten and unflatten)"
+        ) from error
+    expected = model(torch.from_numpy(rows.copy())).numpy()
+    size = max(1.0, float(np.abs(expected).max()))
+    is_close = found.shape == expected.shape and np.isclose(found, expected, rtol=1e-3, atol=1e-3 * size).all(1)
+    if 2 * np.sum(is_close) < len(rows):
+        raise ValueError(f"{must}, got other logits: export it from the module of qdtune.load_into in your own way")
