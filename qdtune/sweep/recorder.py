@@ -72,7 +72,7 @@ class Recorder(tune.Callback):
         self.returned: deque[Configuration] = deque()  # these trials, to start again
         self.nodes: dict[str, str] = {}  # the node that each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
-        self.front_at = 0.0
+        self.front_at, self.is_noted = 0.0, False
         self.noting: Any = signal.getsignal(signal.SIGUSR1)  # notes the signals of the user
         self.ending_tune: Callable[[int, Any], Any] = lambda number, frame: None  # see `setup`
         self.metrics = SweepMetrics(queue.spec, queue.planned)
@@ -136,6 +136,7 @@ class Recorder(tune.Callback):
         ours = self._of(trial)
         self.metrics.trained(result)
         self._see_move(ours, result, trial.num_failures)
+        self._tell_note(result)
         by = self.queue.study.pruned_by(ours.trial_id)
         weights = result.pop("weights", None)  # Tune keeps every result until the sweep ends
         if "error" in result and "state" in result:
@@ -162,6 +163,14 @@ class Recorder(tune.Callback):
             self.progress.out.print(f"{ours.label} ({ours.trial_id}) starts again on node {node}")
         elif before not in (None, node):
             self.progress.out.print(f"{ours.label} ({ours.trial_id}) moved from node {before} to node {node}")
+
+    def _tell_note(self, result: dict[str, Any]) -> None:
+        """Prints the first note of a trial: all trials of a sweep have the same reason to run uncompiled."""
+        note = result.pop("note", None)
+        if note and not self.is_noted:
+            self.is_noted = True
+            what = "training runs uncompiled, slowly (run.compile: never does so without this line)"
+            self.progress.out.print(f"{one_line(note)}: {what}", style="yellow")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._of(trial)

@@ -143,12 +143,19 @@ class QATTrial(tune.Trainable):
             "mean_val_accuracy": mean(report.get("val_accuracy", ())),
         }
         where = {"node": ray.get_runtime_context().get_node_id()}
-        return {"done": False} | where | numbers | report | self._gpu_memory()
+        return {"done": False} | where | numbers | report | self._gpu_memory() | self._notes()
 
     def _end(self, failure: dict[str, Any]) -> dict[str, Any]:
         """The last report of a trial that failed; Tune requires the metric in every report."""
         self._stop_training()
         return failure | {"mean_val_accuracy": math.nan, "done": True}
+
+    def _notes(self) -> dict[str, str]:
+        """What the user should know of this process: why its steps are not compiled although they should be."""
+        from qdtune.training.compiled import why_eager
+
+        why = why_eager()
+        return {} if why is None else {"note": printable(why)}
 
     def _gpu_memory(self) -> dict[str, float]:
         if self._tensors is None:

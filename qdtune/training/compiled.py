@@ -13,10 +13,8 @@ import hashlib
 import inspect
 import os
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -29,8 +27,9 @@ from torch.utils import _pytree as tree
 from qdtune.machine import cache_dir
 from qdtune.model import chain, factored, networks, quantize, quantizer
 from qdtune.model.layers import kind, known, matrix
-from qdtune.training import step
+from qdtune.training import step, step_compiler
 from qdtune.training.step import StepShape
+from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
 
 Call = Callable[[Tensor, Tensor], None]  # of a batch (K, B) and a learning rate ()
 DIGEST_BYTES = 32  # of the SHA-256 at the end of a library file, which the loader ignores
@@ -62,15 +61,14 @@ def compile_step(
 ) -> Call:
     """The step as machine code for this CPU, from the cache or compiled now (about 15 s).
 
+    If it can be neither, the step is the eager one, and `why_eager` says why.
+
     Args:
         shape: of the step.
         function: takes `state`, rows of `data` and a rate; made by `step.make_step`.
         state: nested dicts of tensors, which each call changes in place.
         data: tensors (N, ...); each call reads the rows of its batch.
         batch, rate: examples with the shapes of all later ones.
-
-    Raises:
-        CompileError: the compiler failed.
     """
     flat, structure = tree.tree_flatten((*state, *gather_rows(data, batch), rate))
 
@@ -78,7 +76,11 @@ def compile_step(
         function(*tree.tree_unflatten(list(tensors), structure))
         return ()
 
-    library = _load_or_build(_hash_step(shape, structure, flat), lambda: _build(run_flat, flat))
+    try:
+        library = _load_or_build(_hash_step(shape, structure, flat), lambda: build_library(run_flat, flat))
+    except CompileError as error:
+        _eager_reasons[:] = [str(error)]
+        return make_eager_step(function, state, data)
 
     def call(batch: Tensor, rate: Tensor) -> None:
         flat[-1 - len(data) :] = *gather_rows(data, batch), rate
@@ -87,8 +89,12 @@ def compile_step(
     return call
 
 
-class CompileError(RuntimeError):
-    """The compiler failed."""
+_eager_reasons: list[str] = []  # the last one, or none
+
+
+def why_eager() -> str | None:
+    """Why a step that should be compiled runs eagerly in this process, in one line; None if none does."""
+    return next(iter(_eager_reasons), None)
 
 
 @lru_cache(maxsize=1)
@@ -112,32 +118,60 @@ def _hash_step(shape: StepShape, structure: tree.TreeSpec, tensors: list[Tensor]
 
 def step_sources() -> list[ModuleType]:
     """The modules that decide what a step computes, with those of all layer kinds in `known.LAYERS`."""
-    ours = [step, networks, chain, factored, quantize, quantizer, kind, matrix, known, sys.modules[__name__]]
+    ours = [
+        step,
+        networks,
+        chain,
+        factored,
+        quantize,
+        quantizer,
+        kind,
+        matrix,
+        known,
+        step_compiler,
+        sys.modules[__name__],
+    ]
     return ours + [sys.modules[type(one).__module__] for one in known.LAYERS]
 
 
 def _load_or_build(key: str, build: Callable[[], bytes]) -> Any:
-    """The compiled step of this key, with `run(tensors)`; kept in the cache folder if that is usable."""
+    """The compiled step of this key, with `run(tensors)`; kept in the cache folder if that can be written.
+
+    Raises:
+        CompileError: it can be neither built nor loaded.
+    """
     try:
         return _load_or_build_in(cache_dir() / "steps", key, build)
     except OSError:  # the cache folder is read-only, full, or without locks
-        with tempfile.TemporaryDirectory() as folder:
-            return _load_or_build_in(Path(folder), key, build)
+        return _load_code(build())
 
 
 def _load_or_build_in(folder: Path, key: str, build: Callable[[], bytes]) -> Any:
     """The compiled step of this key in a folder; built if it is missing, is damaged or cannot be loaded."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{key}.so"
+    if (library := _load_whole(path)) is not None:
+        return library
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _hold_lock(folder / f".{key}.lock"):  # the second process loads what the first one built
-        if _is_whole(path):
-            with suppress(RuntimeError):
-                return _load(path)
+        if (library := _load_whole(path)) is not None:
+            return library
         code = build()
         part = folder / f".{key}.part"
-        part.write_bytes(code + hashlib.sha256(code).digest())
-        part.replace(path)
+        try:
+            part.write_bytes(code + hashlib.sha256(code).digest())
+            part.replace(path)
+        except OSError:  # a full disk must not cost the next 15 s, too
+            part.unlink(missing_ok=True)
+            return _load_code(code)
         return _load(path)
+
+
+def _load_whole(path: Path) -> Any:
+    """The compiled step in a file; None if the file is missing or damaged, or cannot be loaded here."""
+    try:
+        return _load(path) if _is_whole(path) else None
+    except RuntimeError:
+        return None
 
 
 def _is_whole(path: Path) -> bool:
@@ -150,8 +184,32 @@ def _is_whole(path: Path) -> bool:
 
 
 def _load(path: Path) -> Any:
+    """The compiled step in a file; on a file system without execution (noexec) it is loaded through memory."""
+    try:
+        return _open_library(str(path))
+    except RuntimeError:
+        return _load_code(path.read_bytes())
+
+
+def _load_code(code: bytes) -> Any:
+    """The compiled step in these bytes, which need no file.
+
+    Raises:
+        CompileError: this machine cannot load it.
+    """
+    number = os.memfd_create("qdtune-step")  # stays open, because the loader knows a library by its name
+    try:
+        with open(number, "wb", closefd=False) as memory:
+            memory.write(code)
+        return _open_library(f"/proc/self/fd/{number}")
+    except (OSError, RuntimeError) as error:
+        os.close(number)
+        raise CompileError(f"a compiled training step cannot be loaded: {shorten_error(error)}") from error
+
+
+def _open_library(path: str) -> Any:
     # aoti_load_package is not used, because it unpacks into a temporary folder, which a killed worker leaves behind.
-    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
 
 
 @contextmanager
@@ -160,29 +218,6 @@ def _hold_lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _build(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
-    """Compiles a function of tensors into a shared library."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # read at the first import
-    # Imported here because they take seconds, and a step from the cache does not need them.
-    from torch._inductor import aoti_compile_and_package
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    try:
-        # make_fx traces first, because it sees through vmap and grad; torch.export alone does not.
-        traced = make_fx(function, tracing_mode="fake")(*tensors)
-        program = torch.export.export(traced, tuple(tensors), strict=False)
-        with tempfile.TemporaryDirectory() as folder:
-            package = aoti_compile_and_package(program, package_path=f"{folder}/step.pt2")
-            with zipfile.ZipFile(package) as archive:
-                (name,) = [name for name in archive.namelist() if name.endswith(".so")]
-                return archive.read(name)
-    except Exception as error:  # whatever the compiler raises
-        message = " ".join(str(error).split())[:300]
-        raise CompileError(
-            f"a training step cannot be compiled: {message} (run.compile: never does without)"
-        ) from error
 
 
 def capture_step(
@@ -198,10 +233,11 @@ def capture_step(
 
     Args:
         function, state, data, batch, rate: as in `compile_step`, on a CUDA device.
-        compile: whether torch.compile fuses the kernels first.
+        compile: whether torch.compile fuses the kernels first; if it fails, `why_eager` says why they stay apart.
     """
+    plain = function
     if compile:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+        set_scratch()
         # Each shape is another graph of the same function. By default, dynamo gives up after eight graphs.
         torch._dynamo.config.recompile_limit = 256
         function = torch.compile(function, dynamic=False, fullgraph=True)
@@ -211,7 +247,14 @@ def capture_step(
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_STEPS):
-            function(*state, *gather_rows(data, batch), rate)
+            try:
+                function(*state, *gather_rows(data, batch), rate)
+            except Exception as error:  # whatever the compiler raises, at the first call
+                if function is plain or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                _eager_reasons[:] = [f"a training step cannot be compiled: {shorten_error(error)}"]
+                function = plain
+                function(*state, *gather_rows(data, batch), rate)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -68,18 +68,18 @@ def until(so: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def end(recorder: Recorder) -> None:
+def end(recorder: Recorder, **more: str) -> None:
     """Starts the next trial and ends it, as Tune tells it."""
     trial = recorder.next()
     assert trial is not None
-    finish(recorder, trial)
+    finish(recorder, trial, **more)
 
 
-def finish(recorder: Recorder, trial: Configuration) -> None:
+def finish(recorder: Recorder, trial: Configuration, **more: str) -> None:
     tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
     recorder.on_trial_start(0, [], tuned)
     rows, history = outcome(trial, 3, lambda *report: None)
-    recorder.on_trial_result(0, [], tuned, {"rows": rows, "history": history, "done": True})
+    recorder.on_trial_result(0, [], tuned, {"rows": rows, "history": history, "done": True} | more)
 
 
 def test_a_pending_write_is_retried_while_tune_calls_nobody(recorder: Recorder) -> None:
@@ -157,3 +157,11 @@ def test_a_signal_of_a_batch_system_is_the_users_although_tune_takes_it(recorder
         assert (noted, ended) == ([signal.SIGUSR1], [signal.SIGUSR1])
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_note_of_the_trials_is_one_line(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder.store.is_full = False
+    for _ in range(2):
+        end(recorder, note="a training step cannot be compiled: g++")
+    told = capsys.readouterr().out
+    assert told.count("a training step cannot be compiled: g++: training runs uncompiled, slowly") == 1

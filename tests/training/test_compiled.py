@@ -4,7 +4,10 @@ import hashlib
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +44,7 @@ def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     assert x.tolist() == [12.5] * 3
     (library,) = folder.glob("*.so")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    monkeypatch.setattr(compiled, "_build", lambda *a: pytest.fail("compiled although it was there"))
+    monkeypatch.setattr(compiled, "build_library", lambda *a: pytest.fail("compiled although it was there"))
     call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
     call(torch.tensor([[1]]), torch.tensor(1.0))
     assert x.tolist() == [46.0] * 3
@@ -68,38 +71,85 @@ def test_a_damaged_library_is_built_anew(folder, monkeypatch):
         assert len(built) == 1
 
 
-def test_what_cannot_be_compiled_is_said_with_its_cure(folder, monkeypatch):
-    def broken(*arguments, **options):
-        raise RuntimeError("g++: fatal error:\nno such thing")
+PROGRAM = """
+import sys
+from qdtune.training import compiled
+from tests.training.test_compiled import DATA, SHAPE, doubled, tensors
 
-    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", broken)
-    x, batch, rate = tensors()
-    with pytest.raises(
-        compiled.CompileError,
-        match=r"compiled: g\+\+: fatal error: no such thing \(run.compile: never does without\)",
-    ):
-        compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
-    assert list(folder.glob("*.so")) == []
+x, batch, rate = tensors()
+call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
+call(batch, rate)
+assert x.tolist() == [12.5] * 3, x
+print("eager" if "eager" in call.__qualname__ else "compiled", compiled.why_eager())
+"""
+
+
+def compiled_in(**environment: str) -> str:
+    """How a process of its own makes a step and runs it: compiled for real, with nothing replaced."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    env.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system with some options."""
+    there: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"mount{len(there)}"
+        place.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode:
+            pytest.skip("only root may mount a file system")
+        there.append(place)
+        return place
+
+    yield mount
+    for place in there:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_cache_without_execution_keeps_libraries_all_the_same(mounted: Callable[[str], Path]) -> None:
+    place = mounted("noexec")
+    assert compiled_in(XDG_CACHE_HOME=str(place)) == "compiled None"
+    (library,) = (place / "qdtune" / "steps").glob("*.so")
+    before = library.stat().st_mtime_ns
+    # A compiler that fails shows that nothing is compiled again; the temporary folder is without execution, too.
+    again = {"XDG_CACHE_HOME": str(place), "TMPDIR": str(place), "CXX": "false"}
+    assert compiled_in(**again) == "compiled None"
+    assert library.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("options", [pytest.param("ro", marks=pytest.mark.slow), "size=256k"])
+def test_a_cache_that_cannot_be_written_costs_the_cache_only(mounted: Callable[[str], Path], options: str) -> None:
+    assert compiled_in(XDG_CACHE_HOME=str(mounted(options))) == "compiled None"
+
+
+@pytest.mark.slow
+def test_without_a_cache_folder_a_library_is_built_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "qdtune").write_text("a file where the folder should be")
+    assert compiled_in(XDG_CACHE_HOME=str(tmp_path)) == "compiled None"
+
+
+@pytest.mark.parametrize("compiler", ["false", pytest.param("no-such-compiler", marks=pytest.mark.slow)])
+def test_a_compiler_that_fails_costs_speed_only_and_is_named(tmp_path: Path, compiler: str) -> None:
+    said = compiled_in(XDG_CACHE_HOME=str(tmp_path), CXX=compiler)
+    assert said.startswith("eager a training step cannot be compiled: ")
+    assert compiler in said
+    assert "\n" not in said
 
 
 def test_a_library_that_cannot_be_loaded_here_is_built_anew(folder, monkeypatch):
-    bad = [RuntimeError("another C library")]
-
     def load(path):
-        if bad:
-            raise bad.pop()
+        if path.read_bytes().startswith(b"old!"):
+            raise RuntimeError("another C library")
         return path.read_bytes()[:4]
 
     monkeypatch.setattr(compiled, "_load", load)
     folder.mkdir(parents=True)
     (folder / "key.so").write_bytes(b"old!" + hashlib.sha256(b"old!").digest())
-    assert compiled._load_or_build("key", lambda: b"code") == b"code"
-
-
-def test_without_a_cache_folder_a_library_is_built_all_the_same(monkeypatch, tmp_path):
-    (tmp_path / "qdtune").write_text("a file where the folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled, "_load", lambda path: path.read_bytes()[:4])
     assert compiled._load_or_build("key", lambda: b"code") == b"code"
 
 
