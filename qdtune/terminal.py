@@ -20,7 +20,7 @@ PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # characters of a log and of facts if stdout
 
 def console() -> Console:
     """The console of stdout. If that is no terminal, tables may be wide and sentences stay on one line."""
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     # No markup, because a path may contain square brackets.
     width = None if terminal else PLAIN_WIDTH
     return _Console(width=width, highlight=False, markup=False, soft_wrap=not terminal)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qdtune.commands.output import _Output
+from qdtune.terminal import console, print_facts
 
 PRINT = """
 import os, sys
@@ -86,3 +87,10 @@ def test_a_full_pipe_that_does_not_block_is_waited_for() -> None:
     thread.join(30)
     os.close(reader)
     assert sum(map(len, got)) == len(data)
+
+
+def test_a_console_without_a_standard_output_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program of the user's that has none, such as a service."""
+    monkeypatch.setattr(sys, "stdout", None)
+    console().print("nobody reads this")
+    print_facts([("name", "text")])
