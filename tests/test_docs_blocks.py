@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -58,6 +59,9 @@ def place(tmp_path_factory):
     store.create(spec.to_yaml())
     shutil.copy(reader.__file__, folder / "reader.py")
     (folder / "TRIAL_ID.safetensors").write_bytes(packed_model())
+    (own,) = [block for block in blocks("python") if block.marker == "own"]
+    (folder / "mine.py").write_text(own.text)
+    (folder / "OWN_ID.safetensors").write_bytes(packed_own_model(own.text))
     return folder
 
 
@@ -72,6 +76,18 @@ def packed_model() -> bytes:
     model = nn.Sequential(nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10))
     quantize(decompose(model, depth=2), weight_bits=2)
     return one_seed(pack_replicas({0: model}, "TRIAL_ID", 784, 10), 0)
+
+
+def packed_own_model(text: str) -> bytes:
+    from qdtune.model.factored import decompose
+    from qdtune.model.formats.packed import one_seed
+    from qdtune.model.packed import pack_replicas
+    from qdtune.model.quantize import quantize
+
+    code: dict[str, Any] = {}
+    exec(text, code)
+    model = quantize(decompose(code["net"](64, [16], 10, seed=0), depth=2), weight_bits=2)
+    return one_seed(pack_replicas({0: model}, "OWN_ID", 64, 10, "mine:net"), 0)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

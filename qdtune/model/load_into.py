@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from qdtune import reader
 from qdtune.model.chain import Chain
 from qdtune.model.factored import swap_modules
-from qdtune.model.layers.batch_norm import BatchNorm
 from qdtune.model.layers.kind import Op
-from qdtune.model.layers.known import kind_of, kind_of_op, splitter_of
-from qdtune.model.layers.matrix import Quantized
+from qdtune.model.layers.known import kind_of_op, splitter_of
+from qdtune.model.layers.matrix import MatrixKind, Quantized
 from qdtune.model.packed import operations
 from qdtune.model.quantizer import Quantizer, round_to_codes
 from qdtune.reader import Model, ReaderError
@@ -101,15 +100,13 @@ def load_into(module: nn.Module, file: str | os.PathLike[str] | bytes) -> nn.Mod
         new: dict[nn.Module, nn.Module] = {}
         for path, ops in _group_by_layer(module, model.program["ops"]).items():
             layer = module.get_submodule(path)
-            if _path_of(ops[0]) != path:
-                new[layer] = _load_chain(layer, ops, model, path)
-            elif isinstance(kind_of(layer), BatchNorm):
-                _load_norm(layer, ops[0], model)
-            else:
-                new[layer] = _load_layer(layer, ops[0], model)
+            is_whole = _path_of(ops[0]) == path
+            new[layer] = _load_layer(layer, ops[0], model) if is_whole else _load_chain(layer, ops, model, path)
         loaded = swap_modules(module, new.get)
         _copy_rest(loaded, model)
-    except (AttributeError, KeyError, IndexError, RuntimeError, AssertionError) as error:
+    except ReaderError:
+        raise
+    except (AttributeError, ValueError, KeyError, IndexError, RuntimeError, AssertionError) as error:
         what = f"the module must be built as in the sweep, by {model.program['model']} at the same widths"
         raise ReaderError(f"{what}, got {type(error).__name__}: {error}"[:300]) from error
     loaded.eval().requires_grad_(False)
@@ -152,20 +149,22 @@ def _load_chain(layer: nn.Module, ops: list[Op], model: Model, path: str) -> Cha
     chain = kind.split(layer, len(factors), between or "identity", bool(norms))
     for k, op in enumerate(factors):
         chain.factors[k] = _load_layer(chain.factors[k], op, model)
-    for norm, op in zip(chain.norms, norms, strict=True):
-        _load_norm(norm, op, model)
+    for k, op in enumerate(norms):
+        chain.norms[k] = _load_layer(chain.norms[k], op, model)
     return chain
 
 
 def _load_layer(layer: Any, op: Op, model: Model) -> nn.Module:
     """The layer of an operation; the given one has its shape."""
+    kind = kind_of_op(op["op"])
+    if not isinstance(kind, MatrixKind):
+        return kind.unpack(layer, op, {op[role]: _tensor(model.stored[op[role]]) for role in ROLES if op.get(role)})
     if list(layer.weight.shape) != op["shape"] or (layer.bias is None) != (op["bias"] is None):
         has = "with" if op["bias"] else "without"
         raise ReaderError(
             f"the module must be built as in the sweep: {op['weight']} has the shape {op['shape']} {has} a bias in "
             f"the file, {list(layer.weight.shape)} {'without' if layer.bias is None else 'with'} one in the module"
         )
-    kind = kind_of_op(op["op"])
     layer.weight = nn.Parameter(_tensor(model.tensors[op["weight"]]))
     if op["bias"] is not None:
         layer.bias = nn.Parameter(_tensor(model.stored[op["bias"]]))
@@ -187,19 +186,6 @@ def _load_layer(layer: Any, op: Op, model: Model) -> nn.Module:
         made.register_buffer("codes", codes.to(torch.int8 if op["bits"] <= 8 else torch.int16))
         made.register_buffer("weight_step", step)
     return made
-
-
-def _load_norm(norm: Any, op: Op, model: Model) -> None:
-    """Makes a normalisation x * scale + shift: with the mean 0 and the variance 1."""
-    scale, shift = (_tensor(model.stored[op[role]]) for role in ("scale", "shift"))
-    if scale.shape != norm.running_mean.shape:
-        raise ReaderError(
-            f"the module must be built as in the sweep: {op['scale']} has {len(scale)} features in the file, "
-            f"{norm.num_features} in the module"
-        )
-    norm.weight, norm.bias, norm.eps = nn.Parameter(scale), nn.Parameter(shift), 0.0
-    norm.running_mean.zero_()
-    norm.running_var.fill_(1.0)
 
 
 def _copy_rest(loaded: nn.Module, model: Model) -> None:

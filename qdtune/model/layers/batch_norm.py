@@ -49,5 +49,17 @@ class BatchNorm(LayerKind):
         names = {"scale": f"{prefix}scale", "shift": f"{prefix}shift"}
         return {"op": "affine", **names}, {names["scale"]: scale.float(), names["shift"]: shift.float()}
 
+    def unpack(self, layer: Any, op: Op, tensors: dict[str, Tensor]) -> nn.Module:
+        """The layer as x * scale + shift: with the mean 0 and the variance 1, exactly."""
+        scale, shift = tensors[op["scale"]], tensors[op["shift"]]
+        if scale.shape != layer.running_mean.shape:
+            raise ValueError(
+                f"{op['scale']} has {len(scale)} features in the file, {layer.num_features} in the module"
+            )
+        layer.weight, layer.bias, layer.eps = nn.Parameter(scale), nn.Parameter(shift), 0.0
+        layer.running_mean.zero_()
+        layer.running_var.fill_(1.0)
+        return layer
+
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         return graph.add("Add", [graph.add("Mul", [x, graph.tensor(op["scale"])]), graph.tensor(op["shift"])])

@@ -74,6 +74,19 @@ class LayerKind(ABC):
             prefix: of the tensor names, such as `0.factors.1.`; empty if the layer is the root.
         """
 
+    def unpack(self, layer: nn.Module, op: Op, tensors: dict[str, Tensor]) -> nn.Module:
+        """The layer that computes an operation in evaluation, for `load_into`; it may be the given one, changed.
+
+        Args:
+            layer: of the user's module, float and not split.
+            op: made by `pack`.
+            tensors: those of the file, by name.
+
+        Raises:
+            ValueError: the layer does not have the shape of the operation.
+        """
+        raise ValueError(f"{type(self).__name__} reads no layer back")
+
     @abstractmethod
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         """Adds one operation of this kind to an ONNX graph.
