@@ -5,13 +5,19 @@ The commands are the verbs of `commands/`; only the one that runs is imported.
 
 from __future__ import annotations
 
+from qdtune.shadows import stop_if_hidden
+
+if __name__ == "__main__":
+    stop_if_hidden()  # before an import that a file in the current folder could hide
+
+import os
 import pkgutil
 import sys
 
 from qdtune import __version__, commands
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import read_verbs
-from qdtune.messages import describe_unknown
+from qdtune.messages import describe_unknown, user_error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(given: list[str]) -> int:
+    try:
+        os.getcwd()
+    except OSError:
+        raise user_error("the current folder must exist, and was deleted (go to another folder)") from None
     name, rest = (given[0], given[1:]) if given else ("", [])
     verbs = read_verbs()
     if name in verbs:

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import Collection, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
 
@@ -101,6 +102,21 @@ class DiskFolder(Folder):
                 raise
             if not sync_folder(path.parent) and SYNC_NOTE not in self.notes:
                 self.notes.append(SYNC_NOTE)
+
+    # Not by pyarrow, which refuses names that are not UTF-8.
+
+    def modified_at(self, file: str) -> datetime | None:
+        with storage_errors(self.full_name(file)), contextlib.suppress(FileNotFoundError):
+            return datetime.fromtimestamp((self.root / file).stat().st_mtime, timezone.utc)
+        return None
+
+    def rename_file(self, old: str, new: str) -> None:
+        with storage_errors(self.full_name(old)):
+            os.replace(self.root / old, self.root / new)
+
+    def remove_file(self, file: str) -> None:
+        with storage_errors(self.full_name(file)):
+            (self.root / file).unlink(missing_ok=True)
 
     def exists(self) -> bool:
         return os.path.lexists(self.root)

@@ -168,6 +168,16 @@ class Folder(ABC):
             StorageError: it cannot be listed.
         """
 
+    def modified_at(self, file: str) -> datetime | None:
+        """When the file was written, by the clock of the storage; None if it does not exist.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        with storage_errors(self.full_name(file)):
+            found = self.filesystem.get_file_info(f"{self.path}/{file}")
+            return found.mtime if found.is_file else None
+
     def rename_file(self, old: str, new: str) -> None:
         """Gives a file another name.
 

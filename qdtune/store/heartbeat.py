@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-from qdtune.store.folder import Folder, RunInUse, describe_process, storage_errors
+from qdtune.store.folder import Folder, RunInUse, StorageError, describe_process
 
 LOCK = ".lock"
 # Seconds: how often the holder of a lock renews it, and how old an unrenewed lock must be to count as free.
@@ -25,33 +25,30 @@ _NAME = re.compile(r" \([0-9a-f]{16}\)$")
 
 def read_server_time(folder: Folder) -> datetime:
     """The clock of the storage, because the clocks of two machines may differ."""
-    path = f"{folder.path}/.probe-{secrets.token_hex(8)}"
-    with folder.filesystem.open_output_stream(path) as stream:
-        stream.write(b"probe")
+    name = f".probe-{secrets.token_hex(8)}"
+    folder.write_file(name, b"probe")
     try:
-        now: datetime = folder.filesystem.get_file_info(path).mtime
+        now = folder.modified_at(name)
     finally:
-        folder.filesystem.delete_file(path)
+        folder.remove_file(name)
+    if now is None:
+        raise StorageError(f"{folder.full_name(name)} was written and is not there")
     return now
 
 
 def seems_held(folder: Folder) -> bool:
     """Whether a launch seems to hold the folder now; nothing is written."""
-    found = folder.filesystem.get_file_info(f"{folder.path}/{LOCK}")
-    return bool(found.is_file and (datetime.now(timezone.utc) - found.mtime).total_seconds() < STALE_S)
+    beat = folder.modified_at(LOCK)
+    return beat is not None and (datetime.now(timezone.utc) - beat).total_seconds() < STALE_S
 
 
 def check_free(folder: Folder) -> None:
     """Raises RunInUse if a launch holds the folder by a heartbeat."""
-    path = f"{folder.path}/{LOCK}"
-    with storage_errors(path):
-        found = folder.filesystem.get_file_info(path)
-        if not found.is_file:
-            return
-        holder = (folder.read_file(LOCK) or b"").decode(errors="replace").strip()
-        if not _NAME.search(holder):  # held by a lock of the kernel, or not at all
-            return
-        silent = (read_server_time(folder) - found.mtime).total_seconds()
+    beat = folder.modified_at(LOCK)
+    holder = (folder.read_file(LOCK) or b"").decode(errors="replace").strip()
+    if beat is None or not _NAME.search(holder):  # held by a lock of the kernel, or not at all
+        return
+    silent = (read_server_time(folder) - beat).total_seconds()
     if silent < STALE_S:
         raise RunInUse(
             f"one launch may use {folder} at a time, but it is held by {holder}, last seen {silent:.0f} s "

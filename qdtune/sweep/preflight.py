@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qdtune.messages import SpecError, one_line, user_error
+from qdtune.shadows import find_shadow
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.loggers import find_loggers
 from qdtune.spec.plan import Plan
@@ -44,6 +45,7 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
     Raises:
         SpecError: a check fails; the message says what to do.
     """
+    check_current_folder()
     check_versions()
     check_start(address)
     if "://" not in runs_dir:
@@ -86,6 +88,21 @@ def _write_errors(folder: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
         raise user_error(f"cannot write to {_named(folder)}: {what} (choose another --runs-dir)") from None
+
+
+def check_current_folder() -> None:
+    """Raises SpecError if Ray's workers, which search the current folder first, could not start in it."""
+    try:
+        folder = os.getcwd()
+    except OSError as error:
+        raise user_error(f"the current folder must exist, got {error.strerror} (go to another folder)") from None
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        what = f"the current folder must have a name in UTF-8, which Ray needs, got {one_line(folder)}"
+        raise user_error(f"{what} (start the command in another folder)") from None
+    if shadow := find_shadow(folder):
+        raise user_error(shadow)
 
 
 def check_versions() -> None:

@@ -65,10 +65,10 @@ def tree(folder: Path) -> list[tuple[str, str | bytes]]:
     return found
 
 
-def refused(folder: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], *argv: str, sweep: str = "a.yaml") -> str:
     """The one line that a launch is refused with; checks that it changed nothing."""
     before = tree(folder)
-    assert launch.main(["a.yaml", *argv]) == 2
+    assert launch.main([sweep, *argv]) == 2
     out, err = capsys.readouterr()
     assert tree(folder) == before
     assert out == ""
@@ -137,6 +137,44 @@ def make_link_within(folder: Path) -> None:
     Store(folder / "runs" / "a").create(SWEEP)
     (folder / "precious").write_text("x")
     (folder / "runs" / "a" / ".lock").symlink_to(folder / "precious")  # opened, truncated and written to otherwise
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("torch.py", "torch.py in the current folder hides the package torch (rename it, or start the command in"),
+        ("random.py", "random.py in the current folder hides Python's module random (rename it, or start the"),
+    ],
+)
+def test_a_file_that_would_hide_a_module_from_workers_is_named(
+    folder: Path, started: list[bool], capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    (folder / name).touch()
+    assert refused(folder, capsys).startswith(said)
+    assert started == []
+
+
+def test_a_current_folder_whose_name_is_not_utf_8_is_refused(
+    folder: Path, started: list[bool], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = os.fsdecode(os.fsencode(folder) + b"/caf\xe9")
+    os.mkdir(odd)
+    monkeypatch.chdir(odd)
+    said = refused(folder, capsys, "--runs-dir", str(folder / "runs"), sweep=str(folder / "a.yaml"))
+    assert said.startswith("the current folder must have a name in UTF-8, which Ray needs, got ")
+    assert "caf\\udce9 (start the command in another folder)" in said
+    assert started == []
+
+
+def test_a_current_folder_that_is_gone_is_one_line(
+    folder: Path, started: list[bool], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    said = refused(folder, capsys, "--runs-dir", str(folder / "runs"), sweep=str(folder / "a.yaml"))
+    assert said.startswith("the current folder must exist, got No such file or directory (go to another folder)")
+    assert started == []
 
 
 def make_result_a_link_outside(folder: Path) -> None:
