@@ -81,10 +81,12 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     ]
     rows = opened.read_rows()
     ours = rows.results
-    anew = [f"{line}: {'left as it is' if is_read_only else 'written anew'}" for line in _find_old_table(store, ours)]
-    if anew and not is_read_only:
-        store.write_pareto([result.trial.trial_id for result in ours])
     links = [line for line in rows.left_out if IS_LINK in line]
+    anew = []
+    for line in [] if links else _find_old_table(store, ours):  # with the rows behind links it may be right
+        anew.append(f"{line}: {'left as it is' if is_read_only else 'written anew'}")
+        if not is_read_only:
+            store.write_pareto([result.trial.trial_id for result in ours])
     for line in [*damaged, *anew, *(f"{line}: left out" for line in rows.left_out)]:
         print(one_line(line))
     for line in _list_remarks(ours, len(store.ids())):

@@ -95,7 +95,9 @@ def test_links_are_told_and_left_alone(run: Path, command: Command, tmp_path: Pa
     path = next((run / "trials").glob("*.parquet"))
     path.rename(tmp_path / "cached")
     path.symlink_to(tmp_path / "cached")
+    table = (run / "pareto.parquet").read_bytes()
     code, out, _ = command("verify", str(run))
+    assert (run / "pareto.parquet").read_bytes() == table  # it holds the row behind the link
     assert code == 3
     assert f"{path}: is a link that leads outside {tmp_path / 'runs'} (" in out
     assert "damaged" not in out
