@@ -211,6 +211,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
     with ExitStack() as stack:
         if ray_at.address is None:
             folder = stack.enter_context(own_folder())
+            logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # its exception says it in one line
             with _shielded_from_signals(), start_errors("start"):
                 context = ray.init(
                     address="local",

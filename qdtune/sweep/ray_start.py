@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ START_S = 120.0  # how long Ray may take to start, or to join a cluster; on a bu
 SOCKET_BYTES = 107  # of the path of a socket, by the kernel
 # What Ray appends to the folder: our own folder, the session with its time and process, and the longest name there.
 SOCKET_NAME = "/qdtune-12345678/r/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store"
+LISTENER_NAME = (
+    "/pymp-12345678/listener-12345678"  # what Python's multiprocessing, in the dashboard, appends to TMPDIR
+)
 FOLDER_BYTES = 8_000_000  # for Ray's logs and sockets
 FILES, MANY_FILES = 256, 4096  # open files of one process: enough for a small Ray (measured: 63), and for a large one
 THREADS, THREADS_PER_CPU = 280, 10  # of all of Ray's processes; measured on two CPUs, without a dashboard: 266
@@ -46,6 +50,7 @@ def check_start(address: str | None) -> None:
     _check_files()
     if address is None:
         _check_folder(os.environ.get("RAY_TMPDIR"))
+        _check_length("TMPDIR", tempfile.gettempdir(), LISTENER_NAME, "(unset it for /tmp)")
         _check_threads()
 
 
@@ -85,13 +90,18 @@ def _check_folder(place: str | None) -> None:
         raise user_error(f"{named} must be a folder, got {given}: {what} {hint}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise user_error(f"{named} must be a folder to write to, got {given} {hint}")
-    room = SOCKET_BYTES - len(SOCKET_NAME)
-    if len(os.fsencode(folder)) > room:
-        what = f"{named} must have at most {room} bytes, because Ray's sockets lie in it"
-        raise user_error(f"{what}, got {len(os.fsencode(folder))}: {given} {hint}")
+    _check_length(named, folder, SOCKET_NAME, hint)
     if (free := shutil.disk_usage(folder).free) < FOLDER_BYTES:
         what = f"{named} must have {FOLDER_BYTES / 1e6:.0f} MB of room for Ray's logs"
         raise user_error(f"{what}, got {free / 1e6:.1f} MB in {given} {hint}")
+
+
+def _check_length(named: str, folder: str, appended: str, hint: str) -> None:
+    """Raises if the path of a socket in a folder would be too long for the kernel."""
+    room, size = SOCKET_BYTES - len(appended), len(os.fsencode(folder))
+    if size > room:
+        what = f"{named} must have at most {room} bytes, because Ray's sockets lie in it"
+        raise user_error(f"{what}, got {size}: {one_line(folder)} {hint}")
 
 
 def _check_files() -> None:
@@ -162,7 +172,7 @@ def _watch_start(what: str, over: threading.Event) -> None:
     """Ends the process with exit code 2 once Ray has taken too long; C code may never give control back."""
     if over.wait(START_S):
         return
-    line = f"error: Ray cannot {what}: no answer within {START_S:.0f} s (see the limits of ulimit -a)\n"
+    line = f"error: Ray cannot {what}: no answer within {START_S:g} s\n"
     with suppress(OSError):
         os.write(2, line.encode())
     for process in Path("/proc").glob("[0-9]*"):
