@@ -245,6 +245,7 @@ def test_unmutated_files_are_planned(
         "sha256",
         "built",
         "shape",
+        "image",
         "content",
         "_found",
         "_name",

@@ -79,7 +79,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(module, name, call)
 
-    for name in ("load", "plan", "check_comparable", "placement", "call_own_data"):
+    for name in ("load", "plan", "check_comparable", "place_trials", "call_own_data"):
         counted(prepare, name)
     for name in ("describe_own_model", "try_own_model"):
         counted(own_model, name)
@@ -96,7 +96,7 @@ def test_every_step_is_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch,
     prepared = prepare_launch(LaunchOptions("a.yaml", plugins=["mine"], is_dry=is_dry, **own))
     again, data, notes = read_data(prepared, console())
     assert calls == dict.fromkeys(
-        ("load", "plan", "check_comparable", "placement", "call_own_data", "describe_own_model", "try_own_model"), 1
+        ("load", "plan", "check_comparable", "place_trials", "call_own_data", "describe_own_model", "try_own_model"), 1
     )
     assert (folder / "calls").read_text() == "x"
     assert (again, notes) == (prepared, [])

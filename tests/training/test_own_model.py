@@ -298,6 +298,20 @@ def test_a_model_is_tried_on_rows_of_the_data(tmp_path):
         describe_own_model(spec, samples)
 
 
+def test_a_normalisation_with_an_own_forward_pass_ships_as_it_is(tmp_path, tensors):
+    init = """class Twice(nn.BatchNorm1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+self.n = Twice(width)"""
+    spec = taken(tmp_path, net(init, "return self.b(torch.relu(self.n(self.a(x))))"))
+    trial = plan(spec).trials[0]
+    assert trial.sizes.bias_bytes == 4 * (8 + 4)
+    assert trial.sizes.other_bytes == 4 * 4 * 8 + 8  # scale, shift and statistics; an int64 that counts batches
+    report = last(replace(trial, seeds=(0,)), tensors)
+    assert "n.running_mean" in reader.load(one_seed(report["weights"], 0)).stored
+    assert report["rows"][0]["state"] == "ok"
+
+
 # --- the user's own first weights
 
 LOADED = """self.a.weight.data = torch.load(__file__.replace('.py', '.pt'))['a']
