@@ -2,7 +2,8 @@
 
     python tests/benchmarks/peer_tune.py DATA_DIR
 
-One seed of each of the 35 configurations of tests/data/recorded.yaml. Prints the trained epochs and their seconds as JSON.
+One seed of each of the 35 configurations of tests/data/recorded.yaml. Prints the trained epochs and their
+seconds as JSON.
 """
 
 from __future__ import annotations

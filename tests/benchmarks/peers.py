@@ -1,6 +1,7 @@
-"""What the peers of the sweep benchmark share: the configurations of tests/data/recorded.yaml, and a network that trains.
+"""What the peers of the sweep benchmark share: configurations, and a network that trains.
 
-One seed of each configuration; the layers are the notebook's, first weights and step sizes those of tests/data/recorded.yaml.
+One seed of each configuration of tests/data/recorded.yaml; the layers are the notebook's, first weights and step
+sizes those of that file.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from qdtune.model.packed import pack_replicas
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.training.step import normalise
 
-I, H, O, ROWS = 784, 24, 10, 300
+INPUTS, HIDDEN, OUTPUTS, ROWS = 784, 24, 10, 300
 LEVELS = {1: ["symmetric"], 2: ["symmetric", "ternary", "full"], 4: ["full"], 8: ["symmetric", "full"]}
 CASES = [
     (bits, act_bits, levels, granularity, depth, activation)
@@ -33,7 +33,7 @@ CASES = [
 
 def make_network(bits, act_bits, levels, granularity, depth, activation, scale="lsq", bias=False):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(I, H, bias=bias), nn.ReLU(), nn.Linear(H, O, bias=bias))
+    model = nn.Sequential(nn.Linear(INPUTS, HIDDEN, bias=bias), nn.ReLU(), nn.Linear(HIDDEN, OUTPUTS, bias=bias))
     model = decompose(model, depth, activation, "default", torch.Generator().manual_seed(1))
     model = quantize(model, bits, act_bits, scale, levels, granularity)
     calibrate(model, normalise(pixels(200)))
@@ -41,7 +41,7 @@ def make_network(bits, act_bits, levels, granularity, depth, activation, scale="
 
 
 def pixels(rows, seed=3):
-    return torch.randint(0, 256, (rows, I), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(0, 256, (rows, INPUTS), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def run_onnx(model, x, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL):
@@ -54,11 +54,14 @@ def run_onnx(model, x, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_three_programs_give_the_same_logits(case):
     network, x = make_network(*case), pixels(ROWS)
-    shipped = reader.load(one_seed(pack_replicas({0: network}, "t", I, O), 0))
+    shipped = reader.load(one_seed(pack_replicas({0: network}, "t", INPUTS, OUTPUTS), 0))
     logits = shipped.logits(x.numpy())
     with torch.no_grad():
         assert np.array_equal(network(normalise(x)).numpy(), logits)
-    for level in (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL):
+    for level in (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    ):
         assert np.array_equal(run_onnx(shipped, x, level), logits)
 
 
@@ -80,7 +83,7 @@ def test_no_kernel_saturates_or_refuses(bits, scale, bias):
     """onnxruntime#16105, #25259: 8-bit products saturated at 16 bits; a Gemm of channels without bias was refused."""
     for granularity in ("tensor", "channel"):
         network = make_network(bits, 8, "symmetric", granularity, 1, "identity", scale, bias)
-        shipped = reader.load(one_seed(pack_replicas({0: network}, "t", I, O), 0))
+        shipped = reader.load(one_seed(pack_replicas({0: network}, "t", INPUTS, OUTPUTS), 0))
         x = pixels(ROWS)
         assert np.array_equal(run_onnx(shipped, x), shipped.logits(x.numpy()))
 
@@ -89,7 +92,7 @@ def test_a_layer_that_is_called_again_is_calibrated_on_all_its_inputs():
     class Again(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.out = nn.Linear(I, I, bias=False), nn.Linear(I, O)
+            self.a, self.out = nn.Linear(INPUTS, INPUTS, bias=False), nn.Linear(INPUTS, OUTPUTS)
 
         def forward(self, x):
             for _ in range(3):

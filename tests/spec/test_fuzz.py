@@ -50,13 +50,13 @@ model: {name: mlp, hidden: [16, 8], batch_norm: true}
 train:
   batch_size: 32
   warmup: {epochs: 2, optimizer: adam, lr: 0.001, momentum: 0, schedule: cosine}
-  qat: {epochs: 4, optimizer: sgd, lr: 0.01, momentum: 0.9, schedule: constant}
+  qat: {epochs: 4, optimizer: sgd, lr: 0.01, momentum: 0.9, schedule: constant, min_steps: 9}
 early_terminate: {type: pareto, margin: 0.02, signal: ema, min_epochs: 2, patience: 1}
 replicate: {front: 5, within: 0.005}
 constraints: [size_bytes <= 8192, "params < 1e6"]
 resources: {gpu: 1/3, cpu: 1}
 run: {order: shuffled, max_concurrent_trials: 4, time_budget_s: 3600, max_failures: 2, trial_timeout_s: 1e3,
-  stall_timeout_s: 60, compile: auto}
+  stall_timeout_s: 60, compile: auto, loggers: [mlflow]}
 """
 FILES = [EVERY_KEY, *(path.read_bytes() for path in sorted((ROOT / "sweeps").glob("*.yaml")))]
 NASTY = [

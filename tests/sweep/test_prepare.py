@@ -96,7 +96,8 @@ def test_every_step_is_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch,
     prepared = prepare_launch(LaunchOptions("a.yaml", plugins=["mine"], is_dry=is_dry, **own))
     again, data, notes = read_data(prepared, console())
     assert calls == dict.fromkeys(
-        ("load", "plan", "check_comparable", "place_trials", "call_own_data", "describe_own_model", "try_own_model"), 1
+        ("load", "plan", "check_comparable", "place_trials", "call_own_data", "describe_own_model", "try_own_model"),
+        1,
     )
     assert (folder / "calls").read_text() == "x"
     assert (again, notes) == (prepared, [])
