@@ -58,6 +58,13 @@ class Pruner:
         """Whether it compares a trial only with trials of equal or smaller size, so that the front survives."""
         return False
 
+    def stretch(self, before: int, epochs: int) -> dict[str, Any]:
+        """Its keys with their values; those in epochs, chosen for `before` QAT epochs, in proportion to `epochs`."""
+        types = get_type_hints(type(self), include_extras=True)
+        values = {key.name: getattr(self, key.name) for key in fields(self)}
+        in_epochs = {name for name in values if types[name] in (EpochCount, FirstEpoch)}
+        return {name: -(-value * epochs // before) if name in in_epochs else value for name, value in values.items()}
+
     def misfits(self, n_seeds: int) -> Iterator[tuple[str, str]]:
         """The keys that do not fit a sweep of so many seeds per configuration, each with the reason."""
         yield from ()

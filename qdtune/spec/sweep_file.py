@@ -121,7 +121,10 @@ class Spec(Frozen):
         return spec._with_floors()
 
     def _with_floors(self) -> Spec:
-        """The same sweep with each `min_steps` turned into epochs; unchanged if its data is not known yet."""
+        """The same sweep with each `min_steps` turned into epochs; unchanged if its data is not known yet.
+
+        What the pruner counts in epochs is stretched with QAT: the second of 8 epochs is the 16th of 63.
+        """
         info, train = self.data.info, self.train
         if info is None or (train.warmup.min_steps is None and train.qat.min_steps is None):
             return self
@@ -129,7 +132,9 @@ class Spec(Frozen):
         phases = {name: getattr(train, name) for name in ("warmup", "qat")}
         floors = {name: {"epochs": phase.epochs_of(steps), "min_steps": None} for name, phase in phases.items()}
         groups = {name: {**phase.model_dump(mode="json"), **floors[name]} for name, phase in phases.items()}
-        return self.changed("train", **groups)
+        longer = self.changed("train", **groups)
+        before, epochs = train.qat.epochs, longer.train.qat.epochs
+        return longer.changed("early_terminate", **self.early_terminate.pruner.stretch(before, epochs))
 
     def changed(self, group: str, **values: Any) -> Spec:
         """The same sweep with other values, JSON-able, in one group.

@@ -63,3 +63,22 @@ def test_a_floor_that_is_reached_anyway_changes_no_id() -> None:
 def test_the_floor_is_a_whole_number_of_steps(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"floors.yaml:7: train.warmup.min_steps: 0 is not allowed"):
         spec_of(floor=", min_steps: 0")
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("{type: pareto, min_epochs: 2, patience: 1}", {"min_epochs": 6, "patience": 3, "margin": 0.01}),
+        ("{type: median, n_warmup_steps: 0}", {"n_warmup_steps": 0, "interval_steps": 3, "n_startup_trials": 5}),
+        ("{type: hyperband}", {"min_resource": 3, "reduction_factor": 3}),
+        ("{type: patient}", {"patience": 6, "min_delta": 0.0}),
+        ("{type: none}", {}),
+    ],
+)
+def test_epochs_of_the_pruner_are_stretched_with_qat(rule: str, expected: dict[str, object]) -> None:
+    text = FILE.format(data="[mnist, digits]", val=5000, batch=64, floor=", min_steps: 500")
+    spec = loads(f"{text}early_terminate: {rule}\n".encode(), "floors.yaml")
+    options = spec.resolve("digits").early_terminate.options  # 30 epochs of QAT instead of 10
+    assert {key: options[key] for key in expected} == expected
+    assert spec.resolve("mnist").early_terminate == spec.early_terminate
+    assert spec.resolve("digits").resolve("digits") == spec.resolve("digits")
