@@ -20,6 +20,7 @@ OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the
     "confounded": "no pair differs in {} alone",
     "seeds": "no seed was trained on both sides",
 }
+TOO_FEW_SEEDS = "too few seeds for an interval"  # said of an interval that holds more than accuracies can reach
 _MadeAt: Any = axis_fields("_MadeAt", ["weight_bits", "depth", "activation", *ASKED_AT], frozen=True)
 
 
@@ -78,6 +79,11 @@ class Comparison(_MadeAt):
         return self.verdict in ("helps", "hurts")
 
     @property
+    def is_interval_useless(self) -> bool:
+        """Whether the interval reaches the largest difference that accuracies can have, and proves nothing."""
+        return not self.is_significant and self.low is not None and (self.low <= -1 or (self.high or 0) >= 1)
+
+    @property
     def names(self) -> tuple[str, str]:
         """The two sides in words: `depth 2`, `depth 1`; `relu`, `identity`."""
         before = "depth " if self.axis == "depth" else ""
@@ -129,6 +135,8 @@ class Comparison(_MadeAt):
         assert None not in (self.effect, self.low, self.high, self.level)
         effect, low, high = format_points(self.effect, self.low, self.high)  # type: ignore[arg-type]
         interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
+        if self.is_interval_useless:
+            interval = TOO_FEW_SEEDS
         if self.is_significant:
             return f"{versus}: {effect} points ({interval}, {over})."
         needed = f"; {self.hint} would be needed" if self.hint else ""
@@ -149,4 +157,10 @@ def describe_bits(n: int) -> str:
 def format_points(*fractions: float) -> list[str]:
     """Signed differences of accuracies in percentage points, with a second digit if one digit would show a zero."""
     digits = 1 if all(abs(x) >= 0.0005 or x == 0 for x in fractions) else 2
-    return [f"{100 * x:+.{digits}f}" for x in fractions]
+    return [format_signed(100 * x, digits) for x in fractions]
+
+
+def format_signed(value: float, digits: int) -> str:
+    """The value with its sign, but zero without one: `+1.20`, `-0.40`, `0.00`."""
+    text = f"{value:+.{digits}f}"
+    return text if text.strip("+-0.") else text[1:]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from qdtune.analysis.answers import Answers, BestDepth
+from qdtune.analysis.answers import Answers
+from qdtune.analysis.best import BestDepth, describe_ended
 from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison, format_points
 from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT
@@ -28,7 +29,8 @@ def conclude(axis: str, answers: Answers) -> list[str]:
         best = [answers.best.sentence] if answers.best.row else []
         depths = [one for one in answers.by_bits if one.p is not None]
         first = [*best, *_name_best_depths([one for one in depths if one.decided]), *first]
-        rest = [*_name_open_bits([one for one in depths if not one.decided]), *rest]
+        open_bits = _name_open_bits([one for one in depths if not one.decided])
+        rest = [*open_bits, *_name_lone_depths([one for one in answers.by_bits if one.is_alone]), *rest]
     return [*first, *rest]
 
 
@@ -114,6 +116,16 @@ def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
     elif undecided:
         where = describe_bits_list([one.weight_bits or 0 for one in undecided])
         yield f"{_capital(where)}, no depth is significantly better than every other depth."
+
+
+def _name_lone_depths(alone: Sequence[BestDepth]) -> Iterator[str]:
+    """At which bits one depth alone was trained to its end, and how the others ended."""
+    groups: dict[tuple[int, str], list[int]] = {}
+    for one in alone:
+        if one.ended:
+            groups.setdefault((one.depth, describe_ended(one.ended)), []).append(one.weight_bits or 0)
+    for (depth, end), bits in groups.items():
+        yield f"{_capital(describe_bits_list(bits))}, only depth {depth} was trained to its end: {end}."
 
 
 def describe_bits_list(numbers: Sequence[int]) -> str:

@@ -93,6 +93,7 @@ def test_no_effect_is_undecided_with_the_seeds_that_would_decide_it():
 def test_an_interval_ends_where_differences_do():
     found = one(table(configuration(1, 2, [0.1, 0.9]), configuration(2, 2, [0.9, 0.2])))
     assert (found.low, found.high, found.verdict) == (-1, 1, "undecided")
+    assert "points (too few seeds for an interval). Not significant with 2 seeds" in found.sentence
 
 
 def test_what_differs_in_another_axis_too_is_refused_by_its_name():
@@ -404,7 +405,8 @@ def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
 def test_points_show_two_digits_where_one_would_show_a_zero():
     assert format_points(0.012, -0.0321) == ["+1.2", "-3.2"]
     assert format_points(0.0004, 0.02) == ["+0.04", "+2.00"]
-    assert format_points(0.0) == ["+0.0"]
+    assert format_points(0.0) == ["0.0"]
+    assert format_points(-0.00001, 0.00001) == ["0.00", "0.00"]
 
 
 # --- what is best
@@ -422,12 +424,10 @@ def test_the_best_within_a_budget_is_named_with_what_it_is_not_told_apart_from()
     assert [row["depth"] for row in best.rivals] == [3]
     assert 0.5 < best.p_best < 1
     assert best.sentence.startswith(
-        "The best configuration within 210 bytes is depth 2, 2 bits, identity (200 bytes). It has 91.3 % on the "
+        "The best configuration within 210 bytes is depth 2, 2 bits (200 bytes). It has 91.3 % on the "
         "validation set (95 % interval 87.5 to 95.1, 3 seeds) and 91.3 % on the test set. It is the best in "
     )
-    assert best.sentence.endswith(
-        "With 3 seeds it is not significantly better than depth 3, 2 bits, identity (210 bytes)."
-    )
+    assert best.sentence.endswith("With 3 seeds it is not significantly better than depth 3, 2 bits (210 bytes).")
     anything = answer(trials, NOTHING, aggregate(trials)).best
     assert (anything.row["size_bytes"], anything.rivals, anything.p_best) == (800, (), 1)
     assert anything.sentence.endswith("It is significantly better than every other configuration.")
@@ -442,9 +442,45 @@ def test_the_best_is_named_by_what_varies_and_has_a_meaning_there():
     trials = table(whole, split)
     best = answer(trials, NOTHING, aggregate(trials)).best
     assert [best.label(row) for row in (best.row, *best.rivals)] == [
-        "depth 3, 1 bit, identity, float inputs, decompose hidden, hidden 24 (200 bytes)",
+        "depth 3, 1 bit, float inputs, hidden 24 (200 bytes)",
         "depth 1, 2 bits, inputs of 2 bits, hidden 16 (300 bytes)",
     ]
+    stopped = configuration(2, 1, [0.5, 0.5], size_bytes=250, activation="relu", state="pruned", decompose="all")
+    trials = table(whole, split, stopped)
+    best = answer(trials, NOTHING, aggregate(trials)).best
+    assert best.label(best.row) == ("depth 3, 1 bit, identity, float inputs, decompose hidden, hidden 24 (200 bytes)")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said", "draws"),
+    [
+        ([0.924, 0.924], "(the same in each of 2 seeds)", False),
+        ([0.2, 0.8], "(too few seeds for an interval, 2 seeds)", False),
+        ([0.9, 0.91], "(95 % interval 84.1 to 96.9, 2 seeds)", False),
+        ([0.9, 0.91, 0.92], "(95 % interval 88.5 to 93.5, 3 seeds)", True),
+    ],
+)
+def test_few_seeds_show_neither_shares_of_draws_nor_intervals_that_say_nothing(accuracies, said, draws):
+    trials = table(configuration(1, 2, [a - 0.1 for a in accuracies]), configuration(2, 2, accuracies))
+    found = answer(trials, NOTHING, aggregate(trials))
+    assert said in found.best.sentence
+    assert ("bootstrap draws" in found.best.sentence) == draws
+    assert ("bootstrap draws" in found.by_bits[0].sentence) == draws
+    assert "corrected p = " in found.by_bits[0].sentence
+    assert found.best.p_best == 1
+
+
+def test_depths_that_were_not_trained_to_their_end_are_told_with_the_one_that_was():
+    done = configuration(1, 2, [0.9, 0.91])
+    stopped = [configuration(d, 2, [0.5, 0.5], state="pruned") for d in (2, 3)]
+    failed = configuration(4, 2, [0.5, 0.5], state="oom")
+    both = [configuration(6, 2, [0.5], state=state, hidden=state) for state in ("pruned", "diverged")]
+    trials = table(done, *stopped, failed, *both)
+    (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
+    assert found.sentence == (
+        "At 2 bits, only depth 1 was trained to its end (90.5 %): depths 2 and 3 were stopped early; depth 4 "
+        "failed; depth 6 was stopped early or failed."
+    )
 
 
 def test_the_best_of_one_seed_is_sure_of_nothing():

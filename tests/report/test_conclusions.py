@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from qdtune.analysis.answers import Answers, Best, BestDepth
+from qdtune.analysis.answers import Answers
+from qdtune.analysis.best import Best, BestDepth
 from qdtune.analysis.comparison import Comparison
 from qdtune.report.conclusions import (
     MAX_GROUPS,
@@ -47,7 +48,7 @@ def asked(*found, depth=(), best=NOBODY, by_bits=()):
 
 
 def best_depth(bits, depth, p):
-    return BestDepth(bits, None, depth, 0.9, {1: 0.0, 2: 0.0} | {depth: 1.0}, p, 900, False)
+    return BestDepth(bits, None, depth, 0.9, {1: 0.0, 2: 0.0} | {depth: 1.0}, p, 900, False, 5, {})
 
 
 def test_significant_comparisons_of_one_pair_of_values_are_one_sentence():
@@ -121,6 +122,30 @@ def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
     assert alone == by_bits[3].sentence
     unknown = replace(by_bits[0], p=None)  # a single depth, or a single seed: there is nothing to conclude
     assert conclude("depth", asked(best=BEST, by_bits=(unknown,))) == [BEST.sentence]
+
+
+def alone(bits, **ended):
+    ended = {int(depth.removeprefix("d")): how for depth, how in ended.items()}
+    return BestDepth(bits, None, 1, 0.9, {1: 1.0}, None, 900, False, 5, ended)
+
+
+def test_bits_at_which_one_depth_alone_was_trained_to_its_end_are_said():
+    by_bits = (
+        alone(1, d2="stopped early", d3="stopped early", d4="stopped early"),
+        alone(2, d2="stopped early", d3="stopped early", d4="stopped early"),
+        best_depth(3, 2, 0.7),
+        best_depth(4, 2, 0.7),
+        alone(8, d2="failed", d4="stopped early", d3="failed"),
+        alone(32),  # no other depth was tried
+    )
+    assert conclude("depth", asked(by_bits=by_bits)) == [
+        "At 3 and 4 bits, no depth is significantly better than every other depth.",
+        "At 1 and 2 bits, only depth 1 was trained to its end: depths 2 to 4 were stopped early.",
+        "At 8 bits, only depth 1 was trained to its end: depths 2 and 3 failed; depth 4 was stopped early.",
+    ]
+    assert by_bits[0].sentence == (
+        "At 1 bit, only depth 1 was trained to its end (90.0 %): depths 2 to 4 were stopped early."
+    )
 
 
 def test_refusals_are_one_line_with_a_count_for_each_reason():

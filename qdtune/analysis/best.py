@@ -1,0 +1,200 @@
+"""The best configuration and the best depth: their numbers, and the sentences that say them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qdtune.analysis.comparison import TOO_FEW_SEEDS, describe_bits
+from qdtune.analysis.seed_tests import EQUAL_WITHIN, FAMILY_ALPHA
+from qdtune.messages import format_count
+from qdtune.spec.axes import axis_of, idle_at_depth
+
+MAX_RIVALS = 3  # rivals of the best configuration that its sentence names
+STOPPED, FAILED = "stopped early", "failed"  # how depths ended that were not trained to their end
+SURE_SHARE = 0.95  # the share of draws from which a best depth is significant
+LEAST_DRAWN = 3  # seeds from which a share of bootstrap draws is said: two seeds have but three different draws
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best configuration of at most `budget` bytes.
+
+    Attributes:
+        budget: bytes; None: no limit.
+        row: the row of the Pareto table with the highest mean validation accuracy; None if nothing within the budget
+            has finished.
+        p_best: the share of bootstrap draws over seeds in which it is the best within the budget; None below two
+            seeds.
+        rivals: rows of the Pareto table within the budget that do not differ significantly from it (paired t test
+            over shared seeds, Holm's correction), by falling accuracy. The test is slightly biased in its favour,
+            because it was selected by its accuracy.
+        varying: the axes with several values in this sweep, finished or not, where they have an effect.
+        n_others: the number of other finished configurations within the budget.
+    """
+
+    budget: int | None
+    row: dict[str, Any] | None
+    p_best: float | None = None
+    rivals: tuple[dict[str, Any], ...] = ()
+    varying: tuple[str, ...] = ()
+    n_others: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence."""
+        row = self.row
+        within = "" if self.budget is None else f" within {self.budget:,} bytes"
+        if row is None:
+            return f"No configuration{within} has finished."
+        n = format_count(row["n_seeds"], "seed")
+        test = "" if row["test_accuracy"] is None else f" and {_as_percent(row['test_accuracy'])} on the test set"
+        share = ""
+        if self.p_best is not None and self.n_others and row["n_seeds"] >= LEAST_DRAWN:
+            share = f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
+        return (
+            f"The best configuration{within} is {self.label(row)}. It has {_as_percent(row['val_accuracy'])} on the "
+            f"validation set ({_describe_spread(row, n)}){test}.{share} {self._describe_rivals(n)}"
+        )
+
+    def _describe_rivals(self, seeds: str) -> str:
+        if not self.n_others:
+            return "No other configuration has finished."
+        if not self.rivals:
+            return "It is significantly better than every other configuration."
+        if self.row and self.row["n_seeds"] == 1:
+            return "With 1 seed no difference can be tested."
+        named = "; ".join(self.label(rival) for rival in self.rivals[:MAX_RIVALS])
+        more = f"; and {len(self.rivals) - MAX_RIVALS} more" if len(self.rivals) > MAX_RIVALS else ""
+        return f"With {seeds} it is not significantly better than {named}{more}."
+
+    def label(self, row: Mapping[str, Any]) -> str:
+        """A row of the Pareto table in words, with the axes that vary: `depth 2, 4 bits, relu (9,563 bytes)`."""
+        others = (
+            "activation",
+            *(name for name in self.varying if name not in ("depth", "weight_bits", "activation")),
+        )
+        idle = idle_at_depth(row["depth"])
+        shown = ["depth", "weight_bits", *(name for name in others if name in self.varying and name not in idle)]
+        words = [axis_of(name).said(row[name]) for name in shown]
+        return f"{', '.join(words)} ({row['size_bytes']:,} bytes)"
+
+
+@dataclass(frozen=True)
+class BestDepth:
+    """The best depth at a number of bits or within a number of bytes; the other of the two is None.
+
+    Attributes:
+        weight_bits, budget: the bits or the bytes; every other axis may have any value.
+        depth: the depth of the configuration with the highest mean validation accuracy.
+        accuracy: this mean, a fraction.
+        size_bytes: the size of this configuration.
+        larger: whether it is more than 5 % larger than the best configuration of each other depth, because its size
+            alone may then be the reason; always False within a budget, where sizes may differ.
+        probabilities: depth -> the share, 0..1, of bootstrap draws over seeds in which it has the best configuration;
+            empty if the best configuration has fewer than two seeds.
+        p: the largest p value of paired t tests against the best configuration of each other depth, after Holm's
+            correction over all numbers of bits, or all budgets; None if there is no other depth, or if the two
+            configurations share fewer than two seeds.
+        n_seeds: the number of seeds of the configuration with the highest accuracy.
+        ended: depth -> how all its configurations there ended, for each depth of which none was trained to its end:
+            `stopped early`, `failed` or `stopped early or failed`.
+    """
+
+    weight_bits: int | None
+    budget: int | None
+    depth: int
+    accuracy: float
+    probabilities: dict[int, float]
+    p: float | None
+    size_bytes: int
+    larger: bool
+    n_seeds: int
+    ended: dict[int, str]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other depth was trained to its end."""
+        return len(self.probabilities) == 1
+
+    @property
+    def probability(self) -> float | None:
+        """The probability of `depth`; None if unknown."""
+        return self.probabilities.get(self.depth)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the probability is at least `SURE_SHARE` and a t test agrees.
+
+        The bootstrap alone is overconfident with few seeds: if all of three seeds favour one side, which happens by
+        chance one time in four, every draw favours it.
+        """
+        return self.p is not None and self.p <= FAMILY_ALPHA and (self.probability or 0) >= SURE_SHARE
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence."""
+        where = f"Within {self.budget:,} bytes" if self.weight_bits is None else describe_bits(self.weight_bits)
+        if self.is_alone and self.ended:
+            end = describe_ended(self.ended)
+            return f"{where}, only depth {self.depth} was trained to its end ({_as_percent(self.accuracy)}): {end}."
+        if self.is_alone:
+            return f"{where}, only depth {self.depth} has finished: {_as_percent(self.accuracy)}."
+        mean = _as_percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
+        if self.probability is None:
+            return f"{where}, depth {self.depth} has the highest accuracy, {mean}. A test needs at least 2 seeds."
+        test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g}"
+        proof = f"{self._describe_draws()}; {test}" if self.n_seeds >= LEAST_DRAWN else test
+        larger = " It is larger than the best configuration of every other depth." if self.larger else ""
+        if self.decided:
+            best = f"depth {self.depth} is significantly better than every other depth: {mean}"
+            return f"{where}, {best} ({proof}).{larger}"
+        best = f"depth {self.depth} has the highest mean accuracy, {mean}"
+        return f"{where}, {best}. It is not significantly better ({proof}).{larger}"
+
+    def _describe_draws(self) -> str:
+        """`best in 90 % of bootstrap draws, depth 1 in 10 %`."""
+        others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
+        rest = [f"depth {d} in {_as_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
+        return ", ".join([f"best in {_as_percent(self.probability or 0, 0)} of bootstrap draws", *rest])
+
+
+def describe_ended(ended: Mapping[int, str]) -> str:
+    """How depths ended: `depths 2 to 4 were stopped early`, `depth 2 was stopped early; depth 4 failed`.
+
+    Args:
+        ended: depth -> how, as in `BestDepth.ended`.
+    """
+    parts = []
+    for how in dict.fromkeys(ended.values()):
+        depths = sorted(depth for depth, other in ended.items() if other == how)
+        was = "" if how == FAILED else "was " if len(depths) == 1 else "were "
+        parts.append(f"{_name_depths(depths)} {was}{how}")
+    return "; ".join(parts)
+
+
+def _name_depths(depths: Sequence[int]) -> str:
+    """`depth 2`, `depths 2 and 4`, `depths 2 to 4`; ascending."""
+    *first, last = map(str, depths)
+    if not first:
+        return f"depth {last}"
+    if len(depths) > 2 and depths[-1] - depths[0] == len(depths) - 1:
+        return f"depths {first[0]} to {last}"
+    return f"depths {', '.join(first)} and {last}"
+
+
+def _describe_spread(row: Mapping[str, Any], seeds: str) -> str:
+    """The 95 % interval of the validation accuracy in words, and the number of seeds."""
+    low, high = row["val_accuracy_low"], row["val_accuracy_high"]
+    if low is None:
+        return seeds
+    if high - low <= EQUAL_WITHIN:
+        return f"the same in each of {seeds}"
+    if low <= 0 and high >= 1:
+        return f"{TOO_FEW_SEEDS}, {seeds}"
+    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}, {seeds}"
+
+
+def _as_percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %"
