@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from qdtune.messages import printable
 
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:byte|bit|seed|point)s?\b)|(?<=\bdepth) (?=\d)")  # the space before a unit
 PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # characters of a log and of facts if stdout is no terminal
 
 
@@ -35,6 +38,18 @@ class _Console(Console):
         """Stops printing, because a reader that closes the pipe, as `| head` does, must not end the sweep."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def wrap_text(text: str, width: int, indent: str = "") -> list[str]:
+    """The lines of a text in which no number is parted from its unit, nor a depth from its number.
+
+    Args:
+        text: one paragraph.
+        width: characters of a line; a longer word has a longer line.
+        indent: what all lines but the first begin with.
+    """
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in wrapper.wrap(_UNIT.sub("\u00a0", text))]
 
 
 def is_live_console(out: Console) -> bool:

@@ -390,7 +390,10 @@ def test_data_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("rows", "line"),
     [
-        (128, "data.val_size: 128 leaves none of the 128 training samples of planted:f"),
+        (
+            128,
+            "data.val_size: 128 leaves none of the 128 training samples of planted:f: set data.val_size, at most 127",
+        ),
         (130, "train.batch_size: 16 is above the 2 training samples of planted:f (130 less val_size 128)"),
     ],
 )

@@ -6,6 +6,8 @@ threads, and neither Ray nor an interrupt can end it. Output arrives as plain li
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import os
 import signal
@@ -22,7 +24,8 @@ from qdtune.analysis.run import RunError, load_run
 from qdtune.commands.loaded_run import LoadedRun
 from qdtune.commands.sweep_process import error_of, request_of
 from qdtune.machine import expand_home
-from qdtune.messages import KeyPath, Place, SpecError, user_error
+from qdtune.messages import KeyPath, Place, SpecError, describe_unknown, user_error
+from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import join_location
 from qdtune.sweep.prepare import LaunchOptions
 
@@ -58,6 +61,7 @@ def run(
     Args:
         overrides: dotted keys with their values; a key that is given twice is a mistake.
     """
+    _check_names([key for key, _ in overrides])
     is_dict = isinstance(sweep, Mapping)
     try:
         options = LaunchOptions(
@@ -75,6 +79,20 @@ def run(
     except SpecError as error:
         raise _in_python(error, is_dict) from None
     return load(join_location(options.runs_dir, name))
+
+
+def _check_names(keys: Sequence[str]) -> None:
+    """Checks that no key is an argument of `run`, mistyped: whatever is no argument was taken for a key of the sweep.
+
+    Raises:
+        SpecError: one is nearer to an argument than to any key.
+    """
+    arguments = list(inspect.signature(run).parameters)
+    known = [*Spec.model_fields, *arguments]
+    for key in keys:
+        near = difflib.get_close_matches(key[:64], known, n=1)
+        if near and near[0] in arguments and key not in known:
+            raise user_error(describe_unknown("argument ", key, known))
 
 
 def _run_process(options: LaunchOptions, has_dashboard: bool) -> None:

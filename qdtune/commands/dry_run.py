@@ -123,10 +123,8 @@ def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:
     yield "one trial", f"{placed.gpu:g} GPU, {placed.cpu:g} CPU"
     shared = f", {placed.per_gpu} per GPU" if placed.per_gpu else ""
     here = f"this machine: {format_count(count_cpus(), 'CPU')}, {count_gpus()} GPUs"
-    yield (
-        "at once",
-        f"{format_count(placed.concurrent, 'trial')}{shared}, so {format_count(placed.waves(left), 'wave')} ({here})",
-    )
+    waves = f"so {format_count(placed.waves(left), 'wave')}" if left else "nothing left to run"
+    yield "at once", f"{format_count(placed.concurrent, 'trial')}{shared}, {waves} ({here})"
     size = needed_bytes(prepared.spec, prepared.plan)
     yield "disk", f"about {size / 1e6:,.1f} MB in {one_line(prepared.folder)}"
     for note in placed.notes:

@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 VERB = Verb(place=6, text="list the sweeps that were sent")
+PIPE_COLUMNS, MIN_COLUMNS = 120, 30  # of a line that goes to no terminal; of the last cell, on however narrow a one
+SENT_FOLDER = re.compile(r"\S*/_ray_pkg_\w+/")  # where Ray unpacks what was sent
 LEFT_LINE = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
 
 
@@ -44,11 +47,14 @@ def _list_jobs(arguments: argparse.Namespace) -> int:
         )
         rows.append((job.id, job.status, began, how[job.id]))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
     for row in rows if known else []:
-        cells = [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]
-        line = one_line("  ".join(cells)).rstrip()
-        print(line if len(line) <= room else f"{line[: room - 1]}…")
+        start = one_line("".join(f"{cell:{width}}  " for cell, width in zip(row, widths, strict=False)))
+        room = max(columns - len(start), MIN_COLUMNS)
+        first, *more = textwrap.wrap(one_line(row[3]), room) or [""]
+        print(f"{start}{first}".rstrip())
+        for line in more:
+            print(" " * len(start) + line)
     if not known:
         print(f"no sweep was submitted to {arguments.address}")
     return 0
@@ -59,4 +65,6 @@ def _describe_end(server: Jobs, job: Job) -> str:
     if job.status == "STOPPED":
         left = LEFT_LINE.findall(server.log(job.id))
         return f"{int(left[-1][1]) - int(left[-1][0])} of {left[-1][1]} done" if left else ""
-    return "" if job.code is None else f"exit code {job.code}" + (f": {last_line(job.message)}" if job.code else "")
+    if not job.code:
+        return "" if job.code is None else f"exit code {job.code}"
+    return f"exit code {job.code}: {SENT_FOLDER.sub('', last_line(job.message))}"

@@ -22,7 +22,7 @@ from qdtune.commands.verb import Verb
 from qdtune.machine import handle_signals
 from qdtune.messages import one_line
 from qdtune.sweep.prepare import LaunchOptions, prepare_launch
-from qdtune.terminal import console
+from qdtune.terminal import console, wrap_text
 
 VERB = Verb(place=1, text="run, or finish, a sweep")
 USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
@@ -144,7 +144,8 @@ def _print_conclusions(folder: str) -> None:
     except (ValueError, OSError) as error:
         lines = [f"no conclusions are printed: {one_line(str(error))}"]
     for line in lines:
-        out.print(line)
+        for part in wrap_text(line, out.width) if out.is_terminal else [line]:
+            out.print(part)
 
 
 def _explain(error: Exception) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +18,17 @@ from qdtune.report.follow import LEAST_S, closed, follow
 from qdtune.report.page import MARK, images, page
 from qdtune.report.plot_data import Sheet, sheet
 from qdtune.report.published import CAVEAT
-from qdtune.report.words import BESIDE, Question, Table, beside, provisional, questions, state, trouble
+from qdtune.report.tables import Table
+from qdtune.report.words import BESIDE, TEXT_WIDTH, Question, beside, provisional, questions, state, trouble
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
 from qdtune.store.store import FAULTS, PAGE, Store
-from qdtune.terminal import console, text_table
+from qdtune.terminal import console, text_table, wrap_text
 
 VERB = Verb(place=2, text="print and draw what a sweep has found")
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--all] [--reference] [--watch]"
-TEXT_WIDTH = 80
-UNIT_BYTES = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2}
+UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
 EXIT_CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
 
 
@@ -46,8 +45,12 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report", USAGE, "Prints and draws what a sweep has found.")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders: paths or URLs")
     parser.add_argument("--out", metavar="FILE", help=f"write the page there, and only it (default: RUN/{PAGE})")
-    parser.add_argument("--budget", metavar="BYTES", help="look at nothing larger, such as 4096 or 4KiB")
-    parser.add_argument("--all", action="store_true", help="print every comparison, too")
+    parser.add_argument("--budget", metavar="BYTES", help="look at nothing larger; a KB has 1,000 bytes, a KiB 1,024")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="print the answer at each bit width and size, and every comparison",
+    )
     parser.add_argument("--reference", action="store_true", help="draw published networks beside the run")
     parser.add_argument("--watch", action="store_true", help="draw the page again until the sweep is finished")
     parser.add_argument("--for-launch", action="store_true", help=argparse.SUPPRESS)
@@ -84,7 +87,7 @@ def _is_free_for_page(file: Path) -> bool:
 
 
 def parse_size(text: str | None) -> int | None:
-    """A size as users write it in bytes: `4096`, `4KiB`, `1.5 MiB`; None as it is.
+    """A size as users write it in bytes: `4096`, `4KB`, `4KiB`, `1.5 MiB`; None as it is.
 
     Raises:
         SpecError: it is no size, or 0.
@@ -93,7 +96,7 @@ def parse_size(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([a-z]*)", text.strip().lower())
     if found is None or found[2] not in UNIT_BYTES or not float(found[1]):
-        raise user_error(f"--budget must be bytes or KiB, such as 4096 or 4KiB, got {one_line(text)!r}")
+        raise user_error(f"--budget must be bytes, KB or KiB, such as 4096, 4KB or 4KiB, got {one_line(text)!r}")
     return int(float(found[1]) * UNIT_BYTES[found[2]])
 
 
@@ -244,16 +247,19 @@ def _print_question(question: Question, out: Any, is_long: bool) -> None:
         _print_sentences(question.best, out)
     if question.counts:
         _print_sentences([f"{question.counts}.", *question.advice], out)
-    if is_long and question.table is not None:
-        out.print(_format_table(question.table))
+    if is_long:
+        for table in question.short.tables:
+            if table.title:
+                out.print(table.title)
+            out.print(_format_table(table))
+        _print_sentences(question.short.notes, out)
 
 
 def _print_sentences(sentences: Sequence[str], out: Any, style: str | None = None) -> None:
     """Prints sentences as paragraphs of at most `TEXT_WIDTH` characters a line."""
-    wrapper = textwrap.TextWrapper(TEXT_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for sentence in sentences:
-        for line in wrapper.wrap(sentence.replace(" %", "\u00a0%")):  # a number keeps its unit
-            out.print(line.replace("\u00a0", " "), style=style)
+        for line in wrap_text(sentence, TEXT_WIDTH, "  "):
+            out.print(line, style=style)
 
 
 def _format_table(table: Table) -> Any:

@@ -32,8 +32,9 @@ def download(dataset: Dataset, root: Path) -> None:
     for file in dataset.files:
         if (root / file.path).exists():
             check_file(dataset, file, root)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
+    # `root` itself, or the folder that it will be made in: a failed download makes none.
+    home = next((folder for folder in (root, *root.absolute().parents) if folder.exists()), root)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as folder:
         scratch = Path(folder)
         for archive in dataset.list_archives(source):
             if (root / archive.path).exists():

@@ -14,7 +14,7 @@ import altair as alt
 from qdtune.analysis.comparison import Comparison
 from qdtune.report.conclusions import describe_bits_list, varying_settings
 from qdtune.report.scales import OKABE_ITO
-from qdtune.report.words import format_effect
+from qdtune.report.tables import format_effect
 from qdtune.spec.axes import axis_of
 
 ROW_HEIGHT = 19  # pixels of a comparison

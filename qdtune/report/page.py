@@ -24,7 +24,8 @@ from qdtune.messages import format_count, printable
 from qdtune.report.assets import EARLY, SCRIPT, STYLE
 from qdtune.report.figures import MANY, NAME, Figure, apart, figures, overlay
 from qdtune.report.plot_data import Sheet
-from qdtune.report.words import BESIDE, Question, Table, beside, facts, provisional, questions, trouble
+from qdtune.report.tables import Table
+from qdtune.report.words import BESIDE, Question, beside, facts, provisional, questions, trouble
 from qdtune.store.columns import TRIALS
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError

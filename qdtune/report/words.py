@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ from qdtune.report.conclusions import (
     varying_settings,
 )
 from qdtune.report.published import Published, published
-from qdtune.spec.axes import AXIS_NAMES, head_of
+from qdtune.report.tables import ShortTables, Table, full_table, short_tables
+from qdtune.spec.axes import AXIS_NAMES
 from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
 
@@ -29,20 +30,12 @@ TITLES = {  # of the questions, by axis
     "depth": "Which depth and bit width win at a given number of bytes?",
     "activation": "Does an activation between the factors help?",
 }
-EFFECT = "effect (points)"
+TEXT_WIDTH = 80  # characters of a line in the terminal
 LIVE_STATES = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
     "Ours: inputs with at most as many bits as theirs; on the front by validation accuracy; all bytes count. "
     "Theirs: only the bytes of the weights count."
 )
-
-
-class Table(NamedTuple):
-    """A table of text: its title, the heads of its columns, its rows."""
-
-    title: str
-    heads: list[str]
-    rows: list[list[str]]
 
 
 class Question(NamedTuple):
@@ -58,6 +51,7 @@ class Question(NamedTuple):
         refused: a sentence for each refused comparison.
         best: a sentence for the best depth at each number of bits and within each size; empty for other questions.
         table: all comparisons; None without any.
+        short: the same in `TEXT_WIDTH` characters.
     """
 
     axis: str
@@ -70,6 +64,7 @@ class Question(NamedTuple):
     refused: list[str]
     best: list[str]
     table: Table | None
+    short: ShortTables
 
 
 def state(run: Run) -> str:
@@ -161,46 +156,11 @@ def questions(run: Run) -> list[Question]:
                 advise_refusals(axis, found),
                 [one.describe(settings) for one in found if one.verdict == "refused"],
                 best,
-                compare_table(axis, found),
+                full_table(axis, found),
+                short_tables(axis, found, TEXT_WIDTH),
             )
         )
     return asked
-
-
-def compare_table(axis: str, found: Sequence[Comparison]) -> Table | None:
-    """Comparisons as a table, one per row: the setting, the two values, the effect and the verdict; None without any.
-
-    Args:
-        axis: of the question.
-        found: its comparisons.
-    """
-    if not found:
-        return None
-    others = [name for name in ("depth", "activation") if name != axis]
-    varying = [name for name in others if len({getattr(one, name) for one in found} - {None}) > 1]
-    shared = ["weight_bits", *varying, *varying_settings(found)]
-    heads = [*map(head_of, shared), axis, "against", EFFECT, "n", "verdict"]
-    rows = []
-    for one in found:
-        needed = f"{one.hint} seeds would be needed" if one.hint else ""
-        verdict = "; ".join([one.verdict, *filter(None, [one.reason, needed]), *one.flags])
-        sides = [str(one.value), str(one.baseline)]
-        rows.append(
-            [*(_text(getattr(one, name)) for name in shared), *sides, format_effect(one), str(one.n_seeds), verdict]
-        )
-    return Table(f"A positive effect favours the value in the column {axis}.", heads, rows)
-
-
-def _text(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
-def format_effect(one: Comparison) -> str:
-    """The effect in points with its interval: `+1.20 [+0.40, +2.00]`."""
-    if one.effect is None:
-        return "-"
-    interval = "" if one.low is None or one.high is None else f" [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
-    return f"{100 * one.effect:+.2f}{interval}"
 
 
 def trouble(run: Run) -> list[str]:

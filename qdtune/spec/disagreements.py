@@ -58,7 +58,9 @@ def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterat
     train = info.train
     left = train - spec.data.val_size
     if left < 1:
-        yield ("data", "val_size"), f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
+        what = f"{spec.data.val_size} leaves none of the {train} training samples of {name}"
+        fallback = "" if spec.data.factory else f"; a fallback takes a fifth of the training samples, {train // 5}"
+        yield ("data", "val_size"), f"{what}: set data.val_size, at most {train - 1}{fallback}"
     elif spec.train.batch_size > left:
         given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
         yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"

@@ -143,7 +143,9 @@ class Spec(Frozen):
             SpecError: the values do not fit the rest.
         """
         data = self.to_dict()
-        return _validated(Document({**data, group: {**data[group], **values}}))
+        spec = _validated(Document({**data, group: {**data[group], **values}}))
+        # As it was read, so that it still tells which keys the file names.
+        return spec if group == "resources" else spec.model_copy(update={"resources": self.resources})
 
     @property
     def factories(self) -> dict[str, str]:

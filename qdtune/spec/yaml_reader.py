@@ -87,9 +87,9 @@ def read_sweep_file(path: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         folder = os.path.dirname(path)
-        others = [other for other in _list_names(folder) if other.endswith((".yaml", ".yml"))]
-        near = difflib.get_close_matches(os.path.basename(path), others, n=1)
-        hint = f" (did you mean {one_line(os.path.join(folder, near[0]))}?)" if near else ""
+        others = {_stem(other): other for other in _list_names(folder) if other.endswith((".yaml", ".yml"))}
+        near = difflib.get_close_matches(_stem(path), others, n=1)
+        hint = f" (did you mean {one_line(os.path.join(folder, others[near[0]]))}?)" if near else ""
         raise user_error(f"no such file: {name}{hint}") from None
     except OSError as error:
         raise user_error(f"cannot read {name}: {error.strerror}") from None
@@ -97,6 +97,11 @@ def read_sweep_file(path: str) -> bytes:
         if isinstance(error, SpecError):
             raise
         raise user_error(f"cannot read {name}: {error}") from None
+
+
+def _stem(path: str) -> str:
+    """The name of a file without its ending, which all sweep files have in common."""
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _list_names(folder: str) -> list[str]:

@@ -7,6 +7,7 @@ function `read_rows`.
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.store import results as stored_results
 from qdtune.store.columns import HISTORY
-from qdtune.store.folder import join_location
+from qdtune.store.folder import is_url, join_location
 from qdtune.store.results import Result
 from qdtune.store.store import Store
 from qdtune.store.tables import Table, rows_among
@@ -85,6 +86,20 @@ class OpenedRun:
         return read_rows(self.store, self.spec, with_history)
 
 
+def describe_missing_run(run: str | os.PathLike[str]) -> str:
+    """The message for a folder that is no run folder, with the nearest run beside it on this machine."""
+    where = os.fspath(run)
+    beside, name = os.path.split(where.rstrip("/"))
+    try:
+        names = [] if is_url(where) else sorted(os.listdir(beside or "."))
+    except (OSError, ValueError):  # there is no such folder, or the path holds a NUL
+        names = []
+    runs = [each for each in names if os.path.isfile(os.path.join(beside, each, "sweep.yaml"))]
+    near = difflib.get_close_matches(name, runs, n=1)
+    hint = f" (did you mean {one_line(os.path.join(beside, near[0]))}?)" if near else ""
+    return f"{one_line(where)} is no run folder: it holds no sweep.yaml{hint}"
+
+
 def open_run(run: str | os.PathLike[str]) -> OpenedRun:
     """The run folder at a path or URL. It writes nothing and reads no table.
 
@@ -96,7 +111,7 @@ def open_run(run: str | os.PathLike[str]) -> OpenedRun:
     where, store = one_line(os.fspath(run)), Store(run)
     sweep_yaml = store.sweep_yaml()
     if sweep_yaml is None:
-        raise user_error(f"{where} is no run folder: it holds no sweep.yaml")
+        raise user_error(describe_missing_run(run))
     return OpenedRun(where, store, sweep_yaml)
 
 

@@ -82,7 +82,9 @@ def place_trials(resources: Resources, nodes: Sequence[Node], max_concurrent: in
     notes, per_gpu = [], 0
     if resources.gpu and not gpu:
         asked = "auto" if resources.gpu == "auto" else f"{resources.gpu:g}"
-        notes.append(f"no GPU here: trials run on CPU only, and resources.gpu {asked} is not used")
+        is_named = "gpu" in resources.model_fields_set
+        unused = f", and resources.gpu {asked} is not used" if is_named else ""
+        notes.append(f"no GPU here: trials run on CPU only{unused}")
     rooms = _rooms(nodes, gpu, cpu)
     if gpu:
         per_gpu = UNIT // gpu

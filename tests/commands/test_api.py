@@ -181,7 +181,9 @@ def test_export_writes_what_the_command_writes(run: LoadedRun, tmp_path: Path) -
     [
         ({"seed": [0]}, {}, "error: sweep: unknown key 'seed'; did you mean 'seeds'?"),
         ({}, {"overrides": {"train.qat.epochs": 0}}, "error: overrides: train.qat.epochs: 0 is not allowed"),
-        ({}, {"data_dirr": "x"}, "error: overrides: unknown key 'data_dirr'"),
+        ({}, {"data_dirr": "x"}, "error: unknown argument 'data_dirr'; did you mean 'data_dir'? (version, name, "),
+        ({}, {"overides": {}}, "error: unknown argument 'overides'; did you mean 'overrides'? (version, name, "),
+        ({}, {"sead": 1}, "error: overrides: unknown key 'sead'"),
         ({}, {"seeds": [0], "overrides": {"seeds": [1]}}, "error: overrides: seeds: is given twice"),
         ({"seeds": [0, {1}]}, {}, "error: sweep: seeds[1]: must be text, a number, true, false, null, a list or a"),
         ({"parameters": {"depth": {"values": (1, 0)}}}, {}, "error: sweep: parameters.depth.values[1]: 0 is not al"),

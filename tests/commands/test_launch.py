@@ -102,7 +102,8 @@ OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashb
             ["a.yaml", "--set", "parameters.depth={value: 0}", "--set", "exclude=[]"],
             "--set: parameters.depth: 0 is not allowed (a whole number, 1 to 64)",
         ),
-        (["b.yaml"], "no such file: b.yaml (did you mean a.yaml?)"),
+        (["aa.yaml"], "no such file: aa.yaml (did you mean a.yaml?)"),
+        (["b.yaml"], "no such file: b.yaml"),
         (["."], ". is a folder (give a .yaml file)"),
         (["-"], "no such file: -"),
         (
@@ -138,6 +139,32 @@ def test_dry_run_says_what_would_run_and_loads_nothing_heavy(folder: Path) -> No
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert os.listdir(folder) == ["a.yaml"]
+
+
+def test_dry_run_of_a_finished_sweep_has_nothing_left_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    argv = [str(golden / "eager.yaml"), "--dry-run", "--runs-dir", str(golden / "runs")]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert ", nothing left to run (this machine:" in " ".join(out.split())
+    assert "wave" not in out.partition("at once")[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "is_named"), [([], False), (["resources.cpu=1"], False), (["resources.gpu=0.125"], True)]
+)
+def test_a_share_of_a_gpu_that_the_file_does_not_name_is_not_told_of(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    is_named: bool,
+) -> None:
+    monkeypatch.setattr("qdtune.sweep.prepare.count_gpus", lambda: 0)
+    settings = [word for one in (*given, "train.qat.min_steps=100") for word in ("--set", one)]
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", *settings)
+    said = " ".join(out.split())
+    assert (code, "no GPU here" in said, "resources.gpu" in said) == (0, True, is_named)
 
 
 def test_dry_run_says_what_would_be_downloaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

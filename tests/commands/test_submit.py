@@ -166,7 +166,7 @@ def test_only_the_sweep_file_is_sent_with_every_key_in_it(server: Server, capsys
         (["submit", "tiny.yaml", "--set", "constraints=[params < 1]"], "tiny.yaml: nothing is left to run: 0 of 6"),
         (["submit", "tiny.yaml", "--runs-dir", "s3://key:word@b/x"], "s3://b/x must be nothing but bucket"),
         (["submit", "tiny.yaml", "--adress", "x"], "unknown option '--adress'; did you mean '--address'?"),
-        (["submit", "other.yaml"], "no such file: other.yaml (did you mean tiny.yaml?)"),
+        (["submit", "tinyy.yaml"], "no such file: tinyy.yaml (did you mean tiny.yaml?)"),
         (["stop"], "no job given (usage: qdtune stop ID --address http://HOST:8265)"),
         (["fetch"], "no job given (usage: qdtune fetch ID|NAME [--out DIR]"),
     ],
@@ -476,17 +476,22 @@ def test_stop_takes_an_id_or_a_name_and_says_what_has_ended(
     assert [asked for asked in server.asked if asked.startswith("stop")] == ["stop qdtune-tiny-1"]
 
 
-def test_jobs_fit_a_terminal(
-    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("columns", "room"), [("80", 80), ("", 120), ("20", 81)])
+def test_how_a_job_failed_is_wrapped_and_names_the_sweep_file_without_its_temporary_folder(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str, room: int
 ) -> None:
-    server.jobs[server.has("tiny", 1, "FAILED")].driver_exit_code = 3
-    server.jobs["qdtune-tiny-1"].message = f"error: {'why ' * 30}"
-    assert len(max(run(capsys, "jobs")[1].splitlines(), key=len)) > 80
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    head, line = run(capsys, "jobs")[1].splitlines()
-    assert head.endswith("how it ended")
-    assert (len(line), line[-1]) == (80, "…")
+    server.jobs[server.has("tiny", 1, "FAILED")].driver_exit_code = 2
+    sent = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0a1b2c3d/sweep.yaml"
+    server.jobs["qdtune-tiny-1"].message = f"Job failed\nerror: {sent}:5: seeds: {'why ' * 40}"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: bool(columns))
+    monkeypatch.setenv("COLUMNS", columns or "80")
+    head, line, *more = run(capsys, "jobs")[1].splitlines()
+    start = head.index("how it ended")
+    assert max(len(one) for one in (line, *more)) <= room
+    assert more
+    assert all(one[:start].isspace() and one[start] != " " for one in more)
+    whole = " ".join([line[start:], *(one[start:] for one in more)])
+    assert whole == f"exit code 2: error: sweep.yaml:5: seeds: {'why ' * 40}".rstrip()
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def test_failed_download_leaves_nothing(
         offline()
 
     monkeypatch.setattr(socket, "getaddrinfo", noted)
-    load.load(["mnist", "digits"], tmp_path, 100)
+    load.load(["mnist", "digits"], tmp_path / "no" / "folder", 100)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
     assert set(timeouts) == {20.0}
@@ -454,7 +454,8 @@ def test_download_cut_short_falls_back(mirror: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     _, notes = load.load(["kmnist", "digits"], tmp_path / "root", 7)
     assert "kmnist could not be had" in notes[0]
-    assert list((tmp_path / "root").iterdir()) == []
+    assert not (tmp_path / "root").exists()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_answer_that_is_no_http_falls_back(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

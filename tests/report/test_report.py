@@ -196,7 +196,12 @@ def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys
     assert not any("against" in line.split() for line in short)
     assert main([str(run.root), "--all"]) == 0
     out = capsys.readouterr().out
-    assert sum("undecided; about" in line or "undecided; more than" in line for line in out.splitlines()) == 45
+    lines = out.splitlines()
+    assert sum(bool(re.search(r"(\d|>100) +undecided( +[a-z ]+)?$", line)) for line in lines) == 45
+    assert all(len(line.rstrip()) <= 80 for line in lines if not line.startswith("report: "))
+    letters = {letter for line in lines if "undecided  " in line for letter in line.partition("undecided")[2].split()}
+    assert letters
+    assert letters == {line.partition(":")[0] for line in lines if re.match(r"[a-z]{1,2}: ", line)}
     assert "At 1 bit, depth " in out
     assert "qdtune report --all" not in out
 
@@ -354,8 +359,11 @@ def test_several_runs_share_a_page(run, pruned, tmp_path, capsys):
         ([], "error: no run folder given (usage: qdtune report RUN"),
         (["RUN", "RUN"], "2 runs have no page in common: say where it shall be, as --out FILE.html"),
         (["RUN", "--watch", "--out", "a.html"], "--watch draws RUN/report.html of one run"),
-        (["RUN", "--budget", "4 kilos"], "--budget must be bytes or KiB, such as 4096 or 4KiB, got '4 kilos'"),
-        (["RUN", "--budget", "0"], "--budget must be bytes or KiB"),
+        (
+            ["RUN", "--budget", "4 kilos"],
+            "--budget must be bytes, KB or KiB, such as 4096, 4KB or 4KiB, got '4 kilos'",
+        ),
+        (["RUN", "--budget", "0"], "--budget must be bytes, KB or KiB"),
         (["RUN", "--out", "nowhere/a.html"], "--out must be a file in a folder that is there, got nowhere/a.html"),
         (["RUN", "--out", "."], "--out must be a file, got a folder: ."),
         (["RUN", "--out", "a.pdf"], "--out must be a page, FILE.html, got a.pdf"),
@@ -400,7 +408,18 @@ def test_what_has_started_at_chance_is_told(pruned, capsys):
     ]
 
 
-@pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("4KiB", 4096), ("1.5 kib", 1536), ("1MiB", 1 << 20)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("4KiB", 4096),
+        ("1.5 kib", 1536),
+        ("1MiB", 1 << 20),
+        ("4KB", 4000),
+        ("1.5 kb", 1500),
+        ("1MB", 10**6),
+    ],
+)
 def test_budget_is_read_in_bytes(text, size):
     assert parse_size(text) == size
 

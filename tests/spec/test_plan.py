@@ -503,6 +503,8 @@ def test_without_a_gpu_trials_take_the_cpu_and_a_note_says_so() -> None:
     found = place(0.125, cpus=4, gpus=0)
     assert (found.gpu, found.per_gpu, found.concurrent) == (0, 0, 4)
     assert found.notes == ("no GPU here: trials run on CPU only, and resources.gpu 0.125 is not used",)
+    unnamed = place_trials(Resources(cpu=1), [Node(4, 0)])  # a default is no wish of the user's
+    assert unnamed.notes == ("no GPU here: trials run on CPU only",)
     assert place(0, cpus=4, gpus=0).notes == ()
     assert place(0, cpus=4, gpus=2).concurrent == 4
 

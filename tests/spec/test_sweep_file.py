@@ -187,7 +187,12 @@ MATRIX = [
     ),
     (27, "data.val_size=-1", "data.val_size: -1 is not allowed (a whole number, 1 to 10,000,000)"),
     (27, "data.val_size=0.2", "data.val_size: 0.2 is not a whole number (a whole number, 1 to 10,000,000)"),
-    (28, "data.val_size=1437", "data.val_size: 1437 leaves none of the 1437 training samples of digits"),
+    (
+        28,
+        "data.val_size=1437",
+        "data.val_size: 1437 leaves none of the 1437 training samples of digits: set data.val_size, at most 1436; "
+        "a fallback takes a fifth of the training samples, 287",
+    ),
     (32, "resources.gpu=0.00001", f"resources.gpu: 1e-05 is not allowed ({GPU})"),
     (32, "resources.gpu=1.5", f"resources.gpu: 1.5 is not allowed ({GPU})"),
     (32, "resources.gpu=-1", f"resources.gpu: -1 is not allowed ({GPU})"),

@@ -175,6 +175,9 @@ def test_read_names_the_nearest_file(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").touch()
     with pytest.raises(SpecError, match=r"^error: no such file: \S+grdi.yaml \(did you mean \S+/grid.yaml\?\)$"):
         read_sweep_file(str(tmp_path / "grdi.yaml"))
+    (tmp_path / "mn.yaml").touch()  # its ending alone is no likeness
+    with pytest.raises(SpecError, match=r"^error: no such file: \S+nope.yaml$"):
+        read_sweep_file(str(tmp_path / "nope.yaml"))
     with pytest.raises(SpecError, match=r"^error: no such file: \S+there/grid.yaml$"):
         read_sweep_file(str(tmp_path / "not" / "there" / "grid.yaml"))
 

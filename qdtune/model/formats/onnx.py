@@ -44,7 +44,7 @@ ONNX = OnnxFormat(
     suffix=".onnx",
     card_suffix=".onnx.json",
     usage=f"any ONNX runtime of opset {OPSET}; {INTERFACE}",
-    package=OptionalPackage("onnx", "pip install 'qdtune[onnx]'"),
+    package=OptionalPackage("onnx", "pip install onnx"),
 )
 
 
