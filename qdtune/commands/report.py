@@ -23,6 +23,7 @@ from qdtune.report.words import BESIDE, TEXT_WIDTH, Question, beside, provisiona
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
+from qdtune.store.opened import describe_missing_run
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table, wrap_text
 
@@ -193,7 +194,7 @@ def _follow_launch(run: str) -> int:
 def _check_run_folder(run: str) -> None:
     """Raises where this is no run folder; one in which nothing has finished is."""
     if Store(run).sweep_yaml() is None:
-        raise RunError(f"{one_line(run)} is no run folder: it holds no sweep.yaml")
+        raise RunError(describe_missing_run(run))
 
 
 def _draw_page(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:

@@ -101,6 +101,16 @@ class Tags(HTMLParser):
         self.lasttag = ""
 
 
+@pytest.mark.parametrize("options", [[], ["--watch"]])
+def test_the_nearest_run_beside_a_wrong_name_is_suggested(run, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(run.root.parent)
+    assert main(["gird", *options]) == 2
+    line = "error: gird is no run folder: it holds no sweep.yaml (did you mean grid?)\n"
+    assert capsys.readouterr().err == line
+    assert main([f"{run.root.parent}/gird/", *options]) == 2
+    assert capsys.readouterr().err.endswith(f"(did you mean {run.root}?)\n")
+
+
 def test_report_prints_what_it_draws(run, capsys):
     assert main([str(run.root)]) == 0
     out, err = capsys.readouterr()
@@ -370,6 +380,7 @@ def test_several_runs_share_a_page(run, pruned, tmp_path, capsys):
         (["RUN", "--budget", "10"], "holds nothing within 10 bytes: the smallest that has finished has 2,505"),
         (["RUN", "--budgte", "3"], "unknown option '--budgte'; did you mean '--budget'?"),
         (["nowhere"], "error: nowhere is no run folder: it holds no sweep.yaml"),
+        (["nowhere/gird"], "error: nowhere/gird is no run folder: it holds no sweep.yaml"),
         (["nowhere", "--watch"], "error: nowhere is no run folder: it holds no sweep.yaml"),
     ],
 )
