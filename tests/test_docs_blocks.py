@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
+from sklearn.datasets import load_digits
 
 import qdtune
 from docs import tables
@@ -32,7 +35,7 @@ OTHER_PROGRAMS = (  # in sh blocks, beside ours
 
 
 def test_every_block_says_its_language():
-    assert [str(block) for block in BLOCKS if block.language not in ("sh", "python", "yaml", "text")] == []
+    assert [str(block) for block in BLOCKS if block.language not in ("sh", "python", "yaml", "text", "c")] == []
 
 
 @pytest.mark.parametrize("page", TESTED_ELSEWHERE)
@@ -65,7 +68,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def packed_model() -> bytes:
+def packed_model(depth: int = 2) -> bytes:
     from torch import nn
 
     from qdtune.model.factored import decompose
@@ -74,7 +77,7 @@ def packed_model() -> bytes:
     from qdtune.model.quantize import quantize
 
     model = nn.Sequential(nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10))
-    quantize(decompose(model, depth=2), weight_bits=2)
+    quantize(decompose(model, depth=depth), weight_bits=2)
     return one_seed(pack_replicas({0: model}, "TRIAL_ID", 784, 10), 0)
 
 
@@ -98,6 +101,35 @@ def test_python_blocks_run(block, place, monkeypatch, capsys):
     exec(compile(block.text, str(block), "exec"), found)  # as a reader would
     out = capsys.readouterr().out
     assert out or block.marker == "own", "a block prints something, so that this test sees it work"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc here to compile the example in C")
+def test_the_c_program_gives_the_logits_of_the_reader(tmp_path):
+    (block,) = blocks("c")
+    (tmp_path / "net.c").write_text(block.text)
+    strict = ["-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+    subprocess.run(["gcc", *strict, "net.c", "-o", "net"], cwd=tmp_path, check=True)
+    blob = packed_model(depth=1)
+    (tmp_path / "model.safetensors").write_bytes(blob)
+    for pixels in np.random.default_rng(0).integers(0, 256, (3, 784), np.uint8):
+        command = ["./net", "model.safetensors"]
+        done = subprocess.run(command, cwd=tmp_path, input=pixels.tobytes(), stdout=subprocess.PIPE, check=True)
+        logits = reader.load(blob).logits(pixels[None])[0]
+        assert np.ptp(logits) > 0.01
+        assert np.allclose([float(word) for word in done.stdout.split()], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_split_of_digits_is_that_of_the_page(monkeypatch, tmp_path):
+    (block,) = [block for block in blocks("python") if block.marker == "digits"]
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text, str(block), "exec"), names)
+    x, y = load_digits(return_X_y=True)
+    test = np.random.RandomState(0).permutation(1797)[1437:]
+    assert np.array_equal(names["samples"].test_x, np.rint(x[test] * 255 / 16))
+    assert np.array_equal(names["samples"].test_y, y[test])
+    assert (len(names["samples"].train_x), len(names["samples"].val_x)) == (1437 - 287, 287)
+    assert not list(tmp_path.iterdir())
 
 
 def test_blocks_that_query_a_run_give_the_printed_front(place, monkeypatch, capsys):
