@@ -74,7 +74,8 @@ def test_any_files_come_back_in_lines_of_any_length(
 
 
 def test_links_dot_files_and_pages_stay_where_they_are(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", {**FILES, "report.html": b"<script>", "front.svg": b"<svg>", ".lock": b"pid 1"})
+    others = {"report.html": b"<script>", "front.svg": b"<svg>", ".lock": b"pid 1"}
+    run = made(tmp_path / "runs" / "run", FILES | others)
     made(tmp_path / "secret", {"key": b"secret"})
     os.symlink(tmp_path / "secret" / "key", run / "trials" / "link.parquet")
     os.symlink(tmp_path / "secret", run / "linked")

@@ -54,11 +54,11 @@ def test_five_hundred_configurations_end_in_few_files_and_one_table(tmp_path, mo
     """The same table whatever is packed, and whatever was there before."""
     path, chance = sweep(tmp_path, 500), random.Random(0)
     spec = load(path)
-    monkeypatch.setattr(packs, "PACK", 100_000)
+    monkeypatch.setattr(packs, "PACK_SIZE", 100_000)
     queue, loose = fake.launch(tmp_path / "loose", spec)
     assert (len(queue.results), loose.num_rows) == (500, 500)
     assert files(tmp_path / "loose") == (500, 500)
-    monkeypatch.setattr(packs, "PACK", 100)
+    monkeypatch.setattr(packs, "PACK_SIZE", 100)
     trials = plan(spec).trials
     store = Store(tmp_path / "packed")
     with store.lock():
@@ -71,7 +71,7 @@ def test_five_hundred_configurations_end_in_few_files_and_one_table(tmp_path, mo
     assert packed.num_rows == 500
     before = rows_of(tmp_path / "loose")
     with Store(tmp_path / "loose").lock():
-        assert Store(tmp_path / "loose").pack()
+        assert Store(tmp_path / "loose").pack_files()
     assert files(tmp_path / "loose") == (5, 5)
     assert rows_of(tmp_path / "loose") == before
 

@@ -142,7 +142,7 @@ def builds(monkeypatch, tmp_path):
         made.append(function)
         return b"machine code"
 
-    monkeypatch.setattr(compiled, "_build", build)
+    monkeypatch.setattr(compiled, "build_library", build)
     monkeypatch.setattr(compiled, "_load", lambda path: Library())
     return made
 
@@ -173,9 +173,9 @@ def test_a_step_is_made_for_training_whatever_its_shape_did_before(data, builds,
     """Machine code traced while a batch normalisation evaluates would be kept, and train later sweeps wrongly."""
     trial, modes = a_trial(batch_norm=True), []
     a_cohort(trial, data, (0, 1)).accuracy(data.val_x, data.val_y)
-    build = compiled._build
+    build = compiled.build_library
     again = a_cohort(trial, data, (0, 1, 2), compile=True)
-    monkeypatch.setattr(compiled, "_build", lambda *given: modes.append(again.template.training) or build(*given))
+    monkeypatch.setattr(compiled, "build_library", lambda *given: modes.append(again.template.training) or build(*given))
     again.prepare()
     assert modes == [True]
 
