@@ -18,8 +18,8 @@ from qdtune.report.follow import LEAST_S, closed, follow
 from qdtune.report.page import MARK, images, page
 from qdtune.report.plot_data import Sheet, sheet
 from qdtune.report.published import CAVEAT
-from qdtune.report.tables import Table
-from qdtune.report.words import BESIDE, TEXT_WIDTH, Question, beside, provisional, questions, state, trouble
+from qdtune.report.tables import Table, short_tables
+from qdtune.report.words import BESIDE, Question, beside, provisional, questions, state, trouble
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
@@ -29,6 +29,7 @@ from qdtune.terminal import console, text_table, wrap_text
 
 VERB = Verb(place=2, text="print and draw what a sweep has found")
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--all] [--reference] [--watch]"
+TEXT_WIDTH = 80  # the most characters of a line
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
 EXIT_CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
 
@@ -222,7 +223,7 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
         out.print(f"damaged, left out: {line}", style="yellow")
     for line in run.left_out:
         out.print(f"left out: {line}", style="yellow")
-    print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=TEXT_WIDTH)
+    print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=_text_width(out))
     _print_sentences(trouble(run), out, style="yellow")
     if warning := provisional(run):
         out.print()
@@ -249,17 +250,22 @@ def _print_question(question: Question, out: Any, is_long: bool) -> None:
     if question.counts:
         _print_sentences([f"{question.counts}.", *question.advice], out)
     if is_long:
-        for table in question.short.tables:
+        tables, notes = short_tables(question.axis, question.found, _text_width(out))
+        for table in tables:
             if table.title:
                 out.print(table.title)
-            out.print(_format_table(table))
-        _print_sentences(question.short.notes, out)
+            out.print(text_table(table.heads, table.rows, left=["notes"]))
+        _print_sentences(notes, out)
+
+
+def _text_width(out: Any) -> int:
+    return min(TEXT_WIDTH, out.width)
 
 
 def _print_sentences(sentences: Sequence[str], out: Any, style: str | None = None) -> None:
     """Prints sentences as paragraphs of at most `TEXT_WIDTH` characters a line."""
     for sentence in sentences:
-        for line in wrap_text(sentence, TEXT_WIDTH, "  "):
+        for line in wrap_text(sentence, _text_width(out), "  "):
             out.print(line, style=style)
 
 

@@ -21,7 +21,7 @@ from qdtune.report.conclusions import (
     varying_settings,
 )
 from qdtune.report.published import Published, published
-from qdtune.report.tables import ShortTables, Table, full_table, short_tables
+from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
@@ -30,7 +30,6 @@ TITLES = {  # of the questions, by axis
     "depth": "Which depth and bit width win at a given number of bytes?",
     "activation": "Does an activation between the factors help?",
 }
-TEXT_WIDTH = 80  # characters of a line in the terminal
 LIVE_STATES = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
     "Ours: inputs with at most as many bits as theirs; on the front by validation accuracy; all bytes count. "
@@ -51,7 +50,7 @@ class Question(NamedTuple):
         refused: a sentence for each refused comparison.
         best: a sentence for the best depth at each number of bits and within each size; empty for other questions.
         table: all comparisons; None without any.
-        short: the same in `TEXT_WIDTH` characters.
+        found: the comparisons themselves.
     """
 
     axis: str
@@ -64,7 +63,7 @@ class Question(NamedTuple):
     refused: list[str]
     best: list[str]
     table: Table | None
-    short: ShortTables
+    found: tuple[Comparison, ...]
 
 
 def state(run: Run) -> str:
@@ -157,7 +156,7 @@ def questions(run: Run) -> list[Question]:
                 [one.describe(settings) for one in found if one.verdict == "refused"],
                 best,
                 full_table(axis, found),
-                short_tables(axis, found, TEXT_WIDTH),
+                found,
             )
         )
     return asked
