@@ -18,7 +18,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from qdtune.commands.replay import recording
+from qdtune.commands.replay import read_recording
 from qdtune.datasets.known import dataset_of
 from qdtune.pareto import hypervolume
 from qdtune.search.queue import Queue
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", default=",".join(METHODS))
     arguments = parser.parse_args()
-    spec, results = recording(arguments.run)
+    spec, results = read_recording(arguments.run)
     recorded = {result.trial.trial_id: result for result in results}
     largest = max(result.trial.sizes.size_bytes for result in results)
     corner = (-1 / dataset_of(spec.data.dataset[0]).classes, 1 + math.log2(largest))

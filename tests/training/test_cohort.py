@@ -175,7 +175,9 @@ def test_a_step_is_made_for_training_whatever_its_shape_did_before(data, builds,
     a_cohort(trial, data, (0, 1)).accuracy(data.val_x, data.val_y)
     build = compiled.build_library
     again = a_cohort(trial, data, (0, 1, 2), compile=True)
-    monkeypatch.setattr(compiled, "build_library", lambda *given: modes.append(again.template.training) or build(*given))
+    monkeypatch.setattr(
+        compiled, "build_library", lambda *given: modes.append(again.template.training) or build(*given)
+    )
     again.prepare()
     assert modes == [True]
 
