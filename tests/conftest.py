@@ -4,6 +4,7 @@ The ordinary suite runs in several processes (pytest-xdist); anything narrower, 
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 # As `cluster.set_environment` sets them: Ray reads them when it is first imported, whichever test does that.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and what a test starts would inherit that
 
 
 settings.register_profile("same", derandomize=True)  # the same examples in every run
