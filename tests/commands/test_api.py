@@ -244,6 +244,7 @@ def lines_until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"it ended without {text!r}: {said}")
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
     code = f"import qdtune; qdtune.run({SWEEP!r}, plugins=['mine'])"
     script = subprocess.Popen(
@@ -260,6 +261,7 @@ def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_the_sweep_stops_when_its_caller_is_gone(place: Path) -> None:
     content = json.dumps(SWEEP | {"name": "left"}).encode()
     options = LaunchOptions(sweep="sweep", plugins=["mine"], content=content)

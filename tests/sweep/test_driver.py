@@ -255,6 +255,7 @@ for text in ("Raylet is terminated. Termination is unexpected.\\n    [state-dump
     assert "state-dump" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_that_nobody_can_read_ends_in_its_table(command):
     """The disk of the log is full, and standard error is closed: 4 files of results could be written into instead."""
     with open("/dev/full", "wb") as full:

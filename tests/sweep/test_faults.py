@@ -33,6 +33,7 @@ def two_at_a_time(monkeypatch):
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "2")  # to be set back, for the sweep sets it itself
 
 
+@pytest.mark.slow
 def test_a_trial_that_falls_silent_is_tried_once_more_and_then_a_timeout(ray_here, tmp_path):  # noqa: F811
     """One sleeps, one sits in C with the interpreter's lock held: neither can be asked to end."""
     from qdtune.sweep.trainable import QATTrial
