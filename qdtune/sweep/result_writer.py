@@ -68,7 +68,6 @@ class ResultWriter:
         self._closed.set()
         if thread := self._retrying:
             thread.join()
-        self._failing_since = -math.inf
         self._write()
 
     def _retry(self) -> None:
@@ -88,7 +87,7 @@ class ResultWriter:
             except StorageError as error:
                 now = time.monotonic()
                 self._failing_since = min(self._failing_since, now)
-                if now - self._failing_since < PATIENCE_S:
+                if now - self._failing_since < PATIENCE_S and not self._closed.is_set():
                     return error
                 self.error = error
             except ValueError as error:  # such as rows of another version of qdtune; the sweep must end in order

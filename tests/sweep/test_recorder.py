@@ -117,6 +117,24 @@ def test_trials_that_end_while_the_storage_fails_are_stored_in_order(recorder: R
     assert list(recorder.queue.results) == [first.trial_id, second.trial_id]
 
 
+def test_a_storage_that_fails_again_at_the_end_is_told(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last chance to write: one result fits, the next one does not, and no attempt follows."""
+    monkeypatch.setattr(result_writer, "RETRY_S", 60)
+    for trial in (recorder.next(), recorder.next()):
+        finish(recorder, trial)
+    write, store = Store.write, recorder.store
+
+    def write_one(*arguments: Any) -> None:
+        if store.ids():
+            raise StorageError("the disk must be writable, got No space left on device")
+        write(store, *arguments)
+
+    store.write = write_one
+    recorder.close()
+    assert len(store.ids()) == len(recorder.queue.results) == 1
+    assert isinstance(recorder.error, StorageError)
+
+
 def test_a_storage_that_hangs_holds_up_neither_tune_nor_a_signal(recorder: Recorder) -> None:
     end(recorder)
     begun, over = threading.Event(), threading.Event()
