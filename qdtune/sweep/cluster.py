@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qdtune.machine import PASSING_SIGNALS, count_cpus, own_folder
-from qdtune.messages import user_error
+from qdtune.messages import SpecError, user_error
 from qdtune.sweep.placement import Node
 from qdtune.sweep.ray_start import check_token, forget_warning_errors, start_error, start_errors
 
@@ -51,7 +51,7 @@ def set_environment(address: str | None) -> None:
         address: of a running cluster; None for a new one, which then has all its ports on loopback.
 
     Raises:
-        SpecError: the token cannot be stored, or the user's token file holds no token.
+        SpecError: the token cannot be stored, read or sent, or the user's token file holds none.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -73,8 +73,7 @@ def set_environment(address: str | None) -> None:
             try:
                 os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
             except (OSError, RuntimeError) as error:  # no home folder, or it cannot be written
-                what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
-                raise user_error(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)") from None
+                raise _home_error(error) from None
         os.environ["RAY_AUTH_MODE"] = "token"
     elif token or _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -100,7 +99,7 @@ def _token_file() -> Path:
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)  # if it existed before
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", errors="replace") as file:
         os.fchmod(file.fileno(), 0o600)
         if not (token := file.read().strip()):  # new, or left empty by a launch that was killed here
             file.write(token := secrets.token_hex(32))
@@ -109,13 +108,22 @@ def _token_file() -> Path:
 
 
 def _has_token() -> bool:
-    """Whether the user has Ray's own token file; raises SpecError if it holds no token."""
+    """Whether the user has Ray's own token file; raises SpecError if it cannot be read or holds no token."""
     with suppress(RuntimeError):  # no home folder
         path = Path.home() / ".ray" / "auth_token"
-        if path.exists():
-            check_token(path.read_text(errors="replace").strip(), str(path))
-            return True
+        try:
+            if path.exists():
+                check_token(path.read_text(errors="replace").strip(), str(path))
+                return True
+        except OSError as error:
+            raise _home_error(error) from None
     return False
+
+
+def _home_error(error: Exception) -> SpecError:
+    """The error for a token in the home folder that cannot be read or written."""
+    what = f"Ray's token must be kept in ~/.ray/auth_token: {error}"
+    return user_error(f"{what} (or let RAY_AUTH_TOKEN_PATH name a file that holds one)")
 
 
 def _check_token_file(path: str) -> None:
@@ -205,6 +213,7 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
 
     Raises:
         NoClusterError: no cluster answers at the address, or its version differs.
+        SpecError: Ray cannot start, or cannot join the cluster.
     """
     import ray
 

@@ -153,9 +153,9 @@ def start_errors(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterat
     try:
         threading.Thread(target=_watch_start, args=(what, over), daemon=True).start()
         yield
+    except passing:
+        raise
     except Exception as error:
-        if isinstance(error, (SpecError, *passing)):
-            raise
         raise start_error(what, error) from None
     finally:
         over.set()

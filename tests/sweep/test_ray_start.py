@@ -144,6 +144,26 @@ def test_token_with_a_byte_order_mark_is_one_line_before_ray_aborts(tmp_path: Pa
     assert (code, said) == (2, f"error: the token in {name} {what}\n")
 
 
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_token_file_of_the_home_folder_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")  # to be set back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    token.mkdir(parents=True)
+    with pytest.raises(SpecError, match=r"^error: Ray's token must be kept in ~/\.ray/auth_token: .*Is a directory"):
+        cluster.set_environment(address)
+    token.rmdir()
+    token.write_bytes("0123".encode("utf-16"))
+    with pytest.raises(
+        SpecError, match=rf"^error: the token in {token} must be of visible ASCII characters, got U\+"
+    ):
+        cluster.set_environment(address)
+
+
 def test_python_without_docstrings_is_refused(tmp_path: Path) -> None:
     code, said = launched(tmp_path, PYTHONOPTIMIZE="2")
     assert (code, said.count("\n")) == (2, 1)
