@@ -162,8 +162,6 @@ class WandbRuns(LoggerCallback):
         )
 
     def log_trial_start(self, trial: Any) -> None:
-        if trial.trial_id in self.runs:
-            self.runs.pop(trial.trial_id).finish(exit_code=1)
         run_id = f"{self.sweep.key}-{trial.trial_id}"
         for earlier in Path(os.environ.get("WANDB_DIR") or ".", "wandb").glob(f"offline-run-*-{run_id}"):
             shutil.rmtree(earlier)  # online a run of the same id takes the other's place

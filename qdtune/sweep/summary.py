@@ -20,7 +20,7 @@ from qdtune.store.store import PAGE
 from qdtune.store.tables import Table
 from qdtune.sweep.held_run import HeldRun
 
-DONE, FAILED_TRIALS = 0, 3  # exit codes; 130 and 143 after a signal
+DONE, FAILED_TRIALS = 0, 3  # exit codes; 128 + its number after a signal
 
 
 def announce(spec: Spec, data: Samples, planned: Plan, queue: Queue, notes: list[str], out: Any) -> None:

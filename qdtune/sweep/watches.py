@@ -105,8 +105,8 @@ def _say(text: str) -> None:
 def note_signals(received: list[int]) -> Iterator[None]:
     """A signal that stops a sweep ends it in order, a second one at once; `received` notes them.
 
-    A second one of `PASSING_SIGNALS` is none, as a shell that ends passes on the SIGHUP that a closed terminal sends
-    to all.
+    A later one of `PASSING_SIGNALS` does not count: a closed terminal sends SIGHUP to all processes, and its shell
+    passes it on to them once more.
 
     Enter it after ray.init, which sets its own handlers.
     """
