@@ -42,15 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after `export`; those of the process if None.
     """
-    return run_command(lambda: _export(read_arguments(argv)))
+    return run_command(lambda: _export(_read_arguments(argv)))
 
 
-def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of `export`, checked.
-
-    Raises:
-        SpecError: one of them is wrong.
-    """
+def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("export", USAGE, "Writes trained models as files to ship, and checks each against its size.")
     parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
     which = parser.add_mutually_exclusive_group()
@@ -70,8 +65,6 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("say which models: --front or --trial ID")
     if not arguments.out:
         parser.error("no --out given")
-    if is_url(arguments.out) or (os.path.lexists(arguments.out) and not os.path.isdir(arguments.out)):
-        raise user_error(f"--out must be a folder on this machine, got {one_line(arguments.out)}")
     for option in FORMAT_OPTIONS:
         if vars(arguments)[option.flag] is not None and option not in format_of(arguments.format).options:
             parser.error(f"{option.flag} does not go with --format {arguments.format}")
@@ -79,28 +72,38 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    form = format_of(arguments.format)
+    options = {one.flag: vars(arguments)[one.flag] or one.default for one in form.options}
+    trials = None if arguments.trial is None else [arguments.trial]
     try:
-        models, files, damaged = export_models(arguments)
+        models, files, damaged = export_models(arguments.run, trials, arguments.out, form, options, arguments.seed)
     except tuple(FAULTS) as error:
         return print_error(error, FAULTS)
-    _print(arguments.out, format_of(arguments.format), models, files, damaged)
+    _print(arguments.out, form, models, files, damaged)
     return 0
 
 
-def export_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], dict[str, bytes], tuple[str, ...]]:
+def export_models(
+    run: str, trials: Sequence[str] | None, out: str, form: Format, options: Mapping[str, str], seed: int | None
+) -> tuple[list[TrainedModel], dict[str, bytes], tuple[str, ...]]:
     """Writes and checks the models that were asked for; returns them, the files, and a line for each file left out.
 
     Args:
-        arguments: by `read_arguments`.
+        run: the run folder, a path or a URL.
+        trials: the configurations of these trials: ids, or how these begin; None: every configuration on the front.
+        out: the folder for the files, on this machine.
+        form: the format of the files.
+        options: flag -> value, for each of the format's `options`.
+        seed: this seed; None: the one of best validation accuracy.
 
     Raises:
         SpecError: a mistake of the user's.
         StorageError, LocationError, NewerSchemaError: the run cannot be read, or the files cannot be written.
     """
-    form = format_of(arguments.format)
-    options = {one.flag: vars(arguments)[one.flag] or one.default for one in form.options}
-    models, damaged = _find_models(arguments)
-    folder, files = DiskFolder(Path(arguments.out)), _make_files(models, form, options)
+    if is_url(out) or (os.path.lexists(out) and not os.path.isdir(out)):
+        raise user_error(f"--out must be a folder on this machine, got {one_line(out)}")
+    models, damaged = _find_models(run, trials, seed)
+    folder, files = DiskFolder(Path(out)), _make_files(models, form, options)
     _write_files(folder, files)
     for model in models:
         path = folder.root / f"{model.name}{form.suffix}"
@@ -139,12 +142,14 @@ def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
             folder.write_file(name, data)
 
 
-def _find_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], tuple[str, ...]]:
+def _find_models(
+    where: str, trials: Sequence[str] | None, seed: int | None
+) -> tuple[list[TrainedModel], tuple[str, ...]]:
     """The models that were asked for, their files read and checked; and a line for each file of rows left out."""
-    run = one_line(arguments.run)
-    if os.path.isfile(arguments.run):
+    run = one_line(where)
+    if os.path.isfile(where):
         raise user_error(f"{run} must be a run folder, such as runs/NAME, got a file")
-    opened = open_run(arguments.run)
+    opened = open_run(where)
     read = opened.read_rows(with_history=False)
     store, ours, skipped = opened.store, read.members, (*read.damaged, *read.left_out)
     rows = read.of_members().trials
@@ -153,16 +158,17 @@ def _find_models(arguments: argparse.Namespace) -> tuple[list[TrainedModel], tup
         groups.setdefault(_key_of(row), []).append(row)
     table = aggregate(rows)
     entries = table_front(table).to_pylist()
-    if arguments.trial is not None:
-        member = _find_trial(arguments.trial, ours, run)
-        entries = [e for e in table.to_pylist() if any(r["trial_id"] == member for r in groups[_key_of(e)])]
+    if trials is not None:
+        members = [_find_trial(given, ours, run) for given in trials]
+        by_trial = {row["trial_id"]: entry for entry in table.to_pylist() for row in groups[_key_of(entry)]}
+        entries = [by_trial[member] for member in members if member in by_trial]
     elif not entries and skipped:
         raise user_error(f"{run} has no front that can be read: {one_line(skipped[0])}")
     elif not entries:
         raise user_error(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
     models = []
     for entry in entries:
-        row = _best_row(entry, groups[_key_of(entry)], arguments.seed)
+        row = _best_row(entry, groups[_key_of(entry)], seed)
         blob, model = _read_packed(store, row, run)
         metadata = store.metadata(row["trial_id"])
         models.append(TrainedModel(entry, row, ours[entry["trial_id"]], blob, model, metadata))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from qdtune.machine import expand_home
+from qdtune.messages import describe_unknown, user_error
 from qdtune.report.drawn_run import DrawnRun
+
+if TYPE_CHECKING:
+    from qdtune.model.formats.format import Format
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,23 +45,28 @@ class LoadedRun(DrawnRun):
             SpecError: a wrong argument, or a model that cannot be exported.
             StorageError: the run folder cannot be read, or the files cannot be written.
         """
-        from qdtune.commands.export import export_models, read_arguments  # all formats
-        from qdtune.messages import user_error
-        from qdtune.model.formats.known import format_of
+        from qdtune.commands.export import export_models  # all formats
+        from qdtune.model.formats.known import FORMAT_NAMES, format_of
 
         if front == (trial is not None):
             raise user_error("export takes a trial or front=True, one of them")
-        more = [] if seed is None else ["--seed", str(seed)]
-        more += [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        which = [["--trial", str(trial)]]
-        if front and self.budget is None:
-            which = [["--front"]]
-        elif front:
-            which = [["--trial", trial_id] for trial_id in self.front()["trial_id"].to_pylist()]
-        paths = []
-        for one in which:
-            given = [os.fspath(self.where), *one, "--out", os.fspath(out), "--format", format, *more]
-            arguments = read_arguments(given)
-            models, _, _ = export_models(arguments)
-            paths += [Path(arguments.out) / f"{model.name}{format_of(format).suffix}" for model in models]
-        return paths
+        if format not in FORMAT_NAMES:
+            raise user_error(describe_unknown("format ", format, FORMAT_NAMES))
+        form, folder = format_of(format), expand_home(os.fspath(out))
+        trials = None if trial is None else [trial]
+        if front and self.budget is not None:
+            trials = self.front()["trial_id"].to_pylist()
+        models, _, _ = export_models(self.where, trials, folder, form, _read_options(form, options), seed)
+        return [Path(folder) / f"{model.name}{form.suffix}" for model in models]
+
+
+def _read_options(form: Format, given: Mapping[str, str]) -> dict[str, str]:
+    """Flag -> value for each option of a format, by name: `target` for `--target`."""
+    known = {one.flag.removeprefix("--").replace("-", "_"): one for one in form.options}
+    arguments = [name for name in inspect.signature(LoadedRun.export).parameters if name not in ("self", "options")]
+    for name, value in given.items():
+        if name not in known:
+            raise user_error(describe_unknown("argument ", name, [*arguments, *known]))
+        if known[name].choices and value not in known[name].choices:
+            raise user_error(describe_unknown(f"{name} ", value, known[name].choices))
+    return {one.flag: given.get(name, one.default) for name, one in known.items()}
