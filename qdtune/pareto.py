@@ -145,9 +145,8 @@ def _check_table(costs: ArrayLike) -> NDArray[np.float64]:
 def _rank_pairs(points: NDArray[np.float64]) -> NDArray[np.int64]:
     """Ranks of distinct, sorted points: in this order the last second cost of a front decides who joins it."""
     ranks = np.empty(len(points), dtype=np.int64)
-    lowest: list[
-        float
-    ] = []  # the last second cost of each front; it rises, so that the first fitting front is found by bisection
+    # The last second cost of each front; it rises, so that the first fitting front is found by bisection.
+    lowest: list[float] = []
     for i, cost in enumerate(points[:, -1].tolist()):
         k = bisect_right(lowest, cost)
         lowest[k : k + 1] = [cost]

@@ -12,6 +12,7 @@ PACKAGES = (
     *("scipy", "safetensors", "sklearn", "altair", "onnx", "mlflow", "wandb", "tensorboardX", "aiohttp", "requests"),
     *("yaml", "click", "google", "grpc", "msgpack", "filelock", "jsonschema", "packaging", "psutil", "sqlalchemy"),
     *("sympy", "networkx", "jinja2", "fsspec", "typing_extensions", "attr", "attrs", "setproctitle", "colorama"),
+    "vl_convert",
 )
 HARMLESS = ("test", "this", "antigravity", "idlelib", "lib2to3", "turtle", "turtledemo", "tkinter", "venv")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qdtune.shadows import find_shadow
+from qdtune.shadows import PACKAGES, find_shadow
+from tests.test_architecture import HOMES
 
 ROOT = Path(__file__).parent.parent
 MEND = "(rename it, or start the command in another folder)"
@@ -63,6 +64,10 @@ def test_other_files_hide_nothing(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     assert find_shadow(str(tmp_path)) is None
     assert find_shadow(str(tmp_path / "gone")) is None
+
+
+def test_every_package_that_we_import_is_guarded() -> None:
+    assert set(HOMES) - set(PACKAGES) == set()
 
 
 def test_nothing_is_hidden_in_the_folder_of_the_project() -> None:
