@@ -19,6 +19,7 @@ from qdtune.messages import printable
 
 _UNIT = re.compile(r"(?<=\d) (?=%|(?:byte|bit|seed|point)s?\b)|(?<=\bdepth) (?=\d)")  # the space before a unit
 PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # characters of a log and of facts if stdout is no terminal
+MAX_WIDTH = 10_000  # characters of a text that nobody has to fit into a window
 
 
 def console() -> Console:
@@ -86,6 +87,19 @@ def text_table(
     for cells in rows:
         table.add_row(*cells)
     return table
+
+
+def table_width(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """The characters that a `text_table` takes if none of its cells is folded."""
+    return sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)) - 2
+
+
+def draw_text(table: Table) -> str:
+    """A `text_table` as plain text that is as wide as it needs to be."""
+    plain = Console(width=MAX_WIDTH, color_system=None, force_terminal=False)
+    with plain.capture() as captured:
+        plain.print(table)
+    return captured.get().rstrip("\n")
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

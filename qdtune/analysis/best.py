@@ -71,12 +71,8 @@ class Best:
 
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words, with the axes that vary: `depth 2, 4 bits, relu (9,563 bytes)`."""
-        others = (
-            "activation",
-            *(name for name in self.varying if name not in ("depth", "weight_bits", "activation")),
-        )
-        idle = idle_at_depth(row["depth"])
-        shown = ["depth", "weight_bits", *(name for name in others if name in self.varying and name not in idle)]
+        hidden = ("depth", "weight_bits", *idle_at_depth(row["depth"]))
+        shown = ["depth", "weight_bits", *(name for name in self.varying if name not in hidden)]
         words = [axis_of(name).said(row[name]) for name in shown]
         return f"{', '.join(words)} ({row['size_bytes']:,} bytes)"
 

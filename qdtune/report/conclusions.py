@@ -55,7 +55,7 @@ def significant_sentences(found: Sequence[Comparison]) -> list[str]:
             lines += [one.describe(settings) for one in members]
         else:
             lines.append(_describe_group(members, counts[names]))
-    if more := len(lines) - MAX_GROUPS if len(lines) > MAX_GROUPS else 0:
+    if (more := len(lines) - MAX_GROUPS) > 0:
         lines[MAX_GROUPS:] = [f"{format_count(more, 'more result')} {'is' if more == 1 else 'are'} significant."]
     return lines
 
@@ -146,23 +146,30 @@ def describe_verdicts(found: Sequence[Comparison]) -> str:
 
 def describe_refusals(axis: str, found: Sequence[Comparison]) -> str:
     """How many comparisons are refused for which reason, in one line; empty if none is."""
-    counts = Counter(one.obstacle for one in found if one.verdict == "refused").most_common()
-    reasons = [(n, OBSTACLES[obstacle].format(axis)) for obstacle, n in counts]
+    reasons = _count_reasons(axis, found)
     if not reasons:
         return ""
     if len(reasons) == 1:
         return f"{reasons[0][0]} refused because {reasons[0][1]}"
-    total = sum(n for n, _ in reasons)
-    return f"{total} refused: {', '.join(f'{n} because {reason}' for n, reason in reasons)}"
+    return f"{sum(n for n, _ in reasons)} refused: {_list_reasons(reasons)}"
 
 
 def describe_counts(axis: str, found: Sequence[Comparison]) -> str:
     """How comparisons came out, and why some are refused, in one line; empty if there are none."""
-    verdicts, refusals = describe_verdicts(found), describe_refusals(axis, found)
-    _, has_several, reasons = refusals.partition(" refused: ")
-    if has_several:
-        return f"{verdicts} ({reasons})"
-    return verdicts + refusals[refusals.find(" because") :] if refusals else verdicts
+    verdicts, reasons = describe_verdicts(found), _count_reasons(axis, found)  # those refused are the last verdict
+    if len(reasons) > 1:
+        return f"{verdicts} ({_list_reasons(reasons)})"
+    return f"{verdicts} because {reasons[0][1]}" if reasons else verdicts
+
+
+def _count_reasons(axis: str, found: Sequence[Comparison]) -> list[tuple[int, str]]:
+    """How many comparisons are refused for each reason, the most frequent first."""
+    counts = Counter(one.obstacle for one in found if one.verdict == "refused").most_common()
+    return [(n, OBSTACLES[obstacle].format(axis)) for obstacle, n in counts]
+
+
+def _list_reasons(reasons: Sequence[tuple[int, str]]) -> str:
+    return ", ".join(f"{n} because {reason}" for n, reason in reasons)
 
 
 def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:

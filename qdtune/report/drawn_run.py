@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from html import escape
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 from qdtune.analysis.answers import Answers
 from qdtune.analysis.run import Run
 from qdtune.messages import format_value, printable
+from qdtune.report.tables import Table
 from qdtune.store.front import front_cells, front_title, varying_axes
+from qdtune.terminal import draw_text, text_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +65,9 @@ class DrawnRun(Run):
         Raises:
             ValueError: the run has no such figure; the message names those that it has.
         """
-        from qdtune.report.figures import figures, front_figure, whole  # drawing is not needed to compute
+        from qdtune.report.figure import whole  # drawing is not needed to compute
+        from qdtune.report.figures import figures
+        from qdtune.report.front_figure import front_figure
         from qdtune.report.plot_data import sheet
 
         if name == "front" and self.finished:
@@ -81,38 +84,26 @@ class DrawnRun(Run):
         """The front for a notebook: Vega-Lite, else an image and a table, else text."""
         title = front_title(self.pareto, self.spec.data.names[0], self.budget)
         heads, rows = front_cells(self.front(), varying_axes(self.pareto))
-        shown = [title, _text_table(heads, rows)] if rows else ["nothing has finished"]
+        shown = [title, printable(draw_text(text_table(heads, rows)))] if rows else ["nothing has finished"]
         bundle: dict[str, Any] = {"text/plain": "\n".join([f"{self} ({self.where})", "", *shown])}
         if rows:
             import altair as alt
 
+            from qdtune.report.page import html_table
+
             chart = self.plot().to_dict()
             said = f"<p>{escape(printable(str(self)))}</p>"
-            bundle["text/html"] = said + _image(chart) + _html_table(title, heads, rows)
+            bundle["text/html"] = said + _image(chart) + html_table(Table(title, heads, rows))
             bundle[f"application/vnd.vegalite.{alt.SCHEMA_VERSION.partition('.')[0]}+json"] = chart
         return bundle
 
 
 def _image(chart: dict[str, Any]) -> str:
     """The chart as an image, for viewers without Vega-Lite; nothing if it has too many marks to be quick."""
-    from qdtune.report.figures import MANY, NAME
+    from qdtune.report.figure import MANY, NAME
     from qdtune.report.page import draw_svg
 
     if len(chart["datasets"][NAME]) > MANY:
         return ""
     data = base64.b64encode(draw_svg(json.dumps(chart)).encode()).decode()
     return f'<img alt="the front" src="data:image/svg+xml;base64,{data}">'
-
-
-def _html_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(printable(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    caption = f"<caption>{escape(printable(title))}</caption>"
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Right-aligned columns of plain text."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
-    return printable("\n".join(lines))

@@ -11,12 +11,16 @@ from typing import Any
 
 import altair as alt
 
-from qdtune.analysis.comparison import Comparison
+from qdtune.analysis.comparison import TOO_FEW_SEEDS, Comparison
+from qdtune.analysis.run import Run
 from qdtune.report.conclusions import describe_bits_list, varying_settings
-from qdtune.report.scales import OKABE_ITO
+from qdtune.report.figure import Figure
+from qdtune.report.plot_data import Sheet
+from qdtune.report.scales import OKABE_ITO, styled
 from qdtune.report.tables import format_effect
-from qdtune.spec.axes import axis_of
+from qdtune.spec.axes import axis_of, title_of
 
+FOREST_WIDTH = 760  # pixels, labels included
 ROW_HEIGHT = 19  # pixels of a comparison
 MAX_ROWS = 60  # comparisons of a plot; of more, those with the smallest p
 CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
@@ -24,6 +28,31 @@ MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
 EFFECT_TITLE = "← worse\u2003effect (points)\u2003better →"
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
 COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777"}
+
+
+def draw_forest(drawn: Sheet, axis: str) -> Figure | None:
+    """The figure of a question with the effect of each comparison; None if no comparison has an effect.
+
+    Args:
+        drawn: the run.
+        axis: of the question: `depth` or `activation`.
+    """
+    found = getattr(drawn.run.answers(), axis) if isinstance(drawn.run, Run) else ()
+    shown = select_comparisons(found)
+    if not shown:
+        return None
+    values, baselines = ({getattr(one, field) for one in shown} for field in ("value", "baseline"))
+    what = shown[0].names[0] if len(values) == 1 else f"each {title_of(axis)}"
+    title = f"Effect of {what}{f' against {shown[0].names[1]}' if len(baselines) == 1 else ''}"
+    better = "the larger depth" if axis == "depth" else "the activation"
+    tested = sum(one.effect is not None for one in found)
+    few = f" Without a line: {TOO_FEW_SEEDS}." if any(one.is_interval_useless for one in shown) else ""
+    some = f" Shown: {MAX_ROWS} of {tested:,} comparisons, those with the smallest p." if tested > MAX_ROWS else ""
+    caption = (
+        f"Mean difference and its interval, corrected for all comparisons. Right of zero {better} is better. "
+        f"Filled, thick and bold: significant. Hollow: not significant.{few}{some}"
+    )
+    return Figure(f"forest_{axis}", title, caption, styled(forest_chart(axis, shown, FOREST_WIDTH)))
 
 
 def select_comparisons(found: Sequence[Comparison]) -> list[Comparison]:
@@ -91,7 +120,8 @@ def _lay_out(axis: str, shown: Sequence[Comparison]) -> tuple[list[str], list[di
         name = _name_row(axis, one, settings, shown)
         needed = f"{one.hint} seeds" if one.hint else "-"
         row = {"row": len(labels), "comparison": f"{group}: {name}", "verdict": one.verdict}
-        row |= {"effect": _points(one.effect), "low": _points(one.low), "high": _points(one.high)}
+        low, high = (None, None) if one.is_interval_useless else (one.low, one.high)
+        row |= {"effect": _points(one.effect), "low": _points(low), "high": _points(high)}
         row |= {"effect (points)": format_effect(one), "seeds": one.n_seeds, "needed": needed}
         rows.append(row)
         labels.append(f"{INDENT}{name}")

@@ -22,17 +22,17 @@ from qdtune.analysis.run import Run
 from qdtune.machine import cache_dir
 from qdtune.messages import format_count, printable
 from qdtune.report.assets import EARLY, SCRIPT, STYLE
-from qdtune.report.figures import MANY, NAME, Figure, apart, figures, overlay
+from qdtune.report.figure import MANY, NAME, Figure
+from qdtune.report.figures import figures
+from qdtune.report.front_figure import apart, overlay
 from qdtune.report.plot_data import Sheet
 from qdtune.report.tables import Table
 from qdtune.report.words import BESIDE, Question, beside, facts, provisional, questions, trouble
-from qdtune.store.columns import TRIALS
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
 from qdtune.store.front import front_cells, front_title, varying_axes
-from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.store import Store
-from qdtune.store.tables import Table as Arrow
+from qdtune.store.tables import rows_known
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 _CODE = re.compile("`(.+?)`")  # in a sentence
@@ -152,7 +152,7 @@ def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
     yield "<section><h2>More figures</h2>" if found else "<section>"
     yield from (_figure(figure, data) for figure in found.values())
     if reference and (table := beside(run.pareto, run.spec.data.names[0])):
-        yield _fold("Published networks and ours", f"{_table(table)}<p>{_text(BESIDE)}</p>")
+        yield _fold("Published networks and ours", f"{_wide(table)}<p>{_text(BESIDE)}</p>")
     elif reference:
         yield f"<p>{_text(f'No published networks are known here for {run.spec.data.names[0]}.')}</p>"
     yield "</section>"
@@ -170,7 +170,7 @@ def _front(run: Run, figure: Figure | None, data: str) -> Iterator[str]:
     yield "<section>"
     yield _figure(figure, data) if figure else ""
     count = format_count(len(rows), "configuration")
-    yield _fold(f"The front as a table: {count}", _table(Table(title, [*heads, "trial"], rows)))
+    yield _fold(f"The front as a table: {count}", _wide(Table(title, [*heads, "trial"], rows)))
     yield "</section>"
 
 
@@ -184,7 +184,7 @@ def _question(question: Question, figure: Figure | None, data: str) -> Iterator[
     if question.best:
         yield _fold("The best depth at each bit width and within each size", _list(question.best))
     if question.table:
-        yield _fold(question.verdicts, _table(question.table, "text"))
+        yield _fold(question.verdicts, _wide(question.table, "text"))
     yield "</section>"
 
 
@@ -216,12 +216,24 @@ def _figure(figure: Figure, data: str) -> str:
     )
 
 
-def _table(table: Table, kind: str = "") -> str:
+def _wide(table: Table, kind: str = "") -> str:
+    """A table that scrolls by itself if it is wider than the page."""
+    return f'<div class="wide">{html_table(table, kind)}</div>'
+
+
+def html_table(table: Table, kind: str = "") -> str:
+    """The table as HTML.
+
+    Args:
+        table: its texts, which are escaped.
+        kind: its class; empty for none.
+    """
+    attribute = f' class="{kind}"' if kind else ""
     heads = "".join(f"<th>{_text(head)}</th>" for head in table.heads)
     rows = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in table.rows)
     return (
-        f'<div class="wide"><table class="{kind}"><caption>{_text(table.title)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<table{attribute}><caption>{_text(table.title)}</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
@@ -241,21 +253,10 @@ def _text(text: str) -> str:
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """Versions and commit that the newest file of results was made with, as far as it can be read."""
-    folder = Store(run.where).folder
-    for file in reversed(
-        [file for file in folder.list_files("trials") if file.endswith(".parquet") and file[0] != "."]
-    ):
-        try:
-            table = parse_table(folder.read_file(f"trials/{file}") or b"", file, TRIALS, whole=True)
-        except DamagedError:
-            continue
-        return _versions(table)
-    return {}
-
-
-def _versions(table: Arrow) -> dict[str, str]:
-    found = {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
+    """Versions and commit that the newest result was made with."""
+    ends = rows_known(run.trials, "finished_at").select(["finished_at", "trial_id"]).to_pylist()
+    newest = max(ends, key=lambda row: (row["finished_at"], row["trial_id"]), default=None)
+    found = Store(run.where).metadata(newest["trial_id"]) if newest else {}
     named = {key.removeprefix("qdtune.version."): v for key, v in found.items() if key.startswith("qdtune.version.")}
     commit = found.get("qdtune.git_commit")
     return named | ({"commit": commit} if commit else {})

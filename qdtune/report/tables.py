@@ -9,6 +9,7 @@ from qdtune.analysis.comparison import TOO_FEW_SEEDS, Comparison, format_signed
 from qdtune.analysis.seed_tests import MAX_SEEDS
 from qdtune.report.conclusions import varying_settings
 from qdtune.spec.axes import head_of
+from qdtune.terminal import table_width
 
 EFFECT = "effect (points)"
 NEEDED = "needed: the seeds that would be significant if the effect stays as large."
@@ -24,8 +25,8 @@ class Table(NamedTuple):
 
     @property
     def width(self) -> int:
-        """The characters that it takes, with two between columns."""
-        return sum(max(map(len, column)) + 2 for column in zip(self.heads, *self.rows, strict=True)) - 2
+        """The characters that it takes on a terminal."""
+        return table_width(self.heads, self.rows)
 
 
 class ShortTables(NamedTuple):

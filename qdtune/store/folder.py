@@ -89,6 +89,8 @@ def location_errors(shown: str) -> Iterator[None]:
     """Turns every error of a file system in its block into a LocationError that names `shown`."""
     try:
         yield
+    # Arrow's own errors are ValueError, as for a malformed endpoint, and NotImplementedError, for a file system that
+    # it was built without.
     except (OSError, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise LocationError(

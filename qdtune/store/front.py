@@ -9,7 +9,7 @@ from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of
 from qdtune.spec.objectives import FRONT, SIZE_BYTES
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table
-from qdtune.terminal import text_table
+from qdtune.terminal import table_width, text_table
 
 
 def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = None, width: int = 0) -> None:
@@ -33,8 +33,7 @@ def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = N
 def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> Any:
     """The text table of `front_cells`; `p front` is a column only if all columns fit into `width` characters."""
     heads, rows = front_cells(front, varying)
-    needed = sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)) - 2
-    if needed > width:
+    if table_width(heads, rows) > width:
         heads, rows = heads[:-1], [cells[:-1] for cells in rows]
     return text_table(heads, rows, title=title)
 

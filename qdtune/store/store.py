@@ -212,7 +212,7 @@ class Store:
         except DamagedError:
             table = None
         found = {} if table is None else table.schema.metadata or {}
-        return {key.decode(): value.decode() for key, value in found.items()}
+        return {key.decode(): value.decode(errors="replace") for key, value in found.items()}
 
     def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
         """Writes `pareto.parquet` over all trials, or the trials `ids`, and returns it; raises as `trials` does."""

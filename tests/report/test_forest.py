@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from qdtune.report.figures import styled
 from qdtune.report.forest import MAX_ROWS, forest_chart, select_comparisons
+from qdtune.report.scales import styled
 from tests.report.test_conclusions import BASE, HELPS, HURTS, UNDECIDED, at
 
 
@@ -54,6 +54,13 @@ def test_verdicts_are_readable_without_colour():
 def test_a_comparison_without_an_interval_is_a_point():
     (row,) = rows(chart_of("activation", [replace(UNDECIDED, n_seeds=1, low=None, high=None)]))
     assert (row["effect"], row["low"], row["high"]) == (1, None, None)
+
+
+def test_an_interval_that_says_nothing_is_no_line_and_does_not_stretch_the_plot():
+    useless = replace(UNDECIDED, n_seeds=2, low=-1, high=1)
+    (row, other) = rows(chart_of("activation", [useless, *at(UNDECIDED, 4)]))
+    assert (row["effect"], row["low"], row["high"]) == (1, None, None)
+    assert (other["low"], other["high"]) == (-1, 3)
 
 
 def test_of_many_comparisons_those_with_the_smallest_p_are_shown():

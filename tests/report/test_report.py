@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,9 +24,11 @@ import qdtune
 from qdtune.commands.report import main, parse_size
 from qdtune.report import page as page_module
 from qdtune.report.assets import STYLE
-from qdtune.report.figures import apart, figures, whole
+from qdtune.report.figure import whole
+from qdtune.report.figures import figures
 from qdtune.report.follow import drawing, follow
-from qdtune.report.page import page
+from qdtune.report.front_figure import apart
+from qdtune.report.page import page, provenance
 from qdtune.report.plot_data import sheet
 from qdtune.report.published import PUBLISHED
 from qdtune.report.scales import error, size_ticks
@@ -37,6 +40,7 @@ from qdtune.store.parquet import complete_table
 from qdtune.store.store import PAGE, Store
 from qdtune.terminal import console
 from tests import fake
+from tests.store.test_store import row as trial_row
 
 DATA = Path(__file__).parents[1] / "data"
 GRID = Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml"
@@ -214,6 +218,25 @@ def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys
     assert letters == {line.partition(":")[0] for line in lines if re.match(r"[a-z]{1,2}: ", line)}
     assert "At 1 bit, depth " in out
     assert "qdtune report --all" not in out
+
+
+def test_a_file_that_is_left_out_costs_the_page_nothing_else(tmp_path):
+    root = tmp_path / "runs" / "eager"
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "runs" / "eager", root)
+    last = max((root / "trials").iterdir())
+    last.symlink_to(last.rename(tmp_path / "elsewhere"))
+    html = page([sheet(qdtune.load(root))]).decode()
+    assert "1 file left out, which are links or not ours" in html
+    assert "<footer><p>Made with qdtune " in html
+
+
+def test_page_tells_the_versions_of_the_newest_result(tmp_path):
+    store = Store(tmp_path)
+    for trial_id, minute in (("a", 1), ("b", 3), ("c", 2)):
+        end = datetime(2030, 1, 1, 0, minute, tzinfo=timezone.utc)
+        store.write(trial_id, [trial_row(trial_id, 0, finished_at=end)], [], {"qdtune.version.torch": trial_id})
+    run = qdtune.load(Path(__file__).parents[1] / "golden" / "runs" / "eager")
+    assert provenance(dataclasses.replace(run, where=str(tmp_path), trials=store.trials())) == {"torch": "b"}
 
 
 def test_page_is_the_same_for_the_same_run(run, html):

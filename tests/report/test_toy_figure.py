@@ -6,11 +6,13 @@ import pytest
 
 from tests.toy import ROOT, copy_package, evaluate, run
 
+IMPORT = "from qdtune.report.figure import "
 START = "MORE_FIGURES: tuple[Callable[[Sheet], Figure | None], ...] = ("
 TOY = """def _toy(drawn: Sheet) -> Figure | None:
     if not drawn.epochs:
         return None
-    chart = _flat().mark_line(stroke="#123456").encode(x=epoch_axis(drawn.epochs), y="curve:Q", detail="id:N")
+    rows = alt.Chart(alt.NamedData(NAME)).transform_flatten(["epoch", "curve"])
+    chart = rows.mark_line(stroke="#123456").encode(x="epoch:Q", y="curve:Q", detail="id:N")
     return Figure("toy", "A toy & its curves", "Drawn for a test.", styled(chart), has_curves=True)
 
 
@@ -30,7 +32,7 @@ print(json.dumps([[one.name for one in figures(each)] for each in (drawn, replac
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A copy of the package with one function more, named in `MORE_FIGURES`; no other file differs."""
-    edits = {"report/figures.py": {START: f"{TOY}{START}_toy, "}}
+    edits = {"report/figures.py": {IMPORT: f"{IMPORT}NAME, ", START: f"{TOY}{START}_toy, "}}
     folder = copy_package(tmp_path_factory.mktemp("tree"), edits=edits)
     shutil.copytree(ROOT / "tests" / "golden" / "runs" / "eager", folder / "run")
     return folder
