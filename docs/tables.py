@@ -105,7 +105,7 @@ def logger_table() -> str:
 def _place_of(logger: Logger) -> str:
     places = [f"`{logger.file}` in the run folder"] if logger.file else []
     places += [f"the server in `{logger.server_variable}`"] if logger.server_variable else []
-    return " or ".join(places) or "the place that its own environment names"
+    return " or ".join(places) or "the place set in its own environment variables"
 
 
 def key_table() -> str:

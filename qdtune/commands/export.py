@@ -30,7 +30,7 @@ from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.store import FAULTS, Store
 from qdtune.terminal import console, text_table
 
-VERB = Verb(place=4, text="trained models as files to ship")
+VERB = Verb(place=4, text="write trained models as files to ship")
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR"
 USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(f" [{one.flag} X]" for one in FORMAT_OPTIONS)
 MAX_NAMED = 5  # trials that a message names
@@ -47,15 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("export", USAGE, "Writes trained models as files to ship, and checks each against its size.")
-    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder: a path or a URL")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--front", action="store_true", help="every configuration on the Pareto front")
-    which.add_argument("--trial", metavar="ID", help="the configuration of this trial: its id, or how that begins")
-    parser.add_argument("--out", metavar="DIR", help="where the files go: a folder on this machine")
+    which.add_argument(
+        "--trial", metavar="ID", help="one configuration: the id of its trial, or its first characters"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for the files, on this machine")
     default, *others = FORMAT_NAMES
     names = " or ".join([f"{default} (default)", *others])
     parser.add_argument("--format", choices=FORMAT_NAMES, default=default, help=names)
-    parser.add_argument("--seed", metavar="N", type=int, help="this seed and not the one of best validation accuracy")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, help="seed to export (default: the best on the validation split)"
+    )
     for option in FORMAT_OPTIONS:
         parser.add_argument(option.flag, dest=option.flag, choices=option.choices or None, help=option.help)
     arguments = parser.read(argv)

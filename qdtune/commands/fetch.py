@@ -24,16 +24,16 @@ from qdtune.remote.protocol import SWEEP_FILE, find_job, make_entrypoint, open_s
 from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import check_location, storage_errors
 
-VERB = Verb(place=8, text="bring its results here")
+VERB = Verb(place=8, text="copy the results of a submitted sweep here")
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Brings a run folder from a cluster and verifies it; returns the exit code, 3 where something is damaged."""
     parser = make_job_parser("fetch", "ID|NAME [--out DIR] [--runs-dir DIR]", "Brings the results of a sweep here.")
-    parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the run folder is put (default: runs)")
-    parser.add_argument("--runs-dir", help="where it is on the head, if its job is no longer known there")
+    parser.add_argument("job", metavar="ID", nargs="?", help="id of the job, or name of the sweep")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the run folder (default: runs)")
+    parser.add_argument("--runs-dir", help="its --runs-dir on the head, if the head no longer knows the job")
     parser.remote_paths = ("runs_dir",)
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _fetch))
 

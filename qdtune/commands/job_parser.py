@@ -18,10 +18,10 @@ def make_job_parser(command: str, usage: str, description: str) -> Parser:
     """The parser of a command that asks a job server, for the options of its own to be added."""
     usage = " ".join(filter(None, ["qdtune", command, usage, "--address http://HOST:8265"]))
     parser = Parser(command, usage, description)
-    what = f"of the job server of a Ray cluster: http://HOST:8265 (default: ${ADDRESSES[0]})"
+    what = f"job server of a Ray cluster: http://HOST:8265 (default: ${ADDRESSES[0]})"
     parser.add_argument("--address", help=what)
     parser.add_argument(
-        "--allow-proxy", action="store_true", help="let requests go through the proxy of the environment (http_proxy)"
+        "--allow-proxy", action="store_true", help="send requests through the proxy that http_proxy sets"
     )
     return parser
 

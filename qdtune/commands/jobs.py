@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qdtune.remote.job_server import Job, Jobs
 
 
-VERB = Verb(place=6, text="list the sweeps that were sent")
+VERB = Verb(place=6, text="list the submitted sweeps")
 PIPE_COLUMNS, MIN_COLUMNS = 120, 30  # of a line that goes to no terminal; of the last cell, on however narrow a one
 SENT_FOLDER = re.compile(r"\S*/_ray_pkg_\w+/")  # where Ray unpacks what was sent
 LEFT_LINE = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it

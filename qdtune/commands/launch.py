@@ -24,7 +24,7 @@ from qdtune.messages import one_line
 from qdtune.sweep.prepare import LaunchOptions, prepare_launch
 from qdtune.terminal import console, wrap_text
 
-VERB = Verb(place=1, text="run, or finish, a sweep")
+VERB = Verb(place=1, text="run a sweep, or finish it")
 USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
 
 
@@ -39,28 +39,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("launch", USAGE, "Runs, or finishes, a sweep.")
-    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and start nothing")
+    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="sweep file (YAML)")
+    parser.add_argument("--dry-run", action="store_true", help="list the configurations and start nothing")
     parser.add_argument(
-        "--runs-dir", default="runs", help="where run folders lie: a path, or s3://BUCKET/PREFIX (default: runs)"
+        "--runs-dir", default="runs", help="folder for run folders: a path, or s3://BUCKET/PREFIX (default: runs)"
     )
-    parser.add_argument("--data-dir", type=Path, help="where data sets lie (default: QDTUNE_DATA, else data)")
-    parser.add_argument("--address", help="a running Ray cluster (default: a local one of our own)")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data sets (default: QDTUNE_DATA, else data)")
+    parser.add_argument("--address", help="address of a running Ray cluster (default: start a local one)")
     parser.add_argument("--no-dashboard", action="store_true", help="start Ray without its dashboard")
-    parser.add_argument("--fresh", action="store_true", help="start over: do not keep what the run folder holds")
+    parser.add_argument("--fresh", action="store_true", help="start over in a new run folder; the old one is renamed")
     parser.add_argument(
         "--allow-plugin",
         action="append",
         default=[],
         metavar="MODULE",
-        help="import this module of your own, whose function the file names as a factory",
+        help="allow the sweep file to use factories from this module",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set a key of the file, as in train.qat.epochs=3",
+        help="set a key of the sweep file, such as train.qat.epochs=3",
     )
     arguments = parser.read(argv)
     if not arguments.sweep:

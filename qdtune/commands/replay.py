@@ -29,7 +29,7 @@ from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.results import Result
 from qdtune.terminal import console, is_live_console, text_table
 
-VERB = Verb(place=9, text="judge pruners on a finished sweep")
+VERB = Verb(place=9, text="compare pruners on a finished sweep")
 USAGE = "qdtune replay RUN [--pruner RULE ...] [--orders N] [--at-once N,N] [--order ORDER] [--jobs N]"
 DEFAULT_RULES = (
     "pareto",
@@ -55,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("replay", USAGE, "Judges pruners on the recorded curves of a finished, unpruned sweep.")
-    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder")
     parser.add_argument(
         "--pruner",
         action="append",
         metavar="RULE",
-        help="as early_terminate in a sweep file: a type, or '{type: pareto, margin: 0.02}' (default: a selection)",
+        help="pruner, as in early_terminate: a type, or '{type: pareto, margin: 0.02}' (default: a selection)",
     )
-    parser.add_argument("--orders", type=int, default=100, help="shuffled orders of arrival (default: 100)")
-    parser.add_argument("--at-once", default="2,4,8", help="trials at the same time (default: 2,4,8)")
-    parser.add_argument("--order", default="shuffled", help=f"how a sweep orders them: {', '.join(ORDERS)}")
-    parser.add_argument("--jobs", type=int, default=count_cpus(), help="processes (default: one per core)")
+    parser.add_argument("--orders", type=int, default=100, help="number of shuffled orders of arrival (default: 100)")
+    parser.add_argument("--at-once", default="2,4,8", help="numbers of parallel trials (default: 2,4,8)")
+    parser.add_argument("--order", default="shuffled", help=f"order of the trials: {', '.join(ORDERS)}")
+    parser.add_argument("--jobs", type=int, default=count_cpus(), help="number of processes (default: one per core)")
     arguments = parser.read(argv)
     if arguments.run is None:
         parser.error("no run folder given")

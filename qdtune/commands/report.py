@@ -27,7 +27,7 @@ from qdtune.store.opened import describe_missing_run
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table, wrap_text
 
-VERB = Verb(place=2, text="print and draw what a sweep has found")
+VERB = Verb(place=2, text="print and draw the results of a sweep")
 USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--all] [--reference] [--watch]"
 TEXT_WIDTH = 80  # the most characters of a line
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
@@ -46,15 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report", USAGE, "Prints and draws what a sweep has found.")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders: paths or URLs")
-    parser.add_argument("--out", metavar="FILE", help=f"write the page there, and only it (default: RUN/{PAGE})")
-    parser.add_argument("--budget", metavar="BYTES", help="look at nothing larger; a KB has 1,000 bytes, a KiB 1,024")
+    parser.add_argument("--out", metavar="FILE", help=f"write only the page, to FILE (default: RUN/{PAGE})")
+    parser.add_argument(
+        "--budget", metavar="BYTES", help="ignore larger configurations; a KB has 1,000 bytes, a KiB 1,024"
+    )
     parser.add_argument(
         "--all",
         action="store_true",
-        help="print the answer at each bit width and size, and every comparison",
+        help="also print the answer at each bit width and size, and every comparison",
     )
     parser.add_argument("--reference", action="store_true", help="draw published networks beside the run")
-    parser.add_argument("--watch", action="store_true", help="draw the page again until the sweep is finished")
+    parser.add_argument("--watch", action="store_true", help="redraw the page until the sweep is finished")
     parser.add_argument("--for-launch", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.read(argv)
     if not arguments.runs:

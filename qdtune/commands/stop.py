@@ -11,13 +11,13 @@ from qdtune.commands.verb import Verb
 from qdtune.messages import one_line, user_error
 from qdtune.remote.protocol import find_job, open_server
 
-VERB = Verb(place=7, text="stop one of them in order")
+VERB = Verb(place=7, text="stop a submitted sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Stops a submitted sweep in order, so that it can go on later; returns the exit code."""
     parser = make_job_parser("stop", "ID", "Stops a submitted sweep in order.")
-    parser.add_argument("job", metavar="ID", nargs="?", help="of the job, or the name of the sweep")
+    parser.add_argument("job", metavar="ID", nargs="?", help="id of the job, or name of the sweep")
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _stop))
 
 

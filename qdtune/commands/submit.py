@@ -48,20 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_job_parser(
         "submit", "SWEEP [--follow] [--set KEY=VALUE ...] [--runs-dir DIR] [...]", "Sends a sweep to a cluster."
     )
-    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="the sweep file (YAML)")
-    parser.add_argument("--follow", action="store_true", help="print what it prints until it ends")
+    parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="sweep file (YAML)")
+    parser.add_argument("--follow", action="store_true", help="print the output of the sweep until it ends")
     parser.add_argument(
-        "--runs-dir", help="on the head, from its home folder (default: $QDTUNE_RUNS there, else runs)"
+        "--runs-dir",
+        help="folder for run folders, in the home folder of the head (default: $QDTUNE_RUNS there, else runs)",
     )
     parser.add_argument(
-        "--data-dir", help="on the head, from its home folder (default: $QDTUNE_DATA there, else data)"
+        "--data-dir",
+        help="folder of the data sets, in the home folder of the head (default: $QDTUNE_DATA there, else data)",
     )
     parser.remote_paths = ("runs_dir", "data_dir")
-    parser.add_argument("--fresh", action="store_true", help="start over: do not keep what the run folder holds")
+    parser.add_argument("--fresh", action="store_true", help="start over in a new run folder; the old one is renamed")
     parser.add_argument(
-        "--allow-plugin", action="append", default=[], metavar="MODULE", help="send this module along"
+        "--allow-plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="send this module along and allow its factories",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key of the file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key of the sweep file")
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "sweep"), _submit))
 
 

@@ -23,7 +23,7 @@ from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
 
-VERB = Verb(place=3, text="check a run folder, and set aside what is damaged")
+VERB = Verb(place=3, text="check a run folder and set damaged files aside")
 USAGE = "qdtune verify RUN"
 EXIT_WHOLE, EXIT_DAMAGED = 0, 3
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("verify", USAGE, "Checks every file of a run folder, and sets aside what is damaged.")
-    parser.add_argument("run", metavar="RUN", nargs="?", help="its run folder: a path or a URL")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder: a path or a URL")
     arguments = parser.read(argv)
     if arguments.run is None:
         parser.error("no run folder given")

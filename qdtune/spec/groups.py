@@ -71,8 +71,8 @@ class Plugged(Frozen):
     """A group whose content is named, or built by a factory, which is a function of the user's.
 
     Attributes:
-        factory: your function, `package.module:function`, in place of a name
-        sha256: SHA-256 of the factory's file; found when it is imported, or given to pin it
+        factory: your own function, `package.module:function`, instead of a name
+        sha256: SHA-256 of the factory's file; filled in at import, or set by you to pin the file
     """
 
     factory: Factory | None = None
@@ -100,7 +100,7 @@ class DataGroup(Plugged):
     `image` the channels, height and width of a sample.
 
     Attributes:
-        dataset: a data set, or a list of which the first one that is available is used
+        dataset: a data set, or a list; the first available one is used
         val_size: training samples held out for validation
     """
 
@@ -133,8 +133,8 @@ class ModelGroup(Plugged):
 
     Attributes:
         name: linear layers with ReLU between them
-        hidden: widths of the hidden layers before they are split
-        batch_norm: a normalisation after each hidden layer; `factors`: also between factors
+        hidden: widths of the hidden layers before the split
+        batch_norm: batch normalisation after each hidden layer; `factors`: also between factors
     """
 
     name: Annotated[str, choice(("mlp",))] | None = None
@@ -167,9 +167,9 @@ class Phase(Frozen):
         optimizer: optimizer
         lr: learning rate
         momentum: momentum of `sgd`
-        schedule: course of the learning rate over the epochs
+        schedule: learning rate over the epochs
         augment: distortion of each image, drawn anew in every epoch
-        min_steps: steps at least; on a small data set, whose epochs are short, the phase gets as many more epochs
+        min_steps: minimum number of steps; on a small data set the phase gets more epochs to reach it
     """
 
     epochs: Annotated[int, whole(0, 100_000)]
@@ -226,8 +226,8 @@ class Replicate(Frozen):
     """After the search: how many seeds the front, and what is less than `within` (accuracy) behind it, shall have.
 
     Attributes:
-        front: seeds of each configuration on the front, or close behind it, after the search
-        within: accuracy behind the front that still counts as close
+        front: number of seeds for each configuration on the front or close behind it, after the search
+        within: largest gap to the front, in accuracy, that counts as close
     """
 
     front: Annotated[int, whole(2, 10_000)]
@@ -238,7 +238,7 @@ class Resources(Frozen):
     """What one trial holds, in GPUs (auto: measured when the sweep starts) and CPU cores, in whole 1/10000ths.
 
     Attributes:
-        gpu: share of a GPU per trial, or GPUs per trial; `auto` measures it at the start
+        gpu: GPU share or number of GPUs per trial; `auto` measures it at the start
         cpu: CPU cores per trial
     """
 
@@ -254,14 +254,14 @@ class RunGroup(Frozen):
     told of it.
 
     Attributes:
-        order: order in which a grid starts: by bytes, at random or as listed
+        order: start order of a grid: by bytes, at random or as listed
         max_concurrent_trials: trials at a time; null: as many as the resources allow
         time_budget_s: seconds for one launch; the same command finishes the rest
-        max_failures: times that a trial starts again after its worker was lost
+        max_failures: restarts of a trial after its worker was lost
         trial_timeout_s: seconds for one trial
-        stall_timeout_s: seconds without a report of a trial, compiling included
-        compile: which training steps are compiled; `auto`: those of phases of 800 steps or more
-        loggers: trackers that are told of the sweep
+        stall_timeout_s: seconds without a report from a trial, compiling included
+        compile: which training steps to compile; `auto`: in phases of 800 steps or more
+        loggers: trackers that the sweep reports to
     """
 
     order: Annotated[str, choice(ORDERS)] = "small_first"

@@ -36,7 +36,7 @@ MLFLOW = Logger(
     "mlflow",
     ("mlflow",),
     "mlflow",
-    "one MLflow run per configuration, in the experiment of the sweep's name",
+    "one MLflow run per configuration, in an experiment named after the sweep",
     file="mlflow.db",
     local_modules=("sqlalchemy", "alembic"),  # mlflow-skinny, which is enough for a server, brings neither
     server_variable="MLFLOW_TRACKING_URI",
@@ -45,7 +45,7 @@ WANDB = Logger(
     "wandb",
     ("wandb",),
     "wandb",
-    "one Weights & Biases run per configuration, in the project of the sweep's name",
+    "one Weights & Biases run per configuration, in a project named after the sweep",
 )
 TENSORBOARD = Logger(
     "tensorboard",

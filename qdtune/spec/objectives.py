@@ -43,10 +43,12 @@ class Objective:
 VAL_ACCURACY = Objective(
     "val_accuracy", "maximize", "fraction", "accuracy on the validation split, mean of the seeds"
 )
-PARAMS = Objective("params", "minimize", "parameters", "trainable numbers", lambda c: c.sizes.params)
-SIZE_BYTES = Objective("size_bytes", "minimize", "bytes", "everything that is shipped", lambda c: c.sizes.size_bytes)
+PARAMS = Objective("params", "minimize", "parameters", "trainable parameters", lambda c: c.sizes.params)
+SIZE_BYTES = Objective(
+    "size_bytes", "minimize", "bytes", "total size of the shipped model", lambda c: c.sizes.size_bytes
+)
 WEIGHT_BYTES = Objective(
-    "weight_bytes", "minimize", "bytes", "codes of the weights at their bits", lambda c: c.sizes.weight_bytes
+    "weight_bytes", "minimize", "bytes", "weights, packed at their bit width", lambda c: c.sizes.weight_bytes
 )
 SCALE_BYTES = Objective("scale_bytes", "minimize", "bytes", "step sizes, float32", lambda c: c.sizes.scale_bytes)
 BIAS_BYTES = Objective(
@@ -64,7 +66,7 @@ FP32_BYTES = Objective(
     "fp32_bytes",
     "minimize",
     "bytes",
-    "everything that is shipped, if nothing were quantised",
+    "total size of the shipped model without quantisation",
     lambda c: c.sizes.fp32_bytes,
 )
 OBJECTIVES = (

@@ -86,7 +86,7 @@ class NoPruner(Pruner):
     """Stops nothing."""
 
     name: ClassVar = "none"
-    text: ClassVar = "nothing: every trial is trained to its end"
+    text: ClassVar = "nothing: every trial trains to its end"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Patient(Pruner):
     """Optuna's PatientPruner around no other one."""
 
     name: ClassVar = "patient"
-    text: ClassVar = "trials that have not improved by `min_delta` for more than `patience` epochs"
+    text: ClassVar = "trials without an improvement of `min_delta` for more than `patience` epochs"
 
     patience: EpochCount = 2
     min_delta: Accuracy = 0.0
@@ -187,9 +187,7 @@ class Wilcoxon(ScopedPruner):
     """Optuna's WilcoxonPruner over the seeds at one epoch."""
 
     name: ClassVar = "wilcoxon"
-    text: ClassVar = (
-        "trials whose seeds are behind those of the best one at the same epoch, with a p below `p_threshold`"
-    )
+    text: ClassVar = "trials whose seeds are behind the best trial at the same epoch, with a p below `p_threshold`"
     is_by_seed: ClassVar = True
 
     p_threshold: Probability = 0.1

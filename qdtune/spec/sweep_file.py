@@ -45,14 +45,14 @@ class Spec(Frozen):
     Attributes:
         version: version of the file format
         name: name of the sweep and of its run folder
-        description: a text that is kept with the results
+        description: free text, stored with the results
         method: how configurations are chosen
-        run_cap: configurations to train, if the method is not `grid`
-        duplicates: what happens with a configuration that is chosen twice
+        run_cap: number of configurations to train, if the method is not `grid`
+        duplicates: what to do if the search chooses a configuration again
         parameters: the axes
-        exclude: partial assignments that are not run
+        exclude: combinations of values that are not run
         seeds: seeds of every configuration, trained together
-        early_terminate: which pruner stops weak trials
+        early_terminate: pruner that stops weak trials
         replicate: more seeds for the front, after the search
         constraints: limits such as `size_bytes <= 8192`
     """

@@ -36,7 +36,7 @@ _AXES = [Column(axis.name, _ARROW[axis.column], axis.text) for axis in AXES]
 TRIAL_COLUMNS = (
     Column("trial_id", pa.string(), "hash of everything that changes the result"),
     *_AXES,
-    Column("seed", pa.int64(), "seed of first weights and batch order"),
+    Column("seed", pa.int64(), "seed of the initial weights and the batch order"),
     Column("dataset", pa.string(), "data set, or your factory"),
     Column("model", pa.string(), "`mlp`, or your factory"),
     Column("state", pa.string(), "`ok`, `pruned`, `diverged`, `timeout`, `oom` or `failed`"),
@@ -50,14 +50,14 @@ TRIAL_COLUMNS = (
     Column(
         "seconds",
         pa.float64(),
-        "seconds of training of this seed, without compiling; a shared warm-up counts for the trial that trained it",
+        "training time of this seed in seconds, without compiling; the trial that trains a shared warm-up counts it",
     ),
-    Column("device", pa.string(), "device that trained it"),
-    Column("error", pa.string(), "why it ended, or that its warm-up ended at chance"),
-    Column("pruned_by", pa.string(), "`trial_id` that was ahead of it, or the rule if no single trial was"),
+    Column("device", pa.string(), "device of the training"),
+    Column("error", pa.string(), "why the trial ended early, or a note that its warm-up ended at chance"),
+    Column("pruned_by", pa.string(), "`trial_id` of the trial that was ahead; the rule if no single trial was"),
     Column("started_at", pa.timestamp("us", tz="UTC"), "start"),
     Column("finished_at", pa.timestamp("us", tz="UTC"), "end"),
-    Column("attempt", pa.int32(), "number of the attempt that gave this row"),
+    Column("attempt", pa.int32(), "number of the attempt that wrote this row"),
 )
 TRIALS = _schema(TRIAL_COLUMNS)
 HISTORY_COLUMNS = (
@@ -67,7 +67,7 @@ HISTORY_COLUMNS = (
     Column("epoch", pa.int32(), "epoch of its phase, from 1"),
     Column("train_loss", pa.float64(), "mean training loss of the epoch"),
     Column("val_accuracy", pa.float64(), "accuracy on the validation split, 0 to 1"),
-    Column("seconds", pa.float64(), "seconds of this seed and epoch"),
+    Column("seconds", pa.float64(), "training time of this seed and epoch in seconds"),
 )
 HISTORY = _schema(HISTORY_COLUMNS)
 _LATER = tuple(one.name for one in KNOWN_BEFORE if one.since > FIRST_VERSION)
@@ -97,12 +97,12 @@ PARETO_COLUMNS = (
     *_spread("val_accuracy", "validation accuracy over the seeds"),
     *_spread("test_accuracy", "test accuracy over the seeds"),
     *_objectives("size_bytes", "other_bytes", "params", *_LATER),
-    Column("state", pa.string(), "worst state of the seeds"),
+    Column("state", pa.string(), "worst state of its seeds"),
     Column("pruned_by", pa.string(), "as in `trials/`"),
     Column("epochs", pa.int32(), "epochs trained, warm-up included"),
     Column("pareto_rank", pa.int32(), "1 = on the front; null unless all seeds are `ok`"),
-    Column("is_pareto", pa.bool_(), "whether it is on the front"),
-    Column("p_front", pa.float64(), "share of 1,000 bootstrap draws over the seeds in which it is on the front"),
+    Column("is_pareto", pa.bool_(), "true if it is on the front"),
+    Column("p_front", pa.float64(), "share of 1,000 bootstrap draws over the seeds that put it on the front"),
 )
 PARETO = _schema(PARETO_COLUMNS)
 
