@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from ray._raylet import AuthenticationTokenLoader
 
 from qdtune import __main__
 from qdtune.remote.proxy import find_proxy
@@ -46,7 +47,10 @@ def listeners(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Listener, Liste
     monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{both[0].server_port}")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    kept = AuthenticationTokenLoader.instance()
+    kept.reset_cache()  # Ray keeps the first token of a process, which another test may have set
     yield both
+    kept.reset_cache()
     for each in both:
         each.shutdown()
         each.server_close()
