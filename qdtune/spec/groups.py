@@ -47,7 +47,6 @@ def _digest(text: str) -> str | None:
 Seconds = Annotated[float, number("seconds, above 0", lambda x: x > 0)]
 Momentum = Annotated[float, number("0 or more, below 1", lambda x: 0 <= x < 1)]
 Seed = Annotated[int, whole(0, 2**32 - 1)]
-Flag = Annotated[bool, flag()]
 Norm = Annotated[bool | str, flag(NORMS)]
 RunName = Annotated[
     str, matching("letters, digits, . _ - ; starts with a letter or digit; at most 64; no device name", _name)

@@ -22,6 +22,7 @@ from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.quantize import count_sizes
+from qdtune.model.rounding import match_rows
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration, OwnModel
@@ -282,16 +283,12 @@ def _train_for_a_moment(
 
 @torch.no_grad()
 def _check_shipped(factory: str, replica: nn.Module, shipped: nn.Module, x: Tensor) -> None:
-    """Checks that what is shipped of a trained network answers most rows x (N, I) as the network itself does.
-
-    A sum that is halfway between two codes may round otherwise, so not every row has to agree.
+    """Checks that what is shipped of a trained network answers all rows x (N, I) as the network itself does.
 
     Raises:
         PluginError: the network has state that is not shipped.
     """
-    pairs = zip(replica.eval()(x), shipped(x), strict=True)
-    agreeing = sum(_are_close(trained, loaded) for trained, loaded in pairs)
-    if 2 * agreeing < len(x):
+    if not match_rows(replica.eval()(x), shipped, x).all():
         raise PluginError(
             f"{factory} builds a model that answers otherwise once it is shipped: it depends on more than parameters "
             "and saved buffers, such as an attribute or a buffer that is not persistent, which training or the seed "

@@ -1,5 +1,7 @@
 """A user's own model as ONNX: the graph answers as the loaded module does, and holds codes."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,40 @@ class Branched(Net):
     def forward(self, x):
         y = super().forward(x)
         return y if float(x.sum()) < 0 else -y
+
+
+class Flipped(Net):
+    """Answers the rows that begin with a white pixel with the other sign, if there is one: a branch of a batch."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        is_white = x[:, :1] == 1
+        return torch.where(is_white, -y, y) if bool(is_white.any()) else y
+
+
+A_TENTH = np.full((40, 16), 100, np.uint8)
+A_TENTH[5::10, 0] = 255
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_a_graph_is_refused_for_a_tenth_of_the_rows(settings):
+    with pytest.raises(ValueError, match="must answer 40 rows as the module does, got other logits"):
+        qdtune.to_onnx(Flipped(), packed(trained(Flipped, **settings)), A_TENTH)
+
+
+def test_a_missing_package_is_told_with_its_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"qdtune\.to_onnx needs the package onnx: pip install onnx"):
+        qdtune.to_onnx(Net(), packed(trained(weight_bits=4)))
+
+
+def test_a_fault_of_the_forward_pass_is_not_one_of_the_exporter():
+    class Broken(Net):
+        def forward(self, x):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        qdtune.to_onnx(Broken(), packed(trained(weight_bits=4)))
 
 
 @pytest.mark.parametrize(

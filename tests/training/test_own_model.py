@@ -275,6 +275,13 @@ def test_state_that_is_not_shipped_is_refused(tmp_path, init):
     taken(tmp_path, net(init.replace("False", "True"), f"{count}return self.b(torch.relu(self.a(x))) * (1 + self.n)"))
 
 
+def test_state_that_changes_few_rows_is_refused_too(tmp_path):
+    forward = "if self.training:\n    self.n += 1\nfew = x[:, :1] == x[:, :1].max()\n"
+    forward += "return self.b(torch.relu(self.a(x))) * (1 + self.n * few)"
+    found = refusal(tmp_path, net("self.register_buffer('n', torch.zeros(()), persistent=False)", forward))
+    assert "answers otherwise once it is shipped" in found
+
+
 def test_a_module_that_fails_is_named(tmp_path):
     init = "self.n = nn.Sequential(nn.BatchNorm1d(width, momentum=None))"
     found = refusal(tmp_path, net(init, "return self.b(self.n(self.a(x)))"))

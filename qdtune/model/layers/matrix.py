@@ -73,28 +73,31 @@ class Quantized(nn.Module):
         """The input as the layer computes with it."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
-    def multiply(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, channel_axis: int = -1) -> Tensor:
-        """`function(x, weight)` on the input and the weight as the layer computes with them.
+    def multiply(
+        self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, channel_axis: int = -1
+    ) -> Tensor:
+        """`function(x, weight, bias)` on the input and the weight as the layer computes with them.
 
-        In evaluation, if both are quantised, the function sums codes, which are whole numbers, and the sums are
-        multiplied by both steps. Such sums are exact in any order, so every runtime finds the same ones. A sum of
-        values has rounding errors, which decide the sign of a sum that is really 0: at one bit, most samples have
-        one (measured, MNIST, 784-24-10, depth 2).
+        In evaluation, if both are quantised, the function sums codes, which are whole numbers. The sums are
+        multiplied by both steps, and the bias is added. Such sums are exact in any order, so every runtime finds the
+        same ones. A sum of values has rounding errors, which decide the sign of a sum that is really 0: at one bit,
+        most samples have one (measured, MNIST, 784-24-10, depth 2).
 
         Args:
-            function: bilinear, such as `torch.nn.functional.linear`.
+            function: bilinear plus a bias (None: without), such as `torch.nn.functional.linear`.
             x: the input.
             channel_axis: of what the function returns, the axis of the O channels.
         """
         own, of_input = self.weight_quantizer, self.input_quantizer
         if self.training or own is None or of_input is None:
-            return function(self.quantized_input(x), self.quantized_weight())
+            return function(self.quantized_input(x), self.quantized_weight(), self.bias)
         codes, step = self.weight_codes()
         input_step = of_input.current_step(x)
         inputs = round_to_codes(x, input_step, of_input.grid)
-        sums = function(inputs.double(), codes.double()).to(x.dtype)  # double holds whole numbers up to 2^53
-        scale = input_step * step.flatten()  # (1,), or (O,)
-        return sums * scale.view(-1, *[1] * (-channel_axis - 1))
+        sums = function(inputs.double(), codes.double(), None).to(x.dtype)  # double holds whole numbers up to 2^53
+        after = [1] * (-channel_axis - 1)
+        product = sums * (input_step * step.flatten()).view(-1, *after)  # (1, ...), or (O, ...)
+        return product if self.bias is None else product + self.bias.view(-1, *after)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer computes with it."""
