@@ -35,8 +35,9 @@ from qdtune.spec.groups import (
 )
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.pruners import EarlyTerminate
+from qdtune.spec.source_file import read_sweep_file
 from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values
-from qdtune.spec.yaml_reader import Document, parse_yaml, read_sweep_file
+from qdtune.spec.yaml_reader import Document, parse_yaml
 
 
 class Spec(Frozen):
