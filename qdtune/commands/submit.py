@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="print the output of the sweep until it ends")
     parser.add_argument(
         "--runs-dir",
-        help="folder for run folders, in the home folder of the head (default: $QDTUNE_RUNS there, else runs)",
+        help="folder for run folders on the head, from its home folder (default: $QDTUNE_RUNS there, else runs)",
     )
     parser.add_argument(
         "--data-dir",
-        help="folder of the data sets, in the home folder of the head (default: $QDTUNE_DATA there, else data)",
+        help="folder of the data sets on the head, from its home folder (default: $QDTUNE_DATA there, else data)",
     )
     parser.remote_paths = ("runs_dir", "data_dir")
     parser.add_argument("--fresh", action="store_true", help="start over in a new run folder; the old one is renamed")
