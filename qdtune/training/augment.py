@@ -9,26 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qdtune.datasets.dataset import image_side
-
 SHIFTS = 9  # of an image: none, and one pixel towards each side and corner
 SIGMA, ALPHA = 4.0, 34.0  # the paper's, for a side of 28 pixels (its 29 include an empty row)
 WARP_ROWS = 4096  # images distorted at a time; this bounds the memory of their displacements
 
-
 Image = tuple[int, int, int]  # channels, height and width, which are equal
 
 
-def distort_images(x: Tensor, augment: str, draw: torch.Generator, image: Image | None = None) -> Tensor:
+def distort_images(x: Tensor, augment: str, draw: torch.Generator, image: Image) -> Tensor:
     """All images, each one distorted.
 
     Args:
         x: uint8 (N, I).
         augment: `shift` or `elastic`.
         draw: a generator on the CPU, so that the images are the same on every device.
-        image: what a row is; None: a square of one or three colours.
+        image: what a row is.
     """
-    image = image or _guess_image(x)
     if augment == "shift":
         return shift_images(x, torch.randint(SHIFTS, (len(x),), generator=draw).to(x.device), image)
     side = image[-1]
@@ -37,7 +33,7 @@ def distort_images(x: Tensor, augment: str, draw: torch.Generator, image: Image 
     return torch.cat([warp_images(rows, n.to(x.device), image) for rows, n in pairs])
 
 
-def shift_images(x: Tensor, shift: Tensor, image: Image | None = None) -> Tensor:
+def shift_images(x: Tensor, shift: Tensor, image: Image) -> Tensor:
     """All images, each one shifted by up to one pixel in each direction; pixels from outside are 0.
 
     These are the paper's simplest distortions.
@@ -47,7 +43,6 @@ def shift_images(x: Tensor, shift: Tensor, image: Image | None = None) -> Tensor
         shift: (N,), 0 to `SHIFTS` - 1; pixels come from row + shift // 3 - 1 and column + shift % 3 - 1.
         image: as of `distort_images`.
     """
-    image = image or _guess_image(x)
     side = image[-1]
     images = x.unflatten(1, image)
     result = torch.empty_like(images)
@@ -58,7 +53,7 @@ def shift_images(x: Tensor, shift: Tensor, image: Image | None = None) -> Tensor
     return result.flatten(1)
 
 
-def warp_images(x: Tensor, noise: Tensor, image: Image | None = None) -> Tensor:
+def warp_images(x: Tensor, noise: Tensor, image: Image) -> Tensor:
     """All images under an elastic distortion: each pixel comes from a place nearby, close to that of its neighbours.
 
     The displacement is `noise`, smoothed with a Gaussian of `SIGMA` pixels and multiplied by `ALPHA`. Its root mean
@@ -70,7 +65,6 @@ def warp_images(x: Tensor, noise: Tensor, image: Image | None = None) -> Tensor:
         noise: (N, 2, side, side), uniform in -1..1: for columns and for rows.
         image: as of `distort_images`.
     """
-    image = image or _guess_image(x)
     side = image[-1]
     place = torch.arange(side, dtype=torch.float32, device=x.device)
     sigma, alpha = SIGMA * side / 28, ALPHA * (side / 28) ** 2  # a wider Gaussian makes the noise smaller
@@ -80,10 +74,3 @@ def warp_images(x: Tensor, noise: Tensor, image: Image | None = None) -> Tensor:
     grid = ((2 * source + 1) / side - 1).movedim(1, -1)  # -1 and 1 are the outer edges of the image
     images = x.unflatten(1, image).float()
     return F.grid_sample(images, grid, align_corners=False).round().to(torch.uint8).flatten(1)
-
-
-def _guess_image(x: Tensor) -> Image:
-    """The channels, height and width of square images (N, I) of one or three colours."""
-    side = image_side(x.shape[1])
-    assert side is not None
-    return x.shape[1] // side**2, side, side

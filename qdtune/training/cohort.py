@@ -147,6 +147,7 @@ class Cohort:
         order = torch.stack([torch.randperm(len(self.data.train_x), generator=g)[:used] for g in self.generators])
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
         if self.phase.augment != "none":
+            assert self.data.image is not None, "a sweep is refused that augments what is no square image"
             draw = make_generator(f"{self.purpose} moves", epoch)  # of the epoch: the same for every replica
             self.inputs.copy_(distort_images(self.data.train_x, self.phase.augment, draw, self.data.image))
         self.losses.zero_()

@@ -13,7 +13,7 @@ def test_moved_images_are_their_pixels_one_place_further(colours, side):
     draw = torch.Generator().manual_seed(side)
     images = torch.randint(1, 256, (2 * SHIFTS, colours, side, side), generator=draw, dtype=torch.uint8)
     move = torch.randperm(2 * SHIFTS, generator=draw) % SHIFTS
-    found = shift_images(images.flatten(1), move).view_as(images)
+    found = shift_images(images.flatten(1), move, (colours, side, side)).view_as(images)
     for n, image in enumerate(images):
         down, right = (step - 1 for step in divmod(move[n].item(), 3))
         for row in range(side):
@@ -32,7 +32,7 @@ def test_warped_pixels_come_from_where_the_smoothed_noise_says(colours, side):
     draw = torch.Generator().manual_seed(side)
     images = torch.randint(0, 256, (3, colours, side, side), generator=draw, dtype=torch.uint8)
     noise = 6 * (2 * torch.rand(3, 2, side, side, generator=draw) - 1)  # strong: over the edges, too
-    found = warp_images(images.flatten(1), noise).view_as(images)
+    found = warp_images(images.flatten(1), noise, (colours, side, side)).view_as(images)
     sigma, alpha = SIGMA * side / 28, ALPHA * (side / 28) ** 2
     moves = []
     for n in range(3):
@@ -57,13 +57,14 @@ def test_warped_pixels_come_from_where_the_smoothed_noise_says(colours, side):
 
 def test_without_noise_nothing_is_warped():
     images = torch.arange(2 * 784).remainder(256).to(torch.uint8).view(2, 784)
-    assert torch.equal(warp_images(images, torch.zeros(2, 2, 28, 28)), images)
+    assert torch.equal(warp_images(images, torch.zeros(2, 2, 28, 28), (1, 28, 28)), images)
 
 
 def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
     """A ramp tells where each pixel came from, by the arithmetic of noise smoothed as in the paper."""
     ramp = (8 * torch.arange(28)).to(torch.uint8).expand(500, 28, 28).flatten(1)
-    seen = distort_images(ramp, "elastic", torch.Generator().manual_seed(0)).view(500, 28, 28).float()
+    draw = torch.Generator().manual_seed(0)
+    seen = distort_images(ramp, "elastic", draw, (1, 28, 28)).view(500, 28, 28).float()
     move = (seen / 8 - torch.arange(28))[:, 9:19, 9:19]  # far from the edges, where noise is missing
     expected = 34 / math.sqrt(3) / (2 * 4 * math.sqrt(math.pi))  # 1.38 pixels, in the root mean square
     assert move.square().mean().sqrt().item() == pytest.approx(expected, rel=0.05)
@@ -74,7 +75,8 @@ def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
 def test_distorted_images_are_of_the_generator_alone_and_each_its_own(augment):
     image = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = image.expand(WARP_ROWS + 50, 64)
-    one, again, other = (distort_images(images, augment, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    draws = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    one, again, other = (distort_images(images, augment, draw, (1, 8, 8)) for draw in draws)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     assert (one.shape, one.dtype) == (images.shape, torch.uint8)

@@ -277,7 +277,7 @@ def test_shifting_shows_every_image_in_another_place_each_epoch(data):
         seen.append(cohort.inputs.clone())
     assert torch.equal(data.train_x, whole)  # is shared with others
     ways = torch.stack(
-        [shift_images(whole, torch.full((len(whole),), number)) for number in range(SHIFTS)]
+        [shift_images(whole, torch.full((len(whole),), number), data.image) for number in range(SHIFTS)]
     )  # (9, N, I)
     for images in seen:
         hits = (ways == images).all(-1)
