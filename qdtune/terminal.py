@@ -27,7 +27,7 @@ def console() -> Console:
     terminal = sys.stdout is not None and sys.stdout.isatty()
     # No markup, because a path may contain square brackets.
     width = None if terminal else PLAIN_WIDTH
-    return _Console(width=width, highlight=False, markup=False, soft_wrap=not terminal)
+    return _Console(width=width, highlight=False, markup=False, soft_wrap=not terminal, force_jupyter=False)
 
 
 class _Console(Console):
@@ -96,7 +96,8 @@ def table_width(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
 
 def draw_text(table: Table) -> str:
     """A `text_table` as plain text that is as wide as it needs to be."""
-    plain = Console(width=MAX_WIDTH, color_system=None, force_terminal=False)
+    # In a notebook rich would also show what is captured, as an output of the cell.
+    plain = Console(width=MAX_WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
     with plain.capture() as captured:
         plain.print(table)
     return captured.get().rstrip("\n")
@@ -110,7 +111,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, text in facts:
         table.add_row(name, Text(text))  # Text, so that square brackets are no markup
-    plain = Console(width=None if terminal else FACTS_WIDTH, highlight=False)
+    plain = Console(width=None if terminal else FACTS_WIDTH, highlight=False, force_jupyter=False)
     with plain.capture() as captured:  # printed below, because rich would end the process if the pipe is closed
         plain.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
