@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     Splits: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train_x, train_y, test_x, test_y
 
 
+DTYPES = ("uint8", "int16", "uint16", "float32")  # of the rows of a data set
+
+
 class DataError(ValueError):
     """A data set that cannot be had, or whose files are damaged; the message says what to do."""
 
 
 class DatasetInfo(NamedTuple):
-    """Training samples (validation split included), input features, classes; and what a sample is a picture of.
+    """Training samples (validation split included), input features, classes (or targets per sample), and the rows.
 
     `image` has the channels, height and width of a sample, channel by channel: 1, 1 and I of a sample that is no
     image. If it is None, as in sweep files of older versions, a square number of features is taken for an image.
+    `dtype` is one of `DTYPES`.
     """
 
     train: int
     inputs: int
     classes: int
     image: tuple[int, int, int] | None = None
+    dtype: str = "uint8"
 
     @property
     def square(self) -> tuple[int, int, int] | None:

@@ -16,6 +16,7 @@ from qdtune.spec.axis import LATER_STAGES, Axis
 from qdtune.spec.groups import Phase
 from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
+from qdtune.spec.tasks import ACCURACY, CLASSIFICATION, task_of
 from qdtune.spec.values import cell_text
 
 # As RESULTS_VERSION, for quantised inputs only. In version 2 inputs that are never negative use all their codes.
@@ -23,6 +24,7 @@ INPUTS_VERSION = 2
 RESULTS_VERSION = 1  # raise it when the same configuration gives other numbers: old results then no longer count
 # The float warm-up does not depend on these: quantisation and QAT.
 _NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage in LATER_STAGES} | {"inputs", "qat"})
+_LATER_FIELDS = {"task": CLASSIFICATION.name, "metric": ACCURACY.name, "normalize": "none"}
 # The axes that belong to a training phase are fields of that phase.
 _AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 
@@ -58,6 +60,8 @@ class Configuration(_AxisFields):
         warmup, qat: float training, then quantised training, with the values that axes give them.
         seeds: one replica each, trained together.
         own_model, own_data: the user's model and data, if these come from factories.
+        task, metric: what it is trained for, and by what it is judged.
+        normalize: of rows that are not uint8, see `choices.NORMALIZATIONS`.
     """
 
     batch_norm: bool | str
@@ -69,6 +73,9 @@ class Configuration(_AxisFields):
     seeds: tuple[int, ...]
     own_model: OwnModel | None = None
     own_data: OwnData | None = None
+    task: str = CLASSIFICATION.name
+    metric: str = ACCURACY.name
+    normalize: str = "none"
 
     @cached_property
     def trial_id(self) -> str:
@@ -125,8 +132,15 @@ class Configuration(_AxisFields):
         if self.own_model:
             assert self.own_model.structure is not None, "its factory has not been asked for these hidden widths"
             return self.own_model.structure
-        info = self.own_data.info if self.own_data else dataset_of(self.dataset).info
-        return mlp_structure(info.inputs, self.hidden, info.classes, self.batch_norm)
+        info = self.info
+        outputs = task_of(self.task).outputs(info)
+        normalised = {"none": 0, "dataset": 1, "feature": info.inputs}[self.normalize]
+        return mlp_structure(info.inputs, self.hidden, outputs, self.batch_norm, normalised)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The sizes of its data."""
+        return self.own_data.info if self.own_data else dataset_of(self.dataset).info
 
     @property
     def label(self) -> str:
@@ -155,6 +169,9 @@ class Configuration(_AxisFields):
                 data["own_model"]["loaded"] = self.own_model.structure.loaded
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
+        for name, default in _LATER_FIELDS.items():  # results that are older than these fields keep their id
+            if data[name] == default:
+                del data[name]
         if self.act_bits is not None:
             data["inputs"] = INPUTS_VERSION
         phases = {"warmup": self.warmup.recipe, "qat": self.qat.recipe}

@@ -11,6 +11,7 @@ from qdtune.messages import KeyPath
 from qdtune.spec.axes import AXES
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import PLANNED
+from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
 from qdtune.spec.values import cell_text
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         if axis.range_end is not None and end is not None and end > axis.range_end:
             what = f"a range ends at {axis.range_end} ({end} is float; give it as a value)"
             yield ("parameters", axis.name, "max"), what
+    yield from _list_task_disagreements(spec)
     if spec.data.info is not None:
         yield from _list_data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:
@@ -48,6 +50,22 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         for name, value in rule.items():
             if not axes[name].holds(value):
                 yield ("exclude", i, name), f"{cell_text(value)} never occurs in parameters.{name}"
+
+
+def _list_task_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    data, task = spec.data, spec.task
+    names = [metric.name for metric in task.metrics]
+    if data.metric not in (None, *names):
+        yield ("data", "metric"), f"{data.metric} does not judge the task {task.name} ({', '.join(names)})"
+    if not data.factory and task not in (CLASSIFICATION, AUTOENCODER):
+        what = f"{task.name} needs targets that {data.names[0]} does not have"
+        yield ("data", "task"), f"{what} (name a factory that gives them, or {CLASSIFICATION.name})"
+    if data.normalize != "none":
+        if not data.factory or (data.info and data.info.dtype == "uint8"):
+            yield ("data", "normalize"), "is for rows that are not uint8; pixels are always pixel / 127.5 - 1 (or none)"
+        elif spec.model.factory:
+            what = "is for mlp only: a factory's model is shipped without it, so let the data factory normalise"
+            yield ("data", "normalize"), f"{what} (or none)"
 
 
 def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, model_validator
 
-from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.datasets.known import DATASET_NAMES, dataset_of
 from qdtune.spec.axes import AUGMENT, HIDDEN
 from qdtune.spec.checks import choice, flag, matching, number, share, whole
-from qdtune.spec.choices import COMPILES, NORMS, ORDERS
+from qdtune.spec.choices import COMPILES, NORMALIZATIONS, NORMS, ORDERS
 from qdtune.spec.loggers import LOGGER_NAMES
 from qdtune.spec.objectives import BOUNDED
 from qdtune.spec.sizes import Structure
+from qdtune.spec.tasks import METRIC_NAMES, TASK_NAMES
 from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list
 
 
@@ -95,21 +96,29 @@ class Plugged(Frozen):
 class DataGroup(Plugged):
     """The data: data sets in order of preference, or a factory.
 
-    For a factory, `content` is the hash of its arrays, `shape` holds the training samples, inputs and classes, and
-    `image` the channels, height and width of a sample.
+    For a factory, `content` is the hash of its arrays, `shape` holds the training samples, inputs and classes (or
+    targets per sample), `image` the channels, height and width of a sample, and `dtype` the type of its rows.
 
     Attributes:
         dataset: a data set, or a list; the first available one is used
         val_size: training samples held out for validation
+        task: what the network is trained for
+        metric: by what configurations are judged; null: the first metric of the task
+        normalize: rows that are not uint8: taken as they are, or to mean 0 and standard deviation 1, over all
+            numbers of the training samples (`dataset`) or each feature by itself (`feature`)
     """
 
     dataset: Annotated[Several[Annotated[str, choice(DATASET_NAMES)]], BeforeValidator(as_list)] | None = None
     val_size: Annotated[int, whole(1, 10_000_000)] = 5000
+    task: Annotated[str, choice(TASK_NAMES)] = "classification"
+    metric: Annotated[str, choice(METRIC_NAMES)] | None = None
+    normalize: Annotated[str, choice(NORMALIZATIONS)] = "none"
     content: Digest | None = None
     shape: tuple[Count, Count, Count] | None = None
     image: tuple[Count, Count, Count] | None = None
+    dtype: Annotated[str, choice(DTYPES)] | None = None
 
-    _found: ClassVar = ("content", "shape", "image")
+    _found: ClassVar = ("content", "shape", "image", "dtype")
     _name: ClassVar = "dataset"
 
     @property
@@ -122,7 +131,7 @@ class DataGroup(Plugged):
         """The sizes of the first data set; None until its factory has been called."""
         if self.dataset:
             return dataset_of(self.dataset[0]).info
-        return self.shape and DatasetInfo(*self.shape, self.image)
+        return self.shape and DatasetInfo(*self.shape, self.image, self.dtype or "uint8")
 
 
 class ModelGroup(Plugged):

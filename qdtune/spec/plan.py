@@ -211,6 +211,9 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
         seeds=spec.seeds if seeds is None else seeds,
         own_model=_own_model(spec.model, axes["hidden"]),
         own_data=_own_data(spec.data),
+        task=spec.task.name,
+        metric=spec.metric.name,
+        normalize=spec.data.normalize,
     )
 
 

@@ -157,6 +157,7 @@ class Structure(NamedTuple):
         other: all other trainable numbers.
         other_bytes: the bytes of these numbers and of the buffers of the model.
         head: the place, among the layers that are split, of the one that runs last; None: the last of them.
+        normalised: how many scales, and as many shifts, normalise the inputs; they are shipped and not trained.
         loaded: a hash of the first weights that no seed changes, such as those of a checkpoint; empty if there are
             none.
     """
@@ -168,6 +169,7 @@ class Structure(NamedTuple):
     factor_norms: bool = False
     head: int | None = None
     loaded: str = ""
+    normalised: int = 0
 
     def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
         """The widths of each layer's factors; with `hidden` the last layer that could be split stays whole."""
@@ -195,6 +197,7 @@ class Structure(NamedTuple):
     ) -> Sizes:
         """The bytes after `decompose` and `quantize`."""
         total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
+        total += other_sizes(0, 2 * FLOAT_BYTES * self.normalised)
         for layer, dims in zip(self.layers, self.dims(depth, decompose), strict=True):
             total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
             for k, (rows, columns) in enumerate(pairwise(dims)):
@@ -204,15 +207,19 @@ class Structure(NamedTuple):
         return total
 
 
-def mlp_structure(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool | str = False) -> Structure:
+def mlp_structure(
+    inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool | str = False, normalised: int = 0
+) -> Structure:
     """The parts of `networks.build_mlp`. A layer before a normalisation has no bias, because the shift replaces it.
 
     Args:
         batch_norm: true, false, or one of `choices.NORMS`.
+        normalised: as in `Structure`.
     """
     pairs = list(pairwise((inputs, *hidden, classes)))
     layers = tuple(LayerShape(i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
-    return Structure(layers, norms=sum(hidden) if batch_norm else 0, factor_norms=batch_norm == "factors")
+    norms = sum(hidden) if batch_norm else 0
+    return Structure(layers, norms=norms, factor_norms=batch_norm == "factors", normalised=normalised)
 
 
 def mlp_sizes(

@@ -36,6 +36,7 @@ from qdtune.spec.groups import (
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.pruners import EarlyTerminate
 from qdtune.spec.source_file import read_sweep_file
+from qdtune.spec.tasks import Metric, Task, metric_of, task_of
 from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values
 from qdtune.spec.yaml_reader import Document, parse_yaml
 
@@ -93,6 +94,16 @@ class Spec(Frozen):
                 values = kind[axis.rule](values=(self.at(axis.home),))  # type: ignore[operator]
             found[axis.name] = values
         return found
+
+    @property
+    def task(self) -> Task:
+        """What the network is trained for."""
+        return task_of(self.data.task)
+
+    @property
+    def metric(self) -> Metric:
+        """By what configurations are judged."""
+        return metric_of(self.data.metric) if self.data.metric else self.task.metrics[0]
 
     def at(self, path: KeyPath) -> Any:
         """The value of the key at a path of names, such as `("train", "qat", "lr")`."""

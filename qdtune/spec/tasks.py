@@ -1,0 +1,131 @@
+"""What a network is trained for, and the number by which it is judged.
+
+A `Task` says what the targets of the data are; its loss is in `training/losses.py`. A `Metric` is measured on the
+validation split and on the test set. One metric is the axis of the front against bytes, and may go up or down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qdtune.datasets.dataset import DatasetInfo
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good the outputs of a network are. Its columns are `val`, `test` and `float_val`.
+
+    Attributes:
+        name: in sweep files, and after `val_` in columns.
+        direction: which way is better, in Optuna's words.
+        is_fraction: whether it lies in 0..1, and is shown in per cent and compared in percentage points.
+        text: a few words for the docs, without a full stop.
+    """
+
+    name: str
+    direction: Literal["maximize", "minimize"]
+    is_fraction: bool
+    text: str
+
+    @property
+    def val(self) -> str:
+        """The column of the validation split."""
+        return f"val_{self.name}"
+
+    @property
+    def test(self) -> str:
+        """The column of the test set."""
+        return f"test_{self.name}"
+
+    @property
+    def float_val(self) -> str:
+        """The column of the validation split at the end of the float warm-up."""
+        return f"float_val_{self.name}"
+
+    @property
+    def sign(self) -> int:
+        """What to multiply a value by so that more is better."""
+        return 1 if self.direction == "maximize" else -1
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest value that there can be."""
+        if self.is_fraction:
+            return (0.0, 1.0)
+        return (float("-inf"), 1.0) if self.direction == "maximize" else (0.0, float("inf"))
+
+
+ACCURACY = Metric("accuracy", "maximize", True, "share of samples whose label is right")
+F1 = Metric("f1", "maximize", True, "F1 score: of the label 1; of several labels, over all labels together (micro)")
+AUC = Metric("auc", "maximize", True, "area under the ROC curve")
+R2 = Metric("r2", "maximize", False, "R², the share of the variance that is explained; mean of the outputs")
+MAE = Metric("mae", "minimize", False, "mean absolute error, in the unit of the targets")
+MSE = Metric("mse", "minimize", False, "mean squared error")
+METRICS = (ACCURACY, F1, AUC, R2, MAE, MSE)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained for.
+
+    Attributes:
+        name: in sweep files.
+        text: what the targets are, and what is trained, for the docs.
+        metrics: by which it may be judged; the first is the default.
+        tested: metrics that are measured on the test set only, besides the one that judges.
+    """
+
+    name: str
+    text: str
+    metrics: tuple[Metric, ...]
+    tested: tuple[Metric, ...] = ()
+
+    def outputs(self, info: DatasetInfo) -> int:
+        """The outputs of its network, O."""
+        if self is AUTOENCODER:
+            return info.inputs
+        return 1 if self is BINARY else info.classes
+
+
+CLASSIFICATION = Task(
+    "classification",
+    "one label from 0 to the number of classes - 1 per sample; softmax and cross-entropy",
+    (ACCURACY,),
+)
+BINARY = Task(
+    "binary",
+    "a label 0 or 1 per sample; one output, whose sigmoid is the probability of 1; binary cross-entropy",
+    (ACCURACY, F1, AUC),
+)
+MULTILABEL = Task(
+    "multilabel",
+    "a row of labels 0 or 1 per sample; one output for each; binary cross-entropy, a label is 1 if its output is > 0",
+    (F1,),
+)
+REGRESSION = Task(
+    "regression",
+    "a float, or a row of floats, per sample; one output for each; squared error",
+    (R2, MAE, MSE),
+    tested=(R2, MAE),
+)
+AUTOENCODER = Task(
+    "autoencoder",
+    "the normalised inputs themselves; squared error. Test labels 0 (normal) and 1 (anomaly) give the test AUC of "
+    "the squared error of a sample",
+    (MSE,),
+    tested=(AUC,),
+)
+TASKS = (CLASSIFICATION, BINARY, MULTILABEL, REGRESSION, AUTOENCODER)
+TASK_NAMES = tuple(task.name for task in TASKS)
+METRIC_NAMES = tuple(metric.name for metric in METRICS)
+
+
+def task_of(name: str) -> Task:
+    """The task of this name."""
+    return TASKS[TASK_NAMES.index(name)]
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of this name."""
+    return METRICS[METRIC_NAMES.index(name)]
