@@ -27,7 +27,7 @@ from qdtune.spec.axes import AXES
 from qdtune.spec.loggers import LOGGERS, Logger
 from qdtune.spec.objectives import OBJECTIVES
 from qdtune.spec.pruners import pruner_table
-from qdtune.store.columns import HISTORY_COLUMNS, PARETO_COLUMNS, TRIAL_COLUMNS, Column
+from qdtune.store.columns import Column, history_columns, pareto_columns, trial_columns
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -185,9 +185,9 @@ TABLES = (
     Table("keys", key_table),
     Table("commands", command_table),
     Table("options", option_tables),
-    Table("trials", lambda: column_table(TRIAL_COLUMNS)),
-    Table("history", lambda: column_table(HISTORY_COLUMNS)),
-    Table("pareto", lambda: column_table(PARETO_COLUMNS)),
+    Table("trials", lambda: column_table(trial_columns())),
+    Table("history", lambda: column_table(history_columns())),
+    Table("pareto", lambda: column_table(pareto_columns())),
 )
 
 

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from docs import tables
-from qdtune.store.columns import PARETO
 from qdtune.store.front import print_front
 from qdtune.store.pareto_table import table_front
 from qdtune.store.parquet import complete_table
 from tests.pages import DOCS, PAGES, ROOT
+from tests.schemas import PARETO
 
 REFERENCE = ROOT / "tests" / "benchmarks" / "reference.py"
 

@@ -16,7 +16,7 @@ from typing import Any
 from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, decisive_axes
 from qdtune.spec.sizes import mlp_structure
-from qdtune.store.columns import FINAL, STATES, TRIALS
+from qdtune.store.columns import FINAL, STATES, trials_schema_of
 from qdtune.store.parquet import complete_table
 from qdtune.store.tables import Table, rows_among, rows_equal
 
@@ -74,7 +74,7 @@ def find_sides(trials: Table) -> list[Side]:
     Args:
         trials: one row per seed, as `columns.TRIALS`; absent columns count as null.
     """
-    table = complete_table(trials, TRIALS).select(_COLUMNS)
+    table = complete_table(trials, trials_schema_of(trials)).select(_COLUMNS)
     table = table.sort_by([(name, "ascending") for name in (*KEYS, "seed", "trial_id")])
     found: dict[tuple[Any, ...], Side] = {}
     for _, group in groupby(table.to_pylist(), key=lambda row: tuple(row[name] for name in KEYS)):

@@ -142,7 +142,7 @@ def read_recording(run: str) -> tuple[Spec, list[Result]]:
         what = f"{run} holds {format_count(stopped, 'trial')} without a whole curve, stopped early"
         raise user_error(f"{what}: finish it with --set 'early_terminate={{type: none}}'")
     found = [r for r in found if r.state in ("ok", "diverged") and r.trial.seeds == spec.seeds]
-    if not any(result.accuracy is not None for result in found):
+    if not any(result.score is not None for result in found):
         raise user_error(f"{run} holds no finished trial: run its sweep first")
     if spec.method in PLANNED and (left := len(plan(spec).trials) - len(found)) > 0:
         raise user_error(

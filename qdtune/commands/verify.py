@@ -14,7 +14,6 @@ from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line
 from qdtune.model.signed_file import find_fault
-from qdtune.store.columns import PARETO
 from qdtune.store.disk_folder import IS_LINK
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.opened import OpenedRun, open_run
@@ -121,7 +120,8 @@ def _find_old_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
         return
     ids = [result.trial.trial_id for result in ours]
     try:
-        right = parse_table(data, name, PARETO).equals(aggregate(store.trials(ids), bootstrap=True))
+        made = aggregate(store.trials(ids), bootstrap=True)
+        right = parse_table(data, name, made.schema).equals(made)
         why = "it is older than the rows"
     except DamagedError as error:
         right, why = False, str(error)

@@ -1,4 +1,4 @@
-"""The study of accuracy alone: it holds the curve of every trial, and the pruner judges by it."""
+"""The study of the metric alone: it holds the curve of every trial, and the pruner judges by it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from qdtune.spec.sweep_file import Spec
 def make_curves(spec: Spec, storage: BaseStorage) -> optuna.Study:
     """A new study of the curves of a sweep; its sampler is never asked."""
     return optuna.create_study(
-        study_name=f"{spec.name}-curves", storage=storage, sampler=RandomSampler(seed=0), direction="maximize"
+        study_name=f"{spec.name}-curves",
+        storage=storage,
+        sampler=RandomSampler(seed=0),
+        direction=spec.metric.direction,
     )
 
 

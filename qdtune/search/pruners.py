@@ -1,8 +1,8 @@
 """Which trials are not worth finishing: a pruner that keeps a Pareto front, and Optuna's own, made aware of size.
 
-All are `optuna.pruners.BasePruner`s for a study that maximises accuracy. They expect accuracies reported at QAT
+All are `optuna.pruners.BasePruner`s for a study of one metric, up or down. They expect its values reported at QAT
 epochs from 1, and user attributes on every trial: `SIZE`, its bytes, known before training; and, for the Wilcoxon
-test, under `SEEDS` and the epoch, the accuracies of its seeds.
+test, under `SEEDS` and the epoch, the values of its seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optuna.pruners import (
     WilcoxonPruner,
 )
 from optuna.storages import BaseStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from qdtune.messages import describe_unknown
@@ -46,7 +46,7 @@ from qdtune.spec.pruners import (
 )
 
 SIZE = "size_bytes"
-SEEDS = "val_accuracy_of_seeds_epoch_"
+SEEDS = "values_of_seeds_epoch_"
 
 
 def make_pruner(rule: EarlyTerminate, epochs: int) -> BasePruner | None:
@@ -116,7 +116,7 @@ def _build_patient(wanted: Patient, epochs: int) -> BasePruner:
 
 @build_pruner.register
 def _build_threshold(wanted: Threshold, epochs: int) -> BasePruner:
-    return ThresholdPruner(wanted.lower, n_warmup_steps=wanted.n_warmup_steps, interval_steps=wanted.interval_steps)
+    return WorstAllowed(wanted.lower, wanted.n_warmup_steps, wanted.interval_steps)
 
 
 @build_pruner.register
@@ -132,8 +132,8 @@ class ParetoPruner(BasePruner):
     themselves, count at the epochs they reached; one that has failed or diverged does not.
 
     Args:
-        margin: accuracy, 0 to 1, by which the other one must be ahead.
-        signal: what is compared: `raw` accuracy, `best_so_far`, or `ema` (each epoch weighs as much as all before).
+        margin: 0 or more, in the unit of the metric, by which the other one must be ahead.
+        signal: what is compared: the `raw` metric, `best_so_far`, or `ema` (each epoch weighs as much as all before).
         min_epochs: the first epoch (from 1) that counts.
         patience: epochs in a row that must agree, 1 or more.
 
@@ -148,8 +148,8 @@ class ParetoPruner(BasePruner):
         min_epochs: int = Pareto.min_epochs,
         patience: int = Pareto.patience,
     ) -> None:
-        if not 0 <= margin <= 1:
-            raise ValueError(f"margin must be an accuracy from 0 to 1, got {margin}")
+        if not margin >= 0:
+            raise ValueError(f"margin must be 0 or more, got {margin}")
         if signal not in SIGNALS:
             raise ValueError(describe_unknown("signal ", signal, SIGNALS))
         if min_epochs < 1 or patience < 1:
@@ -165,7 +165,7 @@ class ParetoPruner(BasePruner):
         if last is None or last - self.patience + 1 < self.min_epochs:
             return None
         alive = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
-        size = trial.user_attrs[SIZE]
+        size, sign = trial.user_attrs[SIZE], _sign(study)
         rivals = [
             other
             for other in alive
@@ -175,15 +175,21 @@ class ParetoPruner(BasePruner):
         ]
         best = None
         for epoch in range(last - self.patience + 1, last + 1):
-            leads = [(self._at(other, epoch), -other.user_attrs[SIZE], -other.number, other) for other in rivals]
+            leads = [
+                (self._at(other, epoch, sign), -other.user_attrs[SIZE], -other.number, other) for other in rivals
+            ]
             *lead, best = max(leads, key=lambda entry: entry[:3], default=(-math.inf, None))
-            if not lead[0] > self._at(trial, epoch) + self.margin:
+            if not lead[0] > self._at(trial, epoch, sign) + self.margin:
                 return None
         return best
 
-    def _at(self, trial: FrozenTrial, epoch: int) -> float:
-        """The signal at an epoch; minus infinity where it has not been reported, or is not a number."""
-        values = trial.intermediate_values
+    def _at(self, trial: FrozenTrial, epoch: int, sign: int) -> float:
+        """The signal at an epoch, as a score; minus infinity where it has not been reported, or is not a number.
+
+        Args:
+            sign: 1 if the metric goes up, -1 if it goes down.
+        """
+        values = {e: sign * value for e, value in trial.intermediate_values.items()}
         if math.isnan(now := values.get(epoch, math.nan)):
             return -math.inf
         if self.signal == "raw":
@@ -195,6 +201,27 @@ class ParetoPruner(BasePruner):
         for value in known[1:]:
             mean = (mean + value) / 2
         return mean
+
+
+class WorstAllowed(BasePruner):
+    """Optuna's ThresholdPruner with the one limit that counts: the lower one if the metric goes up, else the upper.
+
+    Args:
+        limit: in the unit of the metric; a worse trial is stopped.
+        n_warmup_steps, interval_steps: as in Optuna.
+    """
+
+    def __init__(self, limit: float, n_warmup_steps: int, interval_steps: int) -> None:
+        steps = {"n_warmup_steps": n_warmup_steps, "interval_steps": interval_steps}
+        self.by_sign = {1: ThresholdPruner(lower=limit, **steps), -1: ThresholdPruner(upper=limit, **steps)}
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        return self.by_sign[_sign(study)].prune(study, trial)
+
+
+def _sign(study: Study) -> int:
+    """What to multiply a value of a study by so that more is better."""
+    return -1 if study.direction == StudyDirection.MINIMIZE else 1
 
 
 class SizeScope(BasePruner):
@@ -236,11 +263,11 @@ class SeedWilcoxon(BasePruner):
 
 def _by_seed(trial: FrozenTrial, epoch: int, seeds: int | None = None) -> FrozenTrial | None:
     """The trial with a value per seed, at one epoch, for its curve; None where it has none, or not as many."""
-    accuracies = trial.user_attrs.get(f"{SEEDS}{epoch}")
-    if accuracies is None or seeds not in (None, len(accuracies)):
+    values = trial.user_attrs.get(f"{SEEDS}{epoch}")
+    if values is None or seeds not in (None, len(values)):
         return None
     trial = copy.copy(trial)
-    trial.intermediate_values = {k: math.nan if a is None else a for k, a in enumerate(accuracies)}
+    trial.intermediate_values = {k: math.nan if value is None else value for k, value in enumerate(values)}
     return trial
 
 

@@ -109,7 +109,7 @@ class Queue:
             self.twice += len(before.curve)
         self.results[trial_id] = result
         self.dry = self.dry and self.spec.duplicates == "resample"  # else it may come back with new seeds
-        self.study.finish(trial_id, result.state, result.accuracy, result.curve)
+        self.study.finish(trial_id, result.state, result.score, result.curve)
 
     def _wrongly_stopped(self) -> list[Configuration]:
         """The stopped trials to train again, because no finished trial of equal or smaller size beats them."""

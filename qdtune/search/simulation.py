@@ -16,6 +16,7 @@ from qdtune.pareto import front, hypervolume
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import untrained_value
 from qdtune.spec.plan import put_warmups_first, sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
@@ -82,7 +83,7 @@ def simulate(
             queue.ended(result)
         elif by := queue.study.report(trial_id, epoch, result.curve[epoch]):
             seen = {e: result.curve[e] for e in range(1, epoch + 1)}
-            queue.ended(replace(result, state="pruned", accuracy=None, curve=seen, pruned_by=by))
+            queue.ended(replace(result, state="pruned", score=None, curve=seen, pruned_by=by))
         else:
             begin(trial_id, epoch + 1)
     return epochs, {trial_id for trial_id, result in queue.results.items() if result.state != "pruned"}
@@ -102,14 +103,14 @@ def score(
     """
     spec = spec.model_copy(update={"method": "grid", "replicate": None})
     recorded = {result.trial.trial_id: result for result in results}
-    costs = {
-        i: (-r.accuracy, math.log2(r.trial.sizes.size_bytes)) for i, r in recorded.items() if r.accuracy is not None
-    }
+    costs = {i: (-r.score, math.log2(r.trial.sizes.size_bytes)) for i, r in recorded.items() if r.score is not None}
     ids = list(costs)
     members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
-    # The reference point: accuracy at chance, and twice the largest size.
+    # The reference point: a network that has learned nothing, or the worst one; and twice the largest size.
     assert spec.data.info is not None
-    corner = (-1 / spec.data.info.classes, 1 + max(size for _, size in costs.values()))
+    untrained = untrained_value(spec.metric, spec.data.info)
+    worst = max(cost for cost, _ in costs.values()) if untrained is None else -spec.metric.sign * untrained
+    corner = (worst, 1 + max(size for _, size in costs.values()))
     whole = hypervolume(list(costs.values()), corner)
     epochs = sum(len(result.curve) for result in results)
     found = Score()

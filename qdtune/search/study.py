@@ -1,8 +1,8 @@
 """The Optuna studies of a sweep: they choose what to try next and what to stop.
 
 Optuna cannot prune a study with two objectives. So there are two studies in one journal: the first one samples, with
-accuracy (up) against bytes (down); the second one has accuracy alone, holds the curves and prunes (`curves.py`). Only
-the driver asks and tells them. Each launch builds them again from the Parquet rows, which are the lasting record.
+the metric against bytes; the second one has the metric alone, holds the curves and prunes (`curves.py`). Only the
+driver asks and tells them. Each launch builds them again from the Parquet rows, which are the lasting record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qdtune.search.journal import make_journal
 from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, make_pruner
 from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.objectives import FRONT, VAL_ACCURACY, front_values
+from qdtune.spec.objectives import front_of, front_values
 from qdtune.spec.plan import draw_candidates, list_violations, make_trial
 from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
@@ -81,12 +81,12 @@ class Study:
                 study_name=spec.name,
                 storage=storage,
                 sampler=make_sampler(spec.method, spec.run_cap or 1, seed),
-                directions=[one.direction for one in FRONT],
+                directions=[one.direction for one in front_of(spec.metric)],
             )
             self.curves = make_curves(spec, storage)
             with experimental():
-                self.search.set_metric_names([one.name for one in FRONT])
-                self.curves.set_metric_names([VAL_ACCURACY.name])
+                self.search.set_metric_names([one.name for one in front_of(spec.metric)])
+                self.curves.set_metric_names([spec.metric.val])
 
     def propose(self) -> Configuration | None:
         """The configuration to try next; None if the space holds no other.
@@ -134,8 +134,8 @@ class Study:
                 asked.set_user_attr(name, value)
         self.live[trial.trial_id] = _Live(trial, asked, self._add(self.curves, trial), judged)
 
-    def report(self, trial_id: str, epoch: int, accuracies: list[float | None]) -> str | None:
-        """Notes the validation accuracies (one per seed) after a QAT epoch (from 1); returns what stops the trial.
+    def report(self, trial_id: str, epoch: int, values: list[float | None]) -> str | None:
+        """Notes the metric (a value per seed) after a QAT epoch (from 1); returns what stops the trial.
 
         That is the id of the trial that beat it, or the rule's name if no single trial did, or None.
         """
@@ -144,8 +144,8 @@ class Study:
             return None
         live.epoch = epoch
         if self._by_seed:
-            live.curve.set_user_attr(f"{SEEDS}{epoch}", accuracies)
-        live.curve.report(mean(accuracies), epoch)
+            live.curve.set_user_attr(f"{SEEDS}{epoch}", values)
+        live.curve.report(mean(values), epoch)
         if live.judged and self.pruner is not None:
             live.pruned_by = self._judge(self.pruner, live)
         return live.pruned_by
@@ -161,28 +161,28 @@ class Study:
         """The return value of the latest `report` of a running trial."""
         return self.live[trial_id].pruned_by if trial_id in self.live else None
 
-    def finish(self, trial_id: str, state: str, accuracy: float | None = None, curve: Epochs | None = None) -> None:
+    def finish(self, trial_id: str, state: str, score: float | None = None, curve: Epochs | None = None) -> None:
         """Notes the end of a trial.
 
         Args:
             state: as in the tables.
-            accuracy: mean validation accuracy of the seeds, if the state is `ok`.
+            score: as `Result.score`, if the state is `ok`.
             curve: all epochs; those not reported yet, such as the last one, are added.
         """
         live = self.live.pop(trial_id, None)
         if live is None:
             return
         self._noted(live.trial, state)
-        for epoch, accuracies in (curve or {}).items():
+        for epoch, values in (curve or {}).items():
             if epoch > live.epoch:
-                live.curve.report(mean(accuracies), epoch)
+                live.curve.report(mean(values), epoch)
         for study, trial in ((self.search, live.asked), (self.curves, live.curve)):
             trial.set_user_attr("state", state)
             if live.pruned_by:
                 trial.set_user_attr("pruned_by", live.pruned_by)
             if state == "ok":
-                values: Any = front_values(live.trial, accuracy) if study is self.search else [accuracy]
-                study.tell(trial, values)
+                judged = self._value_of(score)
+                study.tell(trial, front_values(live.trial, judged) if study is self.search else [judged])
             else:
                 study.tell(trial, state=_optuna_state(state))
 
@@ -205,15 +205,16 @@ class Study:
                 "distributions": self.space,
                 "user_attrs": _attributes(trial, result, self._by_seed),
             }
-            values = None if result.accuracy is None else front_values(trial, result.accuracy)
+            judged = self._value_of(result.score)
+            values = None if judged is None else front_values(trial, judged)
             frozen = create_trial(values=values, constraints=list_violations(self.spec, trial), **known)
             if isinstance(self.search.sampler, BaseGASampler) and state == TrialState.COMPLETE:
                 generation = complete // (self.search.sampler.population_size or 1)
                 frozen.system_attrs[self.search.sampler._get_generation_key()] = generation
                 complete += 1
             searched.append(frozen)
-            means = {epoch: mean(accuracies) for epoch, accuracies in result.curve.items()}
-            last = next(reversed(means.values()), math.nan) if state == TrialState.PRUNED else result.accuracy
+            means = {epoch: mean(by_seed) for epoch, by_seed in result.curve.items()}
+            last = next(reversed(means.values()), math.nan) if state == TrialState.PRUNED else judged
             value = None if last is None or math.isnan(last) else last
             curves.append(create_trial(value=value, intermediate_values=means, **known))
         if self.spec.early_terminate.pruner.has_rungs:
@@ -221,6 +222,10 @@ class Study:
         self.search.add_trials(searched)
         self.curves.add_trials(curves)
         self.opening = [trial for trial in self.opening if trial.key not in self.seeds]
+
+    def _value_of(self, score: float | None) -> float | None:
+        """The metric at a score: the studies hold metrics, so that Optuna's dashboard shows them."""
+        return None if score is None else self.spec.metric.sign * score
 
     @property
     def _by_seed(self) -> bool:
@@ -277,7 +282,7 @@ def _attributes(trial: Configuration, result: Result | None = None, by_seed: boo
     if result is None:
         return known
     known |= {"state": result.state} | ({"pruned_by": result.pruned_by} if result.pruned_by else {})
-    return known | ({f"{SEEDS}{e}": list(a) for e, a in result.curve.items()} if by_seed else {})
+    return known | ({f"{SEEDS}{e}": list(values) for e, values in result.curve.items()} if by_seed else {})
 
 
 def _optuna_state(state: str) -> TrialState:

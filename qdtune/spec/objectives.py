@@ -1,8 +1,8 @@
-"""What a configuration is judged by: accuracy, bytes, parameters.
+"""What a configuration is judged by: its metric (such as accuracy), bytes, parameters.
 
 Everything that names an objective derives it from `OBJECTIVES`: what constraints may name, the columns of the tables,
 the ranks of the Pareto table and the directions of the Optuna study. To add one, add an entry at the end; to draw
-another front, name it in `FRONT`.
+another front, name it in `FRONT_COSTS`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qdtune.datasets.dataset import DatasetInfo
 from qdtune.spec.axes import AXES
+from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,13 @@ class Objective:
         return -1 if self.direction == "maximize" else 1
 
 
-VAL_ACCURACY = Objective(
-    "val_accuracy", "maximize", "fraction", "accuracy on the validation split, mean of the seeds"
-)
+def _judged_by(metric: Metric) -> Objective:
+    unit = "fraction" if metric.is_fraction else "number"
+    text = f"{metric.name} on the validation split, mean of the seeds"
+    return Objective(metric.val, metric.direction, unit, text)
+
+
+_JUDGING = {metric: _judged_by(metric) for metric in METRICS}
 PARAMS = Objective("params", "minimize", "parameters", "trainable parameters", lambda c: c.sizes.params)
 SIZE_BYTES = Objective(
     "size_bytes", "minimize", "bytes", "total size of the shipped model", lambda c: c.sizes.size_bytes
@@ -70,7 +76,7 @@ FP32_BYTES = Objective(
     lambda c: c.sizes.fp32_bytes,
 )
 OBJECTIVES = (
-    VAL_ACCURACY,
+    _JUDGING[ACCURACY],
     PARAMS,
     SIZE_BYTES,
     WEIGHT_BYTES,
@@ -80,8 +86,8 @@ OBJECTIVES = (
     FP32_BYTES,
 )
 KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
-# What the front is drawn over: it ranks the Pareto table, and a search asks Optuna for it.
-FRONT = (VAL_ACCURACY, SIZE_BYTES)
+# What the front is drawn over besides the metric: it ranks the Pareto table, and a search asks Optuna for it.
+FRONT_COSTS = (SIZE_BYTES,)
 # What a constraint may name: it is judged before anything is trained.
 BOUNDED = (*(one.name for one in KNOWN_BEFORE), *(axis.name for axis in AXES if axis.is_bounded))
 
@@ -91,6 +97,17 @@ def known_before(configuration: Any) -> dict[str, int]:
     return {one.name: one.value(configuration) for one in KNOWN_BEFORE if one.value}
 
 
-def front_values(configuration: Any, accuracy: Any) -> list[Any]:
-    """The values of `FRONT`, given what training tells."""
-    return [one.value(configuration) if one.value else accuracy for one in FRONT]
+def front_of(metric: Metric) -> tuple[Objective, ...]:
+    """The objectives of the front of a run that is judged by `metric`; this metric is the first."""
+    return (_JUDGING[metric], *FRONT_COSTS)
+
+
+def front_values(configuration: Any, judged: Any) -> list[Any]:
+    """The values of the objectives of `front_of`, given that of the metric, which training tells."""
+    return [judged, *(one.value(configuration) for one in FRONT_COSTS if one.value)]
+
+
+def untrained_value(metric: Metric, info: DatasetInfo) -> float | None:
+    """The metric of a network that has learned nothing, the worst corner of a front; None if the data decide it."""
+    values = {ACCURACY: 1 / info.classes, AUC: 0.5, F1: 0.0, R2: 0.0}
+    return values.get(metric)

@@ -84,6 +84,10 @@ class Task:
     def outputs(self, info: DatasetInfo) -> int:
         """The outputs of its network, O."""
         if self is AUTOENCODER:
+    def also_tested(self, metric: Metric) -> tuple[Metric, ...]:
+        """The metrics that are measured on the test set besides `metric`, which judges."""
+        return tuple(other for other in self.tested if other is not metric)
+
             return info.inputs
         return 1 if self is BINARY else info.classes
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qdtune.messages import format_count, format_percent
 from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of
-from qdtune.spec.objectives import FRONT, SIZE_BYTES
+from qdtune.spec.objectives import FRONT_COSTS, SIZE_BYTES
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table
 from qdtune.terminal import table_width, text_table
@@ -41,14 +41,14 @@ def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> 
 def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
     """The heads and the rows of the front as text: bytes, the varying axes, accuracies, n, `p front`.
 
-    Other objectives of `FRONT` that are known before a training stand after the bytes.
+    Other objectives of `FRONT_COSTS` that are known before a training stand after the bytes.
 
     Args:
         front: rows of the Pareto table.
         varying: names of the axes to show.
     """
     axes = [axis.name for axis in SHOWN if axis.name in varying]
-    sizes = [SIZE_BYTES.name, *(one.name for one in FRONT if one.value and one is not SIZE_BYTES)]
+    sizes = [SIZE_BYTES.name, *(one.name for one in FRONT_COSTS if one.value and one is not SIZE_BYTES)]
     rows = []
     for row in front.to_pylist():
         accuracies = [

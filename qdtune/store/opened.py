@@ -16,7 +16,7 @@ from qdtune.messages import one_line, user_error
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.store import results as stored_results
-from qdtune.store.columns import HISTORY
+from qdtune.store.columns import history_schema
 from qdtune.store.folder import is_url, join_location
 from qdtune.store.results import Result
 from qdtune.store.store import Store
@@ -29,8 +29,8 @@ class StoredRows:
 
     Attributes:
         spec: the resolved sweep.
-        trials: one row per seed, as `columns.TRIALS`.
-        history: one row per seed and epoch, as `columns.HISTORY`.
+        trials: one row per seed, as `columns.trials_schema`.
+        history: one row per seed and epoch, as `columns.history_schema`.
         damaged: a line for each file that was skipped, with the reason.
         left_out: the same for files that were skipped because they are links or not ours.
     """
@@ -129,6 +129,6 @@ def read_rows(store: Store, spec: Spec, with_history: bool = True) -> StoredRows
     """
     trials, damaged, left_out = store.trials(), tuple(store.damaged), tuple(store.left_out)
     if not with_history:
-        return StoredRows(spec, trials, HISTORY.empty_table(), damaged, left_out)
+        return StoredRows(spec, trials, history_schema(spec.metric).empty_table(), damaged, left_out)
     history = store.history()  # after the rows, because a curve is stored before its rows
     return StoredRows(spec, trials, history, damaged + tuple(store.damaged), left_out + tuple(store.left_out))

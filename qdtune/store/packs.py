@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,17 +38,22 @@ class Packs:
     Args:
         folder: the run folder.
         kind: the folder within it, `trials` or `history`.
-        schema: of the rows.
+        find_schema: returns the schema of the rows; called when rows are read.
 
     Attributes:
         left_out: a line for each file that the latest `read_table` left out because it is a link or not ours.
     """
 
-    def __init__(self, folder: Folder, kind: str, schema: pa.Schema) -> None:
-        self.folder, self.kind, self.schema = folder, kind, schema
+    def __init__(self, folder: Folder, kind: str, find_schema: Callable[[], pa.Schema]) -> None:
+        self.folder, self.kind, self._find_schema = folder, kind, find_schema
         self.left_out: list[str] = []
         self._packs: dict[str, str] | None = None  # trial_id -> the pack that holds it; read on demand
         self._singles: dict[str, pa.Table] = {}  # written through this object and not packed yet
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the rows."""
+        return self._find_schema()
 
     @property
     def n_singles(self) -> int:

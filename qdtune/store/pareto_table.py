@@ -12,31 +12,42 @@ from numpy.typing import NDArray
 
 from qdtune.pareto import front_probability, rank
 from qdtune.spec.axes import AXIS_NAMES
-from qdtune.spec.objectives import FRONT
-from qdtune.store.columns import FINAL, PARETO, SHARED_COLUMNS, SPREAD_SUFFIXES, STATES
+from qdtune.spec.objectives import FRONT_COSTS, front_of
+from qdtune.spec.tasks import Metric
+from qdtune.store.columns import (
+    FINAL,
+    SHARED_COLUMNS,
+    SPREAD_SUFFIXES,
+    STATES,
+    also_in,
+    metric_in,
+    pareto_schema,
+)
 
 
 def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     """The Pareto table: one row per configuration, by rank and then by size. The order of `trials` has no effect.
 
-    Accuracies are means over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
-    interval clipped to [0, 1]; both are null below two seeds. Configurations whose seeds are all `ok` are ranked by
-    the objectives of `FRONT`; the others have no rank. `state` is the worst state of the seeds; seeds that will run
-    again count only if no other seed is final. `trial_id` is the id of the first seeds. `p_front` is the bootstrap
-    probability over seeds of being on the front. It is null without a rank or a second seed, and if the front has
-    other objectives than accuracy and one that is known before training.
+    The metric is a mean over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
+    interval clipped to the bounds of the metric; both are null below two seeds. Configurations whose seeds are all
+    `ok` are ranked by the objectives of `front_of`; the others have no rank. `state` is the worst state of the seeds;
+    seeds that will run again count only if no other seed is final. `trial_id` is the id of the first seeds. `p_front`
+    is the bootstrap probability over seeds of being on the front. It is null without a rank or a second seed, and if
+    the front has other objectives than the metric and one that is known before training.
 
     Args:
         trials: the rows from `Store.trials`.
         bootstrap: whether to compute `p_front`, which takes a second for 10,000 configurations; if not, it is null.
     """
+    metric, also = metric_in(trials), also_in(trials)
+    judged, measured = (metric.val, metric.test), (metric.val, metric.test, *(one.test for one in also))
     # A fixed order, so that sums round alike and ties keep their order.
     rows = trials.sort_by([(name, "ascending") for name in (*AXIS_NAMES, "dataset", "seed", "trial_id")])
     keys = [*AXIS_NAMES, "dataset"]
     ok = pc.equal(rows["state"], "ok")
     worst = pc.index_in(rows["state"], pa.array(STATES))
     columns = {name: rows[name] for name in (*keys, *SHARED_COLUMNS, "epochs")}
-    columns |= {name: pc.if_else(ok, rows[name], None) for name in ("val_accuracy", "test_accuracy")}
+    columns |= {name: pc.if_else(ok, rows[name], None) for name in measured}
     columns |= {"ok": ok.cast(pa.int32()), "worst": worst}
     columns |= {"ended": pc.if_else(pc.is_in(rows["state"], pa.array(FINAL)), worst, None)}
     columns |= {"row": pa.array(np.arange(len(rows)))}
@@ -47,52 +58,56 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
         .aggregate(
             [(name, "first") for name in SHARED_COLUMNS]
             + [("epochs", "max"), ("worst", "max"), ("row", "min"), ("row", "count"), ("ended", "max"), ("ok", "sum")]
-            + [(name, "mean") for name in ("val_accuracy", "test_accuracy")]
-            + [(name, "stddev", sample) for name in ("val_accuracy", "test_accuracy")]
+            + [(name, "mean") for name in measured]
+            + [(name, "stddev", sample) for name in judged]
         )
     )
     worst = pc.coalesce(groups["ended_max"], groups["worst_max"])
     result = {name: groups[name] for name in keys}
     result |= {name: groups[f"{name}_first"] for name in SHARED_COLUMNS}
     result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
-    result |= _spread(groups, "val_accuracy") | _spread(groups, "test_accuracy")
+    result |= _spread(groups, metric.val, metric) | _spread(groups, metric.test, metric)
+    result |= {one.test: groups[f"{one.test}_mean"] for one in also}
     result |= ranking(pa.table(result))
     if bootstrap and len(groups):
         order = np.argsort(groups["row_min"].to_numpy())  # Arrow shuffles the groups, but not the rows of one
         owner = np.repeat(order, groups["row_count"].to_numpy()[order])
-        shares = _front_shares(result, by_seed(owner, rows["seed"], columns["val_accuracy"]))
+        shares = _front_shares(result, by_seed(owner, rows["seed"], columns[metric.val]), metric)
     else:
         shares = np.full(len(groups), np.nan)
     result |= {"p_front": pa.array(shares, from_pandas=True)}
-    table = pa.table(result).select(PARETO.names).cast(PARETO)
+    schema = pareto_schema(metric, also)
+    table = pa.table(result).select(schema.names).cast(schema)
     return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
 
 
 def ranking(configurations: pa.Table) -> dict[str, pa.Array]:
-    """The columns `pareto_rank` and `is_pareto`: the ranks by the objectives of `FRONT`, null unless `ok`.
+    """The columns `pareto_rank` and `is_pareto`: the ranks by the objectives of `front_of`, null unless `ok`.
 
     Args:
-        configurations: columns of `PARETO`, at least `state` and those of `objectives.FRONT`.
+        configurations: columns of the Pareto table, at least `state` and those of `objectives.front_of`.
     """
-    costs = np.column_stack([one.sign * _floats(configurations[one.name]) for one in FRONT])
+    objectives = front_of(metric_in(configurations))
+    costs = np.column_stack([one.sign * _floats(configurations[one.name]) for one in objectives])
     costs[pc.not_equal(configurations["state"], "ok").to_numpy(zero_copy_only=False)] = np.nan
     ranks = rank(costs)
     return {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
 
 
-def _front_shares(result: Mapping[str, Any], accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
+def _front_shares(result: Mapping[str, Any], values: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
     """The column `p_front`, with NaN for null.
 
     Args:
         result: the columns of the Pareto table so far.
-        accuracies: a row per configuration, a column per seed.
+        values: of the metric; a row per configuration, a column per seed.
+        metric: that judges.
     """
-    known = [one for one in FRONT if one.value]
+    known = [one for one in FRONT_COSTS if one.value]
     if len(known) != 1:
-        return np.full(len(accuracies), np.nan)
+        return np.full(len(values), np.nan)
     ranked = pc.is_valid(result["pareto_rank"]).to_numpy(zero_copy_only=False)
     costs = known[0].sign * _floats(result[known[0].name])
-    return front_probability(np.where(ranked[:, None], -accuracies, np.nan), costs)
+    return front_probability(np.where(ranked[:, None], -metric.sign * values, np.nan), costs)
 
 
 def by_seed(owner: NDArray[np.int64], seeds: pa.ChunkedArray, values: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -108,15 +123,15 @@ def table_front(pareto: pa.Table) -> pa.Table:
     return pareto.filter(pareto["is_pareto"]).sort_by([("size_bytes", "ascending")])
 
 
-def _spread(groups: pa.Table, name: str) -> dict[str, pa.Array]:
-    """Mean, standard deviation and interval of one accuracy; NaN becomes null."""
+def _spread(groups: pa.Table, name: str, metric: Metric) -> dict[str, pa.Array]:
+    """Mean, standard deviation and interval of a column of the metric; NaN becomes null."""
     n = groups["ok_sum"].to_numpy()
-    # Rounded to 12 digits, so that equal accuracies tie although their sums round differently.
+    # Rounded to 12 digits, so that equal means tie although their sums round differently.
     mean, std = (_floats(groups[f"{name}_{of}"]).round(12) for of in ("mean", "stddev"))
     from scipy.special import stdtrit  # here, because it takes 0.2 s and a launch does not need it to start
 
     half = stdtrit(n - 1, 0.975) * std / np.sqrt(np.maximum(n, 1))
-    values = (mean, std, np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1))
+    values = (mean, std, np.clip(mean - half, *metric.bounds), np.clip(mean + half, *metric.bounds))
     return {
         f"{name}{suffix}": pa.array(x, from_pandas=True) for suffix, x in zip(SPREAD_SUFFIXES, values, strict=True)
     }

@@ -1,4 +1,7 @@
-"""The results in a run folder as trials of a sweep: states, accuracies and curves."""
+"""The results in a run folder as trials of a sweep: states, scores and curves.
+
+A score is the mean of the metric over the seeds, negated if the metric goes down: more is better.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import keep_possible, make_trial
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.columns import STATES, TRIALS
+from qdtune.spec.tasks import metric_of
+from qdtune.store.columns import STATES, trials_schema_of
 from qdtune.store.parquet import complete_table
 
 Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed, None after a seed has diverged
@@ -28,8 +32,8 @@ class Result:
     Attributes:
         trial: the configuration and its seeds.
         state: the worst state of its seeds.
-        accuracy: the mean validation accuracy of the seeds at the end; None unless all are `ok`.
-        curve: the validation accuracies (0..1) after each QAT epoch.
+        score: the score on the validation split at the end; None unless all seeds are `ok`.
+        curve: the metric on the validation split after each QAT epoch.
         seconds: QAT epoch -> the seconds of all seeds together.
         pruned_by: the trial that beat it, or the rule that stopped it.
         finished_at: the time of its end.
@@ -37,7 +41,7 @@ class Result:
 
     trial: Configuration
     state: str
-    accuracy: float | None
+    score: float | None
     curve: Epochs
     seconds: dict[int, float]
     pruned_by: str | None
@@ -60,20 +64,22 @@ class Result:
 
     @property
     def best(self) -> float:
-        """The highest mean accuracy of its curve; minus infinity if the curve is empty."""
-        return max((m for m in map(mean, self.curve.values()) if not math.isnan(m)), default=-math.inf)
+        """The highest score of its curve; minus infinity if the curve is empty."""
+        sign = metric_of(self.trial.metric).sign
+        return max((sign * m for m in map(mean, self.curve.values()) if not math.isnan(m)), default=-math.inf)
 
 
-def mean(accuracies: Sequence[float | None]) -> float:
+def mean(values: Sequence[float | None]) -> float:
     """The mean over seeds, rounded to 12 digits so that equal means tie; NaN if a seed has diverged."""
-    known = [a for a in accuracies if a is not None]
-    return round(sum(known) / len(known), 12) if known and len(known) == len(accuracies) else math.nan
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 12) if known and len(known) == len(values) else math.nan
 
 
 def result_of(
     trial: Configuration, rows: Sequence[Mapping[str, Any]], history: Iterable[Mapping[str, Any]]
 ) -> Result:
     """The result of a trial, from its rows of the two tables; without a history its curve is empty."""
+    metric = metric_of(trial.metric)
     curve: Epochs = {}
     seconds: dict[int, float] = {}
     places = {seed: place for place, seed in enumerate(trial.seeds)}
@@ -81,13 +87,13 @@ def result_of(
         if entry["phase"] == "qat":
             epoch = entry["epoch"]
             values = curve.setdefault(epoch, [None] * len(places))  # None stays for a seed that diverged earlier
-            values[places[entry["seed"]]] = entry["val_accuracy"]
+            values[places[entry["seed"]]] = entry[metric.val]
             seconds[epoch] = seconds.get(epoch, 0) + (entry["seconds"] or 0)
     state = max((row["state"] for row in rows), key=STATES.index)
     return Result(
         trial,
         state,
-        mean([row["val_accuracy"] for row in rows]) if state == "ok" else None,
+        metric.sign * mean([row[metric.val] for row in rows]) if state == "ok" else None,
         curve,
         seconds,
         rows[0].get("pruned_by"),
@@ -122,7 +128,7 @@ def members(spec: Spec, trials: pa.Table) -> dict[str, Configuration]:
         spec: resolved.
         trials: the table from `Store`.
     """
-    trials = complete_table(trials, TRIALS)
+    trials = complete_table(trials, trials_schema_of(trials))
     lists = [(name, "list") for name in ("seed", *AXIS_NAMES)]
     groups = trials.select(["trial_id", "seed", *AXIS_NAMES]).group_by("trial_id", use_threads=False).aggregate(lists)
     columns = [groups[f"{name}_list"].to_pylist() for name in ("seed", *AXIS_NAMES)]

@@ -18,8 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qdtune.spec.judging import read_metric
+from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store import packs
-from qdtune.store.columns import HISTORY, TRIALS
+from qdtune.store.columns import history_schema, trials_schema
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import LinkError, LocationError, RunInUse, StorageError, storage_errors
 from qdtune.store.open_folder import open_folder
@@ -54,7 +56,9 @@ class Store:
         self.where, self.folder = root, open_folder(root)
         self.damaged: list[str] = []
         self.left_out: list[str] = []
-        self._history, self._trials = Packs(self.folder, "history", HISTORY), Packs(self.folder, "trials", TRIALS)
+        self._history = Packs(self.folder, "history", lambda: self.history_schema)
+        self._trials = Packs(self.folder, "trials", lambda: self.trials_schema)
+        self._judged_by: tuple[Metric, tuple[Metric, ...]] | None = None  # read from `sweep.yaml` on demand
 
     @property
     def root(self) -> Path:
@@ -69,6 +73,7 @@ class Store:
             StorageError: the folder cannot be written.
         """
         self.folder.write_file("sweep.yaml", sweep_yaml.encode())
+        self._judged_by = None
 
     def sweep_yaml(self) -> bytes | None:
         """The content of `sweep.yaml`; None if it does not exist.
@@ -77,6 +82,31 @@ class Store:
             StorageError: it cannot be read.
         """
         return self.folder.read_file("sweep.yaml")
+
+    @property
+    def trials_schema(self) -> pa.Schema:
+        """The columns of `trials`; they are named by the metric in `sweep.yaml`, accuracy if there is none.
+
+        Raises:
+            SpecError: `sweep.yaml` is not YAML.
+            StorageError: it cannot be read.
+        """
+        return trials_schema(*self._find_metrics())
+
+    @property
+    def history_schema(self) -> pa.Schema:
+        """The columns of `history`, see `trials_schema`."""
+        return history_schema(self._find_metrics()[0])
+
+    def _find_metrics(self) -> tuple[Metric, tuple[Metric, ...]]:
+        """The metric that judges, and those that are measured on the test set only."""
+        if self._judged_by is None:
+            sweep_yaml = self.sweep_yaml()
+            if sweep_yaml is None:
+                return ACCURACY, ()
+            task, metric = read_metric(sweep_yaml, self.folder.full_name("sweep.yaml"))
+            self._judged_by = metric, task.also_tested(metric)
+        return self._judged_by
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -141,8 +171,8 @@ class Store:
 
         Args:
             trial_id: the name of its files.
-            rows: one dict per seed, with keys from `TRIALS`; an absent key is null.
-            history: one dict per seed and epoch, with keys from `HISTORY`.
+            rows: one dict per seed, with keys from `trials_schema`; an absent key is null.
+            history: one dict per seed and epoch, with keys from `history_schema`.
             metadata: its provenance (versions, git commit), which both files hold.
             weights: the packed model of the seeds that ended `ok`; None removes the weights of an earlier result.
 
@@ -150,7 +180,8 @@ class Store:
             ValueError: a row has an unknown column, another trial_id or an unknown state; or there are no rows.
             StorageError: the folder cannot be written; earlier files are unchanged.
         """
-        curves, results = to_table(history, HISTORY, metadata), to_table(rows, TRIALS, metadata)
+        curves = to_table(history, self.history_schema, metadata)
+        results = to_table(rows, self.trials_schema, metadata)
         for table in (curves, results):
             check_rows(table, trial_id)
         try:
@@ -181,7 +212,7 @@ class Store:
         return self._trials.ids()
 
     def trials(self, ids: Collection[str] | None = None) -> pa.Table:
-        """The rows of all trials, or of the trials `ids`: the columns of `TRIALS`, then unknown columns.
+        """The rows of all trials, or of the trials `ids`: the columns of `trials_schema`, then unknown columns.
 
         Raises:
             StorageError: the folder cannot be read.

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qdtune.store.columns import TRIALS
+from qdtune.store.columns import metric_in
 
 Table: TypeAlias = pa.Table
 
@@ -41,13 +41,13 @@ def rows_where(table: Table, keep: Collection[bool]) -> Table:
     return table.filter(pa.array(list(keep), pa.bool_()))
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """The table `trials` with these rows."""
-    return pa.Table.from_pylist(rows, schema=TRIALS)
+def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> Table:
+    """The table with these rows."""
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def mean_curves(history: Table, owners: dict[str, int], warmup_epochs: int) -> Table:
-    """The mean accuracy over seeds at each epoch: columns `place`, `epoch` from 1, warm-up first, and `val_mean`.
+    """The mean metric over seeds at each epoch: columns `place`, `epoch` from 1, warm-up first, and `val_mean`.
 
     Args:
         history: one row per seed and epoch.
@@ -58,5 +58,5 @@ def mean_curves(history: Table, owners: dict[str, int], warmup_epochs: int) -> T
     place = pa.array(list(owners.values()), pa.int64()).take(index)
     shift = pc.if_else(pc.equal(history["phase"], "warmup"), 0, warmup_epochs)
     epoch = pc.add(history["epoch"].cast(pa.int64()), shift)
-    flat = pa.table({"place": place, "epoch": epoch, "val": history["val_accuracy"]})
+    flat = pa.table({"place": place, "epoch": epoch, "val": history[metric_in(history).val]})
     return flat.group_by(["place", "epoch"], use_threads=False).aggregate([("val", "mean")])

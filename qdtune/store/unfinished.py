@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.columns import FINAL, STATES
+from qdtune.store.columns import FINAL, STATES, metric_in
 from qdtune.store.results import mean
 from qdtune.store.tables import Table, rows_among, rows_equal
 
@@ -41,12 +41,12 @@ class Cohort(Protocol):
         """The worst state of its seeds."""
 
     @property
-    def accuracy(self) -> float | None:
-        """The mean validation accuracy of its seeds at the end, 0..1; None unless all are `ok`."""
+    def score(self) -> float | None:
+        """Its score on the validation split at the end (see `results`); None unless all seeds are `ok`."""
 
     @property
     def best(self) -> float:
-        """The highest mean accuracy of its curve; minus infinity if the curve is empty."""
+        """The highest score of its curve; minus infinity if the curve is empty."""
 
 
 C = TypeVar("C", bound=Cohort)
@@ -58,12 +58,12 @@ class Finished(Generic[C]):
 
     Attributes:
         size_bytes: the size of one replica.
-        accuracy: the mean validation accuracy of all its seeds, 0..1.
+        score: the score of all its seeds on the validation split.
         cohorts: its finished cohorts, at least one.
     """
 
     size_bytes: float
-    accuracy: float
+    score: float
     cohorts: list[C]
 
     @property
@@ -149,26 +149,26 @@ def find_to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[Finished[C]]:
         return []
     ended = find_finished(cohorts)
     best = best_up_to(ended)
-    near = [one for one in ended if best(one.size_bytes) - one.accuracy <= wanted.within]
+    near = [one for one in ended if best(one.size_bytes) - one.score <= wanted.within]
     return [one for one in near if len(one.seeds) < wanted.front]
 
 
 def find_finished(cohorts: Iterable[C]) -> list[Finished[C]]:
-    """The configurations that have an accuracy, in the order of their first cohorts."""
+    """The configurations that have a score, in the order of their first cohorts."""
     groups: dict[Key, list[C]] = {}
     for cohort in cohorts:
         if cohort.state in FINAL:
             groups.setdefault(cohort.key, []).append(cohort)
-    means = [(mean([cohort.accuracy for cohort in group for _ in cohort.seeds]), group) for group in groups.values()]
-    return [Finished(group[0].size_bytes, a, group) for a, group in means if not math.isnan(a)]
+    means = [(mean([cohort.score for cohort in group for _ in cohort.seeds]), group) for group in groups.values()]
+    return [Finished(group[0].size_bytes, score, group) for score, group in means if not math.isnan(score)]
 
 
 def best_up_to(found: Iterable[Finished[C]]) -> Callable[[float], float]:
-    """A function: size in bytes -> the highest accuracy up to this size, or minus infinity if there is none."""
+    """A function: size in bytes -> the highest score up to this size, or minus infinity if there is none."""
     sizes, bests = [], [-math.inf]
     for one in sorted(found, key=lambda one: one.size_bytes):
         sizes.append(one.size_bytes)
-        bests.append(max(bests[-1], one.accuracy))
+        bests.append(max(bests[-1], one.score))
     return lambda size: bests[bisect_right(sizes, size)]
 
 
@@ -180,7 +180,7 @@ class StoredCohort:
     seeds: tuple[int, ...]
     size_bytes: float
     state: str
-    accuracy: float | None
+    score: float | None
     best: float = -math.inf
 
 
@@ -188,41 +188,43 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
     """The cohorts in the tables of a run folder; only stopped cohorts get `best`, because no other use needs it.
 
     Args:
-        trials: one row per seed, as `columns.TRIALS`; only rows of this sweep.
-        history: one row per seed and epoch, as `columns.HISTORY`.
+        trials: one row per seed, as `columns.trials_schema`; only rows of this sweep.
+        history: one row per seed and epoch, as `columns.history_schema`.
     """
-    by_seed, shared = ("seed", "state", "val_accuracy"), ("size_bytes", *AXIS_NAMES)
+    metric = metric_in(trials)
+    by_seed, shared = ("seed", "state", metric.val), ("size_bytes", *AXIS_NAMES)
     asked = [(name, "list") for name in by_seed] + [(name, "first") for name in shared]
     groups = trials.group_by("trial_id", use_threads=False).aggregate(asked)
     names = ["trial_id", *(f"{name}_list" for name in by_seed), *(f"{name}_first" for name in shared)]
     columns = (groups[name].to_pylist() for name in names)
     found: dict[str, StoredCohort] = {}
-    for trial_id, seeds, states, accuracies, size, *axes in zip(*columns, strict=True):
+    for trial_id, seeds, states, values, size, *axes in zip(*columns, strict=True):
         state = max(states, key=STATES.index)
-        accuracy = mean(accuracies) if state == "ok" else None
+        score = metric.sign * mean(values) if state == "ok" else None
         found[trial_id] = StoredCohort(
-            tuple(axes), tuple(sorted(seeds)), math.inf if size is None else size, state, accuracy
+            tuple(axes), tuple(sorted(seeds)), math.inf if size is None else size, state, score
         )
     stopped = {trial_id: len(cohort.seeds) for trial_id, cohort in found.items() if cohort.state == "pruned"}
-    for trial_id, best in _find_best_accuracies(history, stopped).items():
+    for trial_id, best in _find_best_scores(history, stopped).items():
         cohort = found[trial_id]
         found[trial_id] = StoredCohort(cohort.key, cohort.seeds, cohort.size_bytes, cohort.state, None, best)
     return list(found.values())
 
 
-def _find_best_accuracies(history: Table, seeds: Mapping[str, int]) -> dict[str, float]:
-    """trial_id -> the highest mean accuracy over the QAT epochs at which all its seeds have an accuracy."""
+def _find_best_scores(history: Table, seeds: Mapping[str, int]) -> dict[str, float]:
+    """trial_id -> the highest score over the QAT epochs at which all its seeds have a value."""
     if not seeds:
         return {}
+    metric = metric_in(history)
     curves = rows_equal(rows_among(history, "trial_id", seeds.keys()), "phase", "qat")
     sums = curves.group_by(["trial_id", "epoch"], use_threads=False).aggregate(
-        [("val_accuracy", "sum"), ("val_accuracy", "count")]
+        [(metric.val, "sum"), (metric.val, "count")]
     )
     columns: Sequence[list[Any]] = [
-        sums[name].to_pylist() for name in ("trial_id", "val_accuracy_sum", "val_accuracy_count")
+        sums[name].to_pylist() for name in ("trial_id", f"{metric.val}_sum", f"{metric.val}_count")
     ]
     found: dict[str, float] = {}
     for trial_id, total, count in zip(*columns, strict=True):
         if count == seeds[trial_id] and not math.isnan(total):
-            found[trial_id] = max(found.get(trial_id, -math.inf), round(total / count, 12))
+            found[trial_id] = max(found.get(trial_id, -math.inf), metric.sign * round(total / count, 12))
     return found

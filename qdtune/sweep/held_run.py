@@ -10,7 +10,7 @@ from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.columns import TRIALS, find_partition
+from qdtune.store.columns import find_partition
 from qdtune.store.opened import read_rows
 from qdtune.store.results import Rows
 from qdtune.store.store import Store
@@ -62,7 +62,7 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
         out.print(f"left out: {line}", style="yellow")
     queue = Queue(spec, planned.trials, Study(spec, workspace / JOURNAL), rows.results)
     known: Rows = {}
-    for row in rows.trials.select(TRIALS.names).to_pylist():
+    for row in rows.trials.select(store.trials_schema.names).to_pylist():
         if row["trial_id"] in queue.results:
             known.setdefault(row["trial_id"], []).append(row)
     return HeldRun(spec, store, queue, known)

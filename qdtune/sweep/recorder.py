@@ -99,7 +99,7 @@ class Recorder(tune.Callback):
 
     def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
         """Whether a running trial ends with this report because the pruner stops it."""
-        return self.queue.study.report(trial_id, report["epoch"], report["val_accuracy"]) is not None
+        return self.queue.study.report(trial_id, report["epoch"], report[self.queue.spec.metric.val]) is not None
 
     def _of(self, trial: Any) -> Configuration:
         return self.queue.running[trial.config["trial_id"]]
@@ -261,7 +261,7 @@ class Recorder(tune.Callback):
         if not left or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
             self.front_at = time.monotonic()
             rows = [row for rows in self.known.values() for row in rows]
-            table = aggregate(table_of(rows))
+            table = aggregate(table_of(rows, self.store.trials_schema))
             front = table_front(table)
             self.metrics.stand((result.state for result in self.queue.results.values()), table)
         self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)

@@ -82,8 +82,9 @@ class QATTrial(tune.Trainable):
     leaves its stack in the file TRIAL_ID of the folder `stacks`, if that folder exists.
 
     A report is what `train.train_configuration` yields, and two numbers for Tune's own schedulers and searchers:
-    `qat_epoch`, which is 0 during the warm-up, and `mean_val_accuracy`, which is NaN if a seed has diverged. If
-    training raises, the report holds `state` and `error`, because Ray may retry a lost worker but not a mistake.
+    `qat_epoch`, which is 0 during the warm-up, and the mean over the seeds, such as `mean_val_accuracy`, which is NaN
+    if a seed has diverged. If training raises, the report holds `state` and `error`, because Ray may retry a lost
+    worker but not a mistake.
     """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
@@ -140,7 +141,7 @@ class QATTrial(tune.Trainable):
             return self._end({"state": "timeout", "error": describe_timeout(limit)})
         numbers = {
             "qat_epoch": report["epoch"] if report["phase"] == "qat" else 0,
-            "mean_val_accuracy": mean(report.get("val_accuracy", ())),
+            f"mean_{self._spec.metric.val}": mean(report.get(self._spec.metric.val, ())),
         }
         where = {"node": ray.get_runtime_context().get_node_id()}
         return {"done": False} | where | numbers | report | self._gpu_memory() | self._notes()
@@ -148,7 +149,7 @@ class QATTrial(tune.Trainable):
     def _end(self, failure: dict[str, Any]) -> dict[str, Any]:
         """The last report of a trial that failed; Tune requires the metric in every report."""
         self._stop_training()
-        return failure | {"mean_val_accuracy": math.nan, "done": True}
+        return failure | {f"mean_{self._spec.metric.val}": math.nan, "done": True}
 
     def _notes(self) -> dict[str, str]:
         """What the user should know of this process: why its steps are not compiled although they should be."""

@@ -16,9 +16,9 @@ from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import find_sides
 from qdtune.analysis.seed_tests import FAMILY_ALPHA
 from qdtune.spec.sweep_file import load
-from qdtune.store.columns import HISTORY, TRIALS
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import complete_table
+from tests.schemas import HISTORY, TRIALS
 
 DATA = Path(__file__).parents[1] / "data"
 NOTHING = HISTORY.empty_table()

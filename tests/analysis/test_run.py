@@ -14,11 +14,11 @@ import qdtune
 from qdtune.analysis.run import RunError
 from qdtune.spec import sweep_file
 from qdtune.spec.plan import plan
-from qdtune.store.columns import HISTORY, PARETO, TRIALS
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import VERSION_KEY, add_metadata, complete_table, to_bytes
 from qdtune.store.results import results
 from qdtune.store.store import Store
+from tests.schemas import HISTORY, PARETO, TRIALS
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = sorted((DATA / "runs").iterdir())

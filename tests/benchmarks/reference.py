@@ -23,9 +23,9 @@ from qdtune.report.page import images
 from qdtune.report.plot_data import sheet
 from qdtune.report.words import beside
 from qdtune.spec.sweep_file import load
-from qdtune.store.columns import HISTORY, PARETO, TRIALS
 from qdtune.store.pareto_table import aggregate, ranking, table_front
 from qdtune.store.parquet import complete_table
+from tests.schemas import HISTORY, PARETO, TRIALS
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent

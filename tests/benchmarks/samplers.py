@@ -58,7 +58,7 @@ def main() -> None:
     corner = (-1 / dataset_of(spec.data.dataset[0]).classes, 1 + math.log2(largest))
 
     def volume(some: list[Result]) -> float:
-        costs = [(-r.accuracy, math.log2(r.trial.sizes.size_bytes)) for r in some if r.accuracy is not None]
+        costs = [(-r.score, math.log2(r.trial.sizes.size_bytes)) for r in some if r.score is not None]
         return hypervolume(costs, corner)
 
     whole = volume(results)

@@ -117,7 +117,7 @@ def test_what_is_kept_is_whole_where_no_front_member_is_lost(kind, options):
     for seed in range(3):
         results = crossing(seed)
         found = score(sweep, results, 3, range(6))
-        costs = [(-r.accuracy, r.trial.sizes.size_bytes) for r in results]
+        costs = [(-r.score, r.trial.sizes.size_bytes) for r in results]
         assert len(found.saved) == len(found.lost) == len(found.kept) == 6
         for saved, lost, kept in zip(found.saved, found.lost, found.kept, strict=True):
             assert saved < 1

@@ -34,12 +34,12 @@ from qdtune.report.published import PUBLISHED
 from qdtune.report.scales import error, size_ticks
 from qdtune.report.words import beside, questions, trouble
 from qdtune.spec.sweep_file import load
-from qdtune.store.columns import TRIALS
 from qdtune.store.folder import StorageError
 from qdtune.store.parquet import complete_table
 from qdtune.store.store import PAGE, Store
 from qdtune.terminal import console
 from tests import fake
+from tests.schemas import TRIALS
 from tests.store.test_store import row as trial_row
 
 DATA = Path(__file__).parents[1] / "data"

@@ -220,7 +220,7 @@ def check_studies(spec: Spec, search: optuna.Study, curves: optuna.Study, runs: 
             assert trial.user_attrs.get("pruned_by") == run.result.pruned_by
             assert trial.params == {name: run.trial.cells[name] for name in trial.params}
             if run.result.state == "ok":
-                assert trial.values == [run.result.accuracy, run.trial.sizes.size_bytes][: len(study.directions)]
+                assert trial.values == [run.result.score, run.trial.sizes.size_bytes][: len(study.directions)]
     for trial, run in zip(curves.trials, runs, strict=True):
         whole = {epoch: mean(accuracies) for epoch, accuracies in run.result.curve.items()}
         assert str(trial.intermediate_values) == str(whole)  # as text, where NaN is NaN
@@ -288,10 +288,10 @@ def test_restored_studies_hold_what_came_out(kind, scope):
         assert [t.params for t in found.trials] == [{n: r.trial.cells[n] for n in study.space} for r in results]
     for trial, r in zip(study.curves.trials, results, strict=True):
         assert str(trial.intermediate_values) == str({e: mean(a) for e, a in r.curve.items()})
-        assert r.state != "ok" or trial.value == r.accuracy
+        assert r.state != "ok" or trial.value == r.score
     sizes = [r.trial.sizes.size_bytes for r in results]
     assert [t.values for t in study.search.trials] == [
-        [r.accuracy, size] if r.state == "ok" else None for r, size in zip(results, sizes, strict=True)
+        [r.score, size] if r.state == "ok" else None for r, size in zip(results, sizes, strict=True)
     ]
 
 
@@ -539,7 +539,7 @@ def test_counts_agree_and_what_stays_stopped_was_beaten(method, replicate, seed)
         if r.state in FINAL:
             groups.setdefault(r.trial.key, []).append(r)
     ranked = [(rs[0].trial.sizes.size_bytes, rs) for rs in groups.values() if {r.state for r in rs} == {"ok"}]
-    accuracies = [(size, mean([r.accuracy for r in rs for _ in r.trial.seeds])) for size, rs in ranked]
+    accuracies = [(size, mean([r.score for r in rs for _ in r.trial.seeds])) for size, rs in ranked]
     for r in queue.results.values():
         rivals = [accuracy for size, accuracy in accuracies if size <= r.trial.sizes.size_bytes]
         assert r.state != "pruned" or max(rivals, default=-1) >= r.best

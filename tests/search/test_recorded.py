@@ -15,10 +15,10 @@ import pytest
 from qdtune.commands.replay import main, with_pruner
 from qdtune.search.simulation import Score, score
 from qdtune.spec.sweep_file import Spec, load
-from qdtune.store.columns import TRIALS
 from qdtune.store.parquet import complete_table
 from qdtune.store.results import Result, results
 from qdtune.store.store import Store
+from tests.schemas import TRIALS
 
 DATA = Path(__file__).parents[1] / "data"
 GRID = Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml"

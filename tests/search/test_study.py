@@ -258,7 +258,7 @@ def test_a_genetic_search_goes_on_from_the_generations_of_earlier_results(method
     parents = sampler.get_parent_population(study.search, 2)
     assert len(parents) == sampler.population_size == 8
     assert {t.number for t in parents} <= {i for i, g in enumerate(generations) if g in (0, 1)}
-    best = max((r for r, g in zip(results, generations, strict=True) if g in (0, 1)), key=lambda r: r.accuracy or 0)
+    best = max((r for r, g in zip(results, generations, strict=True) if g in (0, 1)), key=lambda r: r.score or 0)
     assert best.trial.trial_id in {t.user_attrs["trial_id"] for t in parents}
 
 

@@ -27,7 +27,7 @@ from qdtune.spec.axes import head_of
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.search.samplers import make_distribution
-from qdtune.store.columns import PARETO, SCHEMA_VERSION, TRIALS
+from qdtune.store.columns import SCHEMA_VERSION, pareto_schema, trials_schema
 from qdtune.sweep.search_space import param_space
 
 file = b"version: 1\\nname: a\\nparameters: {depth: {values: [1, 2]}, toy: {values: [plain, fancy]}}\\n"
@@ -39,7 +39,7 @@ found = {
     "ids": len({one.trial_id for one in planned.trials}),
     "warmups": planned.warmups,
     "twins": planned.twins,
-    "columns": ["toy" in schema.names for schema in (TRIALS, PARETO)],
+    "columns": ["toy" in schema.names for schema in (trials_schema(), pareto_schema())],
     "version": SCHEMA_VERSION,
     "head": head_of("toy"),
     "tune": param_space(spec)["toy"],

@@ -22,7 +22,7 @@ from qdtune.search.study import Study
 from qdtune.spec.objectives import front_values
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.store.columns import PARETO, SCHEMA_VERSION, TRIALS
+from qdtune.store.columns import SCHEMA_VERSION, pareto_schema, trials_schema
 from qdtune.store.front import front_cells
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.sweep.loggers import FINAL_NUMBERS
@@ -31,10 +31,10 @@ spec = loads({SWEEP!r}.encode(), "a.yaml")
 trials = plan(spec).trials
 told = {{"state": "ok", "val_accuracy": 0.9, "test_accuracy": 0.8}}
 rows = [one.columns | told | {{"size_bytes": 100, "seed": seed}} for one in trials for seed in (0, 1)]
-pareto = aggregate(pa.Table.from_pylist(rows, schema=TRIALS), bootstrap=True)
+pareto = aggregate(pa.Table.from_pylist(rows, schema=trials_schema()), bootstrap=True)
 study = Study(spec).search
 print(json.dumps({{
-    "columns": [("toy", pa.int64()) in zip(schema.names, schema.types) for schema in (TRIALS, PARETO)],
+    "columns": [("toy", pa.int64()) in zip(one.names, one.types) for one in (trials_schema(), pareto_schema())],
     "version": SCHEMA_VERSION,
     "ids": [one.trial_id for one in trials],
     "ranks": dict(zip(pareto["depth"].to_pylist(), pareto["pareto_rank"].to_pylist())),
@@ -58,7 +58,7 @@ def tree(tmp_path_factory, direction):
     edits = {
         "OBJECTIVES = (\n": ENTRY.format(direction=direction),
         "    FP32_BYTES,\n)": "    FP32_BYTES,\n    TOY,\n)",
-        "FRONT = (VAL_ACCURACY, SIZE_BYTES)": "FRONT = (VAL_ACCURACY, TOY)",
+        "FRONT_COSTS = (SIZE_BYTES,)": "FRONT_COSTS = (TOY,)",
     }
     folder = copy_package(tmp_path_factory.mktemp("tree"), edits={"spec/objectives.py": edits})
     (folder / "bound.yaml").write_text(f"{SWEEP}constraints: [toy <= 20, toy > 10]\n")

@@ -2,11 +2,11 @@
 
 import pytest
 
-from qdtune.store.columns import TRIALS
 from qdtune.store.front import print_front
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import to_table
 from qdtune.terminal import console
+from tests.schemas import TRIALS
 from tests.store.test_store import row
 
 NOTE = "accuracy: mean of n seeds ± half of its 95 % interval (Student t)"

@@ -165,7 +165,7 @@ READER = """
 import sys, duckdb
 from collections import Counter
 from qdtune.store.store import Store
-from qdtune.store.columns import HISTORY
+from tests.schemas import HISTORY
 folder, seen, reads = sys.argv[1], 0, 0
 while not sys.stdin.closed:
     for rows in (Store(folder).trials(), Store(folder).history()):

@@ -88,7 +88,7 @@ def test_a_seed_that_diverged_has_no_accuracy_from_there_on(store):
     trial = plan(spec()).trials[0]
     save(store, trial, rows_of(trial, [0.5, None, 0.7]), history_of(trial, [[0.5] * 3, [0.4, None, 0.0], [0.7] * 3]))
     (found,) = read(store, spec())
-    assert (found.state, found.accuracy) == ("diverged", None)
+    assert (found.state, found.score) == ("diverged", None)
     assert found.curve == {1: [0.5, 0.4, 0.7], 2: [0.5, None, 0.7], 3: [0.5, None, 0.7]}
     assert found.seconds == {1: 0.75, 2: 0.75, 3: 0.5}
     assert found.best == mean([0.5, 0.4, 0.7])
@@ -99,7 +99,7 @@ def test_a_pruned_trial_says_who_beat_it_and_has_no_accuracy(store):
     pruned = rows_of(trial, [0.5, 0.6, 0.7], state="pruned", pruned_by="0123456789ab")
     save(store, trial, pruned, history_of(trial, [[0.5, 0.4]] * 3))
     (found,) = read(store, spec())
-    assert (found.state, found.accuracy, found.pruned_by) == ("pruned", None, "0123456789ab")
+    assert (found.state, found.score, found.pruned_by) == ("pruned", None, "0123456789ab")
     assert (found.curve, found.best) == ({1: [0.5] * 3, 2: [0.4] * 3}, 0.5)
 
 
@@ -116,14 +116,14 @@ def test_the_state_is_the_worst_of_the_seeds(states, worst):
     trial = plan(spec()).trials[0]
     rows = [row | {"state": state} for row, state in zip(rows_of(trial, [0.5] * 3), states, strict=True)]
     found = result_of(trial, rows, [])
-    assert (found.state, found.accuracy) == (worst, None)
+    assert (found.state, found.score) == (worst, None)
 
 
 def test_rows_without_a_history_have_an_empty_curve(store):
     trial = plan(spec()).trials[0]
     save(store, trial, rows_of(trial, [0.5, 0.6, 0.7]), [])
     (found,) = read(store, spec())
-    assert (found.curve, found.seconds, found.accuracy) == ({}, {}, mean([0.5, 0.6, 0.7]))
+    assert (found.curve, found.seconds, found.score) == ({}, {}, mean([0.5, 0.6, 0.7]))
     assert found.best == -math.inf
 
 
@@ -171,7 +171,7 @@ def test_rows_of_further_seeds_are_a_result_of_their_own(store):
     more = replace(trial, seeds=(3, 4))
     save(store, trial, rows_of(trial, [0.5] * 3), [])
     save(store, more, rows_of(more, [0.6] * 2, minutes=1), history_of(more, [[0.6], [0.6]]))
-    assert [(r.trial, r.accuracy) for r in read(store, spec())] == [(trial, 0.5), (more, 0.6)]
+    assert [(r.trial, r.score) for r in read(store, spec())] == [(trial, 0.5), (more, 0.6)]
 
 
 def test_a_value_within_a_range_belongs_to_the_sweep(store):

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 from qdtune.spec.axes import AXES, AXIS_NAMES
 from qdtune.store import disk_folder
-from qdtune.store.columns import FINAL, HISTORY, PARETO, STATES, TRIALS
+from qdtune.store.columns import FINAL, STATES
 from qdtune.store.folder import LinkError, RunInUse, StorageError
 from qdtune.store.pareto_table import aggregate, final_ids, table_front
 from qdtune.store.parquet import VERSION_KEY, NewerSchemaError
 from qdtune.store.store import Store
+from tests.schemas import HISTORY, PARETO, TRIALS
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 T_975 = {

@@ -17,11 +17,12 @@ from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.columns import FINAL, HISTORY, STATES, TRIALS
+from qdtune.store.columns import FINAL, STATES
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import to_table
 from qdtune.store.results import results
 from qdtune.store.unfinished import Unfinished, find_stored_cohorts, find_unfinished
+from tests.schemas import HISTORY, TRIALS
 
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
 EPOCHS = 3
@@ -136,7 +137,7 @@ def test_rows_and_results_are_the_same_cohorts(tables: tuple[Spec, Any, Any]) ->
     for name, one in found.items():
         other = same[name]
         assert (one.size_bytes, one.state) == (other.size_bytes, other.state)
-        assert one.accuracy == pytest.approx(other.accuracy, abs=0, nan_ok=True)
+        assert one.score == pytest.approx(other.score, abs=0, nan_ok=True)
         assert one.best == (other.best if one.state == "pruned" else -math.inf)
 
 

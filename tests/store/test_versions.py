@@ -14,10 +14,11 @@ import pytest
 from qdtune.commands import launch, verify
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
-from qdtune.store.columns import HISTORY, SCHEMA_VERSION, TRIALS
+from qdtune.store.columns import SCHEMA_VERSION
 from qdtune.store.parquet import VERSION_KEY
 from qdtune.store.results import results
 from qdtune.store.store import Store
+from tests.schemas import HISTORY, TRIALS
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 VERSIONS = sorted(path.name for path in RUNS.iterdir())

@@ -18,7 +18,7 @@ from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.store.columns import STATES, TRIALS
+from qdtune.store.columns import STATES
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.store import Store
 from qdtune.sweep import metrics
@@ -27,6 +27,7 @@ from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.recorder import Recorder
 from qdtune.terminal import console
 from tests.fake import launch, outcome
+from tests.schemas import TRIALS
 
 ROOT = Path(__file__).parents[2]
 SWEEP = b"""

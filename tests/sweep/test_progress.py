@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import pytest
 
-from qdtune.store.columns import PARETO
 from qdtune.sweep import progress
 from qdtune.sweep.progress import CHANGED_LINE_S, LINE_TRIALS, QUIET_LINE_S, SweepProgress
 from qdtune.terminal import console
+from tests.schemas import PARETO
 
 EPOCHS = {"warmup": 2, "qat": 4}
 FRONT = PARETO.empty_table()

@@ -10,10 +10,10 @@ from qdtune import machine
 from qdtune.datasets.load import load
 from qdtune.model import networks
 from qdtune.spec.groups import Qat, Warmup
-from qdtune.store.columns import HISTORY, TRIALS
 from qdtune.training import train
 from qdtune.training.cohort import Tensors
 from qdtune.training.train import TrainingLog, train_configuration
+from tests.schemas import HISTORY, TRIALS
 from tests.training.test_cohort import CPU, a_trial
 
 
