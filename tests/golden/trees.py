@@ -36,20 +36,37 @@ def ids() -> list[str]:
     return lines
 
 
-def qdtune(*argv: object, cwd: Path = ROOT) -> str:
-    """What a command prints, stdout and stderr."""
+# Commands as `python -m qdtune` runs them, one after the other: most of a command's time is its imports.
+COMMANDS = """
+import json, runpy, sys
+for argv in json.loads(sys.argv[1]):
+    sys.argv[1:], code = argv, 0
+    try:
+        runpy.run_module("qdtune", run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    sys.stderr.flush()
+    print(f"exit code {code}\\n\\0", end="", flush=True)
+"""
+
+
+def qdtune(*commands: list[object], cwd: Path = ROOT) -> list[str]:
+    """What commands print, stdout and stderr, with their exit codes; they run in one process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "QDTUNE_DATA": "/nowhere", "COLUMNS": "80"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "qdtune", *map(str, argv)]
+    lists = json.dumps([list(map(str, argv)) for argv in commands])
+    command = [sys.executable, "-c", COMMANDS, lists]
     done = subprocess.run(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     )
-    return f"{done.stdout}exit code {done.returncode}\n"
+    *texts, rest = done.stdout.split("\0")
+    assert (done.returncode, rest, len(texts)) == (0, "", len(commands)), done.stdout
+    return texts
 
 
 def sweep(name: str, runs: Path) -> Path:
     """The run folder of a golden sweep, trained now."""
-    told = qdtune("launch", HERE / f"{name}.yaml", "--runs-dir", runs, "--no-dashboard")
+    (told,) = qdtune(["launch", HERE / f"{name}.yaml", "--runs-dir", runs, "--no-dashboard"])
     assert told.endswith("exit code 0\n"), told
     return runs / name
 
@@ -114,12 +131,13 @@ def words() -> dict[str, str]:
     """What commands print, by a name for each: dry runs of all sweep files, then what they say of the golden run."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for path in (*SWEEPS, HERE / "eager.yaml", HERE / "compiled.yaml"):
-            told = qdtune("launch", path, "--dry-run", "--runs-dir", "/nowhere/runs", "--data-dir", "/nowhere")
-            found[f"dry-run-{path.stem}"] = _here_left_out(told)
+        sweeps = (*SWEEPS, HERE / "eager.yaml", HERE / "compiled.yaml")
+        options = ["--dry-run", "--runs-dir", "/nowhere/runs", "--data-dir", "/nowhere"]
+        texts = qdtune(*(["launch", path, *options] for path in sweeps))
+        found |= {f"dry-run-{path.stem}": text for path, text in zip(sweeps, texts, strict=True)}
         run = shutil.copytree(RUN, Path(folder) / "runs" / "eager")
         cwd = Path(folder)
-        for name, argv in {
+        commands: dict[str, list[object]] = {
             "dry-run-again": ["launch", HERE / "eager.yaml", "--dry-run"],
             "verify": ["verify", "runs/eager"],
             "report": ["report", "runs/eager"],
@@ -127,16 +145,16 @@ def words() -> dict[str, str]:
             "export": ["export", "runs/eager", "--front", "--out", "out"],
             "export-onnx": ["export", "runs/eager", "--front", "--out", "out", "--format", "onnx"],
             "help": ["--help"],
-        }.items():
-            found[name] = _here_left_out(qdtune(*argv, cwd=cwd))
+        }
+        found |= zip(commands, qdtune(*commands.values(), cwd=cwd), strict=True)
         made = sorted(
             path for path in (cwd / "out").iterdir() if "onnx" not in path.name and path.name != "reader.py"
         )
         found["exported"] = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}\n" for p in made)
         (run / "trials" / sorted(os.listdir(run / "trials"))[0]).write_bytes(b"spoilt")
-        found["verify-damaged"] = _here_left_out(qdtune("verify", "runs/eager", cwd=cwd))
-        found["report-damaged"] = _here_left_out(qdtune("report", "runs/eager", cwd=cwd))
-    return found
+        damaged = {"verify-damaged": ["verify", "runs/eager"], "report-damaged": ["report", "runs/eager"]}
+        found |= zip(damaged, qdtune(*damaged.values(), cwd=cwd), strict=True)
+    return {name: _here_left_out(text) for name, text in found.items()}
 
 
 def _here_left_out(told: str) -> str:
