@@ -46,6 +46,7 @@ seeds: [0, 1]
 data: {dataset: synthetic, val_size: 128}
 model: {name: mlp, hidden: [8]}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 40}}
+run: {max_concurrent_trials: 1}
 """
 CANARIES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "LOGNAME")
 # What the metadata of a Parquet file may hold, and no more: versions, and the commit of qdtune itself.

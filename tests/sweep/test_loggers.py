@@ -28,7 +28,7 @@ seeds: [0, 1]
 data: {dataset: digits, val_size: 128}
 model: {name: mlp, hidden: [8]}
 train: {batch_size: 64, warmup: {epochs: 1}, qat: {epochs: 2}}
-run: {compile: never, loggers: [mlflow, wandb, tensorboard]}
+run: {compile: never, max_concurrent_trials: 1, loggers: [mlflow, wandb, tensorboard]}
 """
 ONE, FOUR = "d2 w1 identity h8", "d2 w4 identity h8"
 FINAL = {"test_accuracy", "size_bytes", "params"}

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,6 @@ from qdtune.spec.groups import Resources
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store.pareto_table import final_ids
-from qdtune.sweep import cluster
 from qdtune.sweep.placement import Node, Placement, place_trials
 
 pytestmark = pytest.mark.timeout(300)  # beside other tests, on a machine that may be slow
@@ -32,24 +32,6 @@ seeds: [0, 1]
 data: {dataset: synthetic, val_size: 128}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
 """
-
-
-@pytest.fixture(scope="module")
-def ray_here(tmp_path_factory):
-    """A local Ray with one logical GPU and, so that GPUs are what is scarce, sixteen logical CPUs."""
-    token = tmp_path_factory.mktemp("token") / "token"
-    token.write_text("0" * 64)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (*cluster.SETTINGS, "RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
-            patch.delenv(name, raising=False)
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        cluster.set_environment(None)
-        import ray
-
-        options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 128 * 2**20}
-        ray.init(address="local", num_cpus=16, num_gpus=1, **options)
-        yield ray
-        ray.shutdown()
 
 
 def tuner_for(kind, space, tmp_path, callbacks=(), **tuning):
@@ -67,7 +49,7 @@ def tuner_for(kind, space, tmp_path, callbacks=(), **tuning):
     )  # fmt: skip
 
 
-def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
+def test_four_quarters_of_a_gpu_run_at_once_and_five_do_not(ray_here, tmp_path):
     from ray import tune
     from ray.util import placement_group_table
 
@@ -75,7 +57,7 @@ def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
 
     @ray_here.remote(num_cpus=0)
     class Door:
-        """Counts who is inside; opens when eight are and a ninth stands before it, unable to get in."""
+        """Counts who is inside; opens when four are and a fifth stands before it, unable to get in."""
 
         def __init__(self):
             self.inside = self.most = 0
@@ -87,7 +69,7 @@ def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
 
         def is_open(self):
             waiting = [g for g in placement_group_table().values() if g["state"] == "PENDING"]
-            self.opened = self.opened or (self.inside >= 8 and bool(waiting)) or self.inside >= 9
+            self.opened = self.opened or (self.inside >= 4 and bool(waiting)) or self.inside >= 5
             return self.opened
 
         def leave(self):
@@ -103,14 +85,14 @@ def test_eight_eighths_of_a_gpu_run_at_once_and_nine_do_not(ray_here, tmp_path):
 
             ray.get(self.door.enter.remote())
             while not ray.get(self.door.is_open.remote()):
-                pass
+                time.sleep(0.05)
             return {"most": ray.get(self.door.leave.remote()), "done": True}
 
-    place = place_trials(Resources(gpu=0.125, cpu=1), [Node(16, 1)])
-    assert (place.per_gpu, place.concurrent) == (8, 8)
+    place = place_trials(Resources(gpu=0.25, cpu=1), [Node(5, 1)])
+    assert (place.per_gpu, place.concurrent) == (4, 4)
     door = Door.remote()
-    grid = tuner_for(set_share(Waits, place), {"door": door, "n": tune.grid_search(list(range(9)))}, tmp_path).fit()
-    assert max(result.metrics["most"] for result in grid) == 8
+    grid = tuner_for(set_share(Waits, place), {"door": door, "n": tune.grid_search(list(range(5)))}, tmp_path).fit()
+    assert max(result.metrics["most"] for result in grid) == 4
 
 
 def trial_parameters(ray, tmp_path, spec):
@@ -121,17 +103,35 @@ def trial_parameters(ray, tmp_path, spec):
     return {"spec": spec, "data": data, "warmups": warmups, "stacks": str(tmp_path)}
 
 
-def test_param_space_is_an_ordinary_search_space(ray_here, tmp_path):
+@pytest.fixture(scope="module")
+def by_hand(ray_here, tmp_path_factory):
+    """The results of an ordinary Tuner over the sweep, with one worker that trains one trial after the other."""
+    from qdtune.sweep import trainable
     from qdtune.sweep.search_space import param_space
-    from qdtune.sweep.trainable import make_trainable
 
-    spec = loads(SWEEP, "byhand.yaml")
+    class QATTrial(trainable.QATTrial):
+        def _start(self):
+            for report in super()._start():
+                yield report | {"title": Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()}
+
+    folder, spec = tmp_path_factory.mktemp("byhand"), loads(SWEEP, "byhand.yaml")
     place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=8, notes=())
-    kind = make_trainable(place, **trial_parameters(ray_here, tmp_path, spec))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainable, "QATTrial", QATTrial)
+        kind = trainable.make_trainable(place, **trial_parameters(ray_here, folder, spec))
     assert kind.__name__ == "QATTrial"
-    grid = tuner_for(kind, param_space(spec), tmp_path, reuse_actors=True, max_concurrent_trials=2).fit()
-    got = {row["trial_id"]: row["size_bytes"] for result in grid for row in result.metrics["rows"]}
-    assert got == {trial.trial_id: trial.sizes.size_bytes for trial in plan(spec).trials}
+    return tuner_for(kind, param_space(spec), folder, reuse_actors=True, max_concurrent_trials=1).fit()
+
+
+def test_param_space_is_an_ordinary_search_space(by_hand):
+    got = {row["trial_id"]: row["size_bytes"] for result in by_hand for row in result.metrics["rows"]}
+    assert got == {trial.trial_id: trial.sizes.size_bytes for trial in plan(loads(SWEEP, "byhand.yaml")).trials}
+
+
+def test_a_worker_is_named_by_the_configuration_that_it_trains_now(by_hand):
+    titles = {result.metrics["title"] for result in by_hand}
+    assert titles == {f"ray::QATTrial({trial.label})" for trial in plan(loads(SWEEP, "byhand.yaml")).trials}
+    assert len({result.metrics["pid"] for result in by_hand}) < len(titles)
 
 
 def swept(ray, tmp_path, spec, kind, place):
@@ -164,7 +164,7 @@ def swept(ray, tmp_path, spec, kind, place):
     return queue, store
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path, monkeypatch, shared):
     """One trial kills its worker in its first epoch: the others go on, and it starts again as attempt 2.
 
@@ -391,27 +391,6 @@ def test_the_dashboard_shows_the_configuration(ray_here, tmp_path):
     trial = QATTrial.__new__(QATTrial)
     trial.config = plan(loads(SWEEP, "byhand.yaml")).trials[-1].cells
     assert repr(trial) == "QATTrial(first d2 w4 identity h6-5)"
-
-
-def test_a_worker_is_named_by_the_configuration_that_it_trains_now(ray_here, tmp_path):
-    from ray import tune
-
-    from qdtune.sweep.search_space import param_space
-    from qdtune.sweep.trainable import QATTrial, set_share
-
-    class Titled(QATTrial):
-        def _start(self):
-            for report in super()._start():
-                yield report | {"title": Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()}
-
-    spec = loads(SWEEP, "byhand.yaml")
-    place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=1, notes=())
-    whole = tune.with_parameters(Titled, cpu=1, gpu=0.0, **trial_parameters(ray_here, tmp_path, spec))
-    tuning = {"reuse_actors": True, "max_concurrent_trials": 1}
-    grid = tuner_for(set_share(whole, place), param_space(spec), tmp_path, **tuning).fit()
-    titles = {result.metrics["title"] for result in grid}
-    assert titles == {f"ray::QATTrial({trial.label})" for trial in plan(spec).trials}
-    assert len({result.metrics["pid"] for result in grid}) < len(titles)
 
 
 def shares(ray, tmp_path, monkeypatch, capsys, measure):

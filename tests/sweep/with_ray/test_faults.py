@@ -17,7 +17,7 @@ from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
 from qdtune.sweep.placement import Placement
-from tests.sweep.test_trainable import SWEEP, ray_here, swept  # noqa: F401 - a fixture
+from tests.sweep.with_ray.test_trainable import SWEEP, swept
 
 pytestmark = pytest.mark.timeout(300)  # beside other tests, on a machine that may be slow
 PLACE = Placement(gpu=0.5, cpu=1, per_gpu=2, concurrent=2, notes=())
@@ -34,7 +34,7 @@ def two_at_a_time(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_trial_that_falls_silent_is_tried_once_more_and_then_a_timeout(ray_here, tmp_path):  # noqa: F811
+def test_a_trial_that_falls_silent_is_tried_once_more_and_then_a_timeout(ray_here, tmp_path):
     """One sleeps, one sits in C with the interpreter's lock held: neither can be asked to end."""
     from qdtune.sweep.trainable import QATTrial
 
@@ -70,7 +70,7 @@ def test_a_trial_that_falls_silent_is_tried_once_more_and_then_a_timeout(ray_her
 
 
 @pytest.mark.slow
-def test_a_trial_over_its_time_ends_even_inside_an_epoch(ray_here, tmp_path, monkeypatch):  # noqa: F811
+def test_a_trial_over_its_time_ends_even_inside_an_epoch(ray_here, tmp_path, monkeypatch):
     from qdtune.sweep import trainable
 
     class Long(trainable.QATTrial):
@@ -91,7 +91,7 @@ def test_a_trial_over_its_time_ends_even_inside_an_epoch(ray_here, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_worker_lost_as_it_takes_over_a_trial_is_a_failure_like_any_other(ray_here, tmp_path):  # noqa: F811
+def test_a_worker_lost_as_it_takes_over_a_trial_is_a_failure_like_any_other(ray_here, tmp_path):
     from qdtune.sweep.trainable import QATTrial
 
     lost = tmp_path / "lost"
@@ -111,7 +111,7 @@ def test_a_worker_lost_as_it_takes_over_a_trial_is_a_failure_like_any_other(ray_
 
 
 @pytest.mark.slow
-def test_a_worker_that_always_dies_is_a_failed_row_and_one_short_of_memory_an_oom(ray_here, tmp_path):  # noqa: F811
+def test_a_worker_that_always_dies_is_a_failed_row_and_one_short_of_memory_an_oom(ray_here, tmp_path):
     from qdtune.sweep.trainable import QATTrial
 
     class Dying(QATTrial):
@@ -126,7 +126,7 @@ def test_a_worker_that_always_dies_is_a_failed_row_and_one_short_of_memory_an_oo
     assert by_bits(store, "error")[2].startswith("worker lost 2 times: ")
 
 
-def test_trials_that_all_fail_alike_end_the_sweep_at_the_fifth(ray_here, tmp_path, capsys):  # noqa: F811
+def test_trials_that_all_fail_alike_end_the_sweep_at_the_fifth(ray_here, tmp_path, capsys):
     from qdtune.sweep.trainable import QATTrial
 
     class Broken(QATTrial):
@@ -155,7 +155,7 @@ class Flaky(Store):
         return super().write(*arguments)
 
 
-def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("qdtune.store.store.Store", Flaky)
     monkeypatch.setattr(Flaky, "failures", 7)
     monkeypatch.setattr("qdtune.sweep.result_writer.RETRY_S", 0.2)
@@ -170,7 +170,7 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_storage_that_goes_on_failing_ends_the_sweep_and_says_so(ray_here, tmp_path, monkeypatch):  # noqa: F811
+def test_a_storage_that_goes_on_failing_ends_the_sweep_and_says_so(ray_here, tmp_path, monkeypatch):
     monkeypatch.setattr("qdtune.store.store.Store", Flaky)
     monkeypatch.setattr(Flaky, "failures", 10**9)
     monkeypatch.setattr("qdtune.sweep.result_writer.RETRY_S", 0.1)
