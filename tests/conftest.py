@@ -33,12 +33,12 @@ IN_TURN = (
         "test_faults",
         "test_own_tuner",
         "test_api",
-        "test_notebook",
         "test_trainings_give_the_recorded_numbers",
     ),
     (
         "test_driver",
         "test_loggers",
+        "test_notebook",
         "test_security",
         "test_the_example_of_the_docs_runs_where_it_lies",
         "test_python_blocks_run",

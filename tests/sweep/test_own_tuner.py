@@ -29,6 +29,7 @@ def test_the_code_of_the_page_runs_as_it_stands(tmp_path):
             check=False,
         )
     assert done.returncode == 0, done.stderr
+    assert "Started a local Ray instance" in done.stderr, "not the Ray of another test"
     stopped, trials = map(int, re.findall(r"^(\d+) of (\d+) trials stopped early$", done.stdout, re.MULTILINE)[0])
     assert trials == 12
     assert 3 <= stopped < trials
