@@ -1,6 +1,6 @@
 """The answers of a sweep in numbers and in sentences: which results are significant and which are not.
 
-Every verdict is based on the validation split; test accuracies are only reported.
+Every verdict is based on the validation split; numbers of the test set are only reported.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth
 from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import SIZES_APART, find_sides
-from qdtune.analysis.seed_tests import apply_holm, correct_p, t_test, win_shares
+from qdtune.analysis.seed_tests import apply_holm, correct_p, equal_within, t_test, win_shares
 from qdtune.spec.axes import AXIS_NAMES, idle_at_depth
+from qdtune.spec.tasks import Metric
+from qdtune.store.columns import metric_in
 from qdtune.store.pareto_table import by_seed
 from qdtune.store.tables import Table, rows_equal, rows_known, rows_where
 
@@ -53,30 +55,31 @@ def answer(trials: Table, history: Table, pareto: Table, budget: int | None = No
     """The answers that the tables of one sweep give.
 
     Args:
-        trials: one row per seed, as `columns.TRIALS`.
-        history: one row per seed and epoch, as `columns.HISTORY`.
+        trials: one row per seed, as `columns.trials_schema`.
+        history: one row per seed and epoch, as `columns.history_schema`.
         pareto: one row per configuration, from `pareto_table.aggregate`.
         budget: bytes; None: no limit.
     """
-    rows, accuracies = _rank_rows(trials, pareto)
+    metric = metric_in(trials)
+    rows, values = _rank_rows(trials, pareto, metric)
     everything = find_sides(trials)
     return Answers(
         compare_depths(everything, history),
         compare_activations(everything, history),
-        _find_best(rows, accuracies, budget, _find_varying(pareto)),
-        *_find_best_depths(rows, accuracies, pareto),
+        _find_best(rows, values, budget, _find_varying(pareto), metric),
+        *_find_best_depths(rows, values, pareto, metric),
     )
 
 
-def _rank_rows(trials: Table, pareto: Table) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-    """The ranked rows of the Pareto table by size, and their accuracies (n, S) by seed, NaN if a seed is missing."""
+def _rank_rows(trials: Table, pareto: Table, metric: Metric) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
+    """The ranked rows of the Pareto table by size, and their metric (n, S) by seed, NaN if a seed is missing."""
     keys = [*AXIS_NAMES, "dataset"]
     rows = sorted(rows_known(pareto, "pareto_rank").to_pylist(), key=_size_order)
     place = {tuple(row[name] for name in keys): i for i, row in enumerate(rows)}
     ok = rows_equal(trials, "state", "ok")
     owner = [place.get(key, -1) for key in zip(*(ok[name].to_pylist() for name in keys), strict=True)]
     ok, places = rows_where(ok, [i >= 0 for i in owner]), np.array([i for i in owner if i >= 0], dtype=np.int64)
-    return rows, by_seed(places, ok["seed"], ok["val_accuracy"])
+    return rows, by_seed(places, ok["seed"], ok[metric.val])
 
 
 def _size_order(row: Mapping[str, Any]) -> tuple[int, str]:
@@ -95,24 +98,33 @@ def _find_varying(pareto: Table) -> tuple[str, ...]:
 
 
 def _find_best(
-    rows: list[dict[str, Any]], accuracies: NDArray[np.float64], budget: int | None, varying: tuple[str, ...]
+    rows: list[dict[str, Any]],
+    values: NDArray[np.float64],
+    budget: int | None,
+    varying: tuple[str, ...],
+    metric: Metric,
 ) -> Best:
     count = len(rows) if budget is None else sum(row["size_bytes"] <= budget for row in rows)
     if not count:
-        return Best(budget, None)
-    best = _find_top(rows[:count])
-    rejected, _ = apply_holm(t_test(accuracies[best] - np.delete(accuracies[:count], best, axis=0)).p)
+        return Best(budget, None, metric=metric)
+    best = _find_top(rows[:count], metric)
+    rejected, _ = apply_holm(_test_best(values[best], np.delete(values[:count], best, axis=0), metric))
     others = [row for i, row in enumerate(rows[:count]) if i != best]
     rivals = [row for row, is_other in zip(others, rejected, strict=True) if not is_other]
     p_best = None
     if rows[best]["n_seeds"] > 1:
-        p_best = float(win_shares(accuracies[:count], [np.arange(count)])[0][best])
-    rivals.sort(key=lambda row: (-row["val_accuracy"], _size_order(row)))
-    return Best(budget, rows[best], p_best, tuple(rivals), varying, len(others))
+        p_best = float(win_shares(metric.sign * values[:count], [np.arange(count)])[0][best])
+    rivals.sort(key=lambda row: (-metric.sign * row[metric.val], _size_order(row)))
+    return Best(budget, rows[best], p_best, tuple(rivals), varying, len(others), metric)
+
+
+def _test_best(best: NDArray[np.float64], others: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
+    """The p values of paired t tests of one row (S,) against others (m, S)."""
+    return t_test(best - others, equal_within(metric, best, others)).p
 
 
 def _find_best_depths(
-    rows: list[dict[str, Any]], accuracies: NDArray[np.float64], pareto: Table
+    rows: list[dict[str, Any]], values: NDArray[np.float64], pareto: Table, metric: Metric
 ) -> tuple[tuple[BestDepth, ...], tuple[BestDepth, ...]]:
     """The best depth at each number of bits, and within each size of the front."""
     every = pareto.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist()
@@ -124,14 +136,14 @@ def _find_best_depths(
         places[None, size] = np.flatnonzero(sizes <= size)
     found = []
     for (n, size), group, shares in zip(
-        places, places.values(), win_shares(accuracies, [*places.values()]), strict=True
+        places, places.values(), win_shares(metric.sign * values, [*places.values()]), strict=True
     ):
-        best = rows[group[_find_top([rows[i] for i in group])]]
+        best = rows[group[_find_top([rows[i] for i in group], metric)]]
         depths = np.array([rows[i]["depth"] for i in group])
-        # In order of falling accuracy, the first row of each depth is its best.
-        ranking = sorted(group, key=lambda i: -rows[i]["val_accuracy"])
+        # From best to worst, the first row of each depth is its best.
+        ranking = sorted(group, key=lambda i: -metric.sign * rows[i][metric.val])
         firsts = {rows[i]["depth"]: i for i in reversed(ranking)}
-        p = t_test(accuracies[firsts.pop(best["depth"])] - accuracies[list(firsts.values())]).p
+        p = _test_best(values[firsts.pop(best["depth"])], values[list(firsts.values())], metric)
         larger = (
             size is None
             and bool(firsts)
@@ -149,13 +161,14 @@ def _find_best_depths(
                 n,
                 size,
                 best["depth"],
-                best["val_accuracy"],
+                best[metric.val],
                 known,
                 _find_largest(p),
                 best["size_bytes"],
                 bool(larger),
                 best["n_seeds"],
                 _find_ended(here, probabilities),
+                metric,
             )
         )
     return _correct_family(b for b in found if b.budget is None), _correct_family(
@@ -194,9 +207,9 @@ def _correct_family(family: Iterable[BestDepth]) -> tuple[BestDepth, ...]:
     )
 
 
-def _find_top(rows: list[dict[str, Any]]) -> int:
-    """The index of the highest mean accuracy; of equal accuracies the first, which is the smallest in bytes."""
-    return max(range(len(rows)), key=lambda i: (rows[i]["val_accuracy"], -i))
+def _find_top(rows: list[dict[str, Any]], metric: Metric) -> int:
+    """The index of the best mean; of equal means the first, which is the smallest in bytes."""
+    return max(range(len(rows)), key=lambda i: (metric.sign * rows[i][metric.val], -i))
 
 
 def _find_largest(p: NDArray[np.float64]) -> float | None:

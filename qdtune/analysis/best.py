@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdtune.analysis.comparison import TOO_FEW_SEEDS, describe_bits
-from qdtune.analysis.seed_tests import EQUAL_WITHIN, FAMILY_ALPHA
+from qdtune.analysis.seed_tests import FAMILY_ALPHA, equal_within
 from qdtune.messages import format_count
 from qdtune.spec.axes import axis_of, idle_at_depth
+from qdtune.spec.metric_text import best_word, say_interval, say_metric, value_text
+from qdtune.spec.tasks import ACCURACY, Metric
 
 MAX_RIVALS = 3  # rivals of the best configuration that its sentence names
 STOPPED, FAILED = "stopped early", "failed"  # how depths ended that were not trained to their end
@@ -23,15 +25,16 @@ class Best:
 
     Attributes:
         budget: bytes; None: no limit.
-        row: the row of the Pareto table with the highest mean validation accuracy; None if nothing within the budget
+        row: the row of the Pareto table with the best mean on the validation split; None if nothing within the budget
             has finished.
         p_best: the share of bootstrap draws over seeds in which it is the best within the budget; None below two
             seeds.
         rivals: rows of the Pareto table within the budget that do not differ significantly from it (paired t test
-            over shared seeds, Holm's correction), by falling accuracy. The test is slightly biased in its favour,
-            because it was selected by its accuracy.
+            over shared seeds, Holm's correction), from best to worst. The test is slightly biased in its favour,
+            because it was selected by what is tested.
         varying: the axes with several values in this sweep, finished or not, where they have an effect.
         n_others: the number of other finished configurations within the budget.
+        metric: that judges.
     """
 
     budget: int | None
@@ -40,22 +43,24 @@ class Best:
     rivals: tuple[dict[str, Any], ...] = ()
     varying: tuple[str, ...] = ()
     n_others: int = 0
+    metric: Metric = ACCURACY
 
     @property
     def sentence(self) -> str:
         """The answer in a sentence."""
-        row = self.row
+        row, metric = self.row, self.metric
         within = "" if self.budget is None else f" within {self.budget:,} bytes"
         if row is None:
             return f"No configuration{within} has finished."
         n = format_count(row["n_seeds"], "seed")
-        test = "" if row["test_accuracy"] is None else f" and {_as_percent(row['test_accuracy'])} on the test set"
+        test = "" if row[metric.test] is None else f" and {value_text(metric, row[metric.test])} on the test set"
         share = ""
         if self.p_best is not None and self.n_others and row["n_seeds"] >= LEAST_DRAWN:
             share = f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
+        value = say_metric(metric, row[metric.val])
         return (
-            f"The best configuration{within} is {self.label(row)}. It has {_as_percent(row['val_accuracy'])} on the "
-            f"validation set ({_describe_spread(row, n)}){test}.{share} {self._describe_rivals(n)}"
+            f"The best configuration{within} is {self.label(row)}. It has {value} on the "
+            f"validation set ({_describe_spread(row, metric, n)}){test}.{share} {self._describe_rivals(n)}"
         )
 
     def _describe_rivals(self, seeds: str) -> str:
@@ -83,8 +88,8 @@ class BestDepth:
 
     Attributes:
         weight_bits, budget: the bits or the bytes; every other axis may have any value.
-        depth: the depth of the configuration with the highest mean validation accuracy.
-        accuracy: this mean, a fraction.
+        depth: the depth of the configuration with the best mean on the validation split.
+        value: this mean.
         size_bytes: the size of this configuration.
         larger: whether it is more than 5 % larger than the best configuration of each other depth, because its size
             alone may then be the reason; always False within a budget, where sizes may differ.
@@ -93,21 +98,23 @@ class BestDepth:
         p: the largest p value of paired t tests against the best configuration of each other depth, after Holm's
             correction over all numbers of bits, or all budgets; None if there is no other depth, or if the two
             configurations share fewer than two seeds.
-        n_seeds: the number of seeds of the configuration with the highest accuracy.
+        n_seeds: the number of seeds of the best configuration.
         ended: depth -> how all its configurations there ended, for each depth of which none was trained to its end:
             `stopped early`, `failed` or `stopped early or failed`.
+        metric: that judges.
     """
 
     weight_bits: int | None
     budget: int | None
     depth: int
-    accuracy: float
+    value: float
     probabilities: dict[int, float]
     p: float | None
     size_bytes: int
     larger: bool
     n_seeds: int
     ended: dict[int, str]
+    metric: Metric = ACCURACY
 
     @property
     def is_alone(self) -> bool:
@@ -132,21 +139,24 @@ class BestDepth:
     def sentence(self) -> str:
         """The answer in a sentence."""
         where = f"Within {self.budget:,} bytes" if self.weight_bits is None else describe_bits(self.weight_bits)
+        value = say_metric(self.metric, self.value)
         if self.is_alone and self.ended:
             end = describe_ended(self.ended)
-            return f"{where}, only depth {self.depth} was trained to its end ({_as_percent(self.accuracy)}): {end}."
+            return f"{where}, only depth {self.depth} was trained to its end ({value}): {end}."
         if self.is_alone:
-            return f"{where}, only depth {self.depth} has finished: {_as_percent(self.accuracy)}."
-        mean = _as_percent(self.accuracy) + (f" at {self.size_bytes:,} bytes" if self.budget is None else "")
+            return f"{where}, only depth {self.depth} has finished: {value}."
+        size = f" at {self.size_bytes:,} bytes" if self.budget is None else ""
+        mean, mean_value = f"{value}{size}", f"{value_text(self.metric, self.value)}{size}"
         if self.probability is None:
-            return f"{where}, depth {self.depth} has the highest accuracy, {mean}. A test needs at least 2 seeds."
+            best = f"{best_word(self.metric)} {self.metric.name}, {mean_value}"
+            return f"{where}, depth {self.depth} has the {best}. A test needs at least 2 seeds."
         test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g}"
         proof = f"{self._describe_draws()}; {test}" if self.n_seeds >= LEAST_DRAWN else test
         larger = " It is larger than the best configuration of every other depth." if self.larger else ""
         if self.decided:
             best = f"depth {self.depth} is significantly better than every other depth: {mean}"
             return f"{where}, {best} ({proof}).{larger}"
-        best = f"depth {self.depth} has the highest mean accuracy, {mean}"
+        best = f"depth {self.depth} has the {best_word(self.metric)} mean {self.metric.name}, {mean_value}"
         return f"{where}, {best}. It is not significantly better ({proof}).{larger}"
 
     def _describe_draws(self) -> str:
@@ -180,16 +190,16 @@ def _name_depths(depths: Sequence[int]) -> str:
     return f"depths {', '.join(first)} and {last}"
 
 
-def _describe_spread(row: Mapping[str, Any], seeds: str) -> str:
-    """The 95 % interval of the validation accuracy in words, and the number of seeds."""
-    low, high = row["val_accuracy_low"], row["val_accuracy_high"]
+def _describe_spread(row: Mapping[str, Any], metric: Metric, seeds: str) -> str:
+    """The 95 % interval on the validation split in words, and the number of seeds."""
+    low, high = row[f"{metric.val}_low"], row[f"{metric.val}_high"]
     if low is None:
         return seeds
-    if high - low <= EQUAL_WITHIN:
+    if high - low <= equal_within(metric, [low, high]):
         return f"the same in each of {seeds}"
-    if low <= 0 and high >= 1:
+    if low <= metric.bounds[0] and high >= metric.bounds[1]:
         return f"{TOO_FEW_SEEDS}, {seeds}"
-    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}, {seeds}"
+    return f"95 % interval {say_interval(metric, low, high)}, {seeds}"
 
 
 def _as_percent(fraction: float, digits: int = 1) -> str:

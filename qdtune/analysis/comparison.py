@@ -10,6 +10,8 @@ from qdtune.analysis.seed_tests import MAX_SEEDS
 from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.metric_text import format_differences, say_difference
+from qdtune.spec.tasks import ACCURACY, Metric
 
 VERDICTS = ("helps", "hurts", "undecided", "refused")
 OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the question
@@ -20,21 +22,22 @@ OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the
     "confounded": "no pair differs in {} alone",
     "seeds": "no seed was trained on both sides",
 }
-TOO_FEW_SEEDS = "too few seeds for an interval"  # said of an interval that holds more than accuracies can reach
+TOO_FEW_SEEDS = "too few seeds for an interval"  # said of an interval that holds more than the metric can reach
 _MadeAt: Any = axis_fields("_MadeAt", ["weight_bits", "depth", "activation", *ASKED_AT], frozen=True)
 
 
 @dataclass(frozen=True)
 class Comparison(_MadeAt):
-    """One comparison of a question, with its verdict; accuracies are fractions of the validation split.
+    """One comparison of a question, with its verdict, by the metric on the validation split.
 
     Attributes:
         axis: `depth` or `activation`: the only axis in which the two sides differ.
-        value, baseline: the values of this axis on the two sides; a positive effect favours `value`.
+        value, baseline: the values of this axis on the two sides.
         weight_bits, depth, activation and the axes in `axes.ASKED_AT`: the setting, read from the side with `value`;
             None for an axis that has no effect, such as `scale` if nothing is quantised.
         verdict: one of `VERDICTS`.
-        effect: the mean over seeds of the paired difference; None if the comparison is refused.
+        effect: the mean over seeds of the paired difference, that of `value` less that of `baseline`; None if the
+            comparison is refused. It favours `value` if it has the sign of the metric.
         low, high: the confidence interval of the effect; None if there is none.
         level: the confidence of the interval. It is the level of Holm's procedure, so that the interval excludes zero
             exactly if the verdict is significant.
@@ -50,6 +53,7 @@ class Comparison(_MadeAt):
         reason: why it is refused, or what is said instead of the interval if there is none; else empty.
         obstacle: a key of `OBSTACLES` if it is refused; else empty.
         confounders: if no pair differs in `axis` alone, the other axes in which the nearest pair differs.
+        metric: what is compared.
     """
 
     axis: str
@@ -72,6 +76,7 @@ class Comparison(_MadeAt):
     reason: str = ""
     obstacle: str = ""
     confounders: tuple[str, ...] = ()
+    metric: Metric = ACCURACY
 
     @property
     def is_significant(self) -> bool:
@@ -80,8 +85,9 @@ class Comparison(_MadeAt):
 
     @property
     def is_interval_useless(self) -> bool:
-        """Whether the interval reaches the largest difference that accuracies can have, and proves nothing."""
-        return not self.is_significant and self.low is not None and (self.low <= -1 or (self.high or 0) >= 1)
+        """Whether the interval reaches the largest difference that the metric can have, and proves nothing."""
+        most = largest_difference(self.metric)
+        return not self.is_significant and self.low is not None and (self.low <= -most or (self.high or 0) >= most)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -133,14 +139,15 @@ class Comparison(_MadeAt):
         if self.reason:
             return f"{versus}: {self.reason}."
         assert None not in (self.effect, self.low, self.high, self.level)
-        effect, low, high = format_points(self.effect, self.low, self.high)  # type: ignore[arg-type]
+        effect, low, high = format_differences(self.metric, self.effect, self.low, self.high)  # type: ignore[arg-type]
+        effect = say_difference(self.metric, effect)
         interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
         if self.is_interval_useless:
             interval = TOO_FEW_SEEDS
         if self.is_significant:
-            return f"{versus}: {effect} points ({interval}, {over})."
+            return f"{versus}: {effect} ({interval}, {over})."
         needed = f"; {self.hint} would be needed" if self.hint else ""
-        return f"{versus}: {effect} points ({interval}). Not significant with {over}{needed}."
+        return f"{versus}: {effect} ({interval}). Not significant with {over}{needed}."
 
 
 def _describe_value(axis: Axis, value: Any) -> str | None:
@@ -154,13 +161,7 @@ def describe_bits(n: int) -> str:
     return f"{'With' if n == FLOAT_BITS else 'At'} {bits(n)}"
 
 
-def format_points(*fractions: float) -> list[str]:
-    """Signed differences of accuracies in percentage points, with a second digit if one digit would show a zero."""
-    digits = 1 if all(abs(x) >= 0.0005 or x == 0 for x in fractions) else 2
-    return [format_signed(100 * x, digits) for x in fractions]
-
-
-def format_signed(value: float, digits: int) -> str:
-    """The value with its sign, but zero without one: `+1.20`, `-0.40`, `0.00`."""
-    text = f"{value:+.{digits}f}"
-    return text if text.strip("+-0.") else text[1:]
+def largest_difference(metric: Metric) -> float:
+    """The largest difference that two values of a metric can have; infinite for many."""
+    low, high = metric.bounds
+    return high - low

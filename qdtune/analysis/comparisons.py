@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qdtune.analysis.comparison import OBSTACLES, Comparison, format_points
+from qdtune.analysis.comparison import OBSTACLES, Comparison, largest_difference
 from qdtune.analysis.pairs import (
     KEYS,
     SIZES_EQUAL,
@@ -24,14 +24,18 @@ from qdtune.analysis.pairs import (
     find_obstacle,
     mean_differences,
 )
-from qdtune.analysis.seed_tests import apply_holm, count_seeds_needed, half_width, t_test
+from qdtune.analysis.seed_tests import apply_holm, count_seeds_needed, equal_within, half_width, t_test
 from qdtune.spec.axes import ASKED_AT, idle_at_depth
+from qdtune.spec.metric_text import format_differences, say_difference
+from qdtune.spec.tasks import Metric
 from qdtune.spec.values import cell_text
 from qdtune.store.tables import Table
 
 Pairs = list[tuple[Side, Side]]
 # Of one comparison: the setting and the axis, the sides with the value of that axis, and the baselines.
 Draft = tuple[Comparison, list[Side], Baselines]
+# A comparison, its differences by seed, and the largest difference that is none.
+Prepared = tuple[Comparison, dict[int, float], float]
 
 
 def compare_depths(everything: list[Side], history: Table) -> tuple[Comparison, ...]:
@@ -42,7 +46,7 @@ def compare_depths(everything: list[Side], history: Table) -> tuple[Comparison, 
 
     Args:
         everything: the configurations, see `pairs.find_sides`.
-        history: one row per seed and epoch, as `columns.HISTORY`.
+        history: one row per seed and epoch, as `columns.history_schema`.
     """
     return _test_family(_prepare(draft, history) for draft in _draft_depths(everything))
 
@@ -85,11 +89,11 @@ def _group_sides(chains: Sequence[Side], names: tuple[str, ...]) -> list[list[Si
 
 def _draft_comparison(axis: str, baseline: int | str, side: Side) -> Comparison:
     shared = {name: side.key[name] for name in ("weight_bits", "depth", "activation", *ASKED_AT)}
-    return Comparison(axis, side.key[axis], baseline, **shared)
+    return Comparison(axis, side.key[axis], baseline, **shared, metric=side.metric)
 
 
-def _prepare(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]]:
-    """The comparison before its test, and its differences by seed; no differences if it is refused."""
+def _prepare(draft: Draft, history: Table) -> Prepared:
+    """The comparison before its test; without differences if it is refused."""
     comparison, group, baselines = draft
     idle = idle_at_depth(comparison.baseline) if comparison.axis == "depth" else []
     match = tuple(name for name in KEYS if name != comparison.axis and name not in idle)
@@ -101,17 +105,17 @@ def _prepare(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]
         )
         verb = "differs" if len(apart) == 1 else "differ"
         reason = f"no pair differs in {comparison.axis} alone; {differ} {verb} too"
-        return replace(comparison, reason=reason, obstacle="confounded", confounders=apart), {}
+        return replace(comparison, reason=reason, obstacle="confounded", confounders=apart), {}, 0.0
     found: dict[str | None, Pairs] = {}
     for pair in pairs:
         found.setdefault(find_obstacle(*pair), []).append(pair)
     sound = found.get(None, [])
     if "pruned" in found:
-        return _refuse_stopped(comparison, sound + found["pruned"], history), {}
+        return _refuse_stopped(comparison, sound + found["pruned"], history), {}, 0.0
     if not sound:
         why = max((str(name) for name in found), key=lambda name: (len(found[name]), name))
         reason = _describe_refusal(comparison, why, found[why])
-        return replace(comparison, n_pairs=len(pairs), reason=reason, obstacle=why), {}
+        return replace(comparison, n_pairs=len(pairs), reason=reason, obstacle=why), {}, 0.0
     by_seed = mean_differences(sound)
     comparison = replace(
         comparison,
@@ -123,7 +127,8 @@ def _prepare(draft: Draft, history: Table) -> tuple[Comparison, dict[int, float]
     comparison = replace(comparison, size_bytes=means[0], baseline_bytes=means[1])
     if not by_seed:
         comparison = replace(comparison, reason=OBSTACLES["seeds"], obstacle="seeds")
-    return comparison, by_seed
+    values = [value for pair in sound for side in pair for value in side.measured.values()]
+    return comparison, by_seed, float(equal_within(comparison.metric, values))
 
 
 def _format_key(side: Side, name: str) -> str:
@@ -142,7 +147,7 @@ def _describe_refusal(comparison: Comparison, why: str, pairs: Pairs) -> str:
 def _refuse_stopped(comparison: Comparison, pairs: Pairs, history: Table) -> Comparison:
     """The refused comparison if a side was stopped early.
 
-    A stopped side has no final accuracy, and the remaining pairs would be a biased choice.
+    A stopped side has no final result, and the remaining pairs would be a biased choice.
     """
     stopped = [
         name for name, those in zip(comparison.names, zip(*pairs, strict=True), strict=True) if _is_any_pruned(those)
@@ -151,7 +156,7 @@ def _refuse_stopped(comparison: Comparison, pairs: Pairs, history: Table) -> Com
     if where := curve_difference(pairs, history):
         epoch, gap = where
         comparison = replace(comparison, curve_epoch=epoch, curve_effect=gap)
-        reason += f" (difference at QAT epoch {epoch}, the last common one: {format_points(gap)[0]} points)"
+        reason += f" (difference at QAT epoch {epoch}, the last common one: {_say(comparison.metric, gap)})"
     return replace(comparison, n_pairs=len(pairs), reason=reason, obstacle="pruned")
 
 
@@ -183,41 +188,46 @@ def _describe_left_out(found: dict[str | None, Pairs], total: int) -> Iterator[s
             yield f"{len(those)} of {total} pairs left out because {OBSTACLES[why]}"
 
 
-def _test_family(prepared: Iterable[tuple[Comparison, dict[int, float]]]) -> tuple[Comparison, ...]:
+def _test_family(prepared: Iterable[Prepared]) -> tuple[Comparison, ...]:
     """All comparisons of a question with their verdicts: they are one family for Holm's procedure."""
     family = list(prepared)
-    seeds = sorted({seed for _, by_seed in family for seed in by_seed})
-    table = np.array([[by_seed.get(s, np.nan) for s in seeds] for _, by_seed in family])
+    seeds = sorted({seed for _, by_seed, _ in family for seed in by_seed})
+    table = np.array([[by_seed.get(s, np.nan) for s in seeds] for _, by_seed, _ in family])
     table = table.reshape(len(family), len(seeds))
-    found = t_test(table)
+    found = t_test(table, np.array([equal for *_, equal in family]))
     rejected, levels = apply_holm(found.p)
     result = []
-    for i, (comparison, by_seed) in enumerate(family):
-        n, effect, std = len(by_seed), float(found.mean[i]), float(found.std[i])
+    for i, (comparison, by_seed, equal) in enumerate(family):
+        metric, n, effect, std = comparison.metric, len(by_seed), float(found.mean[i]), float(found.std[i])
         if by_seed:
             comparison = replace(comparison, n_seeds=n, effect=effect, verdict="undecided")
         if n == 1:
-            comparison = replace(
-                comparison, reason=f"{format_points(effect)[0]} points with 1 seed; a test needs at least 2"
-            )
+            reason = f"{_say(metric, effect)} with 1 seed; a test needs at least 2"
+            comparison = replace(comparison, reason=reason)
         elif n > 1:
             comparison = replace(comparison, p=float(found.p[i]))
             if rejected[i]:
-                comparison = replace(comparison, verdict="helps" if effect > 0 else "hurts")
+                comparison = replace(comparison, verdict="helps" if metric.sign * effect > 0 else "hurts")
             if std > 0:
                 half, alpha = half_width(std, n, levels[i]), float(levels[i])
-                low, high = max(effect - half, -1), min(effect + half, 1)
+                most = largest_difference(metric)
+                low, high = max(effect - half, -most), min(effect + half, most)
                 comparison = replace(comparison, low=low, high=high, level=1 - alpha)
                 if not rejected[i]:
-                    comparison = replace(comparison, seeds_needed=count_seeds_needed(effect, std, alpha))
+                    comparison = replace(comparison, seeds_needed=count_seeds_needed(effect, std, alpha, equal))
             else:
-                comparison = replace(comparison, reason=_describe_equal(effect, n, comparison.p))
+                comparison = replace(comparison, reason=_describe_equal(comparison, effect, n))
         result.append(comparison)
     return tuple(result)
 
 
-def _describe_equal(effect: float, n: int, p: float | None) -> str:
+def _describe_equal(comparison: Comparison, effect: float, n: int) -> str:
     """The reason if the difference is the same in all seeds."""
-    if p == 1:
+    if comparison.p == 1:
         return f"no difference in any of {n} seeds"
-    return f"{format_points(effect)[0]} points in each of {n} seeds, so only the signs are tested (p = {p:.2g})"
+    tested = f"so only the signs are tested (p = {comparison.p:.2g})"
+    return f"{_say(comparison.metric, effect)} in each of {n} seeds, {tested}"
+
+
+def _say(metric: Metric, difference: float) -> str:
+    return say_difference(metric, format_differences(metric, difference)[0])

@@ -16,14 +16,15 @@ from typing import Any
 from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, decisive_axes
 from qdtune.spec.sizes import mlp_structure
-from qdtune.store.columns import FINAL, STATES, trials_schema_of
+from qdtune.spec.tasks import Metric
+from qdtune.store.columns import FINAL, STATES, metric_in, trials_schema_of
 from qdtune.store.parquet import complete_table
 from qdtune.store.tables import Table, rows_among, rows_equal
 
 # Shares of the smaller size. A pair beyond the first is refused; a pair between the two gets a remark.
 SIZES_APART, SIZES_EQUAL = 0.05, 0.01
 KEYS = (*AXIS_NAMES, "dataset", "model")
-_COLUMNS = (*KEYS, "seed", "trial_id", "state", "val_accuracy", "size_bytes", "inner_dims", "error")
+_COLUMNS = (*KEYS, "seed", "trial_id", "state", "size_bytes", "inner_dims", "error")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Side:
         failure: how training failed: a seed diverged, or its warm-up ended at chance; None if training did not fail.
         size: bytes; None if unknown.
         inner_dims: widths between the factors of each layer.
-        accuracies: seed -> accuracy on the validation split, 0..1; of the seeds that ended `ok`.
+        measured: seed -> the metric on the validation split; of the seeds that ended `ok`.
         trial_ids: seed -> trial_id of its row.
+        metric: what is measured.
     """
 
     key: dict[str, Any]
@@ -45,8 +47,9 @@ class Side:
     failure: str | None
     size: int | None
     inner_dims: list[list[int]]
-    accuracies: dict[int, float]
+    measured: dict[int, float]
     trial_ids: dict[int, str]
+    metric: Metric
 
     def values(self, names: Iterable[str]) -> tuple[Any, ...]:
         """The values of these keys."""
@@ -72,28 +75,29 @@ def find_sides(trials: Table) -> list[Side]:
     """The configurations of a table, in an order that does not depend on the order of its rows.
 
     Args:
-        trials: one row per seed, as `columns.TRIALS`; absent columns count as null.
+        trials: one row per seed, as `columns.trials_schema`; absent columns count as null.
     """
-    table = complete_table(trials, trials_schema_of(trials)).select(_COLUMNS)
+    metric = metric_in(trials)
+    table = complete_table(trials, trials_schema_of(trials)).select([*_COLUMNS, metric.val])
     table = table.sort_by([(name, "ascending") for name in (*KEYS, "seed", "trial_id")])
     found: dict[tuple[Any, ...], Side] = {}
     for _, group in groupby(table.to_pylist(), key=lambda row: tuple(row[name] for name in KEYS)):
-        side = _make_side(list(group))
+        side = _make_side(list(group), metric)
         twin = found.setdefault(side.values(KEYS), side)  # the same network under other values
-        if (side.state == "ok", len(side.accuracies)) > (twin.state == "ok", len(twin.accuracies)):
+        if (side.state == "ok", len(side.measured)) > (twin.state == "ok", len(twin.measured)):
             found[side.values(KEYS)] = side
     return list(found.values())
 
 
-def _make_side(rows: Sequence[dict[str, Any]]) -> Side:
+def _make_side(rows: Sequence[dict[str, Any]], metric: Metric) -> Side:
     first = rows[0]
     key = decisive_axes({name: first[name] for name in KEYS})
     states = [row["state"] for row in rows]
     chance = any(row["error"] and row["state"] in ("ok", "pruned") for row in rows)
-    accuracies = {
-        row["seed"]: row["val_accuracy"]
+    measured = {
+        row["seed"]: row[metric.val]
         for row in rows
-        if row["state"] == "ok" and row["val_accuracy"] is not None and math.isfinite(row["val_accuracy"])
+        if row["state"] == "ok" and row[metric.val] is not None and math.isfinite(row[metric.val])
     }
     return Side(
         key,
@@ -101,8 +105,9 @@ def _make_side(rows: Sequence[dict[str, Any]]) -> Side:
         failure="diverged" if "diverged" in states else "had a warm-up that ended at chance" if chance else None,
         size=first["size_bytes"],
         inner_dims=first["inner_dims"] or [],
-        accuracies=accuracies,
+        measured=measured,
         trial_ids={row["seed"]: row["trial_id"] for row in rows},
+        metric=metric,
     )
 
 
@@ -160,7 +165,7 @@ class Baselines:
 
 
 def find_obstacle(one: Side, other: Side) -> str | None:
-    """Why the accuracies of a pair are not compared: `size`, `failed`, `unfinished` or `pruned`; None if they are."""
+    """Why the two sides of a pair are not compared: `size`, `failed`, `unfinished` or `pruned`; None if they are."""
     if one.size and other.size and abs(one.size - other.size) > SIZES_APART * min(one.size, other.size):
         return "size"
     if one.failure or other.failure:
@@ -171,28 +176,28 @@ def find_obstacle(one: Side, other: Side) -> str | None:
 
 
 def mean_differences(pairs: Sequence[tuple[Side, Side]]) -> dict[int, float]:
-    """Seed -> the difference in accuracy, a mean over pairs; of the seeds that every side has.
+    """Seed -> the difference in the metric, a mean over pairs; of the seeds that every side has.
 
     A seed that some pairs lack is left out, because its mean would be over other configurations.
     """
-    shared = set.intersection(*[one.accuracies.keys() & other.accuracies.keys() for one, other in pairs])
-    return {s: math.fsum(a.accuracies[s] - b.accuracies[s] for a, b in pairs) / len(pairs) for s in sorted(shared)}
+    shared = set.intersection(*[one.measured.keys() & other.measured.keys() for one, other in pairs])
+    return {s: math.fsum(a.measured[s] - b.measured[s] for a, b in pairs) / len(pairs) for s in sorted(shared)}
 
 
 def curve_difference(pairs: Sequence[tuple[Side, Side]], history: Table) -> tuple[int, float] | None:
-    """The last QAT epoch that all sides have, and the mean difference in accuracy at it; None if they share no epoch.
+    """The last QAT epoch that all sides have, and the mean difference at it; None if they share no epoch.
 
     Args:
         pairs: see `Baselines.find_pairs`.
-        history: one row per seed and epoch, as `columns.HISTORY`.
+        history: one row per seed and epoch, as `columns.history_schema`.
     """
     ids = {i for pair in pairs for side in pair for i in side.trial_ids.values()}
     rows = rows_equal(rows_among(history, "trial_id", ids), "phase", "qat")
     curves: dict[tuple[str, int], dict[int, float]] = {}
-    columns = [rows[name].to_pylist() for name in ("trial_id", "seed", "epoch", "val_accuracy")]
-    for trial_id, seed, epoch, accuracy in zip(*columns, strict=True):
-        if accuracy is not None and math.isfinite(accuracy):
-            curves.setdefault((trial_id, seed), {})[epoch] = accuracy
+    columns = [rows[name].to_pylist() for name in ("trial_id", "seed", "epoch", metric_in(history).val)]
+    for trial_id, seed, epoch, value in zip(*columns, strict=True):
+        if value is not None and math.isfinite(value):
+            curves.setdefault((trial_id, seed), {})[epoch] = value
     seeds = sorted(set.intersection(*[set(side.trial_ids) for pair in pairs for side in pair]))
     both = [[curves.get((side.trial_ids[s], s), {}) for side in pair] for pair in pairs for s in seeds]
     if not both or not (epochs := set.intersection(*[set(curve) for two in both for curve in two])):

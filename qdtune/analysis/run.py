@@ -36,9 +36,9 @@ class Run:
         name: the name of the sweep.
         where: the folder, a path or a URL.
         spec: the sweep file, resolved.
-        trials: one row per seed, as `columns.TRIALS`.
-        history: one row per seed and epoch, as `columns.HISTORY`.
-        pareto: one row per configuration, as `columns.PARETO`, computed from `trials`.
+        trials: one row per seed, as `columns.trials_schema`.
+        history: one row per seed and epoch, as `columns.history_schema`.
+        pareto: one row per configuration, as `columns.pareto_schema`, computed from `trials`.
         damaged: a line for each damaged file; its rows are left out.
         left_out: a line for each file that was left out because it is a link or not ours.
         planned: the number of configurations of the sweep; for a search its `run_cap`.

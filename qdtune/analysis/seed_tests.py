@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
 from qdtune.pareto import DRAWS, resample
+from qdtune.spec.tasks import Metric
 
 FAMILY_ALPHA = 0.05  # the chance of any wrong verdict in a family of comparisons
 # Accuracies no further apart are equal, because float32 holds a fraction of a count to 7 digits.
-EQUAL_WITHIN = 1e-6
+EQUAL_WITHIN = 1e-6  # see `equal_within`
 MAX_SEEDS = 100  # beyond it the number of seeds needed is not computed
 
 
@@ -33,7 +34,25 @@ class PairedTest(NamedTuple):
     p: NDArray[np.float64]
 
 
-def t_test(differences: ArrayLike) -> PairedTest:
+def equal_within(metric: Metric, *values: ArrayLike) -> NDArray[np.float64]:
+    """The largest difference at which values of a metric are equal, for each row of them.
+
+    Metrics of at most 1 are computed from numbers around 1. Others have the unit of the data, so that their own size
+    decides.
+
+    Args:
+        metric: of the values.
+        values: (S,) or (m, S), NaN for a missing seed.
+    """
+    least = 1.0 if metric.bounds[1] == 1 else 0.0
+    scale = np.float64(least)
+    for table in values:
+        known = np.nan_to_num(np.abs(np.asarray(table, dtype=float)), nan=0.0, posinf=0.0)
+        scale = np.maximum(scale, known.max(axis=-1, initial=0.0))
+    return np.asarray(EQUAL_WITHIN * scale)
+
+
+def t_test(differences: ArrayLike, equal: ArrayLike = EQUAL_WITHIN) -> PairedTest:
     """Student's t test of each row against zero; p is NaN below two seeds.
 
     If all differences of a row are equal, their spread is unknown rather than zero, because accuracies are counts.
@@ -41,6 +60,7 @@ def t_test(differences: ArrayLike) -> PairedTest:
 
     Args:
         differences: (m, S), NaN for a missing seed.
+        equal: the largest difference that is none, of all rows or of each, see `equal_within`.
     """
     table = np.asarray(differences, dtype=float)
     there = np.isfinite(table)
@@ -50,12 +70,10 @@ def t_test(differences: ArrayLike) -> PairedTest:
     squares = np.where(there, table - mean[:, None], 0) ** 2
     spread = np.where(there, table, -np.inf).max(axis=1, initial=-np.inf)
     spread = spread - np.where(there, table, np.inf).min(axis=1, initial=np.inf)
-    std = np.where(
-        n > 1, np.where(spread > EQUAL_WITHIN, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), 0), np.nan
-    )
+    std = np.where(n > 1, np.where(spread > equal, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), 0), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stdtr(np.maximum(n - 1, 1), -np.abs(mean) * np.sqrt(n) / std)
-    p = np.where(spread > EQUAL_WITHIN, p, np.where(np.abs(mean) > EQUAL_WITHIN, 2.0 ** (1 - n), 1.0))
+    p = np.where(spread > equal, p, np.where(np.abs(mean) > equal, 2.0 ** (1 - n), 1.0))
     return PairedTest(n, mean, std, np.where(n > 1, p, np.nan))
 
 
@@ -101,13 +119,18 @@ def half_width(std: float, n: int, alpha: float) -> float:
     return float(stdtrit(n - 1, 1 - alpha / 2)) * std / math.sqrt(n)
 
 
-def count_seeds_needed(mean: float, std: float, alpha: float) -> int | None:
+def count_seeds_needed(mean: float, std: float, alpha: float, equal: float = EQUAL_WITHIN) -> int | None:
     """The fewest seeds whose interval excludes zero if mean and spread stay the same.
 
     `MAX_SEEDS` + 1 stands for more than `MAX_SEEDS`. None if more seeds would not help, because there is no effect or
     no spread.
+
+    Args:
+        mean, std: of the differences.
+        alpha: the level of the test.
+        equal: the largest difference that is none, see `equal_within`.
     """
-    if std == 0 or abs(mean) <= EQUAL_WITHIN:
+    if std == 0 or abs(mean) <= equal:
         return None
     return next((n for n in range(2, MAX_SEEDS + 1) if half_width(std, n, alpha) < abs(mean)), MAX_SEEDS + 1)
 

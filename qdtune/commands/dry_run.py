@@ -8,8 +8,10 @@ from qdtune.datasets.known import dataset_of
 from qdtune.machine import count_cpus, count_gpus
 from qdtune.messages import format_count, one_line, user_error
 from qdtune.spec.choices import PLANNED
+from qdtune.spec.metric_text import best_word
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.sweep.placement import Placement
 from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch
 
@@ -97,6 +99,9 @@ def _space_facts(spec: Spec, planned: Plan) -> Facts:
 
 def _training_facts(spec: Spec, planned: Plan) -> Facts:
     """How each configuration is trained, and the sizes that come out."""
+    if spec.task is not CLASSIFICATION:
+        metric = spec.metric
+        yield "task", f"{spec.task.name}, judged by {metric.name} ({best_word(metric)} is best)"
     yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
     if spec.replicate:
         yield (

@@ -1,7 +1,7 @@
 """`qdtune export RUN`: trained models of a run folder as files to ship, each with a card, and checked once written.
 
-Of a configuration the seed with the best validation accuracy is taken. An existing file that holds something else is
-never overwritten. Everything that is special about a format stands in its file in `model/formats/`.
+Of a configuration the seed that is best on the validation split is taken. An existing file that holds something else
+is never overwritten. Everything that is special about a format stands in its file in `model/formats/`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import format_count, format_percent, format_value, one_line, user_error
+from qdtune.messages import format_count, format_value, one_line, user_error
 from qdtune.model.formats.card import make_card
 from qdtune.model.formats.format import Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
@@ -23,6 +23,8 @@ from qdtune.model.formats.packed import read_seed
 from qdtune.reader import Model, ReaderError
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.metric_text import column_head, format_metric
+from qdtune.spec.tasks import ACCURACY, Metric, metric_of
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError, is_url, storage_errors
 from qdtune.store.opened import open_run
@@ -98,7 +100,7 @@ def export_models(
         out: the folder for the files, on this machine.
         form: the format of the files.
         options: flag -> value, for each of the format's `options`.
-        seed: this seed; None: the one of best validation accuracy.
+        seed: this seed; None: the best one on the validation split.
 
     Raises:
         SpecError: a mistake of the user's.
@@ -172,7 +174,7 @@ def _find_models(
         raise user_error(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
     models = []
     for entry in entries:
-        row = _best_row(entry, groups[_key_of(entry)], seed)
+        row = _best_row(entry, groups[_key_of(entry)], seed, read.spec.metric)
         blob, model = _read_packed(store, row, run)
         metadata = store.metadata(row["trial_id"])
         models.append(TrainedModel(entry, row, ours[entry["trial_id"]], blob, model, metadata))
@@ -200,11 +202,13 @@ def _find_trial(given: str, ours: Mapping[str, Configuration], run: str) -> str:
     return found[0]
 
 
-def _best_row(entry: Mapping[str, Any], rows: Sequence[dict[str, Any]], seed: int | None) -> dict[str, Any]:
+def _best_row(
+    entry: Mapping[str, Any], rows: Sequence[dict[str, Any]], seed: int | None, metric: Metric
+) -> dict[str, Any]:
     """The row that is exported: of the seeds that ended `ok` the best by validation, of equal ones the lowest."""
     ended = sorted(
-        (row for row in rows if row["state"] == "ok" and row["val_accuracy"] is not None),
-        key=lambda r: (-r["val_accuracy"], r["seed"]),
+        (row for row in rows if row["state"] == "ok" and row[metric.val] is not None),
+        key=lambda r: (-metric.sign * r[metric.val], r["seed"]),
     )
     if not ended:
         why = "was stopped early" if entry["state"] == "pruned" else f"ended as {entry['state']}"
@@ -242,15 +246,23 @@ def _print(
     damaged: Sequence[str],
 ) -> None:
     rows = []
+    metric = metric_of(models[0].trial.metric) if models else ACCURACY
     for model in models:
         row = model.row
         sizes = (f"{row['size_bytes']:,}", f"{len(files[model.name + form.suffix]):,}")
-        accuracies = (format_percent(row["val_accuracy"]), format_percent(row["test_accuracy"]))
-        rows.append([model.name, model.trial.label, *sizes, str(row["seed"]), *accuracies])
+        measured = (format_metric(metric, row[metric.val]), format_metric(metric, row[metric.test]))
+        rows.append([model.name, model.trial.label, *sizes, str(row["seed"]), *measured])
     printed = console()
     for line in damaged:
         printed.print(line, style="yellow")
-    heads = ["trial", "configuration", "bytes", "file", "seed", "validation", "test"]
+    heads = [
+        "trial",
+        "configuration",
+        "bytes",
+        "file",
+        "seed",
+        *(column_head(metric, split) for split in ("validation", "test")),
+    ]
     printed.print(text_table(heads, rows, left=heads[:2]))
     closing = f"; {form.closing}" if form.closing else ""
     names = f"TRIAL{form.suffix}, with a card TRIAL{form.card_suffix}"

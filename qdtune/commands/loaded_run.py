@@ -38,7 +38,7 @@ class LoadedRun(DrawnRun):
             out: the folder for the files, on this machine.
             front: every configuration on the front of this run, instead of one trial.
             format: the format of the files, as of `--format`.
-            seed: this seed, and not the one of best validation accuracy.
+            seed: this seed, and not the best one on the validation split.
             options: options of the format, such as `target="..."` for `--target ...`.
 
         Raises:

@@ -111,6 +111,7 @@ def _report(arguments: argparse.Namespace) -> int:
         if arguments.watch:
             return _watch(arguments)
         runs = [_limit_size(load_run(run), arguments.budget) for run in arguments.runs]
+        _check_metrics(runs)
         out = console()
         for run in runs:
             _print(run, out, arguments.reference, arguments.all)
@@ -123,6 +124,14 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     except tuple(EXIT_CODES) as error:
         return print_error(error, EXIT_CODES)
+
+
+def _check_metrics(runs: Sequence[Run]) -> None:
+    """Raises if runs are judged by different metrics, because no page could compare them."""
+    names = {run.spec.metric.name: run.where for run in runs}
+    if len(names) > 1:
+        each = ", ".join(f"{where} by {name}" for name, where in names.items())
+        raise RunError(f"runs on one page must be judged by one metric, got {each}: report them one by one")
 
 
 def _limit_size(run: Run, budget: int | None) -> Run:

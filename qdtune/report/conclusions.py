@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from qdtune.analysis.answers import Answers
 from qdtune.analysis.best import BestDepth, describe_ended
-from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison, format_points
+from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison
 from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT
 from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.metric_text import format_differences, say_difference
 
 MAX_GROUPS = 3  # significant results of one question that are said; the others are counted
 FEW_TESTED = 2  # comparisons with an effect that are said one by one
@@ -65,8 +66,9 @@ def _describe_group(members: Sequence[Comparison], total: int) -> str:
     one, other = members[0].names
     better = "better" if members[0].verdict == "helps" else "worse"
     sizes = sorted(abs(member.effect or 0) for member in members)
-    low, high = (text.removeprefix("+") for text in format_points(sizes[0], sizes[-1]))
-    points = f"{low} points" if low == high else f"{low} to {high} points"
+    metric = members[0].metric
+    low, high = (text.removeprefix("+") for text in format_differences(metric, sizes[0], sizes[-1]))
+    points = say_difference(metric, low if low == high else f"{low} to {high}")
     where = describe_bits_list(sorted({member.weight_bits for member in members}))
     count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
     return f"{_capital(one)} is significantly {better} than {other} {count} ({where}), by {points}."

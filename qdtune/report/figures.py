@@ -1,4 +1,4 @@
-"""A run as figures: accuracy against bytes, effects with their intervals, small multiples, a heat map, curves.
+"""A run as figures: the metric against bytes, effects with their intervals, small multiples, a heat map, curves.
 
 All are Altair charts over data named `configurations`, the rows of a `Sheet` with its epochs, so that a page holds
 these once. Shapes, dashes or text repeat what colours say, for print in grey.
@@ -18,8 +18,10 @@ from qdtune.report.forest import draw_forest
 from qdtune.report.front_figure import draw_front, front_layers, front_steps, point_layer, right_edge
 from qdtune.report.plot_data import Row, Sheet
 from qdtune.report.published import published
-from qdtune.report.scales import accuracy_axis, error, size_axis, styled
+from qdtune.report.scales import error, metric_axis, note_clipped, short_title, size_axis, styled
 from qdtune.spec.axes import title_of
+from qdtune.spec.metric_text import format_briefly
+from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.columns import STATES
 
 PANEL_WIDTH = 175  # pixels of a small multiple
@@ -38,7 +40,8 @@ def figures(drawn: Sheet, reference: bool = False, still: bool = False) -> list[
 
 
 def _figures(drawn: Sheet, reference: bool, still: bool) -> list[Figure]:
-    others = published(drawn.run.spec.data.names[0]) if reference and any(row["test"] for row in drawn.rows) else []
+    is_tested = any(row["test"] for row in drawn.rows)
+    others = published(drawn.run.spec.data.names[0], drawn.metric) if reference and is_tested else []
     more = (draw(drawn) for draw in MORE_FIGURES)
     return [draw_front(drawn, others, still), *(figure for figure in more if figure)]
 
@@ -63,28 +66,32 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure | None:
     """One small chart for each value of an axis: its points over the front of all; None if it has one value."""
     if axis not in drawn.varying:
         return None
-    rows = drawn.drawable
-    size, accuracy = size_axis([row["size"] for row in rows]), accuracy_axis("", [row["val"] for row in rows])
-    size, accuracy = size.title("size (bytes)"), accuracy.title("validation (%)")
-    steps = front_steps(drawn.front, right_edge(rows))
+    rows, metric = drawn.drawable, drawn.metric
+    values = [row["val"] for row in rows]
+    title = "validation (%)" if metric is ACCURACY else short_title(metric, "validation")
+    size = size_axis([row["size"] for row in rows]).title("size (bytes)")
+    height = metric_axis(metric, "", values).title(title)
+    steps = front_steps(drawn, right_edge(rows))
     charts = []
     for value in drawn.values(axis):
-        points = point_layer(drawn, size, accuracy, "val").transform_filter(f"datum.{axis} === {json.dumps(value)}")
-        chart = alt.layer(*front_layers(steps, size, accuracy, faint=True), points)
+        points = point_layer(drawn, size, height, "val").transform_filter(f"datum.{axis} === {json.dumps(value)}")
+        chart = alt.layer(*front_layers(steps, size, height, faint=True), points)
         charts.append(chart.properties(width=PANEL_WIDTH, height=150, title=f"{title_of(axis)}: {value}"))
     caption = (
         "The grey line is the front of all configurations, the same in each panel. Hollow: stopped early or failed."
+        f"{note_clipped(metric, values)}"
     )
     return Figure(name, f"By {title_of(axis)}", caption, styled(alt.concat(*charts, columns=3)))
 
 
 def _heatmap(drawn: Sheet) -> Figure:
-    """The best accuracy at each depth and number of bits; a cell without one says why."""
+    """The best value at each depth and number of bits; a cell without one says why."""
+    metric = drawn.metric
     cells: dict[tuple[int, int], list[Row]] = {}
-    for row in drawn.run.pareto.select(["depth", "weight_bits", "state", "val_accuracy"]).to_pylist():
+    for row in drawn.run.pareto.select(["depth", "weight_bits", "state", metric.val]).to_pylist():
         cells.setdefault((row["depth"], row["weight_bits"]), []).append(row)
     depths, bits = sorted({depth for depth, _ in cells}), sorted({bits for _, bits in cells})
-    values = [_cell(depth, b, cells.get((depth, b), [])) for depth in depths for b in bits]
+    values = [_cell(metric, depth, b, cells.get((depth, b), [])) for depth in depths for b in bits]
     known = [cell["error"] for cell in values if cell["error"] is not None] or [1.0]
     base = alt.Chart(alt.Data(values=values)).encode(
         x=alt.X("bits:O", title="weight bits (32: float)", axis=alt.Axis(labelAngle=0)),
@@ -98,17 +105,18 @@ def _heatmap(drawn: Sheet) -> Figure:
     chart = alt.layer(boxes.encode(color=alt.Color("error:Q", scale=scale, legend=None)), text)
     width, height = max(200, min(WIDTH, 80 * len(bits))), max(60, 42 * len(depths))
     caption = (
-        "The best mean validation accuracy of a cell, over all other axes; darker is better. If no configuration of "
-        "a cell finished, a word says how they ended."
+        f"The best mean validation {metric.name} of a cell, over all other axes; darker is better. If no "
+        "configuration of a cell finished, a word says how they ended."
     )
     return Figure("heatmap", "Depth and bits", caption, styled(chart.properties(width=width, height=height)))
 
 
-def _cell(depth: int, bits: int, rows: Sequence[Row]) -> Row:
-    best = max((row["val_accuracy"] for row in rows if row["state"] == "ok"), default=None)
+def _cell(metric: Metric, depth: int, bits: int, rows: Sequence[Row]) -> Row:
+    finished = [row[metric.val] for row in rows if row["state"] == "ok"]
+    best = max(finished, key=lambda value: metric.sign * value, default=None)
     states = sorted({row["state"] for row in rows}, key=STATES.index)
-    text = f"{best:.1%}" if best is not None else states[0] if states else "not run"
-    return {"depth": depth, "bits": bits, "error": None if best is None else error(best), "text": text}
+    text = format_briefly(metric, best) if best is not None else states[0] if states else "not run"
+    return {"depth": depth, "bits": bits, "error": None if best is None else error(metric, best), "text": text}
 
 
 # What follows the front, in the order of the page; a function returns None if a run has nothing to show there.

@@ -17,15 +17,15 @@ from qdtune.report.conclusions import describe_bits_list, varying_settings
 from qdtune.report.figure import Figure
 from qdtune.report.plot_data import Sheet
 from qdtune.report.scales import OKABE_ITO, styled
-from qdtune.report.tables import format_effect
+from qdtune.report.tables import effect_head, format_effect
 from qdtune.spec.axes import axis_of, title_of
+from qdtune.spec.tasks import Metric
 
 FOREST_WIDTH = 760  # pixels, labels included
 ROW_HEIGHT = 19  # pixels of a comparison
 MAX_ROWS = 60  # comparisons of a plot; of more, those with the smallest p
 CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
 MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
-EFFECT_TITLE = "← worse\u2003effect (points)\u2003better →"
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
 COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777"}
 
@@ -75,17 +75,22 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
     labels, rows = _lay_out(axis, shown)
     heads = [k for k in range(len(labels)) if k not in {row["row"] for row in rows}]
     base = alt.Chart(alt.Data(values=rows)).encode(y=_row_axis(labels, heads, rows))
-    x = alt.X("effect:Q", title=EFFECT_TITLE, scale=alt.Scale(nice=True, zero=True))
+    metric = shown[0].metric
+    head = effect_head(metric)
+    title = f"← worse\u2003{head}\u2003better →"
+    # Right is better, whichever way the metric goes.
+    ends: dict[str, Any] = {} if metric.sign > 0 else {"reverse": True}
+    x = alt.X("effect:Q", title=title, scale=alt.Scale(nice=True, zero=True, **ends))
     scale = alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
     fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | {"undecided": "white"}).values()])
-    tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", "effect (points)", "seeds", "verdict", "needed")]
+    tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", head, "seeds", "verdict", "needed")]
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#333333", strokeWidth=1).encode(x="zero:Q")
     chosen = "datum.verdict !== 'undecided'"
     line = (
         base.transform_filter("isValid(datum.low)")
         .mark_rule()
         .encode(
-            x=alt.X("low:Q", title=EFFECT_TITLE),
+            x=alt.X("low:Q", title=title),
             x2="high:Q",
             color=alt.Color("verdict:N", legend=None, scale=scale),
             strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1.2)),
@@ -121,8 +126,9 @@ def _lay_out(axis: str, shown: Sequence[Comparison]) -> tuple[list[str], list[di
         needed = f"{one.hint} seeds" if one.hint else "-"
         row = {"row": len(labels), "comparison": f"{group}: {name}", "verdict": one.verdict}
         low, high = (None, None) if one.is_interval_useless else (one.low, one.high)
-        row |= {"effect": _points(one.effect), "low": _points(low), "high": _points(high)}
-        row |= {"effect (points)": format_effect(one), "seeds": one.n_seeds, "needed": needed}
+        numbers = {"effect": one.effect, "low": low, "high": high}
+        row |= {name: _place(one.metric, value) for name, value in numbers.items()}
+        row |= {effect_head(one.metric): format_effect(one), "seeds": one.n_seeds, "needed": needed}
         rows.append(row)
         labels.append(f"{INDENT}{name}")
     return labels, rows
@@ -144,8 +150,11 @@ def _name_row(axis: str, one: Comparison, settings: Sequence[str], shown: Sequen
     return ", ".join(parts)
 
 
-def _points(fraction: float | None) -> float | None:
-    return None if fraction is None else round(100 * fraction, 4)
+def _place(metric: Metric, difference: float | None) -> float | None:
+    """A difference on the axis, in its unit."""
+    if difference is None:
+        return None
+    return round(100 * difference, 4) if metric.is_fraction else float(f"{difference:.5g}")
 
 
 def _row_axis(labels: Sequence[str], heads: Sequence[int], rows: Sequence[dict[str, Any]]) -> alt.Y:

@@ -28,6 +28,8 @@ from qdtune.report.front_figure import apart, overlay
 from qdtune.report.plot_data import Sheet
 from qdtune.report.tables import Table
 from qdtune.report.words import BESIDE, Question, beside, facts, provisional, questions, trouble
+from qdtune.spec.metric_text import best_word
+from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
 from qdtune.store.front import front_cells, front_title, varying_axes
@@ -39,14 +41,16 @@ _CODE = re.compile("`(.+?)`")  # in a sentence
 PIXELS = 2.0  # of a PNG per pixel of a figure
 MARK = '<meta name="generator" content="qdtune">'  # by which a page of ours is known
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
+SEEDS_NOTE = (
+    "It is the mean of n seeds ± half of its 95 % interval (Student t). Few seeds make the interval wide. The test "
+    "set is read once, at the end; nothing is chosen by it."
+)
 NOTES = {
-    "Accuracy": "Validation accuracy, unless a text says test. It is the mean of n seeds ± half of its 95 % interval "
-    "(Student t). Few seeds make the interval wide. The test set is read once, at the end; nothing is chosen by it.",
     "Bytes": "What has to be shipped: codes at their bits, step sizes, biases, normalisation.",
     "p front": "The bootstrap probability, over the seeds, that the configuration is on the front.",
     "pruned": "Stopped early, because another configuration of equal or smaller size is ahead. There is no final "
-    "accuracy.",
-    "Effect": "The difference in percentage points between configurations that differ in one axis alone. The "
+    "{name}.",
+    "Effect": "The difference in {unit} between configurations that differ in one axis alone. The "
     "difference is taken seed by seed. Its interval is corrected for the number of comparisons (Holm).",
     "Verdict": "An effect helps or hurts if it is significant: its interval excludes zero. Otherwise it is "
     "undecided. The number of seeds that would be needed assumes that the effect stays as large. A comparison is "
@@ -58,7 +62,7 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
     """The page of one or more runs, as UTF-8.
 
     Args:
-        sheets: the runs, in the order in which they are shown.
+        sheets: the runs, in the order in which they are shown; all are judged by one metric.
         reference: whether published networks are drawn where there are any.
         reload_s: seconds after which the page loads itself again, for a sweep that is running; 0: never.
     """
@@ -68,7 +72,8 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
     for k, drawn in enumerate(sheets):
         parts += [f'<script type="application/json" id="run-{k}">{_json(_columns(drawn))}</script>']
         parts += _run(drawn, f"run-{k}", reference, reload_s > 0)
-    notes = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in NOTES.items())
+    explained = _notes(sheets[0].metric).items()
+    notes = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in explained)
     body = "\n".join(parts)
     html = f"""<!doctype html>
 <html lang="en">
@@ -93,6 +98,15 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
 </html>
 """
     return html.encode(errors="backslashreplace")
+
+
+def _notes(metric: Metric) -> dict[str, str]:
+    """What the words on a page mean, for runs that are judged by a metric."""
+    name = metric.name.capitalize()
+    unit = "percentage points" if metric.is_fraction else metric.name
+    said = "" if metric is ACCURACY else f" {name}: {metric.text}. The {best_word(metric)} is best."
+    first = {name: f"Validation {metric.name}, unless a text says test.{said} {SEEDS_NOTE}"}
+    return first | {head: text.format(name=metric.name, unit=unit) for head, text in NOTES.items()}
 
 
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:

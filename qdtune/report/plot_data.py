@@ -1,4 +1,4 @@
-"""What is drawn of a run: a row per configuration, with its accuracies as they are printed and its learning curve."""
+"""What is drawn of a run: a row per configuration, with its metric as it is printed and its learning curve."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qdtune.messages import format_percent
 from qdtune.spec.axes import AXIS_NAMES, axis_of
 from qdtune.spec.axis import Axis
+from qdtune.spec.metric_text import format_metric
 from qdtune.spec.sweep_file import Spec
+from qdtune.spec.tasks import Metric
+from qdtune.store.columns import metric_in
 from qdtune.store.tables import Table, mean_curves, rows_equal
 
 MOST_EPOCHS = 24  # of a curve that are kept: 10,000 curves have to fit into one page
@@ -42,9 +44,9 @@ class Sheet:
     Attributes:
         run: it.
         rows: one per configuration: `id` from 0, `name`, the axes that vary, `size` in bytes, `val` and `test`
-            (fractions; of what was stopped early the accuracy it had then, None where there is none) with `_low` and
-            `_high`, `accuracy` and `test_text` as printed, `trial` (its trial_id), `n` seeds, `state`, `front`,
-            `p_front`, `by` and `by_id` (what beat it, or the rule that stopped it), `curve` (fractions at `epochs`),
+            (the metric; of what was stopped early the value it had then, None where there is none) with `_low` and
+            `_high`, `val_text` and `test_text` as printed, `trial` (its trial_id), `n` seeds, `state`, `front`,
+            `p_front`, `by` and `by_id` (what beat it, or the rule that stopped it), `curve` (the metric at `epochs`),
             `last` (epoch), `drawn` (whether its curve is in the figure of all curves).
         epochs: at which the curves are known, from 1, the warm-up's first.
         warmup: epochs of the warm-up.
@@ -58,8 +60,13 @@ class Sheet:
     varying: tuple[str, ...]
 
     @property
+    def metric(self) -> Metric:
+        """What is drawn."""
+        return metric_in(self.run.pareto)
+
+    @property
     def drawable(self) -> list[Row]:
-        """The rows that have an accuracy."""
+        """The rows that have a value on the validation split."""
         return [row for row in self.rows if row["val"] is not None]
 
     @property
@@ -74,7 +81,7 @@ class Sheet:
 
 def sheet(run: Recorded) -> Sheet:
     """The sheet of a run, its rows in the order of `run.pareto`."""
-    table = run.pareto.to_pylist()
+    table, metric = run.pareto.to_pylist(), metric_in(run.pareto)
     varying = tuple(axis for axis in AXIS_NAMES if len({row[axis] for row in table}) > 1)
     names = [label(row, varying or ("depth", "weight_bits", "activation")) for row in table]
     own = _owners(run, table)
@@ -83,16 +90,18 @@ def sheet(run: Recorded) -> Sheet:
     rows = []
     for i, row in enumerate(table):
         by = own.get(row["pruned_by"] or "")
-        val, n = (row["val_accuracy"], row["n_seeds"]) if row["n_seeds"] else stopped.get(i, (None, 0))
+        val, n = (row[metric.val], row["n_seeds"]) if row["n_seeds"] else stopped.get(i, (None, 0))
         known = [k for k, value in enumerate(curves[i]) if value is not None]
         drawn = {axis: row[axis] for axis in varying}
-        drawn |= {"id": i, "name": names[i], "size": row["size_bytes"], "val": _short(val)}
-        drawn |= {"low": _short(row["val_accuracy_low"]), "high": _short(row["val_accuracy_high"])}
-        drawn |= {"test": _short(row["test_accuracy"])}
-        drawn |= {"test_low": _short(row["test_accuracy_low"]), "test_high": _short(row["test_accuracy_high"])}
+        low, high = row[f"{metric.val}_low"], row[f"{metric.val}_high"]
+        test, test_low, test_high = (row[f"{metric.test}{part}"] for part in ("", "_low", "_high"))
+        drawn |= {"id": i, "name": names[i], "size": row["size_bytes"], "val": _short(metric, val)}
+        drawn |= {"low": _short(metric, low), "high": _short(metric, high)}
+        drawn |= {"test": _short(metric, test)}
+        drawn |= {"test_low": _short(metric, test_low), "test_high": _short(metric, test_high)}
         drawn |= {
-            "accuracy": format_percent(val, row["val_accuracy_low"], row["val_accuracy_high"]),
-            "test_text": format_percent(*(row[f"test_accuracy{part}"] for part in ("", "_low", "_high"))),
+            "val_text": format_metric(metric, val, low, high),
+            "test_text": format_metric(metric, test, test_low, test_high),
             "trial": row["trial_id"],
             "n": n,
             "state": row["state"],
@@ -127,9 +136,11 @@ def _tagged(axis: Axis, text: str) -> str:
     return axis.tag.format(text) if axis.tag and not (axis.is_new or axis.home) else f"{axis.name} {text}"
 
 
-def _short(value: float | None) -> float | None:
-    """At four digits, which is finer than a figure can show."""
-    return None if value is None or not np.isfinite(value) else round(value, 4)
+def _short(metric: Metric, value: float | None) -> float | None:
+    """At four digits after the point, or five in all, which is finer than a figure can show."""
+    if value is None or not np.isfinite(value):
+        return None
+    return round(value, 4) if metric.is_fraction else float(f"{value:.5g}")
 
 
 def _owners(run: Recorded, table: list[Row]) -> dict[str, int]:
@@ -145,12 +156,11 @@ def _owners(run: Recorded, table: list[Row]) -> dict[str, int]:
 
 
 def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]:
-    """index -> mean validation accuracy at which a configuration was stopped early, and of how many seeds."""
+    """index -> mean metric at which a configuration was stopped early, and of how many seeds."""
+    name = metric_in(run.trials).val
     rows = rows_equal(run.trials, "state", "pruned")
-    rows = rows.group_by("trial_id", use_threads=False).aggregate(
-        [("val_accuracy", "mean"), ("val_accuracy", "count")]
-    )
-    columns = [rows[name].to_pylist() for name in ("trial_id", "val_accuracy_mean", "val_accuracy_count")]
+    rows = rows.group_by("trial_id", use_threads=False).aggregate([(name, "mean"), (name, "count")])
+    columns = [rows[each].to_pylist() for each in ("trial_id", f"{name}_mean", f"{name}_count")]
     return {
         own[trial_id]: (round(mean, 12), n)
         for trial_id, mean, n in zip(*columns, strict=True)
@@ -159,7 +169,8 @@ def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]
 
 
 def _curves(run: Recorded, own: dict[str, int], count: int) -> tuple[list[int], list[list[float | None]]]:
-    """Epochs, at most `MOST_EPOCHS`, and for each configuration its mean accuracy over seeds at each, or None."""
+    """Epochs, at most `MOST_EPOCHS`, and for each configuration its mean metric over seeds at each, or None."""
+    metric = metric_in(run.history)
     means = mean_curves(run.history, own, run.spec.train.warmup.epochs)
     every = sorted(set(means["epoch"].to_pylist()))
     chosen: Any = (
@@ -172,5 +183,5 @@ def _curves(run: Recorded, own: dict[str, int], count: int) -> tuple[list[int], 
         *(means[name].to_pylist() for name in ("place", "epoch", "val_mean")), strict=True
     ):
         if place_of is not None and epoch in column:
-            curves[place_of][column[epoch]] = _short(val)
+            curves[place_of][column[epoch]] = _short(metric, val)
     return epochs, curves

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qdtune.spec.tasks import ACCURACY, Metric
+
 
 class Published(NamedTuple):
     """One network from the literature.
@@ -54,6 +56,7 @@ CAVEAT = (
 )
 
 
-def published(dataset: str) -> list[Published]:
-    """What is known of a data set, by ascending size; empty where that is nothing."""
-    return sorted((one for one in PUBLISHED if one.dataset == dataset), key=lambda one: one.size_bytes)
+def published(dataset: str, metric: Metric) -> list[Published]:
+    """What is known of a data set, by ascending size; empty where that is nothing. All are judged by accuracy."""
+    known = PUBLISHED if metric is ACCURACY else ()
+    return sorted((one for one in known if one.dataset == dataset), key=lambda one: one.size_bytes)

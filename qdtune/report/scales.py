@@ -1,5 +1,7 @@
 """The axes of a figure: bytes and errors, both logarithmic, epochs; and how figures look.
 
+The error of a metric that goes up to 1 is its distance to 1; a metric that goes down is an error itself.
+
 Colours are those of Okabe and Ito (2008, "Color Universal Design"), told apart by the colour-blind.
 """
 
@@ -10,17 +12,21 @@ from typing import Any
 
 import altair as alt
 
+from qdtune.spec.tasks import Metric
+
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 1])
 MARGIN = 1.15  # free space at both ends of an axis of bytes, as a factor
-LEAST = 0.0005  # error below which an axis does not reach
+LEAST = 0.0005  # error below which an axis does not reach, of a metric that goes up to 1
+TINY = 1e-12  # the same of a metric that goes down
 _MANTISSAS: tuple[tuple[float, ...], ...] = (
     (1, 2, 5),
     (1, 1.5, 2, 3, 4, 5, 7),
     (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
     tuple(k / 10 for k in range(10, 100)),
 )
+_POWERS = range(-12, 13)  # of ten, in ticks of a metric
 _BYTES = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, '.4~g') + ' KiB'"
 _CONFIG: dict[str, Any] = {
     "background": "white",
@@ -62,17 +68,53 @@ def size_ticks(low: float, high: float) -> list[float]:
     return found[:: 1 + len(found) // 12]
 
 
-def accuracy_axis(of: str, accuracies: Sequence[float]) -> alt.Y:
-    """An axis of the field `error`, logarithmic and upside down, labelled as accuracy: so 95 and 96 % lie apart."""
-    low, high = max(LEAST, error(max(accuracies)) / 1.2), min(1.0, error(min(accuracies)) * 1.1)
+def metric_axis(metric: Metric, split: str, values: Sequence[float]) -> alt.Y:
+    """An axis of the field `error`, logarithmic and upside down, labelled as the metric: so 95 and 96 % lie apart.
+
+    Better is higher, whichever way the metric goes.
+
+    Args:
+        metric: that is drawn.
+        split: `validation` or `test`, for the title.
+        values: of the metric; at least one.
+    """
+    errors = [error(metric, value) for value in values]
+    low, high = min(errors) / 1.2, max(errors) * 1.1
+    labels, title = "format(datum.value, '.4~g')", f"{metric.name} (log scale, better is up)"
+    if _is_share(metric):
+        low, high = max(LEAST, low), min(1.0, high)
+        factor, unit = ("100 * (1 - datum.value)", "%, ") if metric.is_fraction else ("1 - datum.value", "")
+        labels, title = f"format({factor}, '.4~g')", f"{metric.name} ({unit}error on a log scale)"
     for mantissas in _MANTISSAS:
-        ticks = sorted(m / 10**k for k in range(5) for m in mantissas if low <= m / 10**k <= high)
+        ticks = sorted(m / 10.0**k for k in _POWERS for m in mantissas if low <= m / 10.0**k <= high)
         if len(ticks) >= 5:
             break
     ticks = ticks[:: 1 + len(ticks) // 12]
     scale = alt.Scale(type="log", domain=[high, low], nice=False)
-    axis = alt.Axis(values=ticks, labelExpr="format(100 * (1 - datum.value), '.4~g')", labelOverlap=True)
-    return alt.Y("error:Q", title=f"{of} accuracy (%, error on a log scale)", scale=scale, axis=axis)
+    axis = alt.Axis(values=ticks, labelExpr=labels, labelOverlap=True)
+    return alt.Y("error:Q", title=f"{split} {title}", scale=scale, axis=axis)
+
+
+def short_title(metric: Metric, split: str) -> str:
+    """The title of an axis that has no room for more: `validation accuracy (%)`, `validation mae`."""
+    return f"{split} {metric.name}{' (%)' if metric.is_fraction else ''}"
+
+
+def note_clipped(metric: Metric, values: Sequence[float | None]) -> str:
+    """A sentence for a caption if some values lie beyond the axis, with a space before it; else empty."""
+    low = metric.bounds[0]
+    below = _is_share(metric) and low < 0 and any(value is not None and value < 0 for value in values)
+    return f" Marks with a negative {metric.name} are drawn at 0." if below else ""
+
+
+def number_format(metric: Metric) -> str:
+    """How Vega writes a value of a metric."""
+    return ".2%" if metric.is_fraction else ".4~g"
+
+
+def _is_share(metric: Metric) -> bool:
+    """Whether a metric goes up to 1."""
+    return metric.bounds[1] == 1
 
 
 def lower(axis: alt.Y) -> alt.Y:
@@ -82,14 +124,19 @@ def lower(axis: alt.Y) -> alt.Y:
     return other
 
 
-def error(accuracy: float) -> float:
-    """What is wrong at an accuracy (0..1), as it stands on the axis."""
-    return round(max(1 - accuracy, LEAST), 6)
+def error(metric: Metric, value: float) -> float:
+    """The error at a value of a metric, as it stands on the axis."""
+    if not _is_share(metric):
+        return max(value, TINY)
+    return round(min(max(1 - value, LEAST), 1.0), 6)
 
 
-def with_error(chart: Any, field: str) -> Any:
-    """The chart with the field `error`, made of an accuracy."""
-    return chart.transform_calculate(error=f"max(1 - datum.{field}, {LEAST})")
+def with_error(metric: Metric, chart: Any, field: str) -> Any:
+    """The chart with the field `error`, made of a field with a metric."""
+    if not _is_share(metric):
+        return chart.transform_calculate(error=f"max(datum.{field}, {TINY})")
+    formula = f"max(1 - datum.{field}, {LEAST})"
+    return chart.transform_calculate(error=formula if metric.is_fraction else f"min({formula}, 1)")
 
 
 def epoch_axis(epochs: Sequence[int]) -> alt.X:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from qdtune.analysis.comparison import TOO_FEW_SEEDS, Comparison, format_signed
+from qdtune.analysis.comparison import TOO_FEW_SEEDS, Comparison
 from qdtune.analysis.seed_tests import MAX_SEEDS
 from qdtune.report.conclusions import varying_settings
 from qdtune.spec.axes import head_of
+from qdtune.spec.metric_text import difference_cells, difference_unit
+from qdtune.spec.tasks import Metric
 from qdtune.terminal import table_width
 
-EFFECT = "effect (points)"
 NEEDED = "needed: the seeds that would be significant if the effect stays as large."
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -51,14 +52,15 @@ def full_table(axis: str, found: Sequence[Comparison]) -> Table | None:
     if not found:
         return None
     shared = [*_shared_columns(axis, found), *varying_settings(found)]
-    heads = [*map(head_of, shared), axis, "against", EFFECT, "n", "verdict"]
+    metric = found[0].metric
+    heads = [*map(head_of, shared), axis, "against", effect_head(metric), "n", "verdict"]
     rows = []
     for one in found:
         needed = [f"{one.hint} seeds would be needed"] if one.hint else []
         verdict = "; ".join([one.verdict, *_reasons(one), *needed, *one.flags])
         sides = [str(one.value), str(one.baseline)]
         rows.append([*_cells(one, shared), *sides, format_effect(one), str(one.n_seeds), verdict])
-    return Table(f"A positive effect favours the value in the column {axis}.", heads, rows)
+    return Table(f"A {favouring(metric)} effect favours the value in the column {axis}.", heads, rows)
 
 
 def short_tables(axis: str, found: Sequence[Comparison], width: int) -> ShortTables:
@@ -80,7 +82,8 @@ def short_tables(axis: str, found: Sequence[Comparison], width: int) -> ShortTab
         tables = [_short_table(title, axis, found, group, [], letters) for title, group in groups.items()]
     needed = [NEEDED] if any(one.hint for one in found) else []
     others = " and ".join(dict.fromkeys(one.names[1] for one in found))
-    favours = [f"A positive effect favours the value in the column {axis} over {others}."] if found else []
+    what = f"effect favours the value in the column {axis} over {others}."
+    favours = [f"A {favouring(found[0].metric)} {what}"] if found else []
     return ShortTables(tables, [*favours, *needed, *(f"{letter}: {note}." for note, letter in letters.items())])
 
 
@@ -96,7 +99,8 @@ def _short_table(
     shared = [*_shared_columns(axis, found), *settings]
     baselines = {one.baseline for one in found}
     has_needed = any(one.hint for one in found)
-    heads = [*map(head_of, shared), axis, EFFECT, "n", *(["needed"] if has_needed else []), "verdict"]
+    more = ["needed"] if has_needed else []
+    heads = [*map(head_of, shared), axis, effect_head(found[0].metric), "n", *more, "verdict"]
     rows = []
     for one in shown:
         value = str(one.value) if len(baselines) == 1 else f"{one.value} - {one.baseline}"
@@ -140,10 +144,20 @@ def _cells(one: Comparison, names: Sequence[str]) -> list[str]:
 
 
 def format_effect(one: Comparison) -> str:
-    """The effect in points with its interval: `+1.20 [+0.40, +2.00]`."""
+    """The effect in its unit with its interval: `+1.20 [+0.40, +2.00]`."""
     if one.effect is None:
         return "-"
-    effect = format_signed(100 * one.effect, 2)
     if one.low is None or one.high is None or one.is_interval_useless:
-        return effect
-    return f"{effect} [{format_signed(100 * one.low, 2)}, {format_signed(100 * one.high, 2)}]"
+        return difference_cells(one.metric, one.effect)[0]
+    effect, low, high = difference_cells(one.metric, one.effect, one.low, one.high)
+    return f"{effect} [{low}, {high}]"
+
+
+def effect_head(metric: Metric) -> str:
+    """The head of a column of effects: `effect (points)`, `effect (mae)`."""
+    return f"effect ({difference_unit(metric)})"
+
+
+def favouring(metric: Metric) -> str:
+    """The sign of an effect that favours the value: `positive`, or `negative` if the metric goes down."""
+    return "positive" if metric.sign > 0 else "negative"

@@ -23,6 +23,9 @@ from qdtune.report.conclusions import (
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.metric_text import format_metric
+from qdtune.spec.tasks import Metric
+from qdtune.store.columns import metric_in
 from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
 
@@ -103,26 +106,26 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
     """Published networks, and for each the smallest of ours that is as accurate on the test set; None without any.
 
     Args:
-        pareto: one row per configuration, as `columns.PARETO`; what is chosen from it is in `BESIDE`.
+        pareto: one row per configuration, as `columns.pareto_schema`; what is chosen from it is in `BESIDE`.
         dataset: on which all are judged.
     """
-    others = published(dataset)
+    metric = metric_in(pareto)
+    others = published(dataset, metric)
     ours = rows_known(pareto, "pareto_rank").to_pylist()
     rows = []
     for other in others:
         bits = math.inf if other.act_bits is None else other.act_bits
         mine = [row for row in ours if (math.inf if row["act_bits"] is None else row["act_bits"]) <= bits]
-        costs = np.array([[-row["val_accuracy"], row["size_bytes"]] for row in mine]).reshape(-1, 2)
+        costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in mine]).reshape(-1, 2)
         best = [row for row, first in zip(mine, front(costs), strict=True) if first]
-        as_good = [row for row in best if (row["test_accuracy"] or 0) >= other.test_accuracy]
-        rows.append(
-            [other.system, f"{other.weight_bytes:,}", f"{other.test_accuracy:.2%}", *_matched(other, as_good)]
-        )
+        as_good = [row for row in best if (row[metric.test] or 0) >= other.test_accuracy]
+        theirs = format_metric(metric, other.test_accuracy)
+        rows.append([other.system, f"{other.weight_bytes:,}", theirs, *_matched(other, as_good, metric)])
     heads = ["published", "bytes", "test", "ours", "bytes", "test", "share"]
     return Table("The smallest of our networks that is at least as accurate", heads, rows) if rows else None
 
 
-def _matched(other: Published, as_good: list[dict[str, Any]]) -> list[str]:
+def _matched(other: Published, as_good: list[dict[str, Any]], metric: Metric) -> list[str]:
     if not as_good:
         return ["none", "-", "-", "-"]
     row = min(as_good, key=lambda row: row["size_bytes"])
@@ -130,7 +133,7 @@ def _matched(other: Published, as_good: list[dict[str, Any]]) -> list[str]:
     depth = "" if row["depth"] == 1 else f" d{row['depth']}"
     name = f"{row['hidden']}{depth} w{row['weight_bits']}{inputs}"
     share = row["size_bytes"] / other.weight_bytes
-    return [name, f"{row['size_bytes']:,}", f"{row['test_accuracy']:.2%}", f"{share:.0%}"]
+    return [name, f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
 
 
 def questions(run: Run) -> list[Question]:

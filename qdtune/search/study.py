@@ -182,7 +182,8 @@ class Study:
                 trial.set_user_attr("pruned_by", live.pruned_by)
             if state == "ok":
                 judged = self._value_of(score)
-                study.tell(trial, front_values(live.trial, judged) if study is self.search else [judged])
+                told: Any = front_values(live.trial, judged) if study is self.search else [judged]
+                study.tell(trial, told)
             else:
                 study.tell(trial, state=_optuna_state(state))
 

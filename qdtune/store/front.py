@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from qdtune.messages import format_count, format_percent
+from qdtune.messages import format_count
 from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of
+from qdtune.spec.metric_text import column_head, format_metric
 from qdtune.spec.objectives import FRONT_COSTS, SIZE_BYTES
+from qdtune.store.columns import also_in, metric_in
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table
 from qdtune.terminal import table_width, text_table
 
 
 def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = None, width: int = 0) -> None:
-    """Prints the front under its title, and how to read its accuracies; nothing if it is empty.
+    """Prints the front under its title, and how to read its metric; nothing if it is empty.
 
     Args:
         pareto: the Pareto table.
@@ -27,7 +29,9 @@ def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = N
         return
     out.print(front_table(front, varying_axes(pareto), front_title(pareto, dataset, budget), width))
     if max(front["n_seeds"].to_pylist()) > 1:
-        out.print("accuracy: mean of n seeds ± half of its 95 % interval (Student t)", style="dim")
+        metric = metric_in(front)
+        better = "" if metric.sign > 0 else "; lower is better"
+        out.print(f"{metric.name}: mean of n seeds ± half of its 95 % interval (Student t){better}", style="dim")
 
 
 def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> Any:
@@ -39,7 +43,7 @@ def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> 
 
 
 def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
-    """The heads and the rows of the front as text: bytes, the varying axes, accuracies, n, `p front`.
+    """The heads and the rows of the front as text: bytes, the varying axes, the metrics, n, `p front`.
 
     Other objectives of `FRONT_COSTS` that are known before a training stand after the bytes.
 
@@ -47,19 +51,23 @@ def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[s
         front: rows of the Pareto table.
         varying: names of the axes to show.
     """
+    metric, also = metric_in(front), also_in(front)
     axes = [axis.name for axis in SHOWN if axis.name in varying]
     sizes = [SIZE_BYTES.name, *(one.name for one in FRONT_COSTS if one.value and one is not SIZE_BYTES)]
     rows = []
     for row in front.to_pylist():
-        accuracies = [
-            format_percent(*(row[f"{split}_accuracy{part}"] for part in ("", "_low", "_high")))
-            for split in ("val", "test")
+        measured = [
+            format_metric(metric, *(row[f"{name}{part}"] for part in ("", "_low", "_high")))
+            for name in (metric.val, metric.test)
         ]
+        measured += [format_metric(one, row[one.test]) for one in also]
         p_front = "-" if row["p_front"] is None else f"{row['p_front']:.2f}"
         axis_cells = [_format_cell(row[axis]) for axis in axes]
         size_cells = [f"{row[name]:,}" for name in sizes]
-        rows.append([*size_cells, *axis_cells, *accuracies, str(row["n_seeds"]), p_front])
-    return ["bytes", *sizes[1:], *map(head_of, axes), "validation", "test", "n", "p front"], rows
+        rows.append([*size_cells, *axis_cells, *measured, str(row["n_seeds"]), p_front])
+    heads = [column_head(metric, "validation"), column_head(metric, "test")]
+    heads += [column_head(one, "test") for one in also]
+    return ["bytes", *sizes[1:], *map(head_of, axes), *heads, "n", "p front"], rows
 
 
 def front_title(pareto: Table, dataset: str, budget: int | None = None) -> str:

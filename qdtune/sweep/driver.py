@@ -76,7 +76,7 @@ def run_trials(
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
         with (
-            SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs) as progress,
+            SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs, spec.metric) as progress,
             sweep_loggers(spec, store, stopped, out) as loggers,
         ):
             recorder = Recorder(queue, store, progress, warmups, known, stopped, Path(scratch), loggers)

@@ -21,6 +21,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.loggers import find_loggers
 from qdtune.spec.objectives import KNOWN_BEFORE
 from qdtune.spec.sweep_file import Spec
+from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.columns import FINAL
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
@@ -29,8 +30,6 @@ from qdtune.sweep.logger_callbacks import CALLBACKS, STEP, LoggedSweep, LoggedTr
 KEY_FILE = "logged_as.txt"  # of the run folder
 MAX_QUEUED = 100_000  # entries; a tracker that is further behind is given up
 CLOSE_S, STOP_S = 60.0, 5.0  # how long the end of a sweep, and of one that was stopped, waits for trackers
-EPOCH_NUMBERS = ("train_loss", "val_accuracy")
-FINAL_NUMBERS = ("test_accuracy", "float_val_accuracy", *(one.name for one in KNOWN_BEFORE))
 
 
 class LoggerThread(threading.Thread):
@@ -100,6 +99,8 @@ class SweepLoggers:
         threads: one per tracker.
         sweep: the sweep.
         warmup_epochs: how many epochs come before the first one of QAT.
+        metric: that judges.
+        also: that are measured on the test set only.
     """
 
     def __init__(
@@ -107,8 +108,11 @@ class SweepLoggers:
         threads: Sequence[LoggerThread] = (),
         sweep: LoggedSweep = LoggedSweep("", "", ""),  # noqa: B008 - frozen
         warmup_epochs: int = 0,
+        metric: Metric = ACCURACY,
+        also: Sequence[Metric] = (),
     ) -> None:
         self.threads, self.sweep, self.warmup_epochs = threads, sweep, warmup_epochs
+        self.metric, self.also = metric, also
         self.running: dict[str, LoggedTrial] = {}
         self.steps: dict[str, int] = {}  # the last one that each running trial has logged
 
@@ -125,7 +129,7 @@ class SweepLoggers:
         """Logs the epochs of a running trial that are new, those of a warm-up that it shares included."""
         if not self.threads:
             return
-        for step, numbers in epoch_means(history, self.warmup_epochs, self.steps[trial_id]):
+        for step, numbers in epoch_means(history, self.metric, self.warmup_epochs, self.steps[trial_id]):
             self.steps[trial_id] = step
             self._send("log_trial_result", step, self.running[trial_id], {STEP: step, **numbers})
 
@@ -150,7 +154,8 @@ class SweepLoggers:
         self.update(trial.trial_id, history)
         logged = replace(self.running.pop(trial.trial_id), state=state)
         step = self.steps.pop(trial.trial_id)
-        final = {name: mean for name in FINAL_NUMBERS if (mean := mean_of(row.get(name) for row in rows)) is not None}
+        means = {name: mean_of(row.get(name) for row in rows) for name in final_numbers(self.metric, self.also)}
+        final = {name: mean for name, mean in means.items() if mean is not None}
         self._send("log_trial_result", step, logged, {STEP: step, **final})
         self._send("log_trial_end", logged, state not in FINAL)
 
@@ -186,7 +191,7 @@ def sweep_loggers(spec: Spec, store: Store, stopped: Sequence[int], out: Any) ->
     wanted = find_loggers(spec.run.loggers)
     sweep = LoggedSweep(spec.name, read_key(store) if wanted else "", store.folder.where)
     threads = [LoggerThread(kind, sweep, out) for kind in CALLBACKS if kind.logger in wanted]
-    loggers = SweepLoggers(threads, sweep, spec.train.warmup.epochs)
+    loggers = SweepLoggers(threads, sweep, spec.train.warmup.epochs, spec.metric, spec.task.also_tested(spec.metric))
     try:
         yield loggers
     finally:
@@ -211,13 +216,24 @@ def config_of(trial: Configuration) -> dict[str, Any]:
     return {name: "null" if value is None else value for name, value in trial.cells.items()} | more
 
 
+def final_numbers(metric: Metric, also: Sequence[Metric] = ()) -> list[str]:
+    """The columns that trackers get at the end of a trial.
+
+    Args:
+        metric: that judges.
+        also: that are measured on the test set only.
+    """
+    return [metric.test, metric.float_val, *(one.test for one in also), *(one.name for one in KNOWN_BEFORE)]
+
+
 def epoch_means(
-    history: Iterable[Mapping[str, Any]], warmup_epochs: int, after: int = 0
+    history: Iterable[Mapping[str, Any]], metric: Metric, warmup_epochs: int, after: int = 0
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Each epoch as its step, counted from 1 at the first of the warm-up, and the means over the seeds.
 
     Args:
         history: one entry per seed and epoch.
+        metric: that judges.
         warmup_epochs: how many epochs come before the first one of QAT.
         after: the last step to leave out.
     """
@@ -228,7 +244,7 @@ def epoch_means(
     new = sorted((entry for entry in history if step_of(entry) > after), key=step_of)
     for step, entries in itertools.groupby(new, step_of):
         group = list(entries)
-        means = {name: mean_of(entry[name] for entry in group) for name in EPOCH_NUMBERS}
+        means = {name: mean_of(entry[name] for entry in group) for name in ("train_loss", metric.val)}
         yield step, {name: mean for name, mean in means.items() if mean is not None}
 
 

@@ -17,28 +17,53 @@ from ray.util.metrics import Counter, Gauge
 
 from qdtune.pareto import hypervolume
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import untrained_value
 from qdtune.spec.sweep_file import Spec
+from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.columns import STATES
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table, rows_known
 
 AGAIN_S = 4.0  # Ray forgets a gauge that is not set again within ten seconds
+BEST, HYPERVOLUME = f"qdtune_best_{ACCURACY.val}", "qdtune_hypervolume"
+# Those of a sweep that is judged by accuracy.
 METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
     "qdtune_trials": (Gauge, "Trials by state: as they ended, running or waiting", ("state",)),
     "qdtune_epochs": (Counter, "Epochs trained, in the float warm-up and in QAT", ()),
     "qdtune_replica_epochs": (Counter, "The same, times the replicas that trained together", ()),
-    "qdtune_best_val_accuracy": (Gauge, "Highest mean validation accuracy (0..1) by weight bits", ("weight_bits",)),
-    "qdtune_hypervolume": (Gauge, "Of the front: accuracy above chance times halvings below float32's bytes", ()),
+    BEST: (Gauge, "Highest mean validation accuracy (0..1) by weight bits", ("weight_bits",)),
+    HYPERVOLUME: (Gauge, "Of the front: accuracy above chance times halvings below float32's bytes", ()),
     "qdtune_gpu_share": (Gauge, "Share of a GPU (0..1) that each trial is granted", ()),
     "qdtune_gpu_memory_peak": (Gauge, "Largest share of a GPU's memory (0..1) that torch held for a trial", ()),
 }
 
 
+def list_metrics(metric: Metric, has_reference: bool) -> dict[str, tuple[Any, str, tuple[str, ...]]]:
+    """The metrics of a sweep that is judged by `metric`: the best value has the name of its column.
+
+    Args:
+        metric: that judges.
+        has_reference: whether it has a reference value, without which there is no hypervolume.
+    """
+    found = METRICS if has_reference else {name: entry for name, entry in METRICS.items() if name != HYPERVOLUME}
+    if metric is ACCURACY:
+        return found
+    above = f"{metric.name} above that of an untrained network"
+    words = {
+        BEST: f"Best mean validation {metric.name} by weight bits",
+        HYPERVOLUME: f"Of the front: {above} times halvings below float32's bytes",
+    }
+    renamed = {BEST: f"qdtune_best_{metric.val}"}
+    return {
+        renamed.get(name, name): (kind, words.get(name, what), tags) for name, (kind, what, tags) in found.items()
+    }
+
+
 class SweepMetrics:
     """The metrics of one sweep; Ray must be running. The metrics of a GPU appear only if there is a GPU.
 
-    The reference point of the hypervolume stays the same during the sweep: a validation accuracy of 1 / classes, and
-    log2 of the bytes of the largest planned network in float32.
+    The reference point of the hypervolume stays the same during the sweep: the metric of an untrained network, such
+    as an accuracy of 1 / classes, and log2 of the bytes of the largest planned network in float32.
 
     Args:
         spec: resolved.
@@ -48,11 +73,13 @@ class SweepMetrics:
     def __init__(self, spec: Spec, planned: Sequence[Configuration]) -> None:
         assert spec.data.info is not None
         largest = max((trial.sizes.fp32_bytes for trial in planned), default=1)
-        self.corner = (-1 / spec.data.info.classes, math.log2(largest))
+        self.metric, untrained = spec.metric, untrained_value(spec.metric, spec.data.info)
+        self.corner = None if untrained is None else (-self.metric.sign * untrained, math.log2(largest))
+        self.metrics = list_metrics(self.metric, untrained is not None)
         self.gpu_peak = 0.0
         self.said_at = 0.0
         self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and tag
-        self._of = {name: kind(name, what, ("sweep", *tags)) for name, (kind, what, tags) in METRICS.items()}
+        self._of = {name: kind(name, what, ("sweep", *tags)) for name, (kind, what, tags) in self.metrics.items()}
         for metric in self._of.values():
             metric.set_default_tags({"sweep": spec.name})
 
@@ -65,7 +92,7 @@ class SweepMetrics:
 
     def _say(self, name: str, value: float, tag: str = "") -> None:
         self._gauges[name, tag] = value
-        self._of[name].set(value, dict.fromkeys(METRICS[name][2], tag))
+        self._of[name].set(value, dict.fromkeys(self.metrics[name][2], tag))
 
     def granted(self, gpu: float) -> None:
         """Notes the share of a GPU that each trial gets; 0 means no GPU."""
@@ -96,8 +123,11 @@ class SweepMetrics:
         for state in STATES:
             self._say("qdtune_trials", ended.count(state), state)
         ranked = rows_known(table, "pareto_rank")
-        for row in ranked.group_by("weight_bits").aggregate([("val_accuracy", "max")]).to_pylist():
-            self._say("qdtune_best_val_accuracy", row["val_accuracy_max"], str(row["weight_bits"]))
+        column, best = self.metric.val, "max" if self.metric.sign > 0 else "min"
+        for row in ranked.group_by("weight_bits").aggregate([(column, best)]).to_pylist():
+            self._say(f"qdtune_best_{column}", row[f"{column}_{best}"], str(row["weight_bits"]))
+        if self.corner is None:
+            return
         front = table_front(table)
-        costs = np.column_stack([-front["val_accuracy"].to_numpy(), np.log2(front["size_bytes"].to_numpy())])
-        self._say("qdtune_hypervolume", hypervolume(costs, self.corner))
+        costs = [-self.metric.sign * front[column].to_numpy(), np.log2(front["size_bytes"].to_numpy())]
+        self._say(HYPERVOLUME, hypervolume(np.column_stack(costs), self.corner))

@@ -7,6 +7,8 @@ from collections import Counter, deque
 from types import TracebackType
 from typing import Any
 
+from qdtune.spec.metric_text import format_briefly, format_metric, named
+from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.front import front_table
 from qdtune.store.tables import Table
 from qdtune.terminal import Screen
@@ -27,10 +29,20 @@ class SweepProgress:
         done: how many of them ended in earlier launches.
         varying: the axes to show.
         epochs: of a trial, by phase, in the order of the phases. A trial that ends early counts with all epochs.
+        metric: that judges.
     """
 
-    def __init__(self, out: Any, total: int, done: int, varying: set[str], epochs: dict[str, int]) -> None:
+    def __init__(
+        self,
+        out: Any,
+        total: int,
+        done: int,
+        varying: set[str],
+        epochs: dict[str, int],
+        metric: Metric = ACCURACY,
+    ) -> None:
         self.out, self.total, self.done, self.varying, self.epochs = out, total, done, varying, epochs
+        self.metric = metric
         self.states: Counter[str] = Counter()
         self.running: dict[str, str] = {}  # the text of each running trial
         self.trained: Counter[str] = Counter()  # epochs of each running trial
@@ -59,10 +71,10 @@ class SweepProgress:
 
     def update(self, trial_id: str, name: str, report: dict[str, Any]) -> None:
         """Notes a report of a running trial."""
-        known = [a for a in report["val_accuracy"] if a is not None]
-        accuracy = f" {sum(known) / len(known):.1%}" if known else ""
+        known = [value for value in report[self.metric.val] if value is not None]
+        mean = f" {format_briefly(self.metric, sum(known) / len(known))}" if known else ""
         phase, epoch = report["phase"], report["epoch"]
-        self.running[trial_id] = f"{name} {phase} {epoch}/{self.epochs[phase]}{accuracy}"
+        self.running[trial_id] = f"{name} {phase} {epoch}/{self.epochs[phase]}{mean}"
         phases = list(self.epochs)
         self.trained[trial_id] = sum(self.epochs[before] for before in phases[: phases.index(phase)]) + epoch
         if trial_id not in self.first or self.first[trial_id][0] != phase:
@@ -126,7 +138,8 @@ class SweepProgress:
             parts = [self.summary()]
             if self.front is not None and self.front.num_rows:
                 row = self.front.to_pylist()[-1]
-                best = f"best {row['val_accuracy']:.2%} at {row['size_bytes']:,} bytes"
+                value = format_metric(self.metric, row[self.metric.val])
+                best = f"best {named(self.metric, value)} at {row['size_bytes']:,} bytes"
                 parts.append(f"front of {self.front.num_rows}, {best}")
             more = len(self.running) - LINE_TRIALS
             doing = [*list(self.running.values())[:LINE_TRIALS], *([f"{more} more"] if more > 0 else [])]

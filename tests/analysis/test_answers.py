@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdtune.analysis.answers import answer
-from qdtune.analysis.comparison import format_points
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import find_sides
 from qdtune.analysis.seed_tests import FAMILY_ALPHA
+from qdtune.spec.metric_text import format_differences
 from qdtune.spec.sweep_file import load
+from qdtune.spec.tasks import ACCURACY
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import complete_table
 from tests.schemas import HISTORY, TRIALS
@@ -403,10 +404,10 @@ def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
 
 
 def test_points_show_two_digits_where_one_would_show_a_zero():
-    assert format_points(0.012, -0.0321) == ["+1.2", "-3.2"]
-    assert format_points(0.0004, 0.02) == ["+0.04", "+2.00"]
-    assert format_points(0.0) == ["0.0"]
-    assert format_points(-0.00001, 0.00001) == ["0.00", "0.00"]
+    assert format_differences(ACCURACY, 0.012, -0.0321) == ["+1.2", "-3.2"]
+    assert format_differences(ACCURACY, 0.0004, 0.02) == ["+0.04", "+2.00"]
+    assert format_differences(ACCURACY, 0.0) == ["0.0"]
+    assert format_differences(ACCURACY, -0.00001, 0.00001) == ["0.00", "0.00"]
 
 
 # --- what is best

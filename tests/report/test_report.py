@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from datetime import datetime, timezone
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from qdtune.report.published import PUBLISHED
 from qdtune.report.scales import error, size_ticks
 from qdtune.report.words import beside, questions, trouble
 from qdtune.spec.sweep_file import load
+from qdtune.spec.tasks import ACCURACY
 from qdtune.store.folder import StorageError
 from qdtune.store.parquet import complete_table
 from qdtune.store.store import PAGE, Store
@@ -289,7 +291,7 @@ def test_marks_that_are_left_out_on_paper_lie_within_a_pixel_of_one_that_looks_a
             (row["state"] == "ok") == (one["state"] == "ok")
             and all(row[axis] == one[axis] for axis in many.varying)
             and near(row["size"], one["size"], float)
-            and near(row["val"], one["val"], error)
+            and near(row["val"], one["val"], partial(error, ACCURACY))
             for one in kept
         )
 

@@ -4,7 +4,8 @@ import pytest
 
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.sweep.loggers import FINAL_NUMBERS
+from qdtune.spec.tasks import ACCURACY
+from qdtune.sweep.loggers import final_numbers
 from tests.toy import ROOT, copy_package, evaluate, run
 
 ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=6)
@@ -25,7 +26,7 @@ from qdtune.spec.sweep_file import loads
 from qdtune.store.columns import SCHEMA_VERSION, pareto_schema, trials_schema
 from qdtune.store.front import front_cells
 from qdtune.store.pareto_table import aggregate, table_front
-from qdtune.sweep.loggers import FINAL_NUMBERS
+from qdtune.sweep.loggers import final_numbers
 
 spec = loads({SWEEP!r}.encode(), "a.yaml")
 trials = plan(spec).trials
@@ -42,7 +43,7 @@ print(json.dumps({{
     "table": front_cells(table_front(pareto), {{"depth"}}),
     "study": [[one.name for one in study.directions], study.metric_names],
     "values": [front_values(one, 0.9) for one in trials if one.depth == 3],
-    "logged": FINAL_NUMBERS,
+    "logged": final_numbers(spec.metric),
 }}))
 """
 
@@ -77,7 +78,7 @@ def test_everything_follows_from_the_entry(tree, direction):
     assert [row[:3] for row in rows] == [["100", str(10 * best), str(best)]]
     assert found["study"] == [["MAXIMIZE", direction.upper()], ["val_accuracy", "toy"]]
     assert found["values"] == [[0.9, 30]]
-    assert found["logged"] == [*FINAL_NUMBERS, "toy"]
+    assert found["logged"] == [*final_numbers(ACCURACY), "toy"]
     assert found["ids"] == [one.trial_id for one in plan(loads(SWEEP.encode(), "a.yaml")).trials]
 
 

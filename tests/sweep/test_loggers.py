@@ -13,6 +13,7 @@ from qdtune.messages import SpecError
 from qdtune.spec.loggers import LOGGER_NAMES, LOGGERS, find_loggers
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
+from qdtune.spec.tasks import ACCURACY
 from qdtune.store.store import Store
 from qdtune.sweep import loggers, preflight
 from qdtune.sweep.logger_callbacks import CALLBACKS, MlflowRuns, TensorBoardRuns, is_logged_in
@@ -158,7 +159,7 @@ def expected(folder, bits):
     trial_id = trials[bits].trial_id
     history = store.history([trial_id]).to_pylist()
     tests = [row["test_accuracy"] for row in store.trials([trial_id]).to_pylist()]
-    curve = [(step, numbers["val_accuracy"]) for step, numbers in epoch_means(history, 1)]
+    curve = [(step, numbers["val_accuracy"]) for step, numbers in epoch_means(history, ACCURACY, 1)]
     return trials[bits], curve, sum(tests) / len(tests)
 
 
@@ -313,9 +314,9 @@ def test_means_are_those_of_the_seeds_that_go_on():
         for phase, epoch, losses in (("warmup", 1, (1.0, 3.0)), ("qat", 1, (4.0, None)), ("qat", 2, (5.0,)))
         for seed, loss in enumerate(losses)
     ]
-    means = [(step, numbers["train_loss"]) for step, numbers in epoch_means(history, 3)]
+    means = [(step, numbers["train_loss"]) for step, numbers in epoch_means(history, ACCURACY, 3)]
     assert means == [(1, 2.0), (4, 4.0), (5, 5.0)]
-    assert [step for step, _ in epoch_means(history, 3, after=4)] == [5]
+    assert [step for step, _ in epoch_means(history, ACCURACY, 3, after=4)] == [5]
 
 
 @pytest.mark.parametrize("logger", LOGGERS, ids=lambda logger: logger.name)

@@ -6,8 +6,8 @@ import json
 
 from qdtune.model.formats.format import Format, TrainedModel
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.tasks import metric_of
 
-SPLITS = {"validation": "val_accuracy", "test": "test_accuracy"}  # name in the card -> column
 MADE_WITH = ("qdtune.version.", "qdtune.git_commit")  # how the metadata begins that goes into the card
 
 
@@ -21,9 +21,11 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         file_bytes: the length of its file.
     """
     entry, row, trial = model.entry, model.row, model.trial
+    metric = metric_of(trial.metric)
+    splits = {"validation": metric.val, "test": metric.test}  # name in the card -> column
     spread = {
         split: {"mean": entry[name], "low": entry[f"{name}_low"], "high": entry[f"{name}_high"]}
-        for split, name in SPLITS.items()
+        for split, name in splits.items()
     }
     training = {"batch_size": trial.batch_size, "warmup": trial.warmup.recipe, "qat": trial.qat.recipe}
     versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
@@ -36,8 +38,8 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "dataset": entry["dataset"],
         "seed": row["seed"],
         "trained_by": row["trial_id"],
-        "accuracy": {split: row[name] for split, name in SPLITS.items()},
-        "accuracy_of_the_configuration": {"seeds": entry["n_seeds"], "interval": 0.95, **spread},
+        metric.name: {split: row[name] for split, name in splits.items()},
+        f"{metric.name}_of_the_configuration": {"seeds": entry["n_seeds"], "interval": 0.95, **spread},
         "size_bytes": entry["size_bytes"],
         "file": file,
         "file_bytes": file_bytes,
