@@ -549,6 +549,8 @@ def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, capsys):
         "resources={gpu: 0, cpu: 1}",
         "--set",
         "parameters.weight_bits={value: 4}",
+        "--set",
+        "run.max_concurrent_trials=1",  # a second worker takes seconds to start
     ]
 
     def command(*argv: str) -> subprocess.CompletedProcess[str]:
