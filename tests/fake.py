@@ -7,6 +7,7 @@ import random
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from unittest import mock
 
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
@@ -36,9 +37,13 @@ def outcome(trial, epochs, report):
 
 
 def launch(folder, spec, told=lambda line: None):
-    """One launch: what is missing, until nothing is; the queue, and the table."""
+    """One launch: what is missing, until nothing is; the queue, and the table.
+
+    Nothing waits for the disk, which takes most of the time: nobody cuts the power, and of a killed process the
+    kernel keeps what was written.
+    """
     store = Store(folder)
-    with store.lock():
+    with store.lock(), mock.patch("os.fsync"):
         store.create(spec.to_yaml())
         store.pack_files()
         earlier = results(spec, store.trials(), store.history())

@@ -27,7 +27,7 @@ parameters:
   depth: {values: [1, 2, 3, 4]}
   weight_bits: {values: [1, 2, 3, 4, 8]}
   activation: {values: [identity, relu, tanh]}
-  qat_lr: {values: [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09]}
+  qat_lr: {values: [0.01, 0.02, 0.03, 0.04, 0.05]}
 seeds: [0, 1]
 data: {dataset: synthetic, val_size: 128}
 model: {name: mlp, hidden: [8]}
