@@ -30,7 +30,8 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
 def load_into(module: Any, file: str | os.PathLike[str] | bytes) -> Any:
     """A model of your own with the numbers of an exported file: it computes what was tested, with quantised weights.
 
-    Its inputs are floats (batch, inputs) of -1 to 1, pixels / 127.5 - 1, as in training. It is for inference.
+    Its inputs are floats (batch, inputs) as in training: pixels / 127.5 - 1, or rows of another type as they are. It
+    is for inference.
 
     Args:
         module: the `nn.Module` that your factory builds at the same widths; it is changed in place.
@@ -51,7 +52,7 @@ def to_onnx(module: Any, file: str | os.PathLike[str] | bytes, pixels: Any = Non
 
     Args:
         module, file: as of `load_into`.
-        pixels: uint8 rows (N, I) with which the graph is checked against the module; None: zeros.
+        pixels: rows (N, I) as the data has them, with which the graph is checked against the module; None: zeros.
 
     Raises:
         ReaderError: the file is damaged or belongs to another module.

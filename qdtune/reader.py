@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
+INPUT, INPUT_VERSION = "input", "3"  # version 3 has the key "input": the type of rows that are not uint8
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
 WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
 # (bits, levels) -> lowest code, highest code, whether these two are the only ones. Version 1 has no levels (None).
@@ -48,16 +49,20 @@ class Model(NamedTuple):
     tensors: dict[str, np.ndarray]
 
     def logits(self, x: Any) -> np.ndarray:
-        """The logits, float32 (B, O), of an array or lists (B, I), see `WANTED`. Integers 0 to 255 are pixels too.
+        """The outputs, float32 (B, O), of an array or lists (B, I), see `WANTED`. Integers 0 to 255 are pixels too.
+
+        If the program has an `input`, x are numbers of that type as the training data had them.
 
         Raises:
             ReaderError: x does not fit, or the forward pass is in a user's own code.
         """
         model, width, t, x = self.program["model"], self.program["inputs"], self.tensors, np.asarray(x)
         _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
-        low, high = (0, 255) if x.dtype.kind in "iu" else (-1.001, 1.001)
+        low, high, wanted = (0, 255, WANTED) if x.dtype.kind in "iu" else (-1.001, 1.001, WANTED)
+        if (dtype := self.program.get(INPUT)) is not None:
+            low, high, wanted = -3e38, 3e38, f"finite {dtype} as the training data, not normalised"
         fits = x.shape[1:] == (width,) and x.dtype.kind in "iuf" and bool(((low <= x) & (x <= high)).all())
-        _must(fits, f"x must be {WANTED}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
+        _must(fits, f"x must be {wanted}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
         x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
         for op in self.program["ops"]:
             x = OPERATIONS[op["op"]](x, op, t) if op["op"] in OPERATIONS else ACTIVATIONS[op["op"]](x)
@@ -77,7 +82,7 @@ def load(file: str | Path | bytes) -> Model:
     try:
         header, data = json.loads(blob[8:start]), blob[start:]
         version, promised = header["__metadata__"].get(PACKED), header["__metadata__"].pop(CHECKSUM, None)
-        _must(version in ("1", VERSION), f"a packed model must be of version 1 or {VERSION}, got {version!r}")
+        _must(version in ("1", VERSION, INPUT_VERSION), f"a packed model must be of version 1 to 3, got {version!r}")
         found = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
         _must(found == promised, f"the file must fit its checksum {promised!r}, got {found}: it is damaged")
         program = json.loads(header.pop("__metadata__")[MODEL])

@@ -307,7 +307,7 @@ BAD_MODELS = [
     ),
     (f"{NET}return 7", r"planted:f must return an nn.Module, got int"),
     (f"{NET}return nn.Conv1d(1, 1, 1)", r"without any nn.Linear: there is nothing to split"),
-    (f"{NET}return nn.Linear(inputs, 5)", r"float32 logits of shape \(8, 4\), got torch.float32 of shape \(8, 5\)"),
+    (f"{NET}return nn.Linear(inputs, 5)", r"float32 outputs of shape \(8, 4\), got torch.float32 of shape \(8, 5\)"),
     (f"{NET}return nn.Linear(3, classes)", r"cannot be called: RuntimeError: .*mat1 and mat2 shapes cannot"),
     (f"{NET}return nn.Linear(inputs, classes).double()", r"parameter weight is torch.float64: parameters must be"),
     (f"{LINEAR}return m.requires_grad_(False)", r"whose parameters are all frozen"),

@@ -14,7 +14,7 @@ from itertools import combinations, groupby
 from typing import Any
 
 from qdtune.datasets.known import find_dataset
-from qdtune.spec.axes import AXIS_NAMES, decisive_axes
+from qdtune.spec.axes import AXIS_NAMES, HIDDEN, decisive_axes
 from qdtune.spec.sizes import mlp_structure
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import FINAL, STATES, metric_in, trials_schema_of
@@ -58,7 +58,7 @@ class Side:
     @property
     def layers(self) -> int:
         """The number of hidden layers."""
-        return str(self.key["hidden"]).count("-") + 1
+        return len(HIDDEN.of_cell(self.key["hidden"]))
 
     @property
     def head_rank(self) -> int | None:
@@ -66,7 +66,7 @@ class Side:
         widths = list(self.inner_dims[-1]) if self.inner_dims else []
         info = find_dataset(self.key["dataset"])
         if info and self.key["model"] in (None, "mlp") and self.key["hidden"]:
-            hidden = [int(width) for width in self.key["hidden"].split("-")]
+            hidden = HIDDEN.of_cell(self.key["hidden"])
             widths += mlp_structure(info.inputs, hidden, info.classes).layers[-1][:2]
         return min(widths, default=None)
 

@@ -1,10 +1,10 @@
-"""Data sets as six uint8 / int64 arrays, checked once by the driver and handed to the trials from memory.
+"""Data sets as six arrays, checked once by the driver and handed to the trials from memory.
 
 torch, torchvision and scikit-learn are imported inside the functions that need them: a dry run answers in under
-a second, and the workers, which get their arrays through Ray's object store, import no torchvision. Pixels stay
-0..255 here; they are normalised inside the training step.
+a second, and the workers, which get their arrays through Ray's object store, import no torchvision. Rows
+stay as they are here, pixels 0..255; they are normalised where they are trained on.
 
-Alphabet: N rows, I inputs.
+Alphabet: N rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,23 +34,27 @@ class Samples:
 
     Attributes:
         name: of the data set, or the factory that gave it.
-        train_x, val_x, test_x: (N, I) uint8, 0..255; colour images channel by channel.
-        train_y, val_y, test_y: (N,) int64, 0..classes-1.
+        train_x, val_x, test_x: (N, I) of one of `DTYPES`; colour images channel by channel.
+        train_y, val_y, test_y: (N,) int64 labels, 0..classes-1; or float32 (N, O), see `targets`.
         inputs: I, numbers per row.
-        classes: number of labels.
+        classes: number of labels, or of targets per row.
         image: channels, height and width of a row, if rows are square images.
+        scale, shift: float32 (1,) or (I,); rows that are not uint8 are normalised as x * scale + shift. None if they
+            are taken as they are.
     """
 
     name: str
-    train_x: NDArray[np.uint8]
-    train_y: NDArray[np.int64]
-    val_x: NDArray[np.uint8]
-    val_y: NDArray[np.int64]
-    test_x: NDArray[np.uint8]
-    test_y: NDArray[np.int64]
+    train_x: NDArray[Any]
+    train_y: NDArray[Any]
+    val_x: NDArray[Any]
+    val_y: NDArray[Any]
+    test_x: NDArray[Any]
+    test_y: NDArray[Any]
     inputs: int
     classes: int
     image: tuple[int, int, int] | None = None
+    scale: NDArray[np.float32] | None = None
+    shift: NDArray[np.float32] | None = None
 
 
 def default_root() -> Path:
@@ -112,8 +116,15 @@ def _read(dataset: Dataset, root: Path) -> Splits:
     return splits
 
 
-def cut(name: str, splits: Splits, val_size: int, info: DatasetInfo | None = None) -> Samples:
-    """`splits` with `val_size` rows of the training set held out, always the same ones; `info` knows images.
+def cut(
+    name: str, splits: Splits, val_size: int, info: DatasetInfo | None = None, normalize: str = "none"
+) -> Samples:
+    """`splits` with `val_size` rows of the training set held out, always the same ones.
+
+    Args:
+        info: knows images and classes.
+        normalize: over what the rows get mean 0 and standard deviation 1: `none`, `dataset` or `feature`. Both are
+            those of the rows that are left to train on.
 
     Raises:
         DataError: the training set has too few rows.
@@ -124,6 +135,7 @@ def cut(name: str, splits: Splits, val_size: int, info: DatasetInfo | None = Non
     # RandomState, not default_rng: NumPy promises that its stream never changes, so the split outlives versions.
     order = np.random.RandomState(0).permutation(len(train_x))
     kept, held = order[val_size:], order[:val_size]
+    scale, shift = _measure(train_x[kept], normalize)
     return Samples(
         name=name,
         train_x=train_x[kept],
@@ -133,6 +145,18 @@ def cut(name: str, splits: Splits, val_size: int, info: DatasetInfo | None = Non
         test_x=test_x,
         test_y=test_y,
         inputs=train_x.shape[1],
-        classes=int(train_y.max()) + 1,
+        classes=info.classes if info else int(train_y.max()) + 1,
         image=info and info.square,
+        scale=scale,
+        shift=shift,
     )
+
+
+def _measure(x: NDArray[Any], normalize: str) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """The scale and the shift that normalise rows x (N, I); what does not vary is only shifted."""
+    if normalize == "none":
+        return None, None
+    axis = 0 if normalize == "feature" else None
+    mean, spread = np.atleast_1d(x.mean(axis, dtype=np.float64)), np.atleast_1d(x.std(axis, dtype=np.float64))
+    scale = 1 / np.where(spread > 0, spread, 1)
+    return scale.astype(np.float32), (-mean * scale).astype(np.float32)

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qdtune.datasets.dataset import DTYPES
+from qdtune.datasets.targets import TargetError, Targets
 from qdtune.plugins import PluginError, blame_group, explain_errors, load_function, source_of
 
 if TYPE_CHECKING:
     from qdtune.datasets.dataset import Splits
 
-MAX_CLASSES = 65_536
 MAX_CHANNELS = 4  # of an image whose last axis is taken for its channels
 
 
 def load_own(
-    factory: str, root: Path, sha256: str | None = None, content: str | None = None
+    factory: str, root: Path, targets: Targets, sha256: str | None = None, content: str | None = None
 ) -> tuple[Splits, dict[str, Any]]:
     """The data that a factory gives, and what is now known of it: keys of a data group.
 
@@ -26,8 +27,9 @@ def load_own(
 
     Args:
         factory: `package.module:function`, called as `factory(root)`, which returns train_x, train_y, test_x, test_y:
-            uint8 (N, I), or images (N, C, H, W), and (N,) whole numbers from 0.
+            x of one of `DTYPES` (N, I), or images (N, C, H, W); y as `targets` reads it.
         root: the folder of the data sets.
+        targets: the kind of y.
         sha256, content: what the factory's source and its arrays must hash to; None takes them as they are.
 
     Raises:
@@ -37,46 +39,64 @@ def load_own(
         load = load_function(factory, sha256)
         with explain_errors(f"{factory} failed"):
             given = load(root)
-        splits, image = _checked(factory, given)
+        splits, image, count = _checked(factory, given, targets)
         digest = hashlib.sha256(repr([array.shape for array in splits]).encode())
+        dtype = splits[0].dtype.name
         if image != (1, 1, splits[0].shape[1]):  # rows that are no images keep the hash of older versions
             digest.update(repr(image).encode())
+        if dtype != DTYPES[0]:
+            digest.update(dtype.encode())
         for array in splits:
             digest.update(array.data)
         if content not in (None, digest.hexdigest()):
             raise PluginError(f"{factory} gives other data than when `content` was written")
-    train_x, train_y = splits[:2]
-    shape = [*train_x.shape, int(train_y.max()) + 1]
+    shape = [*splits[0].shape, count]
     known = {"sha256": source_of(factory).sha256, "content": digest.hexdigest(), "shape": shape}
     known["image"] = list(image)
+    if dtype != DTYPES[0]:
+        known["dtype"] = dtype
     return splits, known
 
 
-def _checked(factory: str, given: Any) -> tuple[Splits, tuple[int, int, int]]:
-    """The four arrays of a factory in our types, x as rows, and the channels, height and width of a sample."""
+def _checked(factory: str, given: Any, targets: Targets) -> tuple[Splits, tuple[int, int, int], int]:
+    """The four arrays of a factory in our types, x as rows; the channels, height and width of a sample; the number of
+    classes, or of targets."""
     if not isinstance(given, tuple | list) or len(given) != 4:
         raise PluginError(f"{factory} must return (train_x, train_y, test_x, test_y), got {type(given).__name__}")
     with explain_errors(f"{factory} must return four arrays"):
         arrays = [np.asarray(array) for array in given]
     train_x, train_y, test_x, test_y = arrays
-    for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
-        if x.dtype != np.uint8 or x.ndim not in (2, 4):
-            what = f"{split}_x must be uint8 of shape (rows, inputs), or images (rows, channels, height, width)"
-            raise PluginError(f"{factory}: {what}, got {x.dtype} of shape {x.shape}")
-        if x.ndim == 4 and x.shape[1] > MAX_CHANNELS >= x.shape[3]:
-            what = "must have its channels before height and width: use .transpose(0, 3, 1, 2)"
-            raise PluginError(f"{factory}: {split}_x {what}, got shape {x.shape}")
-        if y.dtype.kind not in "iu" or y.shape != (len(x),):
-            what = f"{split}_y must be one whole number for each of the {len(x)} rows of {split}_x"
-            raise PluginError(f"{factory}: {what}, got {y.dtype} of shape {y.shape}")
+    train_x, test_x = (_check_rows(factory, split, x) for split, x in (("train", train_x), ("test", test_x)))
     if len(train_x) < 2 or not test_x.size or train_x.shape[1:] != test_x.shape[1:]:
         what = "must give 2 rows to train on and 1 to test with, as wide as each other and not empty"
         raise PluginError(f"{factory} {what}, got shapes {train_x.shape} and {test_x.shape}")
-    low, high = min(train_y.min(), test_y.min()), max(train_y.max(), test_y.max())
-    if train_y.min() != 0 or low < 0 or high > train_y.max() or not 1 <= high < MAX_CLASSES:
-        what = "labels must run from 0 to the number of classes - 1, and each of the test set's occur in training"
-        raise PluginError(f"{factory}: {what}, got {low} to {high}")
-    wide, whole = np.ascontiguousarray, np.int64
+    if train_x.dtype != test_x.dtype:
+        raise PluginError(f"{factory}: test_x must be {train_x.dtype} as train_x is, got {test_x.dtype}")
+    try:
+        train_y, test_y, count = targets.read(train_y, test_y, len(train_x), len(test_x))
+    except TargetError as error:
+        raise PluginError(f"{factory}: {error}") from None
     image = train_x.shape[1:] if train_x.ndim == 4 else (1, 1, train_x.shape[1])
-    train_x, test_x = (wide(x.reshape(len(x), -1)) for x in (train_x, test_x))
-    return (train_x, wide(train_y, whole), test_x, wide(test_y, whole)), image
+    train_x, test_x = (np.ascontiguousarray(x.reshape(len(x), -1)) for x in (train_x, test_x))
+    return (train_x, train_y, test_x, test_y), image, count
+
+
+def _check_rows(factory: str, split: str, x: np.ndarray) -> np.ndarray:
+    """The rows of a split; floats as float32."""
+    if x.dtype.kind == "f":
+        x = x.astype(np.float32)
+    if x.dtype.name not in DTYPES or x.ndim not in (2, 4):
+        what = (
+            f"{split}_x must be {', '.join(DTYPES[:-1])} or float of shape (rows, inputs), or images (rows, channels,"
+        )
+        raise PluginError(f"{factory}: {what} height, width), got {x.dtype} of shape {x.shape}")
+    if x.ndim == 4 and x.shape[1] > MAX_CHANNELS >= x.shape[3]:
+        what = "must have its channels before height and width: use .transpose(0, 3, 1, 2)"
+        raise PluginError(f"{factory}: {split}_x {what}, got shape {x.shape}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        first = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0])
+        raise PluginError(
+            f"{factory}: {split}_x must be finite float32, got {(~np.isfinite(x)).sum()} numbers that are not, "
+            f"the first in row {first}"
+        )
+    return x

@@ -83,7 +83,8 @@ def _fixed_class(quantized: type[Quantized]) -> type[Quantized]:
 def load_into(module: nn.Module, file: str | os.PathLike[str] | bytes) -> nn.Module:
     """The module with the numbers of a packed file, in evaluation mode; it computes what was tested.
 
-    Its inputs are floats (B, I) of -1 to 1, pixels / 127.5 - 1, as in training. It is for inference.
+    Its inputs are floats (B, I) as in training: pixels / 127.5 - 1, or rows of another type as they are. It is for
+    inference.
 
     Args:
         module: as the factory builds it at the same widths, not split yet; it is changed in place. If it is a layer

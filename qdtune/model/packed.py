@@ -9,8 +9,9 @@ model's `size_bytes`. All numbers are little-endian. The JSON maps the name of e
 `data_offsets` [begin, end) in the data, which the tensors fill without a gap (so far this is safetensors). Its entry
 `__metadata__` maps text to text:
 
-    qdtune.packed  2
-    qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}
+    qdtune.packed  2, or 3 if the rows are not uint8
+    qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}; in version 3 also "input": the
+                   type of the rows, int16, uint16 or float32
     qdtune.sha256  in hexadecimal, of the JSON above without this entry (keys sorted, ASCII, ", " and ": " between),
                    followed by the data
 
@@ -18,7 +19,8 @@ The writer makes equal bytes of equal models. It sorts the keys of every object 
 It writes ASCII with ", " and ": " between, and adds spaces at the end until N is a multiple of 8. The tensors lie as
 safetensors lays them out: wider dtypes first, then by name. A reader accepts any order: older writers kept none.
 
-`ops` are applied in turn, the first to pixels / 127.5 - 1, all in float32; NAME is that of a tensor, or null:
+`ops` are applied in turn, the first to pixels / 127.5 - 1, or in version 3 to the rows as float32; all in float32.
+Rows that are to be normalised have an `affine` operation as the first. NAME is that of a tensor, or null:
 
     {"op": "linear", "shape": [O, I], "bits": b, "levels": one of LEVELS, "weight": NAME, "step": NAME,
      "bias": NAME, "act_bits": a, "input_step": NAME, "input_levels": "symmetric" or "unsigned"}
@@ -55,22 +57,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from qdtune.datasets.dataset import DTYPES
 from qdtune.model.chain import Chain
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of, kind_of_op
 from qdtune.model.quantize import saved_buffers
 from qdtune.model.signed_file import TRIAL, sign_file, split_file
-from qdtune.reader import MODEL, PACKED, VERSION
+from qdtune.reader import INPUT, INPUT_VERSION, MODEL, PACKED, VERSION
+
+
+class Rows(NamedTuple):
+    """How the rows of a data set become inputs.
+
+    Attributes:
+        dtype: of the rows, one of `DTYPES`.
+        scale, shift: (1,) or (I,); rows that are not uint8 are normalised as x * scale + shift. None: as they are.
+    """
+
+    dtype: str = DTYPES[0]
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+PIXELS = Rows()
 
 
 def pack_replicas(
-    replicas: Mapping[int, nn.Module], trial_id: str, inputs: int, outputs: int, model: str = "mlp"
+    replicas: Mapping[int, nn.Module],
+    trial_id: str,
+    inputs: int,
+    outputs: int,
+    model: str = "mlp",
+    rows: Rows = PIXELS,
 ) -> bytes:
     """The replicas of one configuration as one safetensors file with its checksum.
 
@@ -79,16 +103,23 @@ def pack_replicas(
         trial_id: of the trial that trained them; a file under another name is seen by it.
         inputs, outputs: I of the first layer, O of the last.
         model: `mlp`, whose layers run in the order of its modules; or the factory of another one.
+        rows: of the data.
     """
     tensors: dict[str, Tensor] = {}
     for seed, replica in replicas.items():
         ops, own = operations(replica)
+        if rows.scale is not None and rows.shift is not None:
+            ops.insert(0, {"op": "affine", "scale": "input.scale", "shift": "input.shift"})
+            own |= {"input.scale": rows.scale.cpu().clone(), "input.shift": rows.shift.cpu().clone()}
         tensors |= {f"{seed}/{name}": tensor.contiguous() for name, tensor in own.items()}
     program: dict[str, Any] = {"model": model, "inputs": inputs, "outputs": outputs}
     if model != "mlp":  # their order, and what is between layers, is known to its forward pass alone
         ops = [op for op in ops if kind_of_op(op["op"]).has_tensors]
         program["between"] = name_activations(next(iter(replicas.values())))
-    metadata = {PACKED: VERSION, MODEL: json.dumps(program | {"ops": ops}), TRIAL: trial_id}
+    version = VERSION
+    if rows.dtype != DTYPES[0]:
+        program[INPUT], version = rows.dtype, INPUT_VERSION
+    metadata = {PACKED: version, MODEL: json.dumps(program | {"ops": ops}), TRIAL: trial_id}
     return sign_file(*split_file(safetensors.torch.save(tensors, metadata=metadata)))
 
 

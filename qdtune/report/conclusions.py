@@ -11,7 +11,7 @@ from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison
 from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.metric_text import format_differences, say_difference
+from qdtune.spec.metric_text import format_differences, say_distance
 
 MAX_GROUPS = 3  # significant results of one question that are said; the others are counted
 FEW_TESTED = 2  # comparisons with an effect that are said one by one
@@ -68,7 +68,7 @@ def _describe_group(members: Sequence[Comparison], total: int) -> str:
     sizes = sorted(abs(member.effect or 0) for member in members)
     metric = members[0].metric
     low, high = (text.removeprefix("+") for text in format_differences(metric, sizes[0], sizes[-1]))
-    points = say_difference(metric, low if low == high else f"{low} to {high}")
+    points = say_distance(metric, low if low == high else f"{low} to {high}")
     where = describe_bits_list(sorted({member.weight_bits for member in members}))
     count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
     return f"{_capital(one)} is significantly {better} than {other} {count} ({where}), by {points}."

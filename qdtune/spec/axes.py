@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field, create_model
 from typing_extensions import TypedDict  # pydantic requires it below Python 3.12
 
-from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.spec.axis import Axis
 from qdtune.spec.checks import choice, whole
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.values import Frozen, NumberValues, Rate, Values, Widths, cell_text
+from qdtune.spec.values import NO_WIDTHS, Frozen, NumberValues, Rate, Values, Widths, cell_text
 
 
 def _named(*names: str) -> Any:
@@ -34,8 +34,10 @@ def bits(n: int) -> str:
 
 
 def _needs_images(kind: str, data: DatasetInfo) -> str | None:
-    if kind == "none" or data.square:
+    if kind == "none" or (data.square and data.dtype == DTYPES[0]):
         return None
+    if data.dtype != DTYPES[0]:
+        return f"{kind} needs uint8 images, and the rows are {data.dtype}"
     return f"{kind} needs square images, which a factory returns as (rows, channels, height, width)"
 
 
@@ -172,11 +174,11 @@ HIDDEN = Axis(
     (24,),  # the notebook's
     "structure",
     "string",
-    "widths of the hidden layers before the split",
+    "widths of the hidden layers before the split; `[]` for no hidden layer",
     place=9,
     home=("model", "hidden"),
     tag="h{}",
-    of_cell=lambda cell: tuple(int(width) for width in cell.split("-")),
+    of_cell=lambda cell: () if cell == NO_WIDTHS else tuple(int(width) for width in cell.split("-")),
 )
 WARMUP_LR = Axis(
     "warmup_lr",

@@ -1,8 +1,8 @@
 """Checks of single values in a sweep file.
 
-Each function (`whole`, `number`, `choice`, `matching`, `share`, `flag`) returns a pydantic validator, which
-returns a value in canonical form or says what is wrong with it and, in brackets, what is right. They are nouns,
-because they stand in types: `Annotated[int, whole(1, 64)]`.
+Each function (`whole`, `number`, `measure`, `choice`, `matching`, `share`, `flag`) returns a pydantic validator,
+which returns a value in canonical form or says what is wrong with it and, in brackets, what is right. They are
+nouns, because they stand in types: `Annotated[int, whole(1, 64)]`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo
 
 from qdtune.messages import describe_unknown, format_value
 
@@ -43,12 +43,34 @@ def whole(low: int, high: int, *also: int) -> BeforeValidator:
 def number(right: str, holds: Callable[[float], bool]) -> BeforeValidator:
     """A finite number for which `holds` is true, as a float."""
 
-    def check(value: object) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise _is_not("a number", value, right)
-        if not math.isfinite(value) or not holds(value):
-            raise ValueError(f"{format_value(value)} is not allowed ({right})")
-        return float(value)
+    return BeforeValidator(lambda value: _read_number(value, right, holds))
+
+
+def _read_number(value: object, right: str, holds: Callable[[float], bool]) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _is_not("a number", value, right)
+    if not math.isfinite(value) or not holds(value):
+        raise ValueError(f"{format_value(value)} is not allowed ({right})")
+    return float(value)
+
+
+def measure() -> BeforeValidator:
+    """A number of 0 or more in the unit of the metric that judges, as a float; at most 1 if that is a fraction.
+
+    The context of the validation holds the `metric`. Without it, as for a spec that was checked before, any number of
+    0 or more passes.
+    """
+
+    def check(value: object, info: ValidationInfo) -> float:
+        metric = (info.context or {}).get("metric")
+        if metric is None:
+            right = "an accuracy, 0 to 1; 0 or more if `data.metric` is no fraction"
+        elif metric.is_fraction:
+            right = f"an {metric.name}, 0 to 1"
+        else:
+            right = f"0 or more, in the unit of {metric.name}"
+        most = 1.0 if metric is not None and metric.is_fraction else math.inf
+        return _read_number(value, right, lambda x: 0 <= x <= most)
 
     return BeforeValidator(check)
 

@@ -9,5 +9,5 @@ ORDERS = ("small_first", "large_first", "shuffled", "as_listed")
 COMPILES = ("auto", "always", "never")
 # Values of `batch_norm` besides false and true (a normalisation after each hidden layer): also between factors.
 NORMS = ("factors",)
-# How rows that are not uint8 are normalised: not, or by one mean and spread of all numbers, or by one of each feature.
+# How rows that are not uint8 are normalised: not, by the mean and spread of all numbers, or by those of each feature.
 NORMALIZATIONS = ("none", "dataset", "feature")

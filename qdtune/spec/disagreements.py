@@ -62,7 +62,10 @@ def _list_task_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         yield ("data", "task"), f"{what} (name a factory that gives them, or {CLASSIFICATION.name})"
     if data.normalize != "none":
         if not data.factory or (data.info and data.info.dtype == "uint8"):
-            yield ("data", "normalize"), "is for rows that are not uint8; pixels are always pixel / 127.5 - 1 (or none)"
+            yield (
+                ("data", "normalize"),
+                "is for rows that are not uint8; pixels are always pixel / 127.5 - 1 (or none)",
+            )
         elif spec.model.factory:
             what = "is for mlp only: a factory's model is shipped without it, so let the data factory normalise"
             yield ("data", "normalize"), f"{what} (or none)"

@@ -25,9 +25,9 @@ class ForeignWord(NamedTuple):
 
 
 FOREIGN_WORDS = (
-    ForeignWord("", "metric", "leave it out: a sweep ranks by accuracy and bytes, see pareto.parquet"),
-    ForeignWord("", "mode", "leave it out: accuracy goes up, bytes go down"),
-    ForeignWord("", "direction", "leave it out: accuracy goes up, bytes go down"),
+    ForeignWord("", "metric", "it is called data.metric here, and knows its direction"),
+    ForeignWord("", "mode", "leave it out: it follows from data.metric"),
+    ForeignWord("", "direction", "leave it out: it follows from data.metric"),
     ForeignWord("", "program", "leave it out: name code of your own as model.factory or data.factory"),
     ForeignWord("", "command", "leave it out: run `qdtune launch` on this file"),
     ForeignWord("", "project", "leave it out: W&B is told by run.loggers and WANDB_PROJECT"),

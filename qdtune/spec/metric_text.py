@@ -75,8 +75,13 @@ def difference_cells(metric: Metric, *differences: float) -> list[str]:
 
 
 def say_difference(metric: Metric, text: str) -> str:
-    """A difference, or a range of them, as a text with its unit: `+1.2 points`, `mae -0.013`."""
+    """A signed difference as a text with its unit: `+1.2 points`, `mae -0.013`."""
     return f"{text} points" if metric.is_fraction else f"{metric.name} {text}"
+
+
+def say_distance(metric: Metric, text: str) -> str:
+    """A difference without its sign, or a range of them, as a text with its unit: `1.2 points`, `0.013 in mae`."""
+    return f"{text} points" if metric.is_fraction else f"{text} in {metric.name}"
 
 
 def difference_unit(metric: Metric) -> str:

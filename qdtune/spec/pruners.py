@@ -4,7 +4,8 @@ Each pruner is one frozen dataclass in `PRUNERS`: its name, its keys with defaul
 docs. The group `early_terminate` of a sweep file, its messages and the table in the docs are derived from it;
 `search/pruners.py` builds it. To add one, add a class at the end of `PRUNERS` and its builder there.
 
-Accuracies are fractions, epochs are QAT epochs from 1: warm-up epochs never count.
+A `Measure` has the unit of the metric that judges; accuracies are fractions. Epochs are QAT epochs from 1: warm-up
+epochs never count.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import create_model, model_validator
 
-from qdtune.spec.checks import choice, number, whole
+from qdtune.spec.checks import choice, measure, number, whole
 from qdtune.spec.values import Frozen
 
 SIGNALS = ("best_so_far", "raw", "ema")
@@ -23,7 +24,7 @@ SIGNALS = ("best_so_far", "raw", "ema")
 # Keys with the same name have the same check in all pruners.
 Scope = Annotated[str, choice(("size", "all"))]
 Signal = Annotated[str, choice(SIGNALS)]
-Accuracy = Annotated[float, number("an accuracy, 0 to 1", lambda x: 0 <= x <= 1)]
+Measure = Annotated[float, measure()]
 Percent = Annotated[float, number("0 to 100", lambda x: 0 <= x <= 100)]
 Probability = Annotated[float, number("above 0, up to 1", lambda x: 0 < x <= 1)]
 TrialCount = Annotated[int, whole(0, 1_000_000)]
@@ -40,7 +41,7 @@ class Pruner:
         name: its `type` in a sweep file.
         text: what it stops, in one line of Markdown for the docs.
         has_rungs: whether it marks the trials that it has judged: a relaunch has to show it every curve again.
-        is_by_seed: whether it needs the accuracy of every seed and not only their mean.
+        is_by_seed: whether it needs the metric of every seed and not only their mean.
     """
 
     name: ClassVar[str]
@@ -98,7 +99,7 @@ class Pareto(Pruner):
         "trials more than `margin` behind another one of equal or smaller size, at each of the last `patience` epochs"
     )
 
-    margin: Accuracy = 0.01
+    margin: Measure = 0.01
     signal: Signal = "best_so_far"
     min_epochs: EpochCount = 2
     patience: EpochCount = 1
@@ -113,7 +114,7 @@ class Median(ScopedPruner):
     """Optuna's MedianPruner."""
 
     name: ClassVar = "median"
-    text: ClassVar = "trials whose best accuracy so far is below the median of the others at the same epoch"
+    text: ClassVar = "trials whose best metric so far is worse than the median of the others at the same epoch"
 
     n_startup_trials: TrialCount = 5
     n_warmup_steps: FirstEpoch = 0
@@ -125,7 +126,7 @@ class Percentile(ScopedPruner):
     """Optuna's PercentilePruner."""
 
     name: ClassVar = "percentile"
-    text: ClassVar = "trials whose best accuracy so far is not in the top `percentile` % at the same epoch"
+    text: ClassVar = "trials whose best metric so far is not in the top `percentile` % at the same epoch"
 
     percentile: Percent = 25.0
     n_startup_trials: TrialCount = 5
@@ -167,17 +168,17 @@ class Patient(Pruner):
     text: ClassVar = "trials without an improvement of `min_delta` for more than `patience` epochs"
 
     patience: EpochCount = 2
-    min_delta: Accuracy = 0.0
+    min_delta: Measure = 0.0
 
 
 @dataclass(frozen=True)
 class Threshold(Pruner):
-    """Optuna's ThresholdPruner with its lower limit."""
+    """Optuna's ThresholdPruner with one limit."""
 
     name: ClassVar = "threshold"
-    text: ClassVar = "trials with an accuracy below `lower`"
+    text: ClassVar = "trials whose metric is worse than `lower`"
 
-    lower: Accuracy = 0.2
+    lower: Measure = 0.2
     n_warmup_steps: FirstEpoch = 0
     interval_steps: EpochCount = 1
 

@@ -129,6 +129,11 @@ def other_sizes(params: int, size: int) -> Sizes:
     return Sizes(params=params, fp32_bytes=size, other_bytes=size)
 
 
+def normalisation_sizes(features: int) -> Sizes:
+    """The bytes of the scales and shifts that normalise the inputs; none of them is trained."""
+    return other_sizes(0, 2 * FLOAT_BYTES * features)
+
+
 class LayerShape(NamedTuple):
     """A layer that is quantised, and may be split, as the matrix of its weights.
 
@@ -197,7 +202,7 @@ class Structure(NamedTuple):
     ) -> Sizes:
         """The bytes after `decompose` and `quantize`."""
         total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
-        total += other_sizes(0, 2 * FLOAT_BYTES * self.normalised)
+        total += normalisation_sizes(self.normalised)
         for layer, dims in zip(self.layers, self.dims(depth, decompose), strict=True):
             total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
             for k, (rows, columns) in enumerate(pairwise(dims)):

@@ -33,6 +33,7 @@ from qdtune.spec.groups import (
     Seed,
     Train,
 )
+from qdtune.spec.judging import find_metric
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.pruners import EarlyTerminate
 from qdtune.spec.source_file import read_sweep_file
@@ -239,7 +240,7 @@ def loads(data: bytes, source: str, overrides: Sequence[str] = ()) -> Spec:
 def _validated(document: Document) -> Spec:
     problems = list(document.problems)
     try:
-        spec = Spec.model_validate(document.value)
+        spec = Spec.model_validate(document.value, context={"metric": find_metric(document.value)[1]})
     except ValidationError as error:
         problems += _told(error, document)
     if problems:

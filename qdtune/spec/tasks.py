@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.targets import ANOMALIES, FLAGS, LABEL, LABELS, NUMBERS, Targets
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,24 @@ class Task:
     Attributes:
         name: in sweep files.
         text: what the targets are, and what is trained, for the docs.
+        targets: their kind.
         metrics: by which it may be judged; the first is the default.
         tested: metrics that are measured on the test set only, besides the one that judges.
     """
 
     name: str
     text: str
+    targets: Targets
     metrics: tuple[Metric, ...]
     tested: tuple[Metric, ...] = ()
 
-    def outputs(self, info: DatasetInfo) -> int:
-        """The outputs of its network, O."""
-        if self is AUTOENCODER:
     def also_tested(self, metric: Metric) -> tuple[Metric, ...]:
         """The metrics that are measured on the test set besides `metric`, which judges."""
         return tuple(other for other in self.tested if other is not metric)
 
+    def outputs(self, info: DatasetInfo) -> int:
+        """The outputs of its network, O."""
+        if self is AUTOENCODER:
             return info.inputs
         return 1 if self is BINARY else info.classes
 
@@ -95,21 +98,25 @@ class Task:
 CLASSIFICATION = Task(
     "classification",
     "one label from 0 to the number of classes - 1 per sample; softmax and cross-entropy",
+    LABELS,
     (ACCURACY,),
 )
 BINARY = Task(
     "binary",
     "a label 0 or 1 per sample; one output, whose sigmoid is the probability of 1; binary cross-entropy",
+    LABEL,
     (ACCURACY, F1, AUC),
 )
 MULTILABEL = Task(
     "multilabel",
     "a row of labels 0 or 1 per sample; one output for each; binary cross-entropy, a label is 1 if its output is > 0",
+    FLAGS,
     (F1,),
 )
 REGRESSION = Task(
     "regression",
     "a float, or a row of floats, per sample; one output for each; squared error",
+    NUMBERS,
     (R2, MAE, MSE),
     tested=(R2, MAE),
 )
@@ -117,6 +124,7 @@ AUTOENCODER = Task(
     "autoencoder",
     "the normalised inputs themselves; squared error. Test labels 0 (normal) and 1 (anomaly) give the test AUC of "
     "the squared error of a sample",
+    ANOMALIES,
     (MSE,),
     tested=(AUC,),
 )

@@ -10,11 +10,18 @@ from qdtune.messages import format_value
 from qdtune.spec.checks import choice, number, whole
 
 T = TypeVar("T")
+NO_WIDTHS = "none"  # hidden widths of a network without hidden layers, in tables
 
 
 def cell_text(value: object) -> str:
-    """A value of an axis as text in tables: (64, 32) is 64-32."""
-    return "-".join(map(str, value)) if isinstance(value, tuple) else "null" if value is None else str(value)
+    """A value of an axis as text in tables: (64, 32) is 64-32, and () is none."""
+    return (
+        "-".join(map(str, value)) or NO_WIDTHS
+        if isinstance(value, tuple)
+        else "null"
+        if value is None
+        else str(value)
+    )
 
 
 def as_list(value: Any) -> Any:
@@ -42,7 +49,7 @@ Several = Annotated[tuple[T, ...], AfterValidator(_some), AfterValidator(_distin
 
 
 Width = Annotated[int, whole(1, 65_536)]
-Widths = Annotated[tuple[Width, ...], AfterValidator(_some), BeforeValidator(as_list)]
+Widths = Annotated[tuple[Width, ...], BeforeValidator(as_list)]
 Rate = Annotated[float, number("a finite number above 0", lambda x: x > 0)]
 
 

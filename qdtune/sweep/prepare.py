@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune import plugins
 from qdtune.machine import count_cpus, count_gpus
-from qdtune.messages import SpecError, blame_source
+from qdtune.messages import SpecError, blame_source, user_error
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
 from qdtune.spec.sweep_file import Spec, load, loads
+from qdtune.spec.tasks import AUC, R2
 from qdtune.sweep.placement import Node, Placement, place_trials
 
 if TYPE_CHECKING:
@@ -200,11 +201,16 @@ def call_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
     """
     from qdtune.datasets.load import cut
     from qdtune.datasets.own import load_own
+    from qdtune.datasets.targets import varies
 
     data = spec.data
-    splits, known = load_own(data.factory or "", root, data.sha256, data.content)
+    splits, known = load_own(data.factory or "", root, spec.task.targets, data.sha256, data.content)
     spec = spec.changed("data", **known)  # raises if there are too few rows
-    return spec, cut(data.factory or "", splits, data.val_size, spec.data.info)
+    samples = cut(data.factory or "", splits, data.val_size, spec.data.info, data.normalize)
+    if spec.metric in (R2, AUC) and not varies(samples.val_y):
+        what = f"{data.val_size} validation samples must not have the same target, or {spec.metric.name} is undefined"
+        raise user_error(f"{what} (set a larger data.val_size)", "data", "val_size")
+    return spec, samples
 
 
 def _permit_plugins(spec: Spec, options: LaunchOptions) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from qdtune.datasets.load import Samples
+from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.augment import distort_images
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
-from qdtune.training.step import Stack, StepShape, make_step, normalise, predict_logits
+from qdtune.training.losses import Score
+from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
 
 if TYPE_CHECKING:
     from qdtune.spec.groups import Phase
@@ -35,9 +37,16 @@ EVAL_ROWS = 2048  # samples per forward pass of an evaluation
 
 @dataclass(frozen=True)
 class Tensors:
-    """A data set on a device: uint8 inputs (N, I), int64 labels (N,), and the share of the largest class.
+    """A data set on a device.
 
-    `image` has the channels, height and width of inputs that are square images.
+    Attributes:
+        train_x, val_x: (N, I), uint8, or float32 and normalised.
+        test_x: (N, I), as the data has it, because it is read by what is shipped.
+        train_y, val_y, test_y: labels (N,) or targets (N, O), see `Samples`.
+        inputs: I.
+        classes: as in `Samples`.
+        image: the channels, height and width of inputs that are square images.
+        scale, shift: as in `Samples`; they are shipped.
     """
 
     train_x: Tensor
@@ -48,8 +57,9 @@ class Tensors:
     test_y: Tensor
     inputs: int
     classes: int
-    chance: float
     image: tuple[int, int, int] | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     @classmethod
     def of(cls, data: Samples, device: torch.device) -> Tensors:
@@ -61,17 +71,25 @@ class Tensors:
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 return torch.from_numpy(array).to(device)
 
-        labels = {k: put(getattr(data, k)).long() for k in ("train_y", "val_y", "test_y")}
-        images = {k: put(getattr(data, k)) for k in ("train_x", "val_x", "test_x")}
-        chance = np.bincount(data.val_y).max() / len(data.val_y)
-        return cls(
-            **images,
-            **labels,
+        scale, shift = (None if part is None else put(part) for part in (data.scale, data.shift))
+
+        raw = cls(
+            **{k: put(getattr(data, k)) for k in ("train_x", "val_x", "test_x")},
+            **{k: put(getattr(data, k)) for k in ("train_y", "val_y", "test_y")},
             inputs=data.inputs,
             classes=data.classes,
-            chance=float(chance),
             image=data.image,
+            scale=scale,
+            shift=shift,
         )
+        if raw.train_x.dtype == torch.uint8:  # a quarter of the memory; the step normalises its batch
+            return raw
+        return replace(raw, train_x=raw.normalise(raw.train_x), val_x=raw.normalise(raw.val_x))
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        """Rows (B, I), as the data has them, as float32 inputs of a network."""
+        inputs = normalise(rows)
+        return inputs if self.scale is None or self.shift is None else inputs * self.scale + self.shift
 
 
 @lru_cache(maxsize=256)
@@ -159,20 +177,18 @@ class Cohort:
         return torch.where(numbers.isfinite().all(1), self.losses / self.steps, torch.nan).tolist()
 
     @torch.no_grad()
-    def accuracy(self, x: Tensor, y: Tensor) -> list[float]:
-        """The accuracy (0..1) of each replica on uint8 inputs (N, I) and labels (N,)."""
+    def measure(self, metric: Metric, x: Tensor, y: Tensor) -> list[float]:
+        """A metric of each replica on inputs (N, I), uint8 or normalised, and their targets; NaN if undefined."""
         self.template.eval()
 
-        def predict(params: Stack, buffers: Stack, x: Tensor) -> Tensor:
-            return predict_logits(self.template, params, buffers, x, self.shape.classes).argmax(-1)
+        def predict_one(params: Stack, buffers: Stack, x: Tensor) -> Tensor:
+            return predict(self.template, params, buffers, x, self.shape.outputs)
 
-        hits = torch.zeros(len(self.generators), dtype=torch.int64, device=self.device)
-        for rows, labels in zip(x.split(EVAL_ROWS), y.split(EVAL_ROWS), strict=True):
-            answers = vmap(predict, in_dims=(0, 0, None))(self.params, self.buffers, normalise(rows))
-            hits += (answers == labels).sum(-1)
-        counts = hits.tolist()
-        assert all(0 <= count <= len(y) for count in counts), f"{counts} of {len(y)} rows cannot be right"
-        return [count / len(y) for count in counts]  # in double precision: equal counts give equal means
+        score = Score(task_of(self.shape.task), metric, len(self.generators), self.device)
+        for rows, targets in zip(x.split(EVAL_ROWS), y.split(EVAL_ROWS), strict=True):
+            inputs = normalise(rows)
+            score.add(vmap(predict_one, in_dims=(0, 0, None))(self.params, self.buffers, inputs), targets, inputs)
+        return score.values()
 
     @torch.no_grad()
     def unstack(self, replicas: list[nn.Module]) -> None:

@@ -27,7 +27,7 @@ from torch.utils import _pytree as tree
 from qdtune.machine import cache_dir
 from qdtune.model import chain, factored, networks, quantize, quantizer
 from qdtune.model.layers import kind, known, matrix
-from qdtune.training import step, step_compiler
+from qdtune.training import losses, step, step_compiler
 from qdtune.training.step import StepShape
 from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
 
@@ -120,6 +120,7 @@ def step_sources() -> list[ModuleType]:
     """The modules that decide what a step computes, with those of all layer kinds in `known.LAYERS`."""
     ours = [
         step,
+        losses,
         networks,
         chain,
         factored,

@@ -25,15 +25,16 @@ from qdtune.model.quantize import count_sizes
 from qdtune.model.rounding import match_rows
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.configuration import Configuration, OwnModel
+from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.sizes import FLOAT_BYTES, Structure
 from qdtune.spec.sweep_file import Spec
+from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.spec.values import cell_text
 from qdtune.training.cohort import Tensors
 from qdtune.training.own_faults import class_name, find_faults, find_quantisable
 from qdtune.training.shipped import load_shipped
-from qdtune.training.step import StepShape, check_logits, normalise
+from qdtune.training.step import StepShape, check_outputs, normalise
 from qdtune.training.train import NoWarmups, train_configuration
 
 if TYPE_CHECKING:
@@ -55,11 +56,14 @@ def describe_own_model(spec: Spec, data: Samples | None = None) -> Spec:
     """
     factory, info = spec.model.factory or "", spec.data.info
     assert info is not None, "the data comes first"
-    rows = _choose_rows(data, info)
+    rows, outputs = _choose_rows(data, info), spec.task.outputs(info)
     with plugins.blame_group("model"):
         plugins.load_function(factory, spec.model.sha256)
         own = OwnModel(factory, plugins.source_of(factory).sha256)
-        built = {hidden: _check_and_describe(own, info, hidden, rows) for hidden in spec.axes["hidden"].choices or ()}
+        built = {
+            hidden: _check_and_describe(own, info.inputs, outputs, hidden, rows)
+            for hidden in spec.axes["hidden"].choices or ()
+        }
     return spec.changed(
         "model", sha256=own.sha256, built={cell_text(hidden): parts for hidden, parts in built.items()}
     )
@@ -86,7 +90,7 @@ def try_own_model(spec: Spec, data: Samples | None = None) -> None:
         _name_failing_module(),
         plugins.explain_errors(f"{factory} builds a model that cannot be split, quantised and trained"),
     ):
-        _train_for_a_moment(own, info, first, _choose_rows(data, info), spec.train.batch_size)
+        _train_for_a_moment(own, spec, first, _choose_rows(data, info))
 
 
 @contextmanager
@@ -116,12 +120,14 @@ def _name_failing_module() -> Iterator[None]:
 
 
 def _choose_rows(data: Samples | None, info: DatasetInfo) -> Tensor:
-    """Rows (N, I) to try a model with, uint8: of the data those that hold its extremes, and some between.
+    """Rows (N, I) to try a model with, as the data has them: those that hold its extremes, and some between.
 
     A table that is looked up by the pixels, for example, may have no place for any byte but those of the data.
     """
     if data is None:
         draw = torch.Generator().manual_seed(0)
+        if info.dtype != "uint8":
+            return torch.randn(TRIED_ROWS, info.inputs, generator=draw)
         return torch.randint(256, (TRIED_ROWS, info.inputs), generator=draw, dtype=torch.uint8)
     spread = np.linspace(0, len(data.train_x) - 1, TRIED_ROWS).astype(int)
     picked = [data.train_x[sorted({*spread})]]
@@ -131,7 +137,7 @@ def _choose_rows(data: Samples | None, info: DatasetInfo) -> Tensor:
     return torch.from_numpy(np.concatenate(picked))
 
 
-def _check_and_describe(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...], rows: Tensor) -> Structure:
+def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[int, ...], rows: Tensor) -> Structure:
     """The structure of the model of these hidden widths.
 
     Raises:
@@ -139,7 +145,7 @@ def _check_and_describe(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...
     """
 
     def build(seed: int) -> nn.Module:
-        return networks.build_own(*own[:2], info.inputs, hidden, info.classes, seed=seed)
+        return networks.build_own(*own[:2], inputs, hidden, outputs, seed=seed)
 
     model, twin = build(1), build(1)
     for built in (model, twin):
@@ -151,22 +157,22 @@ def _check_and_describe(own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...
         is_repeatable = _are_equal(model.state_dict(), twin.state_dict())
     if not is_repeatable:
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
-    _check_answers(own.factory, model, normalise(rows), info.classes)
+    _check_answers(own.factory, model, normalise(rows), outputs)
     return describe_structure(model, _find_head(model, normalise(rows)), _hash_loaded(model, build(2)))
 
 
 @torch.no_grad()
-def _check_answers(factory: str, model: nn.Module, x: Tensor, classes: int) -> None:
-    """Checks the logits of one, two, three and all rows, and that those of a row do not depend on the others.
+def _check_answers(factory: str, model: nn.Module, x: Tensor, outputs: int) -> None:
+    """Checks the outputs of one, two, three and all rows, and that those of a row do not depend on the others.
 
     Args:
         factory: that built the model.
         model: the answers of its evaluation are checked.
         x: (N, I), normalised.
-        classes: O.
+        outputs: O.
 
     Raises:
-        PluginError: the logits are wrong.
+        PluginError: the outputs are wrong.
     """
     model.eval()
     together: Tensor | None = None
@@ -174,12 +180,12 @@ def _check_answers(factory: str, model: nn.Module, x: Tensor, classes: int) -> N
         with plugins.explain_errors(f"{factory} builds a model that cannot be called"):
             answer = model(x[:count])
         try:
-            logits = check_logits(answer, len(x[:count]), classes)
+            found = check_outputs(answer, len(x[:count]), outputs)
         except ValueError as error:
             raise PluginError(f"{factory}: {error}") from None
         if together is None:
-            together = logits
-        elif not _are_close(together[:count], logits):
+            together = found
+        elif not _are_close(together[:count], found):
             raise PluginError(
                 f"{factory} builds a model that answers a row otherwise when it comes with other rows, or again: "
                 "in evaluation each row must be answered by itself, and always in the same way"
@@ -187,7 +193,7 @@ def _check_answers(factory: str, model: nn.Module, x: Tensor, classes: int) -> N
 
 
 def _are_close(a: Tensor, b: Tensor) -> bool:
-    """Whether logits are the same but for rounding."""
+    """Whether outputs are the same but for rounding."""
     size = float(a.nan_to_num().abs().max())
     return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(size, 1.0), equal_nan=True)
 
@@ -248,11 +254,14 @@ def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _train_for_a_moment(
-    own: OwnModel, info: DatasetInfo, hidden: tuple[int, ...], x: Tensor, batch_size: int
-) -> None:
-    """Trains two replicas for an epoch on rows x (N, I), split in two and quantised, as a trial does."""
-    y = torch.arange(len(x)) % info.classes
+def _train_for_a_moment(own: OwnModel, spec: Spec, hidden: tuple[int, ...], rows: Tensor) -> None:
+    """Trains two replicas for an epoch on rows (N, I), split in two and quantised, as a trial does."""
+    info = spec.data.info
+    assert info is not None, "the model is described first"
+    outputs, y = spec.task.outputs(info), torch.arange(len(rows)) % info.classes
+    if spec.task is not CLASSIFICATION:
+        y = torch.eye(2).repeat(len(rows), outputs)[: len(rows), :outputs].contiguous()
+    x = normalise(rows)
     trial = Configuration(
         depth=2,
         weight_bits=4,
@@ -264,18 +273,21 @@ def _train_for_a_moment(
         batch_norm=False,
         dataset="",
         val_size=len(x),
-        batch_size=min(batch_size, len(x) // 2),
+        batch_size=min(spec.train.batch_size, len(x) // 2),
         warmup=Warmup(epochs=1, lr=0.01),
         qat=Qat(epochs=1),
         seeds=(0, 1),
         own_model=own,
+        own_data=OwnData("", "", info),
+        task=spec.task.name,
+        metric=spec.metric.name,
     )
-    data = Tensors(x, y, x, y, x, y, info.inputs, info.classes, chance=0)
-    shape = StepShape.of(trial, info.inputs, info.classes, "qat")
+    data = Tensors(x, y, x, y, rows, y, info.inputs, info.classes)
+    shape = StepShape.of(trial, info.inputs, outputs, "qat")
 
     def check(replicas: Mapping[int, nn.Module], weights: bytes) -> None:
         for seed, replica in replicas.items():
-            _check_shipped(own.factory, replica, load_shipped(shape, one_seed(weights, seed)), normalise(x))
+            _check_shipped(own.factory, replica, load_shipped(shape, one_seed(weights, seed)), x)
 
     for _ in train_configuration(trial, data, NoWarmups(), "never", check):
         pass

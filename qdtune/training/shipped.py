@@ -6,7 +6,7 @@ rounding: a folded normalisation, for example, has other last bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +14,40 @@ from torch import Tensor, nn
 from qdtune import reader
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.load_into import load_into
-from qdtune.training.step import StepShape, check_logits, normalise
+from qdtune.spec.tasks import Metric, task_of
+from qdtune.training.cohort import Tensors
+from qdtune.training.losses import Score
+from qdtune.training.step import StepShape, check_outputs, normalise
 
 ROWS = 2048  # samples per forward pass
 
 
 def measure_shipped(
-    weights: bytes, seeds: Iterable[int], x: Tensor, y: Tensor, own: StepShape | None = None
-) -> Iterator[tuple[int, float]]:
-    """Each seed and its accuracy (0..1).
+    weights: bytes,
+    seeds: Iterable[int],
+    data: Tensors,
+    metrics: Sequence[Metric],
+    shape: StepShape,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each seed and its metrics by column, on the test set; NaN if one is not defined.
 
     Args:
         weights: the packed file of a trial.
         seeds: those of its replicas that are in the file.
-        x: uint8 inputs (N, I).
-        y: labels (N,).
-        own: builds the user's own network; None for the mlp, whose forward pass is in the file.
+        data: its test set is read.
+        metrics: those of the task.
+        shape: names the task, and builds the user's own network; the forward pass of the mlp is in the file.
     """
+    task = task_of(shape.task)
     for seed in seeds:
         alone = one_seed(weights, seed)
-        predict = _predict_by_reader(alone) if own is None else _predict_by_module(load_shipped(own, alone), own)
-        hits = sum(
-            int((predict(rows) == labels).sum()) for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True)
-        )
-        assert 0 <= hits <= len(y), f"{hits} of {len(y)} rows cannot be right"
-        yield seed, hits / len(y)
+        predict = _predict_by_module(load_shipped(shape, alone), shape) if shape.own else _predict_by_reader(alone)
+        scores = [Score(task, metric, 1, data.test_x.device) for metric in metrics]
+        for rows, targets in zip(data.test_x.split(ROWS), data.test_y.split(ROWS), strict=True):
+            outputs, inputs = predict(rows)[None], data.normalise(rows)
+            for score in scores:
+                score.add(outputs, targets, inputs)
+        yield seed, {score.metric.test: score.values()[0] for score in scores}
 
 
 def load_shipped(own: StepShape, alone: bytes) -> nn.Module:
@@ -48,13 +57,12 @@ def load_shipped(own: StepShape, alone: bytes) -> nn.Module:
 
 def _predict_by_reader(alone: bytes) -> Callable[[Tensor], Tensor]:
     model = reader.load(alone)
-    return lambda rows: torch.from_numpy(model.logits(rows.cpu().numpy()).argmax(-1)).to(rows.device)
+    return lambda rows: torch.from_numpy(model.logits(rows.cpu().numpy())).to(rows.device)
 
 
 def _predict_by_module(module: nn.Module, own: StepShape) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def predict(rows: Tensor) -> Tensor:
-        logits = module.to(rows.device)(normalise(rows))
-        return check_logits(logits, len(rows), own.classes).argmax(-1)
+        return check_outputs(module.to(rows.device)(normalise(rows)), len(rows), own.outputs)
 
     return predict

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
@@ -21,6 +20,8 @@ from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.tasks import CLASSIFICATION, task_of
+from qdtune.training.losses import loss_function
 
 Stack = dict[str, Tensor]  # name -> (K, ...)
 
@@ -30,7 +31,7 @@ class StepShape:
     """The settings that decide the graph of a training step, besides K and B. All others are tensors in the graph."""
 
     inputs: int
-    classes: int
+    outputs: int
     hidden: tuple[int, ...]
     batch_norm: bool | str
     depth: int
@@ -43,15 +44,16 @@ class StepShape:
     decompose: str = "all"
     own: tuple[str, str] | None = None  # the factory of a user's model, and the sha256 of its source
     head: int | None = None  # see `Structure.head`
+    task: str = CLASSIFICATION.name
 
     @classmethod
-    def of(cls, trial: Configuration, inputs: int, classes: int, phase: str) -> StepShape:
-        """The shape of a trial's step in a phase, `warmup` or `qat`, on data of I inputs and this many classes."""
+    def of(cls, trial: Configuration, inputs: int, outputs: int, phase: str) -> StepShape:
+        """The shape of a trial's step in a phase, `warmup` or `qat`, for a network of I inputs and O outputs."""
         warmup = phase == "warmup"
         settings = trial.warmup if warmup else trial.qat
         return cls(
             inputs,
-            classes,
+            outputs,
             trial.hidden,
             trial.batch_norm,
             trial.depth,
@@ -64,13 +66,14 @@ class StepShape:
             decompose=trial.decompose,
             own=trial.own_model and trial.own_model[:2],
             head=trial.structure.head if trial.decompose == "hidden" else None,
+            task=trial.task,
         )
 
     def build_undivided(self, seed: int) -> nn.Module:
         """One replica before its layers are split, with the initial weights of a seed."""
         if self.own:
-            return networks.build_own(*self.own, self.inputs, self.hidden, self.classes, seed=seed)
-        return networks.build_mlp(self.inputs, self.hidden, self.classes, batch_norm=bool(self.batch_norm), seed=seed)
+            return networks.build_own(*self.own, self.inputs, self.hidden, self.outputs, seed=seed)
+        return networks.build_mlp(self.inputs, self.hidden, self.outputs, batch_norm=bool(self.batch_norm), seed=seed)
 
     def build_template(self) -> nn.Module:
         """One replica of this shape on the meta device, without data."""
@@ -97,8 +100,11 @@ class StepShape:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Inputs as float32 in -1..1 from uint8 in 0..255: the notebook's ToTensor and Normalize((0.5,), (0.5,))."""
-    return x.to(torch.float32) / 127.5 - 1
+    """Inputs as float32: pixels, uint8 in 0..255, as -1..1; others as they are.
+
+    Source: the notebook's ToTensor and Normalize((0.5,), (0.5,)).
+    """
+    return x.to(torch.float32) / 127.5 - 1 if x.dtype == torch.uint8 else x.to(torch.float32)
 
 
 def update_params(
@@ -119,58 +125,58 @@ def update_params(
         p.sub_(lr * g)
 
 
-def predict_logits(template: nn.Module, params: Stack, buffers: Stack, x: Tensor, classes: int) -> Tensor:
-    """The logits (B, classes) of one replica.
+def predict(template: nn.Module, params: Stack, buffers: Stack, x: Tensor, outputs: int) -> Tensor:
+    """The outputs (B, O) of one replica.
 
     Args:
         template: its structure.
         params, buffers: its tensors.
         x: (B, I), normalised.
-        classes: O.
+        outputs: O.
 
     Raises:
         ValueError: the network, which may be a user's own, returns something else.
     """
-    logits = functional_call(template, (params, buffers), (x,))
-    return check_logits(logits, len(x), classes)
+    return check_outputs(functional_call(template, (params, buffers), (x,)), len(x), outputs)
 
 
-def check_logits(logits: object, rows: int, classes: int) -> Tensor:
-    """The logits, which must be float32 of shape (rows, classes): others would count as hits of other rows.
+def check_outputs(found: object, rows: int, outputs: int) -> Tensor:
+    """The outputs, which must be float32 of shape (rows, outputs): others would count as hits of other rows.
 
     Raises:
         ValueError: they are not.
     """
-    if isinstance(logits, Tensor) and logits.shape == (rows, classes) and logits.dtype == torch.float32:
-        return logits
-    got = type(logits).__name__
-    if isinstance(logits, Tensor):
-        got = f"{logits.dtype} of shape {tuple(logits.shape)}"
+    if isinstance(found, Tensor) and found.shape == (rows, outputs) and found.dtype == torch.float32:
+        return found
+    got = type(found).__name__
+    if isinstance(found, Tensor):
+        got = f"{found.dtype} of shape {tuple(found.shape)}"
     samples = f"{rows} sample{'s' if rows > 1 else ''}"
-    raise ValueError(f"{samples} must give float32 logits of shape {(rows, classes)}, got {got}")
+    raise ValueError(f"{samples} must give float32 outputs of shape {(rows, outputs)}, got {got}")
 
 
 def make_step(shape: StepShape, template: nn.Module) -> Callable[..., None]:
     """A function that trains K stacked replicas on one batch each, in place.
 
     Args:
-        shape: decides the optimiser.
+        shape: decides the optimiser and the loss.
         template: one replica of that shape; only its structure matters.
     """
+    measure_loss = loss_function(task_of(shape.task))
 
     def loss_of(params: Stack, buffers: Stack, x: Tensor, y: Tensor) -> tuple[Tensor, Stack]:
         buffers = {
             name: b.clone() for name, b in buffers.items()
         }  # the forward pass updates statistics in place: in these copies
-        return F.cross_entropy(predict_logits(template, params, buffers, x, shape.classes), y), buffers
+        return measure_loss(predict(template, params, buffers, x, shape.outputs), y, x), buffers
 
     def step(
         params: Stack,
         buffers: Stack,
         state: dict[str, Stack],
         loss_sum: Tensor,  # (K,)
-        x: Tensor,  # (K, B, I) uint8
-        y: Tensor,  # (K, B)
+        x: Tensor,  # (K, B, I), uint8 or normalised
+        y: Tensor,  # (K, B), or (K, B, O)
         lr: Tensor,  # ()
     ) -> None:
         grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, normalise(x), y)

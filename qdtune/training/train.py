@@ -20,11 +20,14 @@ from torch import nn
 from qdtune.machine import is_compiled
 from qdtune.model.chain import Chain
 from qdtune.model.factored import decompose
-from qdtune.model.packed import pack_replicas
+from qdtune.model.packed import Rows, pack_replicas
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.sizes import normalisation_sizes
+from qdtune.spec.tasks import ACCURACY, Metric, metric_of, task_of
 from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.losses import chance_of
 from qdtune.training.shipped import measure_shipped
 from qdtune.training.step import StepShape, normalise
 
@@ -57,26 +60,25 @@ class TrainingLog:
     """The curves of the replicas so far. The curve of a replica ends if its loss is not finite."""
 
     seeds: tuple[int, ...]
+    metric: Metric = ACCURACY
     entries: list[dict[str, Any]] = field(default_factory=list)
     dead: set[int] = field(default_factory=set)
     shared: bool = False  # whether another trial trained the warm-up; that trial counts its seconds
 
-    def add(
-        self, phase: str, epoch: int, losses: list[float], accuracies: list[float], seconds: float
-    ) -> dict[str, Any]:
+    def add(self, phase: str, epoch: int, losses: list[float], values: list[float], seconds: float) -> dict[str, Any]:
         """Adds one epoch, which counts from 1; returns it as a report, with None for replicas that have ended."""
         report: dict[str, Any] = {"phase": phase, "epoch": epoch, "seconds": seconds}
-        report |= {"train_loss": [], "val_accuracy": []}
+        report |= {"train_loss": [], self.metric.val: []}
         for k, seed in enumerate(self.seeds):
             ended = k in self.dead
-            if not math.isfinite(losses[k]):
+            if not (math.isfinite(losses[k]) and math.isfinite(values[k])):
                 self.dead.add(k)
-            loss, accuracy = (None, None) if k in self.dead else (losses[k], accuracies[k])
-            _check_share(accuracy)
+            loss, value = (None, None) if k in self.dead else (losses[k], values[k])
+            _check_value(self.metric, value)
             report["train_loss"].append(loss)
-            report["val_accuracy"].append(accuracy)
+            report[self.metric.val].append(value)
             if not ended:
-                entry = {"seed": seed, "phase": phase, "epoch": epoch, "train_loss": loss, "val_accuracy": accuracy}
+                entry = {"seed": seed, "phase": phase, "epoch": epoch, "train_loss": loss, self.metric.val: value}
                 self.entries.append(entry | {"seconds": seconds / len(self.seeds)})
         return report | {"history": list(self.entries)}
 
@@ -94,9 +96,9 @@ def train_configuration(
 ) -> Iterator[dict[str, Any]]:
     """Trains one configuration and yields one report per epoch.
 
-    A report has `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, `train_loss` and `val_accuracy` per replica
+    A report has `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, `train_loss` and `Metric.val` per replica
     (None once it has diverged), and `history`, the epochs so far. In QAT it has `rows` too: the rows to store if
-    training ends here. Only the last report has test accuracies, `done`, and `weights`: the packed file of the
+    training ends here. Only the last report has test results, `done`, and `weights`: the packed file of the
     replicas that did not diverge, as they were tested (see `packed`), or None if all diverged.
 
     Args:
@@ -107,15 +109,16 @@ def train_configuration(
         on_end: called with the trained replicas by seed, without those that diverged, and their packed file.
     """
     started = datetime.now(timezone.utc)
-    log = TrainingLog(trial.seeds)
+    task, metric = task_of(trial.task), metric_of(trial.metric)
+    log = TrainingLog(trial.seeds, metric)
     replicas = yield from _warm_up(trial, data, warmups, log, compile)
-    floats = _make_cohort(replicas, trial, data, "warmup", compile).accuracy(data.val_x, data.val_y)
+    floats = _make_cohort(replicas, trial, data, "warmup", compile).measure(metric, data.val_x, data.val_y)
     for replica in replicas:
         quantize(replica, trial.weight_bits, trial.act_bits, trial.scale, trial.levels, granularity=trial.granularity)
     calibrate_alike(replicas, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
     cohort = _make_cohort(replicas, trial, data, "qat", compile)
     report: dict[str, Any] = {"phase": "qat", "epoch": 0, "seconds": 0.0, "history": log.entries}
-    untested: list[float | None] = [None] * len(replicas)
+    untested: list[dict[str, float]] = [{}] * len(replicas)
     for epoch in range(trial.qat.epochs):
         if len(log.dead) == len(trial.seeds):
             break
@@ -125,23 +128,30 @@ def train_configuration(
         report["rows"] = _make_rows(trial, replicas, log, floats, untested, data, started)
     cohort.unstack(replicas)
     alive = {seed: replicas[k] for k, seed in enumerate(trial.seeds) if k not in log.dead}
-    model = trial.columns["model"]
-    weights = pack_replicas(alive, trial.trial_id, data.inputs, data.classes, model) if alive else None
-    found: dict[int, float] = {}
-    if weights is not None:  # the test set is read only here
-        own = None if model == "mlp" else StepShape.of(trial, data.inputs, data.classes, "qat")
-        found = dict(measure_shipped(weights, alive, data.test_x, data.test_y, own))
+    outputs = task.outputs(trial.info)
+    found: dict[int, dict[str, float]] = {}
+    weights = None
+    if alive:
+        shape = StepShape.of(trial, data.inputs, outputs, "qat")
+        weights = pack_replicas(alive, trial.trial_id, data.inputs, outputs, trial.columns["model"], _rows_of(data))
+        # The test set is read only here.
+        found = dict(measure_shipped(weights, alive, data, (metric, *task.also_tested(metric)), shape))
         if on_end:
             on_end(alive, weights)
-    tests = [found.get(seed) for seed in trial.seeds]
+    tests = [found.get(seed, {}) for seed in trial.seeds]
     rows = _make_rows(trial, replicas, log, floats, tests, data, started)
     yield report | {"rows": rows, "weights": weights, "done": True}
+
+
+def _rows_of(data: Tensors) -> Rows:
+    """What is shipped of how the rows of a data set become inputs."""
+    return Rows(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift)
 
 
 def _make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
     phase = trial.warmup if name == "warmup" else trial.qat
     compiled = is_compiled(compile, phase.epochs, trial.batch_size, len(data.train_x))
-    shape = StepShape.of(trial, data.inputs, data.classes, name)
+    shape = StepShape.of(trial, data.inputs, task_of(trial.task).outputs(trial.info), name)
     return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 
 
@@ -149,8 +159,8 @@ def _train_epoch(cohort: Cohort, name: str, epoch: int, log: TrainingLog) -> dic
     cohort.prepare()  # compiles, if necessary, before the clock starts
     began = time.perf_counter()
     losses = cohort.train(epoch)
-    accuracies = cohort.accuracy(cohort.data.val_x, cohort.data.val_y)
-    return log.add(name, epoch + 1, losses, accuracies, time.perf_counter() - began)
+    values = cohort.measure(log.metric, cohort.data.val_x, cohort.data.val_y)
+    return log.add(name, epoch + 1, losses, values, time.perf_counter() - began)
 
 
 def _warm_up(
@@ -158,7 +168,7 @@ def _warm_up(
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
     """The K float replicas from which QAT starts: read from `warmups`, or trained and kept there."""
     base, norm = trial.warmup_base, trial.batch_norm == "factors"
-    shape = StepShape.of(trial, data.inputs, data.classes, "warmup")
+    shape = StepShape.of(trial, data.inputs, task_of(trial.task).outputs(trial.info), "warmup")
     # The first weights of a user's own model may be those of a checkpoint. The mlp's are drawn at any depth.
     whole: dict[str, Any] = {"head": shape.head, "keeps_whole": trial.own_model is not None}
     replicas: list[nn.Module] = []
@@ -187,7 +197,7 @@ def pack_warmup(replicas: list[nn.Module], log: TrainingLog) -> bytes:
     """The tensors and the curves of K warmed-up replicas as one safetensors file."""
     states = [replica.state_dict() for replica in replicas]
     tensors = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    names = ("epoch", "train_loss", "val_accuracy", "seconds")
+    names = ("epoch", "train_loss", log.metric.val, "seconds")
     points = [[math.nan if e[name] is None else e[name] for name in names] for e in log.entries]
     curves = {
         "/points": torch.tensor(points, dtype=torch.float64).reshape(-1, len(names)),
@@ -207,21 +217,22 @@ def unpack_warmup(blob: bytes, replicas: list[nn.Module], log: TrainingLog) -> b
     points, owners = tensors.pop("/points").tolist(), tensors.pop("/owners").tolist()
     for k, replica in enumerate(replicas):
         replica.load_state_dict({name: t[k] for name, t in tensors.items()})
-    for (epoch, loss, accuracy, seconds), k in zip(points, owners, strict=True):
+    for (epoch, loss, value, seconds), k in zip(points, owners, strict=True):
         entry: dict[str, Any] = {"seed": log.seeds[k], "phase": "warmup", "epoch": int(epoch), "seconds": seconds}
         if math.isnan(loss):
             log.dead.add(k)
-            entry |= {"train_loss": None, "val_accuracy": None}
+            entry |= {"train_loss": None, log.metric.val: None}
         else:
-            entry |= {"train_loss": loss, "val_accuracy": accuracy}
+            entry |= {"train_loss": loss, log.metric.val: value}
         log.entries.append(entry)
     log.shared = True
     return True
 
 
-def _check_share(accuracy: float | None) -> None:
-    """Raises AssertionError if an accuracy is none: every one of a result goes through here."""
-    assert accuracy is None or 0 <= accuracy <= 1, f"an accuracy must be 0 to 1, got {accuracy}"
+def _check_value(metric: Metric, value: float | None) -> None:
+    """Raises AssertionError if a metric cannot have this value: every one of a result goes through here."""
+    low, high = metric.bounds
+    assert value is None or low <= value <= high, f"{metric.name} must be {low} to {high}, got {value}"
 
 
 def _make_rows(
@@ -229,7 +240,7 @@ def _make_rows(
     replicas: list[nn.Module],
     log: TrainingLog,
     floats: list[float],
-    tests: Sequence[float | None],
+    tests: Sequence[Mapping[str, float]],
     data: Tensors,
     started: datetime,
 ) -> list[dict[str, Any]]:
@@ -240,11 +251,12 @@ def _make_rows(
         "started_at": started,
         "finished_at": datetime.now(timezone.utc),
     }
-    assert count_sizes(replicas[0]) == trial.sizes, "the sizes by arithmetic and the one by tensors disagree"
+    shipped = count_sizes(replicas[0]) + normalisation_sizes(trial.structure.normalised)
+    assert shipped == trial.sizes, "the sizes by arithmetic and the one by tensors disagree"
     inner_dims = [m.inner_dims for m in replicas[0].modules() if isinstance(m, Chain)]
     assert inner_dims == shared["inner_dims"]
-    for share in (*floats, *tests):
-        _check_share(share)
+    metric, task = log.metric, task_of(trial.task)
+    chance = chance_of(task, metric, data.val_y)
     rows = []
     for k, seed in enumerate(trial.seeds):
         curve, dead = log.of_seed(seed), k in log.dead
@@ -252,8 +264,13 @@ def _make_rows(
         note = None
         if dead:
             note = f"loss not finite in {curve[-1]['phase']} epoch {curve[-1]['epoch']}"
-        elif trial.warmup.epochs and floats[k] <= data.chance + CHANCE_MARGIN:
-            note = f"the warm-up ended at chance ({floats[k]:.1%})"
+        elif trial.warmup.epochs and floats[k] <= chance + CHANCE_MARGIN:
+            share = f"{floats[k]:.1%}" if metric.is_fraction else f"{floats[k]:.3g}"
+            note = f"the warm-up ended at chance ({share})"
+        tested = {}
+        for one in (metric, *task.also_tested(metric)):
+            tested[one.test] = _finite(tests[k].get(one.test))
+            _check_value(one, tested[one.test])
         rows.append(
             shared
             | {
@@ -261,11 +278,16 @@ def _make_rows(
                 "state": "diverged" if dead else "ok",
                 "epochs": len(curve),
                 "train_loss": curve[-1]["train_loss"] if curve else None,
-                "val_accuracy": None if dead else curve[-1]["val_accuracy"],
-                "test_accuracy": None if dead else tests[k],
-                "float_val_accuracy": None if dead and curve[-1]["phase"] == "warmup" else floats[k],
+                metric.val: None if dead else curve[-1][metric.val],
+                **(dict.fromkeys(tested) if dead else tested),
+                metric.float_val: None if dead and curve[-1]["phase"] == "warmup" else _finite(floats[k]),
                 "seconds": sum(e["seconds"] for e in own),
                 "error": note,
             }
         )
     return rows
+
+
+def _finite(value: float | None) -> float | None:
+    """The value; None for one that is not defined."""
+    return None if value is None or not math.isfinite(value) else value

@@ -21,7 +21,7 @@ from qdtune.model.networks import build_mlp
 from qdtune.model.packed import pack_replicas
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.model.rounding import match_rows
-from qdtune.reader import ReaderError
+from qdtune.reader import Model, ReaderError
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.sizes import code_bytes
 from tests.training.test_cohort import a_trial
@@ -181,6 +181,7 @@ def test_the_card_says_how_a_model_of_this_kind_is_read(form, model):
     spread = [f"{split}_accuracy{end}" for split in ("val", "test") for end in ("", "_low", "_high")]
     row = {"seed": 0, "trial_id": "a", "val_accuracy": 1.0, "test_accuracy": 1.0}
     entry = dict.fromkeys([*names, *spread]) | {"model": model}
-    card = json.loads(make_card(TrainedModel(entry, row, a_trial(), b"", None, {}), form, "a", 1))
+    packed = Model({"inputs": 2}, {}, {})
+    card = json.loads(make_card(TrainedModel(entry, row, a_trial(), b"", packed, {}), form, "a", 1))
     assert ("qdtune.load_into(module, file)(x)" in card["read_with"]) == (model != "mlp" and form.name == "packed")
     assert ("load(file).logits(x)" in card["read_with"]) == (model == "mlp" and form.name == "packed")

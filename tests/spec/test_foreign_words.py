@@ -53,7 +53,7 @@ def test_a_foreign_word_is_answered_with_ours(words: tuple[bytes, ...], line: st
 
 def test_a_foreign_key_is_answered_with_ours() -> None:
     line = first_line(SWEEP % (b"random", b"uniform", b"min_resource") + b"metric: {name: loss, goal: minimize}\n")
-    what = "unknown key 'metric'; leave it out: a sweep ranks by accuracy and bytes, see pareto.parquet"
+    what = "unknown key 'metric'; it is called data.metric here, and knows its direction"
     assert line == f"error: x.yaml:9: {what} ({', '.join(Spec.model_fields)})"
 
 

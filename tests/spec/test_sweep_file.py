@@ -567,9 +567,8 @@ def test_unknown_keys_name_the_nearest_known_one() -> None:
     assert found == [
         f"error: x.yaml:15: unknown key 'foo' ({known})",
         f"error: x.yaml:18: unknown key 'trian'; did you mean 'train'? ({known})",
-        f"error: x.yaml:26: unknown key 'metric'; leave it out: "
-        f"a sweep ranks by accuracy and bytes, see pareto.parquet ({known})",
-        f"error: x.yaml:27: unknown key 'mode'; leave it out: accuracy goes up, bytes go down ({known})",
+        f"error: x.yaml:26: unknown key 'metric'; it is called data.metric here, and knows its direction ({known})",
+        f"error: x.yaml:27: unknown key 'mode'; leave it out: it follows from data.metric ({known})",
     ]
 
 

@@ -15,7 +15,7 @@ class Toy(Pruner):
     name: ClassVar = "toy"
     text: ClassVar = "trials below `floor` from epoch `min_epochs` on"
 
-    floor: Accuracy = 0.25
+    floor: Measure = 0.25
     min_epochs: EpochCount = 2
 
 

@@ -13,6 +13,7 @@ from qdtune.model.factored import decompose
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.tasks import ACCURACY
 from qdtune.training import compiled
 from qdtune.training.augment import SHIFTS, shift_images
 from qdtune.training.cohort import Cohort, Tensors, make_generator
@@ -97,12 +98,12 @@ def test_stacked_replicas_equal_single_runs(trial, data):
     seeds = (3, 0, 7)
     together = a_cohort(trial, data, seeds)
     losses = [together.train(epoch) for epoch in range(2)]
-    accuracies = together.accuracy(data.val_x, data.val_y)
+    accuracies = together.measure(ACCURACY, data.val_x, data.val_y)
     for k, seed in enumerate(seeds):
         alone = a_cohort(trial, data, (seed,))
         assert [alone.train(epoch)[0] for epoch in range(2)] == pytest.approx([loss[k] for loss in losses], rel=1e-3)
         assert_same(together, k, alone)
-        assert alone.accuracy(data.val_x, data.val_y)[0] == pytest.approx(accuracies[k], abs=0.01)
+        assert alone.measure(ACCURACY, data.val_x, data.val_y)[0] == pytest.approx(accuracies[k], abs=0.01)
 
 
 def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
@@ -172,7 +173,7 @@ def test_one_compilation_serves_bits_scales_rates_and_seeds(data, builds):
 def test_a_step_is_made_for_training_whatever_its_shape_did_before(data, builds, monkeypatch):
     """Machine code traced while a batch normalisation evaluates would be kept, and train later sweeps wrongly."""
     trial, modes = a_trial(batch_norm=True), []
-    a_cohort(trial, data, (0, 1)).accuracy(data.val_x, data.val_y)
+    a_cohort(trial, data, (0, 1)).measure(ACCURACY, data.val_x, data.val_y)
     build = compiled.build_library
     again = a_cohort(trial, data, (0, 1, 2), compile=True)
     monkeypatch.setattr(
@@ -183,7 +184,7 @@ def test_a_step_is_made_for_training_whatever_its_shape_did_before(data, builds,
 
 
 def test_a_step_that_only_evaluates_is_not_compiled(data, builds):
-    a_cohort(a_trial(), data, (0, 1), compile=True).accuracy(data.val_x, data.val_y)
+    a_cohort(a_trial(), data, (0, 1), compile=True).measure(ACCURACY, data.val_x, data.val_y)
     assert builds == []
 
 
@@ -304,7 +305,9 @@ def test_accuracy_is_counted_sample_by_sample(data):
         hits = sum(
             int(replica(normalise(x[None])).argmax() == y) for x, y in zip(data.val_x, data.val_y, strict=True)
         )
-        assert cohort.accuracy(data.val_x, data.val_y)[k] == hits / len(data.val_y)  # exactly, or ties are lost
+        assert cohort.measure(ACCURACY, data.val_x, data.val_y)[k] == hits / len(
+            data.val_y
+        )  # exactly, or ties are lost
 
 
 def test_unstacked_replicas_have_every_number_of_the_stack(data):

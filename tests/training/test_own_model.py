@@ -20,11 +20,12 @@ from qdtune.plugins import Grant
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, loads
+from qdtune.spec.tasks import ACCURACY
 from qdtune.sweep.prepare import call_own_data
 from qdtune.training.cohort import Tensors
 from qdtune.training.own_faults import SHIPPED_DTYPES, find_faults
 from qdtune.training.own_model import describe_own_model, try_own_model
-from qdtune.training.step import check_logits
+from qdtune.training.step import check_outputs
 from qdtune.training.train import TrainingLog
 from tests.training.test_cohort import CPU, a_cohort, a_trial
 from tests.training.test_train import last
@@ -93,17 +94,17 @@ def tensors(tmp_path_factory):
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        ("return torch.squeeze(self.b(self.a(x)))", r"1 sample must give float32 logits of shape (1, 4), got"),
+        ("return torch.squeeze(self.b(self.a(x)))", r"1 sample must give float32 outputs of shape (1, 4), got"),
         (
             "y = self.b(self.a(x))\nreturn y if len(x) != 2 else y.T",
-            r"2 samples must give float32 logits of shape (2, 4), got torch.float32 of shape (4, 2)",
+            r"2 samples must give float32 outputs of shape (2, 4), got torch.float32 of shape (4, 2)",
         ),
         (
             "y = self.b(self.a(x))\nreturn y if len(x) % 2 == 0 or len(x) == 1 else y[:-1]",
-            r"3 samples must give float32 logits of shape (3, 4), got torch.float32 of shape (2, 4)",
+            r"3 samples must give float32 outputs of shape (3, 4), got torch.float32 of shape (2, 4)",
         ),
-        ("return self.b(self.a(x)), x", r"must give float32 logits of shape (8, 4), got tuple"),
-        ("return self.b(self.a(x)).half()", r"must give float32 logits of shape (8, 4), got torch.float16"),
+        ("return self.b(self.a(x)), x", r"must give float32 outputs of shape (8, 4), got tuple"),
+        ("return self.b(self.a(x)).half()", r"must give float32 outputs of shape (8, 4), got torch.float16"),
         ("return self.b(self.a(x - x.mean(0)))", "answers a row otherwise when it comes with other rows, or again"),
         (
             "return self.b(self.a(x)) + torch.rand(1)",
@@ -119,7 +120,7 @@ def test_a_batch_of_one_row_is_tried_if_training_has_such(tmp_path):
     text = net(forward="y = self.b(torch.relu(self.a(x)))\nreturn y.squeeze(0) if self.training else y")
     taken(tmp_path, text)
     one = SWEEP.replace("batch_size: 16", "batch_size: 1")
-    with pytest.raises(SpecError, match=r"1 sample must give float32 logits of shape \(1, 4\)"):
+    with pytest.raises(SpecError, match=r"1 sample must give float32 outputs of shape \(1, 4\)"):
         taken(tmp_path, text, sweep=one)
 
 
@@ -139,16 +140,16 @@ def test_the_shape_of_logits_is_checked_wherever_they_are_used(tensors):
     cohort.template = Squeezed()
     cohort.params = {f"inner.{name}": p for name, p in cohort.params.items()}
     cohort.buffers = {f"inner.{name}": b for name, b in cohort.buffers.items()}
-    assert cohort.accuracy(tensors.val_x[:2], tensors.val_y[:2])
-    with pytest.raises(ValueError, match=r"1 sample must give float32 logits of shape \(1, 4\)"):
-        cohort.accuracy(tensors.val_x[:1], tensors.val_y[:1])
+    assert cohort.measure(ACCURACY, tensors.val_x[:2], tensors.val_y[:2])
+    with pytest.raises(ValueError, match=r"1 sample must give float32 outputs of shape \(1, 4\)"):
+        cohort.measure(ACCURACY, tensors.val_x[:1], tensors.val_y[:1])
     with pytest.raises(ValueError, match="got NoneType"):
-        check_logits(None, 2, 4)
+        check_outputs(None, 2, 4)
 
 
 def test_no_accuracy_leaves_0_to_1():
     log = TrainingLog((0,))
-    with pytest.raises(AssertionError, match=r"an accuracy must be 0 to 1, got 1\.001"):
+    with pytest.raises(AssertionError, match=r"accuracy must be 0\.0 to 1\.0, got 1\.001"):
         log.add("qat", 1, [0.5], [1.001], 1.0)
 
 

@@ -10,8 +10,10 @@ from qdtune import machine
 from qdtune.datasets.load import load
 from qdtune.model import networks
 from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.tasks import ACCURACY, CLASSIFICATION
 from qdtune.training import train
 from qdtune.training.cohort import Tensors
+from qdtune.training.losses import chance_of
 from qdtune.training.train import TrainingLog, train_configuration
 from tests.schemas import HISTORY, TRIALS
 from tests.training.test_cohort import CPU, a_trial
@@ -231,7 +233,7 @@ def test_tensors_leave_read_only_arrays_alone(tmp_path):
         array.setflags(write=False)
     tensors = Tensors.of(loaded, CPU)
     assert np.array_equal(tensors.train_x.numpy(), loaded.train_x)
-    assert tensors.chance == pytest.approx(np.bincount(loaded.val_y).max() / 100)
+    assert chance_of(CLASSIFICATION, ACCURACY, tensors.val_y) == np.bincount(loaded.val_y).max() / 100
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from qdtune.model.formats.format import Format, TrainedModel
+from qdtune.model.formats.format import Format, TrainedModel, input_words
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.tasks import metric_of
 
@@ -29,6 +29,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
     }
     training = {"batch_size": trial.batch_size, "warmup": trial.warmup.recipe, "qat": trial.qat.recipe}
     versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
+    usage = form.usage if entry["model"] == "mlp" else form.own_usage or form.usage
     card = {
         "trial_id": entry["trial_id"],
         "configuration": {axis: entry[axis] for axis in AXIS_NAMES},
@@ -44,7 +45,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "file": file,
         "file_bytes": file_bytes,
         "format": form.name,
-        "read_with": form.usage if entry["model"] == "mlp" else form.own_usage or form.usage,
+        "read_with": usage.format(**input_words(model.model.program)),
         "made_with": {key.removeprefix("qdtune."): value for key, value in versions.items()},
     }
     return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()

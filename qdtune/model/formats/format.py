@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdtune.reader import Model
+from qdtune.reader import INPUT, Model
 from qdtune.spec.configuration import Configuration
 
 
@@ -41,6 +41,21 @@ class TrainedModel:
     def name(self) -> str:
         """The trial_id, after which its files are named."""
         return str(self.entry["trial_id"])
+
+
+def is_pixels(program: Mapping[str, Any]) -> bool:
+    """Whether the rows that a packed program takes are uint8, and are normalised as pixels."""
+    return INPUT not in program
+
+
+def input_words(program: Mapping[str, Any]) -> dict[str, str]:
+    """What is said of the rows that a packed program takes: `input`, `dtype`, `values`, `floats`, and `outputs`."""
+    if is_pixels(program):
+        floats = "pixels / 127.5 - 1"
+        return {"input": "pixels", "dtype": "uint8", "values": "0 to 255", "floats": floats, "outputs": "classes"}
+    dtype = str(program[INPUT])
+    words = {"input": "rows", "dtype": dtype, "values": "as the training data had them"}
+    return words | {"floats": "the rows as the training data had them", "outputs": "outputs"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Format(ABC):
         name: the value of `--format`.
         suffix: of its files, after the trial_id.
         card_suffix: of the model cards; no other format has the same, because formats may lie side by side.
-        usage: what the model card says on how to use the file.
+        usage: what the model card says on how to use the file; it may name the `input_words`, as in `{dtype}`.
         own_usage: the same for a model of the user's own; empty if nothing is different.
         package: the optional package that it needs, if any.
         options: the options of `qdtune export` that it takes.

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from qdtune.messages import format_value, one_line, user_error
-from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel
+from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel, input_words, is_pixels
 from qdtune.reader import GRIDS, Model, codes
 from qdtune.spec.choices import FLOAT_BITS
 
 OPSET, IR_VERSION = 21, 10
 EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
-INTERFACE = "pixels: uint8 (batch, inputs), 0 to 255, normalised inside; logits: float32 (batch, classes)"
+INTERFACE = "{input}: {dtype} (batch, inputs), {values}, normalised inside; logits: float32 (batch, {outputs})"
 RAW_DTYPES = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
 
 
@@ -51,6 +51,8 @@ ONNX = OnnxFormat(
 def to_onnx(model: Model, name: str) -> bytes:
     """The ONNX file of a packed model: `pixels`, uint8 (B, I), in; `logits`, float32 (B, O), out; B is free.
 
+    Rows that are not uint8 are called `rows`, and have their own type.
+
     Args:
         model: as `reader.load` gives it, an mlp.
         name: of the graph.
@@ -67,22 +69,25 @@ def to_onnx(model: Model, name: str) -> bytes:
 
     helper = _library().helper
     graph = Graph(model)
-    x = graph.add("Cast", ["pixels"], to=helper.TensorProto.FLOAT)
-    x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
+    words = input_words(model.program)
+    x = graph.add("Cast", [words["input"]], to=helper.TensorProto.FLOAT)
+    if is_pixels(model.program):
+        x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
     for op in model.program["ops"]:
         x = kind_of_op(op["op"]).add_nodes(graph, op, x)
     graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
     ends = [
         helper.make_tensor_value_info(end, kind, ["batch", model.program[width]])
         for end, kind, width in (
-            ("pixels", helper.TensorProto.UINT8, "inputs"),
+            (words["input"], helper.np_dtype_to_tensor_dtype(np.dtype(words["dtype"])), "inputs"),
             ("logits", helper.TensorProto.FLOAT, "outputs"),
         )
     ]
-    made = helper.make_graph(graph.nodes, name, ends[:1], ends[1:], graph.tensors, doc_string=INTERFACE)
+    interface = INTERFACE.format(**words)
+    made = helper.make_graph(graph.nodes, name, ends[:1], ends[1:], graph.tensors, doc_string=interface)
     opset = [helper.make_opsetid("", OPSET)]
     whole = helper.make_model(
-        made, producer_name="qdtune", opset_imports=opset, ir_version=IR_VERSION, doc_string=INTERFACE
+        made, producer_name="qdtune", opset_imports=opset, ir_version=IR_VERSION, doc_string=interface
     )
     blob: bytes = whole.SerializeToString()
     check_onnx(blob)

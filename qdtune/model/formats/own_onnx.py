@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qdtune import reader
+from qdtune.model.formats.format import input_words, is_pixels
 from qdtune.model.formats.onnx import ONNX
 from qdtune.model.load_into import load_into
 from qdtune.model.rounding import match_rows
@@ -26,15 +27,16 @@ BATCHES = (1, 3)  # the graph is made with another one, so a size that it took f
 TRACED_ROWS = 2
 
 
-class FromPixels(nn.Module):
-    """A module whose input are pixels: uint8 (B, I)."""
+class FromRows(nn.Module):
+    """A module whose input are rows as the data has them: uint8 pixels, or others that it takes as floats."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, is_pixels: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.is_pixels = module, is_pixels
 
-    def forward(self, pixels: Tensor) -> Any:
-        return self.module(pixels.to(torch.float32) / 127.5 - 1)
+    def forward(self, rows: Tensor) -> Any:
+        floats = rows.to(torch.float32)
+        return self.module(floats / 127.5 - 1 if self.is_pixels else floats)
 
 
 @torch.no_grad()
@@ -48,10 +50,13 @@ def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels:
     """
     _import_onnx()  # first: without it torch's exporter fails as if it could not follow the module
     blob = file if isinstance(file, bytes) else Path(file).read_bytes()
-    model, width = FromPixels(load_into(module, blob)).eval(), reader.load(blob).program["inputs"]
-    rows = np.zeros((max(BATCHES), width), np.uint8) if pixels is None else np.asarray(pixels)
-    if rows.dtype != np.uint8 or rows.shape[1:] != (width,) or not len(rows):
-        raise ValueError(f"pixels must be uint8 of shape (rows, {width}), got {rows.dtype} of shape {rows.shape}")
+    program = reader.load(blob).program
+    model, width = FromRows(load_into(module, blob), is_pixels(program)).eval(), program["inputs"]
+    words = input_words(program)
+    name, dtype = words["input"], np.dtype(words["dtype"])
+    rows = np.zeros((max(BATCHES), width), dtype) if pixels is None else np.asarray(pixels)
+    if rows.dtype != dtype or rows.shape[1:] != (width,) or not len(rows):
+        raise ValueError(f"pixels must be {dtype} of shape (rows, {width}), got {rows.dtype} of shape {rows.shape}")
     rows = np.resize(rows, (max(len(rows), max(BATCHES)), width))
     model(torch.from_numpy(rows.copy()))  # a fault of the forward pass itself is not one of the exporter
     content: Any = io.BytesIO()
@@ -64,9 +69,9 @@ def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels:
                 content,
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=["pixels"],
+                input_names=[name],
                 output_names=["logits"],
-                dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
+                dynamic_axes={name: {0: "batch"}, "logits": {0: "batch"}},
                 do_constant_folding=False,  # it would make floats of codes
             )
     except Exception as error:  # whatever the exporter raises
@@ -74,7 +79,7 @@ def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels:
         raise ValueError(f"torch's exporter cannot follow this module: {type(error).__name__}: {said}") from error
     graph: bytes = content.getvalue()
     for count in (*BATCHES, len(rows)):
-        _compare(graph, model, rows[:count])
+        _compare(graph, model, rows[:count], name)
     return graph
 
 
@@ -93,17 +98,17 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _compare(graph: bytes, model: nn.Module, rows: np.ndarray) -> None:
+def _compare(graph: bytes, model: nn.Module, rows: np.ndarray, name: str) -> None:
     """Raises ValueError unless the graph answers all rows as the module does, by ONNX's own evaluator."""
     onnx, must = _import_onnx(), f"the graph must answer {len(rows)} rows as the module does"
     try:
-        answer: Any = onnx.reference.ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"pixels": rows})
+        answer: Any = onnx.reference.ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {name: rows})
         found = torch.from_numpy(np.array(answer[0]))
     except Exception as error:  # whatever the evaluator raises
         raise ValueError(
             f"{must}, got {type(error).__name__} (a number of rows is a constant in it: in the forward pass use "
             "x.shape[0] in place of len(x), or flatten and unflatten)"
         ) from error
-    pixels = torch.from_numpy(rows.copy())
-    if found.shape != model(pixels).shape or not match_rows(found, model, pixels).all():
+    given = torch.from_numpy(rows.copy())
+    if found.shape != model(given).shape or not match_rows(found, model, given).all():
         raise ValueError(f"{must}, got other logits: export it from the module of qdtune.load_into in your own way")

@@ -38,11 +38,11 @@ PACKED = PackedFormat(
     name="packed",
     suffix=".safetensors",
     card_suffix=".json",
-    usage="reader.py beside this file, with NumPy: load(file).logits(x), x uint8 (batch, inputs)",
+    usage="reader.py beside this file, with NumPy: load(file).logits(x), x {dtype} (batch, inputs)",
     closing="reader.py reads them",
     own_usage=(
         "qdtune.load_into(module, file)(x), module as your factory builds it at these hidden widths, x float32 "
-        "(batch, inputs): pixels / 127.5 - 1; qdtune.to_onnx(module, file) makes ONNX of it; without torch: "
+        "(batch, inputs): {floats}; qdtune.to_onnx(module, file) makes ONNX of it; without torch: "
         "reader.py beside this file, load(file).tensors"
     ),
 )
