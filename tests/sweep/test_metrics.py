@@ -47,7 +47,7 @@ class Series(dict):
     """A metric that keeps its values by tags, as strict as Ray's own."""
 
     def __init__(self, name, what, tag_keys):
-        assert re.fullmatch(r"qdtune_[a-z_]+", name)
+        assert re.fullmatch(r"qdtune_[a-z0-9_]+", name)
         assert what
         self.tag_keys = set(tag_keys)
 

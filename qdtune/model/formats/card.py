@@ -6,7 +6,7 @@ import json
 
 from qdtune.model.formats.format import Format, TrainedModel, input_words
 from qdtune.spec.axes import AXIS_NAMES
-from qdtune.spec.tasks import metric_of
+from qdtune.spec.tasks import metric_of, task_of
 
 MADE_WITH = ("qdtune.version.", "qdtune.git_commit")  # how the metadata begins that goes into the card
 
@@ -40,6 +40,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "seed": row["seed"],
         "trained_by": row["trial_id"],
         metric.name: {split: row[name] for split, name in splits.items()},
+        **{one.name: {"test": row[one.test]} for one in task_of(trial.task).also_tested(metric)},
         f"{metric.name}_of_the_configuration": {"seeds": entry["n_seeds"], "interval": 0.95, **spread},
         "size_bytes": entry["size_bytes"],
         "file": file,
