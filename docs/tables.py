@@ -27,6 +27,7 @@ from qdtune.spec.axes import AXES
 from qdtune.spec.loggers import LOGGERS, Logger
 from qdtune.spec.objectives import OBJECTIVES
 from qdtune.spec.pruners import pruner_table
+from qdtune.spec.tasks import METRICS, TASKS
 from qdtune.store.columns import Column, history_columns, pareto_columns, trial_columns
 
 DOCS = Path(__file__).parent
@@ -72,6 +73,31 @@ def objective_table() -> str:
             [f"`{one.name}`", better[one.direction], one.unit, "yes" if one.value else "no", one.text]
             for one in OBJECTIVES
         ],
+    )
+
+
+def task_table() -> str:
+    """Returns the tasks: name, targets and loss, metrics."""
+    return markdown(
+        ["`task`", "targets and loss", "`metric`", "measured on the test set, too"],
+        [
+            [
+                f"`{task.name}`",
+                task.text,
+                ", ".join(f"`{one.name}`" for one in task.metrics),
+                ", ".join(f"`{one.name}`" for one in task.tested),
+            ]
+            for task in TASKS
+        ],
+    )
+
+
+def metric_table() -> str:
+    """Returns the metrics: name, words, which way is better."""
+    better = {"maximize": "up", "minimize": "down"}
+    return markdown(
+        ["`metric`", "what it is", "better"],
+        [[f"`{one.name}`", one.text, better[one.direction]] for one in METRICS],
     )
 
 
@@ -181,6 +207,8 @@ TABLES = (
     Table("objectives", objective_table),
     Table("pruners", pruner_table),
     Table("datasets", dataset_table),
+    Table("tasks", task_table),
+    Table("metrics", metric_table),
     Table("loggers", logger_table),
     Table("keys", key_table),
     Table("commands", command_table),

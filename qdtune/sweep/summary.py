@@ -84,7 +84,7 @@ def _print_front(run: HeldRun, table: Table, out: Any) -> None:
     """Prints the Pareto front, and how many bytes of its models are not quantised."""
     print_front(table, run.spec.data.names[0], out)
     if other := max((row["other_bytes"] or 0 for row in table_front(table).to_pylist()), default=0):
-        what = "are not quantised (layers other than Linear): see the column `other_bytes`"
+        what = "are not quantised (layers other than Linear, normalised inputs): see the column `other_bytes`"
         out.print(f"up to {other:,} bytes per model {what}", style="dim")
 
 
