@@ -40,6 +40,7 @@ IN_TURN = (
         "test_loggers",
         "test_notebook",
         "test_security",
+        "test_judged_sweep",
         "test_the_example_of_the_docs_runs_where_it_lies",
         "test_python_blocks_run",
     ),
