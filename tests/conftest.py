@@ -32,6 +32,7 @@ IN_TURN = (
         "test_trainable",
         "test_faults",
         "test_own_tuner",
+        "test_judged_sweep",
         "test_api",
         "test_trainings_give_the_recorded_numbers",
     ),
