@@ -56,11 +56,15 @@ def _default_of(field: FieldInfo) -> str:
 
 
 def attribute_words(kind: type) -> dict[str, str]:
-    """The words for each attribute in the sections `Attributes:` of a class and its bases, by name."""
+    """The words for each attribute in the sections `Attributes:` of a class and its bases, by name.
+
+    An entry goes on in the lines below it that are indented more.
+    """
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__):
         section = (one.__doc__ or "").partition("Attributes:\n")[2]
-        found |= dict(re.findall(r"^ +(\w+): (.+)$", section, re.MULTILINE))
+        for entry in re.finditer(r"^( +)(\w+): (.+(?:\n\1 +\S.*)*)", section, re.MULTILINE):
+            found[entry[2]] = " ".join(entry[3].split())
     return found
 
 

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from docs import tables
+from docs.sweep_keys import attribute_words
 from qdtune.store.front import print_front
 from qdtune.store.pareto_table import table_front
 from qdtune.store.parquet import complete_table
@@ -127,3 +128,18 @@ def test_site_is_built_without_a_warning_and_a_dead_link_breaks_it(tmp_path):
     with open(tmp_path / "docs" / "index.md", "a", encoding="utf-8") as page:
         page.write("\n[nowhere](nowhere.md)\n")
     assert build().returncode != 0
+
+
+def test_the_words_of_a_key_go_on_in_the_lines_below_it() -> None:
+    class Wrapped:
+        """A group of keys.
+
+        Attributes:
+            first: words that are too long for
+                one line, and
+                for two
+            second: one line
+        """
+
+    words = {"first": "words that are too long for one line, and for two", "second": "one line"}
+    assert attribute_words(Wrapped) == words
