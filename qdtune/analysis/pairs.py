@@ -16,7 +16,7 @@ from typing import Any
 from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, HIDDEN, decisive_axes
 from qdtune.spec.sizes import mlp_structure
-from qdtune.spec.tasks import Metric
+from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION, Metric
 from qdtune.store.columns import FINAL, STATES, metric_in, trials_schema_of
 from qdtune.store.parquet import complete_table
 from qdtune.store.tables import Table, rows_among, rows_equal
@@ -67,7 +67,8 @@ class Side:
         info = find_dataset(self.key["dataset"])
         if info and self.key["model"] in (None, "mlp") and self.key["hidden"]:
             hidden = HIDDEN.of_cell(self.key["hidden"])
-            widths += mlp_structure(info.inputs, hidden, info.classes).layers[-1][:2]
+            task = AUTOENCODER if self.metric in AUTOENCODER.metrics else CLASSIFICATION  # no other task has it
+            widths += mlp_structure(info.inputs, hidden, task.outputs(info.info)).layers[-1][:2]
         return min(widths, default=None)
 
 

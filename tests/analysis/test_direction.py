@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
+from qdtune.analysis.pairs import find_sides
 from qdtune.analysis.run import load_run
 from qdtune.analysis.seed_tests import equal_within
 from qdtune.spec.tasks import ACCURACY, MSE, R2
+from qdtune.store.columns import trials_schema
 from tests.judged import make_spec, write_run
 
 
@@ -85,3 +88,18 @@ def test_equal_is_what_float32_cannot_tell_apart():
     assert equal_within(ACCURACY, [0.1, 0.2]) == 1e-6
     assert equal_within(R2, [-0.1, 0.2]) == 1e-6
     assert equal_within(MSE, [4e-8, 2e-8], [[1e-8, 1e-8], [8e-8, float("nan")]]) == pytest.approx([4e-14, 8e-14])
+
+
+def test_the_last_layer_of_an_autoencoder_is_as_wide_as_its_inputs():
+    for metric, rank in ((ACCURACY, 10), (MSE, 24)):
+        row = {
+            "trial_id": "a",
+            "dataset": "mnist",
+            "model": "mlp",
+            "hidden": "24",
+            "depth": 1,
+            "seed": 0,
+            "state": "ok",
+        }
+        (side,) = find_sides(pa.Table.from_pylist([row | {metric.val: 0.5}], schema=trials_schema(metric)))
+        assert (side.metric, side.head_rank) == (metric, rank)

@@ -24,6 +24,7 @@ from qdtune.model.signed_file import sign_file, split_file
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
 from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import loads
+from qdtune.spec.tasks import ACCURACY
 from qdtune.store import disk_folder
 from qdtune.store.pareto_table import table_front
 from qdtune.store.provenance import make_provenance
@@ -167,7 +168,7 @@ def test_all_seeds_of_a_configuration_count(swept, tmp_path, capsys):
 def test_of_equal_seeds_the_lowest_is_taken():
     rows = [stored_row(seed=s, val_accuracy=a, state=z) for s, a, z in
             ((4, 0.9, "ok"), (1, 0.9, "ok"), (3, 0.8, "ok"), (0, 0.99, "diverged"))]  # fmt: skip
-    assert export._best_row({}, rows, None)["seed"] == 1
+    assert export._best_row({}, rows, None, ACCURACY)["seed"] == 1
 
 
 def test_the_copied_reader_needs_nothing_of_ours(swept, tmp_path, capsys):
