@@ -92,6 +92,8 @@ def test_a_folder_without_a_sweep_file_is_judged_by_accuracy(tmp_path):
     store.create(make_spec("regression", "mae").to_yaml())
     assert store.trials().schema == trials_schema(MAE, (R2,))
     assert Store(tmp_path / "run").history().schema.names[5] == MAE.val
+    store.create(make_spec("regression", "r2").to_yaml())
+    assert metric_in(store.history()) is R2
 
 
 def test_rows_of_another_metric_are_refused(tmp_path):
