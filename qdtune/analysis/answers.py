@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth
+from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth, describe_setting
 from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import SIZES_APART, find_sides
@@ -62,12 +62,12 @@ def answer(trials: Table, history: Table, pareto: Table, budget: int | None = No
     """
     metric = metric_in(trials)
     rows, values = _rank_rows(trials, pareto, metric)
-    everything = find_sides(trials)
+    everything, varying = find_sides(trials), _find_varying(pareto)
     return Answers(
         compare_depths(everything, history),
         compare_activations(everything, history),
-        _find_best(rows, values, budget, _find_varying(pareto), metric),
-        *_find_best_depths(rows, values, pareto, metric),
+        _find_best(rows, values, budget, varying, metric),
+        *_find_best_depths(rows, values, pareto, varying, metric),
     )
 
 
@@ -124,7 +124,11 @@ def _test_best(best: NDArray[np.float64], others: NDArray[np.float64], metric: M
 
 
 def _find_best_depths(
-    rows: list[dict[str, Any]], values: NDArray[np.float64], pareto: Table, metric: Metric
+    rows: list[dict[str, Any]],
+    values: NDArray[np.float64],
+    pareto: Table,
+    varying: tuple[str, ...],
+    metric: Metric,
 ) -> tuple[tuple[BestDepth, ...], tuple[BestDepth, ...]]:
     """The best depth at each number of bits, and within each size of the front."""
     every = pareto.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist()
@@ -169,6 +173,7 @@ def _find_best_depths(
                 best["n_seeds"],
                 _find_ended(here, probabilities),
                 metric,
+                describe_setting(best, varying, "depth", *(["weight_bits"] if size is None else [])),
             )
         )
     return _correct_family(b for b in found if b.budget is None), _correct_family(

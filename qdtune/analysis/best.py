@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qdtune.analysis.comparison import TOO_FEW_SEEDS, describe_bits
@@ -76,10 +76,21 @@ class Best:
 
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words, with the axes that vary: `depth 2, 4 bits, relu (9,563 bytes)`."""
-        hidden = ("depth", "weight_bits", *idle_at_depth(row["depth"]))
-        shown = ["depth", "weight_bits", *(name for name in self.varying if name not in hidden)]
-        words = [axis_of(name).said(row[name]) for name in shown]
+        words = [axis_of(name).said(row[name]) for name in ("depth", "weight_bits")]
+        words += describe_setting(row, self.varying, "depth", "weight_bits").values()
         return f"{', '.join(words)} ({row['size_bytes']:,} bytes)"
+
+
+def describe_setting(row: Mapping[str, Any], varying: Sequence[str], *asked: str) -> dict[str, str]:
+    """Axis -> the value in words of a row, for each axis that varies and has an effect in it.
+
+    Args:
+        row: of the Pareto table.
+        varying: the axes with several values in the sweep.
+        asked: axes that are left out, because the sentence says them anyway.
+    """
+    hidden = (*asked, *idle_at_depth(row["depth"]))
+    return {name: axis_of(name).said(row[name]) for name in varying if name not in hidden}
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class BestDepth:
         ended: depth -> how all its configurations there ended, for each depth of which none was trained to its end:
             `stopped early`, `failed` or `stopped early or failed`.
         metric: that judges.
+        setting: axis -> value in words of the best configuration, for each further axis that varies in the sweep.
     """
 
     weight_bits: int | None
@@ -115,6 +127,7 @@ class BestDepth:
     n_seeds: int
     ended: dict[int, str]
     metric: Metric = ACCURACY
+    setting: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_alone(self) -> bool:
@@ -147,16 +160,17 @@ class BestDepth:
             return f"{where}, only depth {self.depth} has finished: {value}."
         size = f" at {self.size_bytes:,} bytes" if self.budget is None else ""
         mean, mean_value = f"{value}{size}", f"{value_text(self.metric, self.value)}{size}"
+        named = f"depth {self.depth} ({', '.join(self.setting.values())})" if self.setting else f"depth {self.depth}"
         if self.probability is None:
             best = f"{best_word(self.metric)} {self.metric.name}, {mean_value}"
-            return f"{where}, depth {self.depth} has the {best}. A test needs at least 2 seeds."
+            return f"{where}, {named} has the {best}. A test needs at least 2 seeds."
         test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g}"
         proof = f"{self._describe_draws()}; {test}" if self.n_seeds >= LEAST_DRAWN else test
         larger = " It is larger than the best configuration of every other depth." if self.larger else ""
         if self.decided:
-            best = f"depth {self.depth} is significantly better than every other depth: {mean}"
+            best = f"{named} is significantly better than every other depth: {mean}"
             return f"{where}, {best} ({proof}).{larger}"
-        best = f"depth {self.depth} has the {best_word(self.metric)} mean {self.metric.name}, {mean_value}"
+        best = f"{named} has the {best_word(self.metric)} mean {self.metric.name}, {mean_value}"
         return f"{where}, {best}. It is not significantly better ({proof}).{larger}"
 
     def _describe_draws(self) -> str:

@@ -22,6 +22,7 @@ OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the
     "confounded": "no pair differs in {} alone",
     "seeds": "no seed was trained on both sides",
 }
+NAMED = (*ASKED_AT, "activation")  # the axes that a sentence names beside bits and depth, if they vary in the sweep
 TOO_FEW_SEEDS = "too few seeds for an interval"  # said of an interval that holds more than the metric can reach
 _MadeAt: Any = axis_fields("_MadeAt", ["weight_bits", "depth", "activation", *ASKED_AT], frozen=True)
 
@@ -98,12 +99,13 @@ class Comparison(_MadeAt):
     @property
     def setting(self) -> str:
         """The setting in words: `At 2 bits (absmean, orthogonal)`."""
-        return self.describe_setting(ASKED_AT)
+        return self.describe_setting(NAMED)
 
     def describe_setting(self, shown: Collection[str]) -> str:
-        """The setting in words; of the axes in `axes.ASKED_AT` only those in `shown`."""
+        """The setting in words; of the axes in `NAMED` those in `shown`, and any activation but identity."""
         at = [describe_bits(self.weight_bits), *([f"depth {self.depth}"] if self.axis == "activation" else [])]
-        between = self.activation if self.axis == "depth" and self.activation != "identity" else None
+        has_between = self.axis == "depth" and ("activation" in shown or self.activation != "identity")
+        between = self.activation if has_between else None
         asked = [axis for axis in AXES if axis.asked and axis.name in shown]
         first = [_describe_value(axis, getattr(self, axis.name)) for axis in asked if not axis.is_new]
         later = [_describe_value(axis, getattr(self, axis.name)) for axis in asked if axis.is_new]
@@ -120,7 +122,7 @@ class Comparison(_MadeAt):
     @property
     def sentence(self) -> str:
         """The verdict in one or two sentences."""
-        return self.describe(ASKED_AT)
+        return self.describe(NAMED)
 
     def describe(self, shown: Collection[str]) -> str:
         """The verdict in one or two sentences; `shown` is as for `describe_setting`."""

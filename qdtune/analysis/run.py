@@ -15,6 +15,7 @@ from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import LocationError, StorageError, join_location
+from qdtune.store.lost_weights import reopen_rows
 from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
@@ -44,6 +45,7 @@ class Run:
         planned: the number of configurations of the sweep; for a search its `run_cap`.
         budget: the largest size here in bytes; None: no limit. See `within`.
         listed: the configurations of its plan, each as `Configuration.key`; None for a search.
+        lost_weights: the trials whose weights are gone; a launch trains them again.
     """
 
     name: str
@@ -57,9 +59,12 @@ class Run:
     budget: int | None = None
     listed: frozenset[Key] | None = None
     left_out: tuple[str, ...] = ()
+    lost_weights: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
+        if not self.states:
+            return f"{self.name}: {done if self.left else f'no configuration has at most {self.budget:,} bytes'}"
         return f"{self.name}: {done}: {', '.join(f'{n:,} {state}' for state, n in sorted(self.states.items()))}"
 
     def __repr__(self) -> str:
@@ -82,7 +87,7 @@ class Run:
 
     @cached_property
     def _left(self) -> int:
-        cohorts = find_stored_cohorts(self.trials, self.history)
+        cohorts = find_stored_cohorts(reopen_rows(self.trials, self.lost_weights), self.history)
         return find_unfinished(self.spec, cohorts, self.listed, self.planned).count
 
     def within(self, budget: int | None) -> Run:
@@ -122,8 +127,6 @@ class Run:
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]
     """The run in a folder, see `qdtune.load`, as a `Run` or as a subclass of it."""
     where = one_line(os.fspath(run))
-    if os.path.isfile(run):
-        raise RunError(f"{where} must be a run folder, such as runs/NAME, got a file")
     try:
         opened = open_run(run)
         spec = _launched_spec(opened)
@@ -151,6 +154,7 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
         planned=planned,
         listed=listed,
         left_out=rows.left_out,
+        lost_weights=rows.lost_weights,
     )
     if not found.finished:
         there = ", ".join(f"{n} {state}" for state, n in sorted(found.states.items()))

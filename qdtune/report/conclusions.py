@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qdtune.analysis.answers import Answers
 from qdtune.analysis.best import BestDepth, describe_ended
-from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison
+from qdtune.analysis.comparison import NAMED, OBSTACLES, VERDICTS, Comparison
 from qdtune.messages import format_count
-from qdtune.spec.axes import ASKED_AT
+from qdtune.spec.axes import ASKED_AT, axis_of
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.metric_text import format_differences, say_distance
 
 MAX_GROUPS = 3  # significant results of one question that are said; the others are counted
+MAX_WORDS = 3  # values of one axis that a sentence about several best depths names
 FEW_TESTED = 2  # comparisons with an effect that are said one by one
 
 
@@ -48,28 +49,43 @@ def significant_sentences(found: Sequence[Comparison]) -> list[str]:
     for one in tested:
         if one.is_significant:
             groups.setdefault((one.names, one.verdict), []).append(one)
-    settings = varying_settings(found)
+    settings = named_settings(found)
     counts = Counter(one.names for one in tested)
     lines = []
     for (names, _), members in sorted(groups.items(), key=lambda item: -len(item[1])):
         if len(tested) <= FEW_TESTED or len(members) == 1:
             lines += [one.describe(settings) for one in members]
         else:
-            lines.append(_describe_group(members, counts[names]))
+            lines.append(_describe_group(members, counts[names], _describe_shared(members, found, settings)))
     if (more := len(lines) - MAX_GROUPS) > 0:
         lines[MAX_GROUPS:] = [f"{format_count(more, 'more result')} {'is' if more == 1 else 'are'} significant."]
     return lines
 
 
-def _describe_group(members: Sequence[Comparison], total: int) -> str:
-    """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons (at 1 bit), by 0.5 to 1 points.`"""
+def _describe_shared(
+    members: Sequence[Comparison], found: Sequence[Comparison], settings: Sequence[str]
+) -> list[str]:
+    """The values in words of each setting of which the members have only some of the values."""
+    words = []
+    for name in settings:
+        if name == "activation" and members[0].axis == "activation":
+            continue
+        values, all_values = (sorted({getattr(one, name) for one in some} - {None}) for some in (members, found))
+        if values and values != all_values:
+            form = axis_of(name).asked or "{}"
+            words.append(" and ".join(str(form).format(value) for value in values))
+    return words
+
+
+def _describe_group(members: Sequence[Comparison], total: int, shared: Sequence[str]) -> str:
+    """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons (at 1 bit, relu), by 0.5 to 1 points.`"""
     one, other = members[0].names
     better = "better" if members[0].verdict == "helps" else "worse"
     sizes = sorted(abs(member.effect or 0) for member in members)
     metric = members[0].metric
     low, high = (text.removeprefix("+") for text in format_differences(metric, sizes[0], sizes[-1]))
     points = say_distance(metric, low if low == high else f"{low} to {high}")
-    where = describe_bits_list(sorted({member.weight_bits for member in members}))
+    where = ", ".join([describe_bits_list(sorted({member.weight_bits for member in members})), *shared])
     count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
     return f"{_capital(one)} is significantly {better} than {other} {count} ({where}), by {points}."
 
@@ -79,7 +95,7 @@ def _count_others(found: Sequence[Comparison]) -> Iterator[str]:
     tested = [one for one in found if one.effect is not None]
     open_ones = [one for one in tested if not one.is_significant]
     if len(tested) <= FEW_TESTED or len(open_ones) == 1:
-        yield from (one.describe(varying_settings(found)) for one in open_ones)
+        yield from (one.describe(named_settings(found)) for one in open_ones)
         return
     if not open_ones:
         return
@@ -104,11 +120,20 @@ def _name_best_depths(decided: Sequence[BestDepth]) -> Iterator[str]:
     if len(decided) == 1:
         yield decided[0].sentence
         return
-    groups: dict[int, list[int]] = {}
+    groups: dict[int, list[BestDepth]] = {}
     for one in decided:
-        groups.setdefault(one.depth, []).append(one.weight_bits or 0)
-    for depth, bits in groups.items():
-        yield f"Depth {depth} is significantly better than every other depth {describe_bits_list(bits)}."
+        groups.setdefault(one.depth, []).append(one)
+    for depth, members in groups.items():
+        where = describe_bits_list([one.weight_bits or 0 for one in members])
+        words = _join_settings([one.setting for one in members])
+        named = f"Depth {depth} ({', '.join(words)})" if words else f"Depth {depth}"
+        yield f"{named} is significantly better than every other depth {where}."
+
+
+def _join_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """The values in words of each axis, such as `relu or gelu`; an axis with more than `MAX_WORDS` is left out."""
+    words = [list(dict.fromkeys(one[axis] for one in settings if axis in one)) for axis in settings[0]]
+    return [" or ".join(values) for values in words if len(values) <= MAX_WORDS]
 
 
 def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
@@ -140,10 +165,15 @@ def describe_bits_list(numbers: Sequence[int]) -> str:
 
 
 def describe_verdicts(found: Sequence[Comparison]) -> str:
-    """How comparisons came out: `15 comparisons: 2 helps, 13 refused`; empty if there are none."""
+    """How comparisons came out: `15 comparisons: 2 help, 13 refused`; empty if there are none."""
     counts = Counter(one.verdict for one in found)
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    verdicts = ", ".join(_count_verdict(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict])
     return f"{format_count(len(found), 'comparison')}: {verdicts}" if found else ""
+
+
+def _count_verdict(count: int, verdict: str) -> str:
+    """`1 helps`, `2 help`, `3 refused`."""
+    return f"{count} {verdict if count == 1 else verdict.removesuffix('s')}"
 
 
 def describe_refusals(axis: str, found: Sequence[Comparison]) -> str:
@@ -185,6 +215,11 @@ def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:
         names = ", ".join(f"`{name}`" for name, _ in others.most_common())
         lines.append(f"A grid over `{axis}` has comparable pairs if it holds fixed: {names}.")
     return lines
+
+
+def named_settings(found: Sequence[Comparison]) -> list[str]:
+    """The axes of `NAMED` that have several values among comparisons, for `Comparison.describe`."""
+    return [name for name in NAMED if len({getattr(one, name) for one in found} - {None}) > 1]
 
 
 def varying_settings(found: Sequence[Comparison]) -> list[str]:

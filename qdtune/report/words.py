@@ -18,7 +18,7 @@ from qdtune.report.conclusions import (
     describe_counts,
     describe_refusals,
     describe_verdicts,
-    varying_settings,
+    named_settings,
 )
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
@@ -146,7 +146,7 @@ def questions(run: Run) -> list[Question]:
         conclusions = conclude(axis, answers)
         if not (conclusions or found):
             continue
-        settings = varying_settings(found)
+        settings = named_settings(found)
         asked.append(
             Question(
                 axis,

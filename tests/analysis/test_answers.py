@@ -74,7 +74,7 @@ def test_a_planted_effect_is_found_on_either_side():
     assert helps.effect == pytest.approx((high - low).mean())
     assert 0 < helps.low < helps.effect < helps.high
     assert helps.sentence.startswith(
-        "At 2 bits (absmean, orthogonal), depth 2 is significantly better than depth 1: +5."
+        "At 2 bits (absmean, orthogonal, identity), depth 2 is significantly better than depth 1: +5."
     )
     hurts = one(table(configuration(1, 2, high), configuration(2, 2, low)))
     assert (hurts.verdict, hurts.effect) == ("hurts", pytest.approx(-helps.effect))
@@ -86,8 +86,8 @@ def test_no_effect_is_undecided_with_the_seeds_that_would_decide_it():
     assert (found.verdict, found.level) == ("undecided", 0.95)
     assert found.low < 0 < found.high
     assert found.sentence == (
-        "At 2 bits (absmean, orthogonal), depth 2 against depth 1: +1.2 points (95 % interval -2.8 to +5.2). "
-        "Not significant with 3 seeds; about 10 would be needed."
+        "At 2 bits (absmean, orthogonal, identity), depth 2 against depth 1: +1.2 points "
+        "(95 % interval -2.8 to +5.2). Not significant with 3 seeds; about 10 would be needed."
     )
 
 
@@ -230,7 +230,7 @@ def test_activations_are_compared_with_identity_at_the_same_depth_and_bits():
 def test_float_weights_have_no_scale_rule():
     rows = [configuration(1, 32, 0.8 + noise(0), scale="minmax"), configuration(2, 32, 0.9 + noise(1))]
     found = one(table(*rows))
-    assert (found.verdict, found.scale, found.setting) == ("helps", None, "With float weights (orthogonal)")
+    assert (found.verdict, found.scale, found.setting) == ("helps", None, "With float weights (orthogonal, identity)")
 
 
 def test_only_seeds_that_every_side_has_are_compared():
@@ -345,7 +345,7 @@ def test_what_was_stopped_early_is_only_compared_where_its_curve_ends():
     assert (found.verdict, found.effect, found.low, found.curve_epoch) == ("refused", None, None, 2)
     assert found.curve_effect == pytest.approx(-0.2)
     assert found.sentence == (
-        "At 2 bits (absmean, orthogonal), depth 2 is not compared with depth 1: depth 2 was stopped early "
+        "At 2 bits (absmean, orthogonal, identity), depth 2 is not compared with depth 1: depth 2 was stopped early "
         "(difference at QAT epoch 2, the last common one: -20.0 points)."
     )
     lost = one(table(base, deep))
@@ -370,7 +370,7 @@ def test_a_head_left_whole_keeps_its_rank_and_is_compared_with_depth_1():
     flagged = {(one.depth, one.decompose): "rank 7" in str(one.flags) for one in found}
     assert flagged == {(2, "all"): True, (2, "hidden"): False, (3, "hidden"): False}
     assert {one.verdict for one in found} <= {"undecided", "helps", "hurts"}
-    assert found[-1].sentence.startswith("At 2 bits (absmean, orthogonal, hidden layers split), depth 3")
+    assert found[-1].sentence.startswith("At 2 bits (absmean, orthogonal, identity, hidden layers split), depth 3")
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,10 @@ def test_depths_that_were_not_trained_to_their_end_are_told_with_the_one_that_wa
     done = configuration(1, 2, [0.9, 0.91])
     stopped = [configuration(d, 2, [0.5, 0.5], state="pruned") for d in (2, 3)]
     failed = configuration(4, 2, [0.5, 0.5], state="oom")
-    both = [configuration(6, 2, [0.5], state=state, hidden=state) for state in ("pruned", "diverged")]
+    both = [
+        configuration(6, 2, [0.5], state=state, hidden=hidden)
+        for state, hidden in (("pruned", "8"), ("diverged", "9"))
+    ]
     trials = table(done, *stopped, failed, *both)
     (found,) = answer(trials, NOTHING, aggregate(trials)).by_bits
     assert found.sentence == (
@@ -564,6 +567,30 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
         "At 2 bits, depth 2 has the highest mean accuracy, 85.0 % at 1,000 bytes. It is not significantly better "
         "(best in 100 % of bootstrap draws; corrected p = 0.22)."
     )
+
+
+def test_a_depth_that_is_worse_with_one_activation_and_best_with_another_is_no_contradiction():
+    trials = table(
+        configuration(1, 1, [0.93, 0.93, 0.93]),
+        configuration(3, 1, [0.910, 0.911, 0.912]),
+        configuration(3, 1, [0.94, 0.95, 0.96], activation="relu"),
+    )
+    found = answer(trials, NOTHING, aggregate(trials))
+    (worse,) = [one for one in found.depth if one.verdict == "hurts"]
+    assert worse.describe(["activation"]).startswith(
+        "At 1 bit (identity), depth 3 is significantly worse than depth 1: "
+    )
+    assert "identity" in worse.sentence
+    assert found.by_bits[0].setting == {"activation": "relu"}
+    assert found.by_bits[0].sentence.startswith("At 1 bit, depth 3 (relu) has the highest mean accuracy, 95.0 % at ")
+    assert found.by_size[0].sentence.startswith("Within 1,000 bytes, depth 3 (relu) has the highest mean accuracy, ")
+
+
+def test_the_best_depth_within_a_size_is_told_with_its_bits_if_they_vary():
+    rows = [configuration(d, bits, [0.9, 0.91 + d / 100]) for d in (1, 2) for bits in (1, 2)]
+    trials = table(*rows)
+    (found,) = answer(trials, NOTHING, aggregate(trials)).by_size
+    assert found.sentence.startswith("Within 1,000 bytes, depth 2 (1 bit) has the highest mean ")
 
 
 def test_a_best_depth_among_many_numbers_of_bits_is_not_decided_by_one_small_p():

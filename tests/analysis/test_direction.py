@@ -69,7 +69,7 @@ def test_the_best_and_its_rivals_are_the_same(runs):
 def test_sentences_name_the_metric_and_have_no_points(runs):
     for run, word, name in zip(runs, ("highest", "lowest"), ("r2", "mse"), strict=True):
         text = " ".join(sentence for lines in run.answers().sentences.values() for sentence in lines)
-        assert f"depth 2 has the {word} mean {name}, " in text
+        assert f"depth 2 (relu) has the {word} mean {name}, " in text
         assert f": {name} {'+' if name == 'r2' else '-'}0.0" in text
         assert not {"accuracy", "points"} & set(text.replace(",", " ").split())
 

@@ -241,6 +241,10 @@ def test_a_run_within_a_budget_is_the_one_that_never_had_anything_larger(recordi
         assert all(b.budget <= budget for b in said.by_size)
         bits = {row["weight_bits"] for row in small.pareto.to_pylist()}
         assert {c.weight_bits for c in said.depth + said.activation} | {b.weight_bits for b in said.by_bits} == bits
+        assert not str(small).endswith(": ")
+    assert str(run.within(sizes[0] - 1)) == f"{run.name}: no configuration has at most {sizes[0] - 1:,} bytes"
+    part = dataclasses.replace(run.within(sizes[0] - 1), planned=3, listed=None)
+    assert str(part) == f"{run.name}: 0 of 3 done"
     assert run.within(None) is run
     for wrong in ("4KiB", 0, -1, 1.5, True):
         with pytest.raises(ValueError, match="budget must be a whole number of bytes from 1 on, got "):

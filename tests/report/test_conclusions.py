@@ -111,6 +111,30 @@ def test_what_is_not_significant_is_counted_with_the_seeds_it_would_need(found, 
     assert conclude("activation", asked(*found)) == [sentence]
 
 
+def test_values_that_vary_in_the_sweep_are_named_with_a_group_that_has_only_some_of_them():
+    worse = at(HURTS, 1, 2, axis="depth", value=3, baseline=1, activation="identity")
+    other = at(UNDECIDED, 1, 2, axis="depth", value=3, baseline=1, activation="relu")
+    better = at(HELPS, 1, axis="depth", value=3, baseline=1, activation="relu", scale="minmax")
+    assert significant_sentences([*worse, *other, *better]) == [
+        "Depth 3 is significantly worse than depth 1 in 2 of 5 comparisons (at 1 and 2 bits, lsq, identity), by 2.0 "
+        "points.",
+        "At 1 bit (minmax, relu), depth 3 is significantly better than depth 1: +2.0 points (95 % interval +1.0 to "
+        "+3.0, 5 seeds).",
+    ]
+    assert significant_sentences(
+        [*worse, *at(UNDECIDED, 4, axis="depth", value=3, baseline=1, activation="identity")]
+    )[0].endswith("in 2 of 3 comparisons (at 1 and 2 bits), by 2.0 points.")
+
+
+def test_best_depths_of_several_bits_are_told_with_what_else_varies():
+    settings = [
+        {"activation": name, "qat_lr": f"qat_lr {n}"} for n, name in enumerate(["relu", "gelu", "relu", "relu"])
+    ]
+    by_bits = tuple(replace(best_depth(n + 1, 2, 0.01), setting=one) for n, one in enumerate(settings))
+    (line,) = conclude("depth", asked(by_bits=by_bits))
+    assert line == "Depth 2 (relu or gelu) is significantly better than every other depth at 1, 2, 3 and 4 bits."
+
+
 def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
     by_bits = (best_depth(1, 2, 0.01), best_depth(2, 2, 0.02), best_depth(4, 1, 0.7), best_depth(8, 1, 0.9))
     lines = conclude("depth", asked(best=BEST, by_bits=by_bits, depth=tuple(at(HURTS, 1, 2, axis="depth", value=2))))
@@ -170,6 +194,7 @@ def test_refusals_are_one_line_with_a_count_for_each_reason():
         "2 comparisons: 2 refused (1 because sizes differ by more than 5 %, 1 because a side was stopped early)"
     )
     assert describe_counts("depth", [HELPS]) == "1 comparison: 1 helps"
+    assert describe_verdicts([HELPS, HURTS, HELPS, HURTS]) == "4 comparisons: 2 help, 2 hurt"
 
 
 def test_headlines_are_the_best_and_what_is_significant():
