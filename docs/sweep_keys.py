@@ -72,7 +72,7 @@ def values_of(kind: Any) -> str:
     """What a type of a sweep file accepts, in the words of its own message."""
     adapter = TypeAdapter(kind)
     said = _said_of(adapter, ...) or _said_of(adapter, [...])  # an ellipsis is never accepted
-    words = re.sub(r"^a whole number, (\d+) to \1$", r"\1", said.removeprefix("in quotes: "))
+    words = said.removeprefix("in quotes: ").removeprefix("it must be ")
     if _holds_several(kind):
         words = f"{'one or ' if _said_of(adapter, ...) else ''}a list of: {words}"
     return f"null or {words}" if not _said_of(adapter, None) and _takes(adapter, None) else words

@@ -49,7 +49,7 @@ class Best:
     def sentence(self) -> str:
         """The answer in a sentence."""
         row, metric = self.row, self.metric
-        within = "" if self.budget is None else f" within {self.budget:,} bytes"
+        within = "" if self.budget is None else f" within {format_count(self.budget, 'byte')}"
         if row is None:
             return f"No configuration{within} has finished."
         n = format_count(row["n_seeds"], "seed")

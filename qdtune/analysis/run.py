@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from qdtune.analysis.answers import Answers, answer
-from qdtune.messages import SpecError, one_line
+from qdtune.messages import SpecError, format_count, one_line
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
@@ -64,7 +64,8 @@ class Run:
     def __str__(self) -> str:
         done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
         if not self.states:
-            return f"{self.name}: {done if self.left else f'no configuration has at most {self.budget:,} bytes'}"
+            nothing = f"no configuration has at most {format_count(self.budget or 0, 'byte')}"
+            return f"{self.name}: {done if self.left else nothing}"
         return f"{self.name}: {done}: {', '.join(f'{n:,} {state}' for state, n in sorted(self.states.items()))}"
 
     def __repr__(self) -> str:

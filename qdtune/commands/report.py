@@ -13,7 +13,7 @@ from typing import Any
 from qdtune.analysis.run import Run, RunError, load_run
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import one_line, user_error
+from qdtune.messages import format_count, one_line, user_error
 from qdtune.report.follow import LEAST_S, closed, follow
 from qdtune.report.page import MARK, images, page
 from qdtune.report.plot_data import Sheet, sheet
@@ -138,9 +138,8 @@ def _limit_size(run: Run, budget: int | None) -> Run:
     small = run.within(budget)
     if not small.finished:
         least = min(run.front()["size_bytes"].to_pylist())
-        raise RunError(
-            f"{run.where} holds nothing within {budget:,} bytes: the smallest that has finished has {least:,}"
-        )
+        nothing = f"{run.where} holds nothing within {format_count(budget or 0, 'byte')}"
+        raise RunError(f"{nothing}: the smallest that has finished has {least:,}")
     return small
 
 

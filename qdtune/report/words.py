@@ -84,7 +84,7 @@ def facts(run: Run) -> Iterator[str]:
     rule = run.spec.early_terminate.type
     yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
     if run.budget is not None:
-        yield f"at most {run.budget:,} bytes"
+        yield f"at most {format_count(run.budget, 'byte')}"
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
     if newest is not None:
         yield f"last result {newest:%Y-%m-%d %H:%M} UTC"

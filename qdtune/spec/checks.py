@@ -26,7 +26,8 @@ def _is_not(noun: str, value: object, right: str) -> ValueError:
 
 def whole(low: int, high: int, *also: int) -> BeforeValidator:
     """A whole number in [low, high], or one of `also`; 4.0 passes as 4."""
-    right = " or ".join([f"a whole number, {low:,} to {high:,}", *map(str, also)])
+    numbers = f"it must be {low}" if low == high else f"a whole number, {low:,} to {high:,}"
+    right = " or ".join([numbers, *map(str, also)])
 
     def check(value: object) -> int:
         if isinstance(value, float) and value.is_integer():

@@ -72,7 +72,7 @@ def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[s
 
 def front_title(pareto: Table, dataset: str, budget: int | None = None) -> str:
     """The line above the front of a Pareto table."""
-    within = "" if budget is None else f", within {budget:,} bytes"
+    within = "" if budget is None else f", within {format_count(budget, 'byte')}"
     return f"Pareto front of {format_count(pareto.num_rows, 'configuration')} on {dataset}{within}"
 
 

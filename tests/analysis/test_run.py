@@ -245,6 +245,8 @@ def test_a_run_within_a_budget_is_the_one_that_never_had_anything_larger(recordi
     assert str(run.within(sizes[0] - 1)) == f"{run.name}: no configuration has at most {sizes[0] - 1:,} bytes"
     part = dataclasses.replace(run.within(sizes[0] - 1), planned=3, listed=None)
     assert str(part) == f"{run.name}: 0 of 3 done"
+    assert str(run.within(1)) == f"{run.name}: no configuration has at most 1 byte"
+    assert run.answers(1).best.sentence == "No configuration within 1 byte has finished."
     assert run.within(None) is run
     for wrong in ("4KiB", 0, -1, 1.5, True):
         with pytest.raises(ValueError, match="budget must be a whole number of bytes from 1 on, got "):

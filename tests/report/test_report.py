@@ -403,6 +403,7 @@ def test_several_runs_share_a_page(run, pruned, tmp_path, capsys):
         (["RUN", "--out", "."], "--out must be a file, got a folder: ."),
         (["RUN", "--out", "a.pdf"], "--out must be a page, FILE.html, got a.pdf"),
         (["RUN", "--budget", "10"], "holds nothing within 10 bytes: the smallest that has finished has 2,505"),
+        (["RUN", "--budget", "1"], "holds nothing within 1 byte: the smallest that has finished has 2,505"),
         (["RUN", "--budgte", "3"], "unknown option '--budgte'; did you mean '--budget'?"),
         (["nowhere"], "error: nowhere is no run folder: it holds no sweep.yaml"),
         (["nowhere/gird"], "error: nowhere/gird is no run folder: it holds no sweep.yaml"),
