@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import format_count, format_value, one_line, user_error
+from qdtune.messages import Problem, SpecError, format_count, format_value, one_line, user_error
 from qdtune.model.formats.card import make_card
 from qdtune.model.formats.format import Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
@@ -26,7 +29,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.metric_text import column_head, format_metric
 from qdtune.spec.tasks import ACCURACY, Metric, metric_of
 from qdtune.store.disk_folder import DiskFolder
-from qdtune.store.folder import StorageError, is_url, storage_errors
+from qdtune.store.folder import StorageError, UnreadableError, is_url, storage_errors
 from qdtune.store.opened import open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.store import FAULTS, Store
@@ -35,11 +38,14 @@ from qdtune.terminal import console, text_table
 VERB = Verb(place=4, text="write trained models as files to ship")
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR"
 USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(f" [{one.flag} X]" for one in FORMAT_OPTIONS)
+EXIT_LEFT_OUT = 3  # weights are damaged or lost
 MAX_NAMED = 5  # trials that a message names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports models of a run folder; the exit code: 0 if all were written and read back, else as of `launch`.
+
+    It is 3 if the weights of some configurations are damaged or lost, and the others were written.
 
     Args:
         argv: the arguments after `export`; those of the process if None.
@@ -82,17 +88,36 @@ def _export(arguments: argparse.Namespace) -> int:
     options = {one.flag: vars(arguments)[one.flag] or one.default for one in form.options}
     trials = None if arguments.trial is None else [arguments.trial]
     try:
-        models, files, damaged = export_models(arguments.run, trials, arguments.out, form, options, arguments.seed)
+        exported = export_models(arguments.run, trials, arguments.out, form, options, arguments.seed)
     except tuple(FAULTS) as error:
         return print_error(error, FAULTS)
-    _print(arguments.out, form, models, files, damaged)
-    return 0
+    _print(arguments.out, form, exported)
+    for line in exported.without_weights:
+        print(f"error: {line}", file=sys.stderr)
+    return EXIT_LEFT_OUT if exported.without_weights else 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written, and what it has not.
+
+    Attributes:
+        models: the models, at least one.
+        files: name -> content of all files.
+        left_out: a line for each file of rows that was left out.
+        without_weights: a line for each configuration whose weights are damaged or lost, and what to do.
+    """
+
+    models: list[TrainedModel]
+    files: dict[str, bytes]
+    left_out: tuple[str, ...]
+    without_weights: tuple[str, ...]
 
 
 def export_models(
     run: str, trials: Sequence[str] | None, out: str, form: Format, options: Mapping[str, str], seed: int | None
-) -> tuple[list[TrainedModel], dict[str, bytes], tuple[str, ...]]:
-    """Writes and checks the models that were asked for; returns them, the files, and a line for each file left out.
+) -> Exported:
+    """Writes and checks the models that were asked for.
 
     Args:
         run: the run folder, a path or a URL.
@@ -103,12 +128,12 @@ def export_models(
         seed: this seed; None: the best one on the validation split.
 
     Raises:
-        SpecError: a mistake of the user's.
+        SpecError: a mistake of the user's; or none of the models has weights.
         StorageError, LocationError, NewerSchemaError: the run cannot be read, or the files cannot be written.
     """
     if is_url(out) or (os.path.lexists(out) and not os.path.isdir(out)):
         raise user_error(f"--out must be a folder on this machine, got {one_line(out)}")
-    models, damaged = _find_models(run, trials, seed)
+    models, left_out, without_weights = _find_models(run, trials, seed)
     folder, files = DiskFolder(Path(out)), _make_files(models, form, options)
     _write_files(folder, files)
     for model in models:
@@ -117,7 +142,7 @@ def export_models(
             fault = form.find_fault(path, model, options)
         if fault is not None:
             raise StorageError(f"{path} {fault}")
-    return models, files, damaged
+    return Exported(models, files, left_out, without_weights)
 
 
 def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[str, str]) -> dict[str, bytes]:
@@ -138,7 +163,10 @@ def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[s
 
 def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
     """Writes what is not there yet; none of it if a file is there that holds something else."""
-    found = {name: folder.read_file(name) for name in files}
+    try:
+        found = {name: folder.read_file(name) for name in files}
+    except UnreadableError as error:  # the output is at fault, not the run
+        raise StorageError(str(error)) from None
     for name, data in found.items():
         if data not in (None, files[name]):
             what = f"{folder.full_name(name)} holds something else, and nothing is overwritten"
@@ -150,11 +178,9 @@ def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
 
 def _find_models(
     where: str, trials: Sequence[str] | None, seed: int | None
-) -> tuple[list[TrainedModel], tuple[str, ...]]:
-    """The models that were asked for, their files read and checked; and a line for each file of rows left out."""
+) -> tuple[list[TrainedModel], tuple[str, ...], tuple[str, ...]]:
+    """The models that were asked for, their files read and checked; the other two are as in `Exported`."""
     run = one_line(where)
-    if os.path.isfile(where):
-        raise user_error(f"{run} must be a run folder, such as runs/NAME, got a file")
     opened = open_run(where)
     read = opened.read_rows(with_history=False)
     store, ours, skipped = opened.store, read.members, (*read.damaged, *read.left_out)
@@ -172,14 +198,24 @@ def _find_models(
         raise user_error(f"{run} has no front that can be read: {one_line(skipped[0])}")
     elif not entries:
         raise user_error(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
-    models = []
+    models, faults = [], []
     for entry in entries:
         row = _best_row(entry, groups[_key_of(entry)], seed, read.spec.metric)
-        blob, model = _read_packed(store, row, run)
+        try:
+            blob, model = _read_packed(store, row, run, row["trial_id"] in read.lost_weights)
+        except _WeightsError as error:
+            faults.append(one_line(str(error)))
+            continue
         metadata = store.metadata(row["trial_id"])
         models.append(TrainedModel(entry, row, ours[entry["trial_id"]], blob, model, metadata))
     lines = [f"damaged, left out: {line}" for line in read.damaged] + [f"left out: {line}" for line in read.left_out]
-    return models, tuple(lines)
+    if faults and not models:
+        raise SpecError([Problem(None, (), fault) for fault in faults])
+    return models, tuple(lines), tuple(faults)
+
+
+class _WeightsError(ValueError):
+    """A trial has no weights that can be exported; the message says what to do."""
 
 
 def _key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -222,29 +258,37 @@ def _best_row(
     raise user_error(f"--seed must be one of {seeds} for trial {entry['trial_id']}, got {seed}")
 
 
-def _read_packed(store: Store, row: Mapping[str, Any], run: str) -> tuple[bytes, Model]:
-    """The packed model of a row, as it lies in the run folder and read."""
+def _read_packed(store: Store, row: Mapping[str, Any], run: str, is_lost: bool) -> tuple[bytes, Model]:
+    """The packed model of a row, as it lies in the run folder and read.
+
+    Args:
+        store: the run folder.
+        row: in the table `trials`.
+        run: the name of the folder.
+        is_lost: whether the trial had weights.
+
+    Raises:
+        _WeightsError: the weights are damaged or missing.
+    """
     trial_id = row["trial_id"]
-    blob = store.weights(trial_id)
+    try:
+        blob = store.weights(trial_id)
+    except UnreadableError as error:
+        raise _WeightsError(str(error)) from None
+    if blob is None and is_lost:
+        raise _WeightsError(f"the weights of trial {trial_id} are lost: launch its sweep, which trains it again")
     if blob is None:
-        what = "by an older version of qdtune, or they were damaged and set aside"
-        raise user_error(
-            f"no weights are kept of trial {trial_id}: it was trained {what} (train it again, with --fresh)"
-        )
+        what = f"no weights are kept of trial {trial_id}: it was trained by an older version of qdtune"
+        raise _WeightsError(f"{what} (train it again, with --fresh)")
     try:
         return read_seed(blob, row)
     except ReaderError as error:
-        what = f"the weights of trial {trial_id} are damaged: {error} (see `qdtune verify {run}`)"
-        raise user_error(one_line(what)) from None
+        how = f"run `qdtune verify {shlex.quote(run)}`, then launch its sweep, which trains it again"
+        raise _WeightsError(f"the weights of trial {trial_id} are damaged: {error} ({how})") from None
 
 
-def _print(
-    out: str,
-    form: Format,
-    models: Sequence[TrainedModel],
-    files: Mapping[str, bytes],
-    damaged: Sequence[str],
-) -> None:
+def _print(out: str, form: Format, exported: Exported) -> None:
+    models, files = exported.models, exported.files
     rows = []
     metric = metric_of(models[0].trial.metric) if models else ACCURACY
     for model in models:
@@ -253,7 +297,7 @@ def _print(
         measured = (format_metric(metric, row[metric.val]), format_metric(metric, row[metric.test]))
         rows.append([model.name, model.trial.label, *sizes, str(row["seed"]), *measured])
     printed = console()
-    for line in damaged:
+    for line in exported.left_out:
         printed.print(line, style="yellow")
     heads = [
         "trial",
@@ -266,7 +310,7 @@ def _print(
     printed.print(text_table(heads, rows, left=heads[:2]))
     closing = f"; {form.closing}" if form.closing else ""
     names = f"TRIAL{form.suffix}, with a card TRIAL{form.card_suffix}"
-    printed.print(f"{format_count(len(models), 'model')} in {out}: {names}{closing}")
+    printed.print(f"{format_count(len(models), 'model')} in {one_line(out)}: {names}{closing}")
     if poor := [model.name for model in models if model.row["error"]]:  # a row that ended `ok` has a note there
         what = f"{format_count(len(poor), 'model')} started from a warm-up that ended at chance and may know nothing"
         printed.print(f"warning: {what}: {', '.join(poor)}", style="yellow")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdtune.machine import expand_home
-from qdtune.messages import describe_unknown, user_error
+from qdtune.messages import Problem, SpecError, describe_unknown, user_error
 from qdtune.report.drawn_run import DrawnRun
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LoadedRun(DrawnRun):
             options: options of the format, such as `target="..."` for `--target ...`.
 
         Raises:
-            SpecError: a wrong argument, or a model that cannot be exported.
+            SpecError: a wrong argument, or a model that cannot be exported; the others are written.
             StorageError: the run folder cannot be read, or the files cannot be written.
         """
         from qdtune.commands.export import export_models  # all formats
@@ -56,8 +56,10 @@ class LoadedRun(DrawnRun):
         trials = None if trial is None else [trial]
         if front and self.budget is not None:
             trials = self.front()["trial_id"].to_pylist()
-        models, _, _ = export_models(self.where, trials, folder, form, _read_options(form, options), seed)
-        return [Path(folder) / f"{model.name}{form.suffix}" for model in models]
+        exported = export_models(self.where, trials, folder, form, _read_options(form, options), seed)
+        if exported.without_weights:
+            raise SpecError([Problem(None, (), line) for line in exported.without_weights])
+        return [Path(folder) / f"{model.name}{form.suffix}" for model in exported.models]
 
 
 def _read_options(form: Format, given: Mapping[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""`qdtune verify RUN`: looks at every file of a run folder; what is damaged is set aside, and runs again.
+"""`qdtune verify RUN`: looks at every file of a run folder, sets damaged ones aside, and says what follows.
 
+Rows or weights that are lost are trained again by the next launch. A result stands without its learning curve.
 Nothing is deleted: a damaged file is renamed to `NAME.damaged`, and `pareto.parquet` is written anew from the rows.
 In a run folder that is read-only nothing is changed.
 """
@@ -7,16 +8,22 @@ In a run folder that is read-only nothing is changed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line
-from qdtune.model.signed_file import find_fault
+from qdtune.model.signed_file import find_fault, read_owner
+from qdtune.spec.choices import PLANNED
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import Spec
 from qdtune.store.disk_folder import IS_LINK
 from qdtune.store.folder import ReadOnlyError
-from qdtune.store.opened import OpenedRun, open_run
+from qdtune.store.lost_weights import find_shipped
+from qdtune.store.opened import OpenedRun, StoredRows, open_run
+from qdtune.store.packs import Damage
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.results import Result
@@ -25,10 +32,12 @@ from qdtune.store.store import FAULTS, Store
 VERB = Verb(place=3, text="check a run folder and set damaged files aside")
 USAGE = "qdtune verify RUN"
 EXIT_WHOLE, EXIT_DAMAGED = 0, 3
+TRIAL_ID = re.compile(r"[0-9a-f]{12}")
+NOBODYS = "belongs to no result of this sweep"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks a run folder; the exit code: 0 if all is whole, 3 if something was damaged, else as of `launch`.
+    """Checks a run folder; the exit code: 0 if all is whole, 3 if something is damaged or lost, else as of `launch`.
 
     Args:
         argv: the arguments after `verify`; those of the process if None.
@@ -71,46 +80,105 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     """
     store = opened.store
     aside = "damaged, and nothing is changed: the run folder is read-only" if is_read_only else "set aside"
-    found = store.find_damaged() if is_read_only else store.set_damaged_aside()
-    damaged = [f"{line}: {aside}, runs again" for line in found]
-    damaged += [f"{line}: {aside}, is trained again" for line in _find_damaged(store, "warmup", is_read_only)]
-    damaged += [
-        f"{line}: {aside}, the result stands but cannot be exported"
-        for line in _find_damaged(store, "weights", is_read_only)
-    ]
+    tables = store.list_damage()
+    if not is_read_only and tables:
+        store.set_damaged_aside()
     rows = opened.read_rows()
     ours = rows.results
+    ids, known = store.ids(), {result.trial.trial_id for result in ours}
+    damaged = [f"{one.line}: {aside}, {text}" for one, text in _describe_tables(tables, opened.spec, known)]
+    warmups = _find_damaged(store, "warmup", is_read_only)
+    damaged += [f"{line}: {aside}, is trained again if a trial needs it" for _, line in warmups]
+    shipped = find_shipped(rows.trials) & known
+    damaged += [
+        f"{line}: {aside}, {'the next launch trains its trial again' if trial_id in shipped else NOBODYS}"
+        for trial_id, line in _find_damaged(store, "weights", is_read_only)
+    ]
     links = [line for line in rows.left_out if IS_LINK in line]
     anew = []
     for line in [] if links else _find_old_table(store, ours):  # with the rows behind links it may be right
         anew.append(f"{line}: {'left as it is' if is_read_only else 'written anew'}")
         if not is_read_only:
             store.write_pareto([result.trial.trial_id for result in ours])
-    for line in [*damaged, *anew, *(f"{line}: left out" for line in rows.left_out)]:
-        print(one_line(line))
-    for line in _list_remarks(ours, len(store.ids())):
+    remarks, lost = _describe_losses(rows, {one.trial_id for one in tables})
+    if other := len(ids) - len(ours):
+        what = "of other axes, or of another version of qdtune: kept, and not counted"
+        remarks.insert(0, f"{format_count(other, 'trial')} {what}")
+    for line in [*damaged, *anew, *(f"{line}: left out" for line in rows.left_out), *remarks]:
         print(one_line(line))
     counts = (
-        format_count(len(store.ids()), "trial"),
+        format_count(len(ids), "trial"),
         format_count(len(rows.trials), "row"),
         format_count(len(rows.history), "epoch"),
     )
     faults = [format_count(len(damaged), "fault")] if damaged else []
     faults += [f"{format_count(len(links), 'link')} not read"] if links else []
+    faults += [] if links else lost
     print(one_line(f"{opened.where}: {', '.join(counts)}: {', '.join(faults) or 'all whole'}"))
     return EXIT_DAMAGED if faults else EXIT_WHOLE
 
 
-def _find_damaged(store: Store, within: str, is_read_only: bool) -> Iterator[str]:
-    """Sets damaged safetensors files aside if that can be done; a line for each. Links are left alone."""
+def _describe_losses(rows: StoredRows, told: Collection[str | None]) -> tuple[list[str], list[str]]:
+    """A line for each result that has lost its curve or weights before, and the counts of both.
+
+    Args:
+        rows: read before damaged weights were set aside.
+        told: the trials of damaged tables, which are told already.
+    """
+    curves = [r.trial for r in rows.results if r.state in ("ok", "pruned") and not r.curve]
+    curves = [trial for trial in curves if trial.trial_id not in told]
+    weights = [result.trial for result in rows.results if result.trial.trial_id in rows.lost_weights]
+    lines = [f"{trial.trial_id} ({trial.label}) has lost its learning curve; its result stands" for trial in curves]
+    lines += [
+        f"{trial.trial_id} ({trial.label}) has lost its weights; the next launch trains it again" for trial in weights
+    ]
+    counts = [f"{format_count(len(curves), 'learning curve')} lost"] if curves else []
+    counts += [f"weights of {format_count(len(weights), 'trial')} lost"] if weights else []
+    return lines, counts
+
+
+def _describe_tables(tables: Sequence[Damage], spec: Spec, known: Collection[str]) -> Iterator[tuple[Damage, str]]:
+    """What follows from each damaged table, as the end of a sentence.
+
+    Args:
+        tables: the damaged tables.
+        spec: the sweep.
+        known: the trials of the sweep whose rows can be read.
+    """
+    lost = {table.trial_id for table in tables if table.kind == "trials"} - {None}
+    is_planned = spec.method in PLANNED
+    planned = {trial.trial_id for trial in plan(spec).trials} if lost and is_planned else set()
+    for table in tables:
+        trial_id = table.trial_id
+        if table.kind == "history" and trial_id not in lost:
+            if trial_id is None:
+                yield table, "the results stand without their learning curves"
+            else:
+                yield table, "the result stands without its learning curve" if trial_id in known else NOBODYS
+        elif trial_id is None or trial_id in planned:
+            yield table, "runs again"
+        elif not TRIAL_ID.fullmatch(trial_id):
+            yield table, NOBODYS
+        elif not is_planned:
+            yield table, "is gone, and the search goes on without it"
+        else:
+            yield table, "runs again if its configuration needs more seeds" if spec.replicate else NOBODYS
+
+
+def _find_damaged(store: Store, within: str, is_read_only: bool) -> Iterator[tuple[str, str]]:
+    """Sets damaged safetensors files aside if that can be done; (stem, line) of each. Links are left alone."""
     for file in store.folder.list_files(within):
-        name = f"{within}/{file}"
+        name, stem = f"{within}/{file}", file.removesuffix(".safetensors")
         if not file.endswith(".safetensors") or file[0] == "." or store.folder.describe_link(name):
             continue
-        if why := find_fault(store.folder.read_file(name) or b"", older=within == "warmup"):
+        blob = store.folder.read_file(name) or b""
+        why = find_fault(blob, older=within == "warmup")
+        if not why and within == "weights" and (owner := read_owner(blob)) not in (None, stem):
+            why = f"they belong to trial {owner}"
+        if why:
             if not is_read_only:
                 store.folder.rename_file(name, f"{name}.damaged")
-            yield f"{store.folder.full_name(name)}: {why}"
+            yield stem, f"{store.folder.full_name(name)}: {why}"
 
 
 def _find_old_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
@@ -127,11 +195,3 @@ def _find_old_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
         right, why = False, str(error)
     if not right:
         yield f"{name}: {why}"
-
-
-def _list_remarks(ours: Sequence[Result], there: int) -> Iterator[str]:
-    if other := there - len(ours):
-        yield f"{format_count(other, 'trial')} of other axes, or of another version of qdtune: kept, and not counted"
-    for result in ours:
-        if result.state in ("ok", "pruned") and not result.curve:
-            yield f"{result.trial.trial_id} ({result.trial.label}) has lost its learning curve; its result stands"

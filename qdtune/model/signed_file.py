@@ -49,6 +49,16 @@ def find_fault(blob: bytes, older: bool = True) -> str | None:
     return f"the numbers do not fit their checksum {promised}"
 
 
+def read_owner(blob: bytes) -> str | None:
+    """The trial that trained what a file of weights holds; None if the file does not say it.
+
+    Args:
+        blob: a file without a fault.
+    """
+    owner = (split_file(blob)[0].get("__metadata__") or {}).get(TRIAL)
+    return None if owner is None else str(owner)
+
+
 def split_file(blob: bytes) -> tuple[dict[str, Any], bytes]:
     """The header of a safetensors file and its numbers.
 

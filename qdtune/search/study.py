@@ -8,7 +8,7 @@ driver asks and tells them. Each launch builds them again from the Parquet rows,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,17 @@ class Study:
         spec: resolved.
         path: of the journal, which replaces an older one; None keeps everything in memory.
         seed: of the sampler.
+        unstoppable: trials that the pruner may not stop, because they have a result and are trained for their
+            weights.
 
     Raises:
         StorageError: the journal cannot be written.
     """
 
-    def __init__(self, spec: Spec, path: Path | None = None, seed: int = 0) -> None:
-        self.spec = spec
+    def __init__(
+        self, spec: Spec, path: Path | None = None, seed: int = 0, unstoppable: Collection[str] = ()
+    ) -> None:
+        self.spec, self.unstoppable = spec, unstoppable
         self.space = {
             name: make_distribution(axis)
             for name, axis in spec.axes.items()
@@ -132,7 +136,9 @@ class Study:
         else:
             for name, value in _attributes(trial).items():
                 asked.set_user_attr(name, value)
-        self.live[trial.trial_id] = _Live(trial, asked, self._add(self.curves, trial), judged)
+        self.live[trial.trial_id] = _Live(
+            trial, asked, self._add(self.curves, trial), judged and trial.trial_id not in self.unstoppable
+        )
 
     def report(self, trial_id: str, epoch: int, values: list[float | None]) -> str | None:
         """Notes the metric (a value per seed) after a QAT epoch (from 1); returns what stops the trial.

@@ -18,7 +18,15 @@ from typing import TextIO
 
 from pyarrow import fs
 
-from qdtune.store.folder import Folder, LinkError, RunInUse, describe_process, storage_errors, visible_names
+from qdtune.store.folder import (
+    Folder,
+    LinkError,
+    RunInUse,
+    describe_process,
+    read_errors,
+    storage_errors,
+    visible_names,
+)
 from qdtune.store.heartbeat import STALE_S, check_free, hold_by_heartbeat, seems_held
 
 # Answers of network file systems, such as CIFS, drvfs and NFS without its lock service, that lack a call.
@@ -67,20 +75,20 @@ class DiskFolder(Folder):
         return [os.path.realpath(Path(self.path).parent), os.path.dirname(os.path.realpath(self.path))]
 
     def read_file(self, file: str) -> bytes | None:
-        with storage_errors(self.full_name(file)), contextlib.suppress(FileNotFoundError):
+        with read_errors(self.full_name(file)), contextlib.suppress(FileNotFoundError):
             if why := self.describe_link(file):
                 raise LinkError(f"{self.full_name(file)} {why}")
             return (self.root / file).read_bytes()
         return None
 
     def list_files(self, within: str = "") -> list[str]:
-        with storage_errors(self.root / within), contextlib.suppress(FileNotFoundError):
+        with read_errors(self.root / within), contextlib.suppress(FileNotFoundError):
             entries = os.scandir(self.root / within)  # a link that leads nowhere is a file that cannot be read
             return sorted(e.name for e in entries if e.is_file() or (e.is_symlink() and not e.is_dir()))
         return []
 
     def list_paths(self) -> list[str]:
-        with storage_errors(self.root):  # not by pyarrow, because it follows links
+        with read_errors(self.root):  # not by pyarrow, because it follows links
             found = [Path(folder) / file for folder, _, files in os.walk(self.root) for file in files]
             names = visible_names(path.relative_to(self.root).as_posix() for path in found)
             return [name for name in names if self.describe_link(name) is None]
@@ -159,7 +167,7 @@ class DiskFolder(Folder):
                     file.seek(0)
                     holder = file.read().strip() or "a launch that is just starting"
                     raise RunInUse(
-                        f"one launch may use {self.root} at a time, but it is held by {holder}: "
+                        f"one launch may use {self} at a time, but it is held by {holder}: "
                         "wait for its end, or stop it and run the same command again"
                     ) from None
                 except OSError as error:

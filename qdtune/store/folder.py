@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from qdtune.messages import one_line
+
 SCHEMES = ("s3", "gs", "abfs", "abfss")
 
 
@@ -31,6 +33,10 @@ class StorageError(OSError):
 
 class ReadOnlyError(StorageError):
     """The run folder can be read, but not written."""
+
+
+class UnreadableError(StorageError):
+    """A file or folder exists, but it cannot be read."""
 
 
 class LinkError(StorageError):
@@ -61,7 +67,19 @@ def storage_errors(path: object) -> Iterator[None]:
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
-        raise kind(f"{path} must be readable and writable, got {reason[:300]}") from error
+        raise kind(f"{one_line(str(path))} must be readable and writable, got {reason[:300]}") from error
+
+
+@contextlib.contextmanager
+def read_errors(path: object) -> Iterator[None]:
+    """Turns every OSError of its block, which only reads, into an UnreadableError that names `path`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        reason = " ".join(str(error.strerror or error).split())
+        raise UnreadableError(f"{one_line(str(path))} must be readable, got {reason[:300]}") from error
 
 
 def check_location(where: str | os.PathLike[str]) -> None:
@@ -116,7 +134,7 @@ class Folder(ABC):
         self.notes: list[str] = []
 
     def __str__(self) -> str:
-        return self.shown
+        return one_line(self.shown)
 
     @property
     @abstractmethod
@@ -125,7 +143,7 @@ class Folder(ABC):
 
     def full_name(self, file: str) -> str:
         """The name of a file in messages."""
-        return f"{self.shown}/{file}"
+        return one_line(f"{self.shown}/{file}")
 
     def describe_link(self, file: str) -> str | None:
         """Why a file is not read because it is a link, as the end of a message; None if it can be read."""
@@ -137,7 +155,7 @@ class Folder(ABC):
 
         Raises:
             LinkError: it is a link that is not followed.
-            StorageError: it cannot be read.
+            UnreadableError: it cannot be read.
         """
 
     @abstractmethod
@@ -157,7 +175,7 @@ class Folder(ABC):
         """The sorted names of the files in the folder, or in its subfolder `within`; empty if that does not exist.
 
         Raises:
-            StorageError: it cannot be listed.
+            UnreadableError: it cannot be listed.
         """
 
     @abstractmethod
@@ -167,7 +185,7 @@ class Folder(ABC):
         Names that start with a dot are left out.
 
         Raises:
-            StorageError: it cannot be listed.
+            UnreadableError: it cannot be listed.
         """
 
     def modified_at(self, file: str) -> datetime | None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pyarrow import fs
 
-from qdtune.store.folder import Folder, location_errors, storage_errors, visible_names
+from qdtune.store.folder import Folder, location_errors, read_errors, storage_errors, visible_names
 from qdtune.store.heartbeat import hold_by_heartbeat, read_server_time, seems_held
 
 READERS = 16  # threads that read objects: an object store answers slowly, but answers many requests at once
@@ -25,7 +25,7 @@ class ObjectFolder(Folder):
         return self.shown
 
     def read_file(self, file: str) -> bytes | None:
-        with storage_errors(self.full_name(file)):
+        with read_errors(self.full_name(file)):
             try:
                 stream = self.filesystem.open_input_file(f"{self.path}/{file}")
             except FileNotFoundError:
@@ -44,12 +44,12 @@ class ObjectFolder(Folder):
 
     def list_files(self, within: str = "") -> list[str]:
         path = f"{self.path}/{within}".rstrip("/")
-        with storage_errors(self.full_name(within)):
+        with read_errors(self.full_name(within)):
             found = self.filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
             return sorted(info.base_name for info in found if info.is_file)
 
     def list_paths(self) -> list[str]:
-        with storage_errors(self):
+        with read_errors(self):
             return visible_names(info.path.removeprefix(f"{self.path}/") for info in self._list_objects())
 
     def exists(self) -> bool:

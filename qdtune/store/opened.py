@@ -18,6 +18,7 @@ from qdtune.spec.sweep_file import Spec, loads
 from qdtune.store import results as stored_results
 from qdtune.store.columns import history_schema
 from qdtune.store.folder import is_url, join_location
+from qdtune.store.lost_weights import find_lost_weights, reopen_results
 from qdtune.store.results import Result
 from qdtune.store.store import Store
 from qdtune.store.tables import Table, rows_among
@@ -33,6 +34,8 @@ class StoredRows:
         history: one row per seed and epoch, as `columns.history_schema`.
         damaged: a line for each file that was skipped, with the reason.
         left_out: the same for files that were skipped because they are links or not ours.
+        damaged_curves: those of `damaged` that hold learning curves; their results stand.
+        lost_weights: the trials whose weights are gone, see `find_lost_weights`.
     """
 
     spec: Spec
@@ -40,6 +43,8 @@ class StoredRows:
     history: Table
     damaged: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    damaged_curves: tuple[str, ...] = ()
+    lost_weights: frozenset[str] = frozenset()
 
     @cached_property
     def members(self) -> dict[str, Configuration]:
@@ -50,6 +55,11 @@ class StoredRows:
     def results(self) -> list[Result]:
         """The results of this sweep, in the order in which they finished."""
         return stored_results.results(self.spec, self.trials, self.history)
+
+    @property
+    def results_to_resume(self) -> list[Result]:
+        """The results as a launch takes them: those whose weights are lost are unfinished."""
+        return reopen_results(self.results, self.lost_weights)
 
     def of_members(self) -> StoredRows:
         """The same without the rows of other sweeps."""
@@ -104,11 +114,16 @@ def open_run(run: str | os.PathLike[str]) -> OpenedRun:
     """The run folder at a path or URL. It writes nothing and reads no table.
 
     Raises:
-        SpecError: the folder does not exist or holds no `sweep.yaml`.
+        SpecError: the folder does not exist, is a file, or holds no `sweep.yaml`.
         LocationError: it is neither a path nor a URL of an object store.
         StorageError: it cannot be read.
     """
-    where, store = one_line(os.fspath(run)), Store(run)
+    where = one_line(os.fspath(run))
+    if not where:
+        raise user_error("the run folder must have a name, such as runs/NAME, got an empty one")
+    if os.path.isfile(run):
+        raise user_error(f"{where} must be a run folder, such as runs/NAME, got a file")
+    store = Store(run)
     sweep_yaml = store.sweep_yaml()
     if sweep_yaml is None:
         raise user_error(describe_missing_run(run))
@@ -128,7 +143,10 @@ def read_rows(store: Store, spec: Spec, with_history: bool = True) -> StoredRows
         NewerSchemaError: a newer qdtune wrote a file.
     """
     trials, damaged, left_out = store.trials(), tuple(store.damaged), tuple(store.left_out)
+    lost = find_lost_weights(store, trials)
     if not with_history:
-        return StoredRows(spec, trials, history_schema(spec.metric).empty_table(), damaged, left_out)
+        empty = history_schema(spec.metric).empty_table()
+        return StoredRows(spec, trials, empty, damaged, left_out, lost_weights=lost)
     history = store.history()  # after the rows, because a curve is stored before its rows
-    return StoredRows(spec, trials, history, damaged + tuple(store.damaged), left_out + tuple(store.left_out))
+    curves = tuple(store.damaged)
+    return StoredRows(spec, trials, history, damaged + curves, left_out + tuple(store.left_out), curves, lost)

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +28,25 @@ from qdtune.store.parquet import DamagedError, check_rows, merge_schemas, parse_
 PACK_SIZE = 500
 _SINGLE = re.compile(r"[0-9A-Za-z_]+\.parquet")  # named by a `trial_id`
 READ_ATTEMPTS = 5  # a reader lists the files again if they were packed while it read
+
+
+class Damage(NamedTuple):
+    """A damaged file.
+
+    Attributes:
+        kind: the folder within the run folder, `trials` or `history`.
+        file: its name in this folder.
+        line: its full name and what is wrong with it.
+    """
+
+    kind: str
+    file: str
+    line: str
+
+    @property
+    def trial_id(self) -> str | None:
+        """The trial that the file is named by; None for a pack of many trials."""
+        return None if _is_pack(self.file) else self.file.removesuffix(".parquet")
 
 
 class Packs:
@@ -115,8 +135,8 @@ class Packs:
         """Renames a file to `FILE.damaged`, so that it is kept but ignored."""
         self.folder.rename_file(f"{self.kind}/{file}", f"{self.kind}/{file}.damaged")
 
-    def find_damaged(self) -> list[tuple[str, str]]:
-        """Every damaged file, with a line that says what is wrong."""
+    def find_damaged(self) -> list[Damage]:
+        """Every damaged file."""
         found = []
         for file in self._list_files():
             data = self.folder.read_file(f"{self.kind}/{file}")
@@ -124,16 +144,16 @@ class Packs:
                 if data is not None:  # else it was packed since
                     self._read_table(file, data)
             except DamagedError as error:
-                found.append((file, f"{self._full_name(file)}: {error}"))
+                found.append(Damage(self.kind, file, f"{self._full_name(file)}: {error}"))
         return found
 
     def set_damaged_aside(self) -> list[str]:
         """Sets every damaged file aside and returns a line for each."""
         found = self.find_damaged()
-        for file, _ in found:
-            self.set_aside(file)
+        for damage in found:
+            self.set_aside(damage.file)
         self._packs = None
-        return [line for _, line in found]
+        return [damage.line for damage in found]
 
     # --- packs, on a disk
 

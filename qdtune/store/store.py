@@ -23,11 +23,19 @@ from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store import packs
 from qdtune.store.columns import history_schema, trials_schema
 from qdtune.store.disk_folder import DiskFolder
-from qdtune.store.folder import LinkError, LocationError, RunInUse, StorageError, storage_errors
+from qdtune.store.folder import LinkError, LocationError, RunInUse, StorageError, UnreadableError, storage_errors
 from qdtune.store.open_folder import open_folder
-from qdtune.store.packs import Packs
+from qdtune.store.packs import Damage, Packs
 from qdtune.store.pareto_table import aggregate, final_ids
-from qdtune.store.parquet import DamagedError, NewerSchemaError, add_metadata, check_rows, to_bytes, to_table
+from qdtune.store.parquet import (
+    VERSION_KEY,
+    DamagedError,
+    NewerSchemaError,
+    add_metadata,
+    check_rows,
+    to_bytes,
+    to_table,
+)
 
 PAGE = "report.html"  # the name of the report page in the run folder
 # The errors of a run folder, and the exit code of a command for each.
@@ -35,6 +43,7 @@ FAULTS: dict[type[Exception], int] = {
     LocationError: 2,
     NewerSchemaError: 2,
     LinkError: 2,
+    UnreadableError: 2,
     StorageError: 4,
     RunInUse: 5,
 }
@@ -167,7 +176,8 @@ class Store:
         """Commits a trial that has ended; True if written, False if the existing result stays.
 
         A result that is not final is replaced. A result that was stopped early is replaced by one that was not. A
-        damaged file is renamed to `<trial_id>.parquet.damaged`.
+        damaged file is renamed to `<trial_id>.parquet.damaged`. If the weights of a result are gone, those of a later
+        attempt are written; if its numbers differ, as on another device, its rows and curve are replaced, too.
 
         Args:
             trial_id: the name of its files.
@@ -192,7 +202,7 @@ class Store:
             if found is not None and trial_id in final_ids(found):
                 same_trial = found.filter(pc.equal(found["trial_id"], trial_id))
                 if not _is_stopped(same_trial) or _is_stopped(results):
-                    return False
+                    return self._restore_weights(trial_id, same_trial, results, weights, curves)
         if weights is None:
             self.folder.remove_file(_weights_file(trial_id))
         else:
@@ -202,6 +212,26 @@ class Store:
         if self._trials.n_singles >= packs.PACK_SIZE:
             self.pack_files()
         return True
+
+    def _restore_weights(
+        self, trial_id: str, found: pa.Table, results: pa.Table, weights: bytes | None, curves: pa.Table
+    ) -> bool:
+        """Writes the weights of a result if they are gone and `results` is as good; whether it did."""
+        wanted = {row["seed"] for row in found.to_pylist() if row["state"] == "ok"}
+        given = {row["seed"] for row in results.to_pylist() if row["state"] == "ok"}
+        if weights is None or not wanted or wanted != given or self.name_weights(trial_id) in self.list_weights():
+            return False
+        self.folder.write_file(_weights_file(trial_id), weights)
+        if self._list_numbers(found) != self._list_numbers(results):
+            self._history.write(trial_id, curves)
+            self._trials.write(trial_id, results)
+        return True
+
+    def _list_numbers(self, rows: pa.Table) -> list[Any]:
+        """The numbers of a result that a training on the same device repeats to the last bit."""
+        metric, _ = self._find_metrics()
+        names = ("seed", "state", "train_loss", metric.val, metric.test)
+        return sorted(tuple(repr(row[name]) for name in names) for row in rows.to_pylist())
 
     def ids(self) -> set[str]:
         """The ids of the trials that have a result in any state. Single files are not opened.
@@ -236,6 +266,34 @@ class Store:
         """
         return self.folder.read_file(_weights_file(trial_id))
 
+    def list_weights(self) -> set[str]:
+        """The names of the files in the folder of the weights, damaged ones that were set aside included.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        return set(self.folder.list_files("weights"))
+
+    def name_weights(self, trial_id: str) -> str:
+        """The name that the file of a trial's weights has in `list_weights`."""
+        return _weights_file(trial_id).partition("/")[2]
+
+    def written_since(self, version: int, trial_ids: Collection[str]) -> frozenset[str]:
+        """Those of the trials whose rows were written in this schema version or a later one.
+
+        Raises:
+            StorageError: the folder cannot be read.
+            NewerSchemaError: a newer qdtune wrote a file.
+        """
+        by_file: dict[str, list[str]] = {}
+        for trial_id in trial_ids:
+            by_file.setdefault(self._trials.file_of(trial_id), []).append(trial_id)
+        found: set[str] = set()
+        for ids in by_file.values():
+            if int(self.metadata(ids[0]).get(VERSION_KEY, 0)) >= version:
+                found.update(ids)
+        return frozenset(found)
+
     def metadata(self, trial_id: str) -> dict[str, str]:
         """The provenance of a trial from `write`; empty if its file is damaged. Raises as `trials` does."""
         try:
@@ -253,7 +311,11 @@ class Store:
 
     def find_damaged(self) -> list[str]:
         """A line for every damaged table; raises as `set_damaged_aside` does."""
-        return [line for kind in (self._history, self._trials) for _, line in kind.find_damaged()]
+        return [damage.line for damage in self.list_damage()]
+
+    def list_damage(self) -> list[Damage]:
+        """Every damaged table; raises as `set_damaged_aside` does."""
+        return [damage for kind in (self._history, self._trials) for damage in kind.find_damaged()]
 
     def set_damaged_aside(self) -> list[str]:
         """Renames every damaged table to `NAME.damaged`, so that it is kept but ignored, and returns a line for each.

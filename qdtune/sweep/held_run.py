@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qdtune.messages import format_count
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import find_partition
 from qdtune.store.opened import read_rows
-from qdtune.store.results import Rows
+from qdtune.store.results import Result, Rows
 from qdtune.store.store import Store
 
+MAX_NAMED = 5  # trials that a line names
 JOURNAL = "study.journal"  # the file of the Optuna studies in the run folder
 
 
@@ -27,12 +29,14 @@ class HeldRun:
         store: the folder.
         queue: the trials, with the results of earlier launches.
         known: the rows of those results; the recorder adds later rows.
+        reopened: the results of earlier launches that lost their weights since, in a state that is not final.
     """
 
     spec: Spec
     store: Store
     queue: Queue
     known: Rows
+    reopened: dict[str, Result] = field(default_factory=dict)
 
 
 def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any) -> HeldRun:
@@ -57,12 +61,19 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
         out.print(f"warning: {column}: {what}", style="yellow")
     rows = read_rows(store, spec)
     for line in rows.damaged:
-        out.print(f"damaged, runs again: {line}", style="yellow")
+        what = "damaged, its result stands" if line in rows.damaged_curves else "damaged, runs again"
+        out.print(f"{what}: {line}", style="yellow")
     for line in rows.left_out:
         out.print(f"left out: {line}", style="yellow")
-    queue = Queue(spec, planned.trials, Study(spec, workspace / JOURNAL), rows.results)
+    study = Study(spec, workspace / JOURNAL, unstoppable=rows.lost_weights)
+    queue = Queue(spec, planned.trials, study, rows.results_to_resume)
+    lost = {trial_id: queue.results[trial_id] for trial_id in sorted(rows.lost_weights & queue.results.keys())}
+    if again := [trial.trial_id for trial in queue.waiting if trial.trial_id in lost]:
+        more = ", ..." if len(again) > MAX_NAMED else ""
+        what = f"{format_count(len(again), 'trial')} lost the weights, so the launch trains again"
+        out.print(f"{what}: {', '.join(again[:MAX_NAMED])}{more}", style="yellow")
     known: Rows = {}
     for row in rows.trials.select(store.trials_schema.names).to_pylist():
         if row["trial_id"] in queue.results:
             known.setdefault(row["trial_id"], []).append(row)
-    return HeldRun(spec, store, queue, known)
+    return HeldRun(spec, store, queue, known, lost)

@@ -58,7 +58,8 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
         StorageError: `error`.
     """
     spec, queue = run.spec, run.queue
-    states = Counter(result.state for result in queue.results.values())
+    # What lost its weights and was not trained again is stored as it was.
+    states = Counter(r.state for trial_id, r in queue.results.items() if run.reopened.get(trial_id) is not r)
     out.print()
     _print_front(run, table, out)
     _print_losses(run, states, out)

@@ -15,8 +15,11 @@ import onnxruntime
 import pytest
 
 from qdtune import __main__, reader
-from qdtune.commands import export
+from qdtune.analysis.run import load_run
+from qdtune.commands import export, verify
+from qdtune.commands.loaded_run import LoadedRun
 from qdtune.datasets.load import load
+from qdtune.messages import SpecError
 from qdtune.model.formats import onnx as onnx_format
 from qdtune.model.formats.known import FORMAT_NAMES, FORMATS
 from qdtune.model.formats.packed import one_seed
@@ -29,6 +32,8 @@ from qdtune.store import disk_folder
 from qdtune.store.pareto_table import table_front
 from qdtune.store.provenance import make_provenance
 from qdtune.store.store import Store
+from qdtune.sweep.held_run import hold_run
+from qdtune.terminal import console
 from qdtune.training.cohort import Tensors
 from qdtune.training.train import train_configuration as train
 from tests.store.test_store import row as stored_row
@@ -224,6 +229,8 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     file.write_bytes(sign_file(header, data))
     assert f"the weights of trial {a} are damaged" in refused(capsys, out, run, "--trial", a)
     file.unlink()
+    assert refused(capsys, out, run, "--trial", a).startswith(f"the weights of trial {a} are lost: launch its sweep")
+    shutil.rmtree(run / "weights")  # as of a version that kept none
     assert refused(capsys, out, run, "--trial", a).startswith(f"no weights are kept of trial {a}")
 
 
@@ -266,6 +273,65 @@ def test_rows_that_cannot_be_read_are_told(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert refused(capsys, out, run, "--front").startswith(f"{run} has no front that can be read: {first}: unread")
     assert refused(capsys, out, first, "--front") == f"{first} must be a run folder, such as runs/NAME, got a file"
+
+
+def spoil_weights(run, trial_id):
+    file = run / "weights" / f"{trial_id}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    return file
+
+
+def test_damaged_weights_do_not_stop_the_export_of_the_others(run, tmp_path, capsys):
+    front = [
+        entry["trial_id"] for entry in table_front(Store(run).write_pareto()).to_pylist() if entry["n_seeds"] == 2
+    ]
+    victim, out = front[0], tmp_path / "out"
+    spoil_weights(run, victim)
+    code, printed, err = told(capsys, run, "--front", "--out", out)
+    assert code == 3
+    assert re.fullmatch(
+        f"error: the weights of trial {victim} are damaged: .* "
+        rf"\(run `qdtune verify {run}`, then launch its sweep, which trains it again\)\n",
+        err,
+    )
+    assert victim not in printed
+    written = {path.stem for path in out.glob("*.safetensors")}
+    assert written
+    assert written == {e["trial_id"] for e in table_front(Store(run).write_pareto()).to_pylist()} - {victim}
+    assert verify.main([str(run)]) == 3
+    capsys.readouterr()
+    code, _, err = told(capsys, run, "--front", "--out", out)
+    assert (code, err) == (
+        3,
+        f"error: the weights of trial {victim} are lost: launch its sweep, which trains it again\n",
+    )
+    with pytest.raises(SpecError, match="are lost"):  # in Python
+        load_run(run, LoadedRun).export(front=True, out=out)
+
+
+def test_lost_weights_are_trained_again_and_nothing_else(swept, run, tmp_path, capsys):
+    _, data = swept
+    store = Store(run)
+    spec = loads(store.sweep_yaml(), "tiny.yaml")
+    victim = next(entry["trial_id"] for entry in store.write_pareto().to_pylist() if entry["n_seeds"] == 2)
+    file = spoil_weights(run, victim)
+    assert load_run(run).left == 0
+    assert verify.main([str(run)]) == 3
+    assert load_run(run).left == 1
+    rows, whole = store.trials().to_pylist(), (swept[0].root / "weights" / file.name).read_bytes()
+    capsys.readouterr()
+    held = hold_run(spec, plan(spec), store, tmp_path, console())
+    assert f"1 trial lost the weights, so the launch trains again: {victim}" in capsys.readouterr().out
+    trial = held.queue.next()
+    assert (trial.trial_id, held.queue.next()) == (victim, None)
+    assert not held.queue.study.live[victim].judged  # or a pruner might stop it before it has weights
+    *_, last = train(trial, data, Kept(), "never")
+    again = [row | {"attempt": 2} for row in last["rows"]]
+    assert store.write(victim, again, [e | {"trial_id": victim} for e in last["history"]], {}, last["weights"])
+    assert file.read_bytes() == whole
+    assert store.trials().to_pylist() == rows  # the same numbers, so the rows stay as they were
+    assert load_run(run).left == 0
+    held.queue.study.close()
 
 
 def test_a_model_whose_warmup_ended_at_chance_is_exported_with_a_warning(run, tmp_path, capsys):

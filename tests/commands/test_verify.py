@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,3 +118,90 @@ def test_copies_of_sync_tools_are_told_and_left_alone(run: Path, command: Comman
     assert f"{copy}: not ours, as the conflict copy of a sync tool: left out\n" in out
     assert out.endswith(": all whole\n")
     assert copy.exists()
+
+
+def spoil(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-9])
+    return path
+
+
+def test_what_follows_from_damage_is_told_as_it_is(run: Path, command: Command) -> None:
+    first, second, third, *_ = sorted(path.stem for path in (run / "trials").iterdir())
+    for folder, stem in (("trials", first), ("history", second), ("history", first)):
+        spoil(run / folder / f"{stem}.parquet")
+    spoil(run / "weights" / f"{third}.safetensors")
+    spoil(next((run / "warmup").iterdir()))
+    for name in ("trials/junk.parquet", "trials/0123456789ab.parquet", "history/junk.parquet"):
+        (run / name).write_bytes(b"junk")
+    (run / "weights" / "junk.safetensors").write_bytes(b"junk")
+    code, out, _ = command("verify", str(run))
+    assert code == 3
+    ends = {}
+    for line in out.splitlines():
+        if ": set aside, " in line:
+            path, _, what = line.partition(": ")
+            ends[str(Path(path).relative_to(run))] = what.partition(": set aside, ")[2]
+    nobodys = "belongs to no result of this sweep"
+    warmup = next((run / "warmup").glob("*.damaged")).name.removesuffix(".damaged")
+    assert ends == {
+        f"trials/{first}.parquet": "runs again",
+        f"history/{first}.parquet": "runs again",
+        f"history/{second}.parquet": "the result stands without its learning curve",
+        f"weights/{third}.safetensors": "the next launch trains its trial again",
+        f"warmup/{warmup}": "is trained again if a trial needs it",
+        "trials/junk.parquet": nobodys,
+        "trials/0123456789ab.parquet": nobodys,
+        "history/junk.parquet": nobodys,
+        "weights/junk.safetensors": nobodys,
+    }
+    assert out.endswith(": 9 faults\n")
+
+
+def test_what_was_lost_is_told_again_and_not_called_whole(run: Path, command: Command) -> None:
+    first, second, *_ = sorted(path.stem for path in (run / "trials").iterdir())
+    spoil(run / "history" / f"{first}.parquet")
+    spoil(run / "weights" / f"{second}.safetensors")
+    assert command("verify", str(run))[1].endswith(": 2 faults\n")
+    code, out, _ = command("verify", str(run))
+    assert code == 3
+    assert f"{second} (" in out
+    assert ") has lost its weights; the next launch trains it again\n" in out
+    assert out.endswith(": 1 learning curve lost, weights of 1 trial lost\n")
+
+
+def test_weights_of_another_trial_are_damage(run: Path, command: Command) -> None:
+    first, second, *_ = sorted((run / "weights").iterdir())
+    shutil.copy(second, first)
+    code, out, _ = command("verify", str(run))
+    assert (code, f"{first}: they belong to trial {second.stem}: set aside, the next launch" in out) == (3, True)
+    assert not first.exists()
+
+
+def test_a_run_without_any_weights_has_lost_none(run: Path, command: Command) -> None:
+    shutil.rmtree(run / "weights")
+    code, out, _ = command("verify", str(run))
+    assert (code, out.endswith(": all whole\n")) == (0, True)
+
+
+@pytest.mark.parametrize("verb", ["verify", "report", "replay", "export"])
+def test_commands_that_read_answer_alike_to_what_is_no_run(
+    verb: str, run: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--front", "--out", str(tmp_path / "out")] if verb == "export" else []
+    file = run / "sweep.yaml"
+    what = f"error: {file} must be a run folder, such as runs/NAME, got a file\n"
+    assert command(verb, str(file), *options) == (2, "", what)
+    code, out, err = command(verb, "", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "empty" in err
+    real = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.parent.name == "trials":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    code, out, err = command(verb, str(run), *options)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {run}/trials/\w+\.parquet must be readable, got Permission denied\n", err)

@@ -471,7 +471,7 @@ def test_a_full_disk_is_one_line_and_harms_no_committed_file(store, monkeypatch,
 def test_a_folder_that_cannot_be_listed_is_no_empty_folder(store):
     store.create("")
     (store.root / "trials").write_text("a file in the way")
-    with pytest.raises(StorageError, match="trials must be readable and writable, got Not a directory"):
+    with pytest.raises(StorageError, match="trials must be readable, got Not a directory"):
         done(store)
 
 

@@ -1,10 +1,12 @@
 """The packed weights in a run folder: there before the rows are, replaced and gone with them, checked by `verify`."""
 
 import pytest
+from pyarrow import parquet
 
 from qdtune.commands import verify
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.store.folder import StorageError
+from qdtune.store.lost_weights import find_lost_weights
 from qdtune.store.store import Store
 from tests.store.test_store import epoch, row
 
@@ -44,6 +46,37 @@ def test_weights_go_with_the_result_they_belong_to(store):
     store.folder.write_file("weights/b.safetensors", BLOB)  # of a killed launch; this time the result differs
     assert save(store, "b", state="diverged")
     assert store.weights("b") is None
+
+
+def test_weights_that_are_gone_come_back_with_the_numbers_they_belong_to(store):
+    save(store, "a", BLOB)
+    save(store, "b", BLOB)
+    file = store.root / "weights" / "a.safetensors"
+    before = (store.root / "trials" / "a.parquet").read_bytes()
+    for weights, changes in ((None, {}), (BLOB, {"state": "pruned"}), (BLOB, {"state": "failed"})):
+        file.unlink(missing_ok=True)
+        assert save(store, "a", weights, **changes) is False  # nothing of that is as good as what is there
+        assert not file.exists()
+    assert save(store, "a", OTHER, attempt=2)
+    assert (store.weights("a"), (store.root / "trials" / "a.parquet").read_bytes()) == (OTHER, before)
+    file.unlink()
+    assert save(store, "a", BLOB, attempt=2, test_accuracy=0.25)  # of another device
+    assert store.trials(["a"])["test_accuracy"].to_pylist() == [0.25]
+    assert store.weights("a") == BLOB
+
+
+def test_weights_are_lost_only_where_there_were_some(store):
+    save(store, "a")
+    assert find_lost_weights(store, store.trials()) == set()  # no weights at all, as in a copy without them
+    save(store, "b", BLOB)
+    save(store, "c", BLOB, state="pruned")
+    assert find_lost_weights(store, store.trials()) == {"a"}
+    file = store.root / "trials" / "a.parquet"
+    old = parquet.read_table(file)
+    parquet.write_table(old.replace_schema_metadata({"qdtune.schema_version": "4"}), file)
+    assert find_lost_weights(store, store.trials()) == set()  # of a version that may have kept none
+    store.folder.write_file("weights/a.safetensors.damaged", b"")
+    assert find_lost_weights(store, store.trials()) == {"a"}
 
 
 def test_rows_never_come_before_their_weights(store, monkeypatch):
@@ -105,7 +138,7 @@ def test_verify_sets_damaged_weights_aside_and_the_result_stands(store, capsys):
         assert verify.main([str(store.root)]) == 3
         told = capsys.readouterr().out
         assert f"{file}: " in told
-        assert ": set aside, the result stands but cannot be exported" in told
+        assert ": set aside, belongs to no result of this sweep\n" in told  # its rows are made up
         assert (store.weights("a"), store.weights("b"), store.ids()) == (BLOB, None, {"a", "b"})
         assert file.with_suffix(".safetensors.damaged").read_bytes() == damaged
         assert verify.main([str(store.root)]) == 0
