@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qdtune.commands.output import OutputError, drop_output, open_streams
 from qdtune.machine import expand_home
-from qdtune.messages import SpecError, describe_unknown, one_line, user_error
+from qdtune.messages import SpecError, describe_unknown, format_value, one_line, user_error
 
+FILE_ARGUMENTS = ("run", "runs", "out", "runs_dir", "data_dir")  # arguments that name folders or files
 EXIT_STORAGE = 4  # the storage failed, or what a command prints has no room
 
 
@@ -35,6 +36,23 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"qdtune {command}", description=description, allow_abbrev=False)
         self.line = usage
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """The value of an argument, checked here because argparse's own words name Python's types."""
+        name = action.option_strings[0] if action.option_strings else action.metavar
+        if not arg_string and action.dest in FILE_ARGUMENTS:
+            self.error(f"{name} must name a folder or file, got an empty name")
+        if action.type is int:
+            try:
+                return int(arg_string)
+            except ValueError:
+                self.error(f"{name} must be a whole number, got {format_value(arg_string)}")
+        return super()._get_value(action, arg_string)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            self.error(f"{name}: {describe_unknown('', str(value), list(action.choices))}")
+
     def error(self, message: str) -> NoReturn:
         raise user_error(f"{one_line(message)} (usage: {self.line})")
 
@@ -45,7 +63,9 @@ class Parser(argparse.ArgumentParser):
             SpecError: an option that is not known, or an argument too many.
         """
         arguments, others = self.parse_known_args(sys.argv[1:] if argv is None else argv)
-        options = [option for action in self._actions for option in action.option_strings]
+        options = [
+            option for action in self._actions if action.help != argparse.SUPPRESS for option in action.option_strings
+        ]
         for other in others:
             if other.startswith("-"):
                 raise user_error(describe_unknown("option ", other.partition("=")[0], options))

@@ -23,7 +23,7 @@ from qdtune.report.words import BESIDE, Question, beside, provisional, questions
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
-from qdtune.store.opened import describe_missing_run
+from qdtune.store.opened import open_run
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table, wrap_text
 
@@ -113,10 +113,11 @@ def _report(arguments: argparse.Namespace) -> int:
         runs = [_limit_size(load_run(run), arguments.budget) for run in arguments.runs]
         _check_metrics(runs)
         out = console()
+        # A page of its own is written first, because nothing is printed if it cannot be written.
+        lines = _write_files([sheet(run) for run in runs], arguments) if arguments.out else []
         for run in runs:
             _print(run, out, arguments.reference, arguments.all)
-        sheets = [sheet(run) for run in runs]
-        page_line, *figure_lines = _write_files(sheets, arguments)
+        page_line, *figure_lines = lines or _write_files([sheet(run) for run in runs], arguments)
         out.print(page_line)
         _print_sentences(figure_lines, out)
         if not arguments.all:
@@ -151,7 +152,7 @@ def _write_files(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list
     if arguments.out:
         target = Path(arguments.out)
         DiskFolder(target.parent).write_file(target.name, drawn)
-        return [f"report: {target}"]
+        return [f"report: {one_line(str(target))}"]
     try:
         folder.write_file(PAGE, drawn)
     except ReadOnlyError:
@@ -204,8 +205,7 @@ def _follow_launch(run: str) -> int:
 
 def _check_run_folder(run: str) -> None:
     """Raises where this is no run folder; one in which nothing has finished is."""
-    if Store(run).sweep_yaml() is None:
-        raise RunError(describe_missing_run(run))
+    open_run(run)
 
 
 def _draw_page(run: str, live: bool, budget: int | None = None, reference: bool = False) -> Run | None:

@@ -214,7 +214,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     assert refused(capsys, out, run, "--trial", "").startswith("say which models: ")
     assert refused(capsys, out, run, "--trial", a, "--seed", "9").startswith("--seed must be one of ")
     assert refused(capsys, out, tmp_path, "--front").endswith("is no run folder: it holds no sweep.yaml")
-    assert "invalid choice: 'tflite'" in refused(capsys, out, run, "--front", "--format", "tflite")
+    assert "--format: unknown 'tflite'" in refused(capsys, out, run, "--front", "--format", "tflite")
     assert refused(capsys, out, run).startswith("say which models: --front or --trial ID (usage: ")
     assert "not allowed with argument" in refused(capsys, out, run, "--front", "--trial", a)
     assert refused(capsys, run / "sweep.yaml", run, "--front").startswith("--out must be a folder on this machine")
@@ -359,7 +359,8 @@ def test_an_out_that_cannot_be_written_is_one_line_of_why(swept, tmp_path, capsy
     name, *options = command
     out = tmp_path / "out.html"
     assert __main__.main([name, str(swept[0].root), *options, "--out", str(out)]) == 4
-    err = capsys.readouterr().err
+    printed, err = capsys.readouterr()
+    assert printed == ""  # nothing is reported before it is known that the page can be written
     assert re.fullmatch(rf"error: {out}\S* must be readable and writable, got Read-only file system\n", err), err
 
 

@@ -1,0 +1,36 @@
+"""How mistakes in arguments are told: in our words, without hidden options, before anything is done."""
+
+from __future__ import annotations
+
+import pytest
+
+from qdtune import __main__
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("replay runs/a --orders x", "--orders must be a whole number, got 'x' (usage: qdtune replay "),
+        ("replay runs/a --jobs 1.5", "--jobs must be a whole number, got '1.5' (usage: "),
+        ("export runs/a --front --out o --seed x", "--seed must be a whole number, got 'x' (usage: "),
+        ("export runs/a --front --out o --format x", "--format: unknown 'x' (packed, onnx) (usage: "),
+        ("export runs/a --front --out o --format onx", "--format: unknown 'onx'; did you mean 'onnx'? (packed, "),
+        ("report runs/a --out=", "--out must name a folder or file, got an empty name (usage: "),
+        ("export runs/a --front --out=", "--out must name a folder or file, got an empty name (usage: "),
+        ("launch a.yaml --runs-dir=", "--runs-dir must name a folder or file, got an empty name (usage: "),
+        ("launch a.yaml --data-dir=", "--data-dir must name a folder or file, got an empty name (usage: "),
+        ("launch a.yaml --dry-run --runs-dir=", "--runs-dir must name a folder or file, got an empty name (usage: "),
+    ],
+)
+def test_a_wrong_value_is_told_in_our_words(argv: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(argv.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: {told}")
+
+
+def test_hidden_options_are_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["report", "--nonsense"]) == 2
+    err = capsys.readouterr().err
+    assert "--watch" in err
+    assert "--for-launch" not in err
