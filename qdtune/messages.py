@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -64,6 +65,37 @@ def blame_source(source: str) -> Iterator[None]:
         yield
     except SpecError as error:
         raise SpecError([replace(p, place=p.place or Place(source)) for p in error.problems]) from None
+
+
+# Options of the commands whose argument in Python has another name, or has a value.
+ARGUMENTS = {"--allow-plugin": "plugins", "--set": "overrides", "--fresh": "fresh=True"}
+_is_called_from_python = ContextVar("_is_called_from_python", default=False)
+
+
+@contextmanager
+def python_names() -> Iterator[None]:
+    """Names options as arguments of a call in Python in all messages that its block makes; see `name_option`."""
+    token = _is_called_from_python.set(True)
+    try:
+        yield
+    finally:
+        _is_called_from_python.reset(token)
+
+
+def name_option(flag: str, value: str | None = None) -> str:
+    """An option of a command as the user writes it, with a value if one is given.
+
+    It is `--runs-dir` or `--runs-dir here`, or `runs_dir` or `runs_dir='here'` in a call from Python.
+    """
+    if not _is_called_from_python.get():
+        return flag if value is None else f"{flag} {value}"
+    name = ARGUMENTS.get(flag, flag.removeprefix("--").replace("-", "_"))
+    return name if value is None else f"{name}={value!r}"
+
+
+def name_caller() -> str:
+    """What the user wrote: a `command`, or a `call` in Python."""
+    return "call" if _is_called_from_python.get() else "command"
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdtune.messages import Problem, SpecError, one_line, user_error
+from qdtune.messages import Problem, SpecError, name_caller, name_option, one_line, user_error
 
 MAX_ERROR_CHARS = 300  # of an error that the user's code raises
 
@@ -77,9 +77,9 @@ def permit(factories: Mapping[str, str], modules: Sequence[str], folders: Sequen
         SpecError: the file names other modules.
     """
     needed = {group: factory.partition(":")[0] for group, factory in factories.items()}
-    why = "is code of your own: it is imported only where the command says --allow-plugin"
+    where = f"is code of your own: it is imported only where the {name_caller()} says"
     problems = [
-        Problem(None, (group, "factory"), f"{factories[group]} {why} {module}")
+        Problem(None, (group, "factory"), f"{factories[group]} {where} {name_option('--allow-plugin', module)}")
         for group, module in needed.items()
         if module not in modules
     ]
@@ -100,7 +100,7 @@ def load_function(factory: str, sha256: str | None = None) -> Callable[..., Any]
     """
     module, _, name = factory.partition(":")
     if module not in current_grant().modules:
-        raise PluginError(f"{module} was not allowed by --allow-plugin")
+        raise PluginError(f"{module} was not allowed by {name_option('--allow-plugin')}")
     with explain_errors(f"{module} cannot be imported"):
         found = importlib.import_module(module)
         path = getattr(found, "__file__", None)

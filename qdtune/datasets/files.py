@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from qdtune.datasets.dataset import DataError, DataFile, Dataset
+from qdtune.messages import name_option
 
 
 def check_file(dataset: Dataset, file: DataFile, root: Path) -> bytes:
@@ -41,5 +42,6 @@ def find_md5_fault(content: bytes, md5: str) -> str | None:
 def damage_error(path: Path, fault: str) -> DataError:
     """The error for a damaged file, with the way out."""
     return DataError(
-        f"{path} is damaged: {fault}; delete it to have it fetched anew, or point --data-dir or QDTUNE_DATA elsewhere"
+        f"{path} is damaged: {fault}; delete it to have it fetched anew, or point {name_option('--data-dir')} or "
+        "QDTUNE_DATA elsewhere"
     )

@@ -23,6 +23,7 @@ from qdtune.datasets.dataset import DataError, Dataset, DatasetInfo
 from qdtune.datasets.download import download
 from qdtune.datasets.known import DATASET_NAMES, find_dataset
 from qdtune.machine import expand_home
+from qdtune.messages import name_option
 
 if TYPE_CHECKING:
     from qdtune.datasets.dataset import Splits
@@ -103,7 +104,8 @@ def load(names: Sequence[str], root: Path, val_size: Callable[[str], int] | int)
         notes = [f"{', '.join(misses)}: training on {name} instead"] if misses else []
         held = val_size(name) if callable(val_size) else val_size
         return cut(name, _read(dataset, root), held, dataset.info), notes
-    raise DataError(f"no data set: {', '.join(misses)}; point --data-dir or QDTUNE_DATA to a folder that holds one")
+    elsewhere = f"point {name_option('--data-dir')} or QDTUNE_DATA to a folder that holds one"
+    raise DataError(f"no data set: {', '.join(misses)}; {elsewhere}")
 
 
 def _read(dataset: Dataset, root: Path) -> Splits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qdtune.messages import user_error
+from qdtune.messages import name_option, user_error
 from qdtune.spec.sweep_file import Spec, loads
 
 
@@ -30,13 +30,13 @@ def check_comparable(spec: Spec, sweep_yaml: bytes | None, folder: str, missing:
     ]
     if changed and missing:
         raise user_error(
-            f"{missing}; {folder} holds results on {', '.join(earlier.data.names)}: point --data-dir or "
-            "QDTUNE_DATA to where that is"
+            f"{missing}; {folder} holds results on {', '.join(earlier.data.names)}: "
+            f"point {name_option('--data-dir')} or QDTUNE_DATA to where that is"
         )
     if changed:
         raise user_error(
             f"{folder} holds results that are not comparable ({'; '.join(changed)}): choose another name, or set "
-            "them aside with --fresh"
+            f"them aside with {name_option('--fresh')}"
         )
 
 

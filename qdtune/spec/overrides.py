@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qdtune.messages import KeyPath, Place, Problem, format_path, format_value
+from qdtune.messages import KeyPath, Place, Problem, format_path, format_value, name_option
 from qdtune.spec.yaml_reader import Document, parse_yaml
 
 
@@ -16,7 +16,7 @@ def apply_overrides(document: Document, options: Sequence[str]) -> None:
         document: by `parse_yaml`; its value is a dict.
         options: `KEY=VALUE` each, with a dotted key and a value in YAML; missing groups are added.
     """
-    place = Place("--set")
+    place = Place(name_option("--set"))
     seen: set[KeyPath] = set()
     for option in options:
         key, equals, text = option.partition("=")
@@ -29,7 +29,7 @@ def apply_overrides(document: Document, options: Sequence[str]) -> None:
             document.problems.append(Problem(place, path, "is given twice"))
             continue
         seen.add(path)
-        given = parse_yaml(text.encode("utf-8", "surrogateescape"), "--set", has_lines=False)
+        given = parse_yaml(text.encode("utf-8", "surrogateescape"), name_option("--set"), has_lines=False)
         document.problems += [replace(problem, path=path + problem.path) for problem in given.problems]
         if not given.problems:
             _set_key(document, path, given)
@@ -39,10 +39,10 @@ def _set_key(document: Document, path: KeyPath, given: Document) -> None:
     group = document.value
     for n, part in enumerate(path[:-1], start=1):
         group = group.setdefault(part, {})
-        document.places.setdefault(path[:n], Place("--set"))
+        document.places.setdefault(path[:n], Place(name_option("--set")))
         if not isinstance(group, dict):
             what = f"{format_path(path[:n])} is no group of keys"
-            document.problems.append(Problem(Place("--set"), path, what))
+            document.problems.append(Problem(Place(name_option("--set")), path, what))
             return
     group[path[-1]] = given.value
     for old in [old for old in document.places if old[: len(path)] == path]:

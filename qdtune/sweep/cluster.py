@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qdtune.machine import PASSING_SIGNALS, count_cpus, own_folder
-from qdtune.messages import SpecError, user_error
+from qdtune.messages import SpecError, name_option, user_error
 from qdtune.sweep.placement import Node
 from qdtune.sweep.ray_start import check_token, forget_warning_errors, start_error, start_errors
 
@@ -41,7 +41,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")  # requests reads ne
 KNOCK_S = 5.0  # how long an address may take to answer
 BEGIN = b"\4"  # the type of the first frame that each side of gRPC sends
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + BEGIN + bytes(5)
-INSTEAD = "leave out --address, or unset RAY_ADDRESS, to start Ray here"
+
+
+def _instead() -> str:
+    """What to do without a cluster."""
+    return f"leave out {name_option('--address')}, or unset RAY_ADDRESS, to start Ray here"
 
 
 def set_environment(address: str | None) -> None:
@@ -170,16 +174,16 @@ def knock(address: str) -> None:
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
-        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address} ({INSTEAD})")
+        raise NoClusterError(f"an address must be HOST:PORT or auto, got {address} ({_instead()})")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S) as there:
             there.sendall(HELLO)
             answer = there.recv(4)
     except (OSError, OverflowError, ValueError) as error:
-        raise NoClusterError(f"no Ray cluster answers at {address}: {error} ({INSTEAD})") from None
+        raise NoClusterError(f"no Ray cluster answers at {address}: {error} ({_instead()})") from None
     if answer[3:] != BEGIN and os.environ.get("RAY_USE_TLS") != "1":  # a TLS server hangs up
         raise NoClusterError(
-            f"what answers at {address} is no Ray cluster, or one that wants RAY_USE_TLS=1 ({INSTEAD})"
+            f"what answers at {address} is no Ray cluster, or one that wants RAY_USE_TLS=1 ({_instead()})"
         )
 
 
@@ -196,8 +200,8 @@ def _knock_noted() -> None:
         if found:
             knock(found)
     except NoClusterError as error:
-        what = str(error).removesuffix(f" ({INSTEAD})")
-        raise NoClusterError(f"{what}, which {noted} names for auto (delete that file; or {INSTEAD})") from None
+        what = str(error).removesuffix(f" ({_instead()})")
+        raise NoClusterError(f"{what}, which {noted} names for auto (delete that file; or {_instead()})") from None
 
 
 @contextmanager
@@ -269,7 +273,8 @@ def _joined(address: str) -> Any:
         with start_errors(f"join the cluster at {address}", passing=(ConnectionError, RuntimeError)):
             return ray.init(address=address, **QUIET)
     except ConnectionError:
-        raise NoClusterError(f"no Ray cluster answers at {address}, or it wants another token ({INSTEAD})") from None
+        what = f"no Ray cluster answers at {address}, or it wants another token"
+        raise NoClusterError(f"{what} ({_instead()})") from None
     except RuntimeError as error:
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if len(versions) != 2:

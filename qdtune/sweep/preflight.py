@@ -15,12 +15,13 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from qdtune.messages import SpecError, one_line, user_error
+from qdtune.messages import name_option, one_line, user_error
 from qdtune.shadows import find_shadow
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.loggers import find_loggers
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.folder import LocationError
 from qdtune.sweep.cluster import NoClusterError, knock
 from qdtune.sweep.ray_start import check_start
 
@@ -43,7 +44,9 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
         address: of a running Ray cluster; None to start one here.
 
     Raises:
-        SpecError: a check fails; the message says what to do.
+        SpecError: a library or the current folder; the message says what to do.
+        LocationError: the run folder cannot be made or used.
+        NoClusterError: nothing answers at the address.
     """
     check_current_folder()
     check_versions()
@@ -57,7 +60,7 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
         try:
             knock(address)
         except NoClusterError as error:
-            raise user_error(one_line(str(error))) from None
+            raise NoClusterError(one_line(str(error))) from None
 
 
 def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None:
@@ -70,7 +73,7 @@ def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None
         is_fresh: whether the launch sets an earlier run aside.
 
     Raises:
-        SpecError: it has too little; the message has both numbers.
+        LocationError: it has too little; the message has both numbers.
     """
     if "://" not in runs_dir:
         folder = Path(runs_dir) / spec.name
@@ -80,14 +83,14 @@ def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None
 
 @contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
-    """Turns the system's errors about a folder into user errors of one line."""
+    """Turns the system's errors about a folder into a LocationError of one line."""
     try:
         yield
-    except SpecError:
+    except LocationError:
         raise
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
-        raise user_error(f"cannot write to {_named(folder)}: {what} (choose another --runs-dir)") from None
+        raise LocationError(f"cannot write to {_named(folder)}: {what} ({_choose_another()})") from None
 
 
 def check_current_folder() -> None:
@@ -129,7 +132,7 @@ def check_loggers(names: tuple[str, ...] | None, runs_dir: str) -> None:
         if is_local and "://" in runs_dir:
             setting = f"set {logger.server_variable}, " if logger.server_variable else ""
             what = f"{logger.name} writes to a run folder on disk, got {one_line(runs_dir)}"
-            raise user_error(f"{what} ({setting}choose another --runs-dir, or leave it out)", "run", "loggers")
+            raise user_error(f"{what} ({setting}{_choose_another()}, or leave it out)", "run", "loggers")
         if not all(find_spec(module) for module in (*logger.modules, *(logger.local_modules if is_local else ()))):
             what = f"{logger.name} is not installed (pip install {logger.package})"
             raise user_error(what, "run", "loggers")
@@ -146,6 +149,10 @@ def needed_bytes(spec: Spec, planned: Plan) -> int:
     return count * each + planned.warmups * seeds * largest
 
 
+def _choose_another() -> str:
+    return f"choose another {name_option('--runs-dir')}"
+
+
 def _named(path: Path) -> str:
     return one_line(str(path))
 
@@ -156,7 +163,7 @@ def _check_place(folder: Path) -> None:
     there = next(part for part in parts if os.path.lexists(part))  # the innermost existing one; . or / always exists
     if not os.path.isdir(there):
         what = "a link that leads nowhere" if os.path.islink(there) else "a file"
-        raise user_error(f"{_named(there)} must be a folder, got {what} (choose another --runs-dir or name)")
+        raise LocationError(f"{_named(there)} must be a folder, got {what} ({_choose_another()} or name)")
     with suppress(FileNotFoundError):
         os.stat(folder)  # raises if the name is too long, which looks like a missing folder above
     tempfile.TemporaryFile(dir=there).close()  # a file without a name leaves nothing behind
@@ -172,14 +179,14 @@ def _check_kind(folder: Path, runs_dir: Path) -> None:
         if not path.is_symlink():
             continue
         if path != folder and not path.exists():  # else it would count as missing, and be trained again
-            raise user_error(f"{_named(path)} must be a file, got a link that leads nowhere ({MEND_LINK})")
+            raise LocationError(f"{_named(path)} must be a file, got a link that leads nowhere ({MEND_LINK})")
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(runs_dir)):
             what = f"{_named(path)} must lie in {_named(runs_dir)}, got a link that leads outside"
-            raise user_error(what if path == folder else f"{what} ({MEND_LINK})")
+            raise LocationError(what if path == folder else f"{what} ({MEND_LINK})")
     # A launch that was killed at its start leaves only dot files.
     if any(path.name[0] != "." for path in inside) and not (folder / "sweep.yaml").is_file():
         what = "a folder that holds something else and no sweep.yaml"
-        raise user_error(f"{_named(folder)} must be a run folder or empty, got {what} (choose another name)")
+        raise LocationError(f"{_named(folder)} must be a run folder or empty, got {what} (choose another name)")
 
 
 def _check_free(folder: Path, whole: int, is_fresh: bool) -> None:
@@ -190,6 +197,4 @@ def _check_free(folder: Path, whole: int, is_fresh: bool) -> None:
     needed = whole - (0 if is_fresh else held)
     if needed > free:
         have, want = f"{free / 1e6:,.1f} MB free", f"about {needed / 1e6:,.1f} MB"
-        raise user_error(
-            f"{_named(there)} has {have}, the sweep needs {want} (make room, or choose another --runs-dir)"
-        )
+        raise LocationError(f"{_named(there)} has {have}, the sweep needs {want} (make room, or {_choose_another()})")

@@ -16,6 +16,7 @@ from typing import Any
 from qdtune import plugins
 from qdtune.datasets.load import Samples
 from qdtune.machine import PASSING_SIGNALS, handle_signals
+from qdtune.messages import name_option
 from qdtune.spec.groups import Resources
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
@@ -86,7 +87,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
     os.umask(0o077)  # what is made from here on, by Ray and its workers too, is for the user alone
     store = Store(prepared.folder)
     if prepared.options.is_fresh and (aside := store.set_aside()):
-        out.print(f"--fresh: what was in {store.folder} is now in {aside}")
+        out.print(f"{name_option('--fresh')}: what was in {store.folder} is now in {aside}")
     with store.lock(), store.workspace() as work:
         run = hold_run(prepared.spec, prepared.plan, store, work, out)
         try:

@@ -443,7 +443,7 @@ def not_there(**options: object) -> None:
         (of_other_version, "the cluster at auto must have the versions of this one, Ray {0} and Python {1}, got"),
         (
             not_there,
-            f"no Ray cluster answers at auto, or it wants another token ({cluster.INSTEAD})",
+            f"no Ray cluster answers at auto, or it wants another token ({cluster._instead()})",
         ),
     ],
 )
