@@ -1,7 +1,7 @@
 """`qdtune fetch`: the results of a sweep, from the head of a cluster to this machine.
 
 They come as the log of a job that prints them, through the one port that there is. What comes is not trusted: names
-and sizes are judged as it is unpacked, and every table as `qdtune verify` does it.
+and sizes are judged as it is unpacked, and every table as `qdtune verify` does it. Page and figures are drawn here.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _check_place(out: Path) -> None:
 
 
 def _put_in_place(log: str, target: Path) -> int:
-    """Unpacks an archive, judges it, puts it in its place and verifies it; what was there is set aside."""
+    """Unpacks an archive, judges it, puts it in its place, verifies and draws it; what was there is set aside."""
+    from qdtune.commands.report import draw_run
     from qdtune.commands.verify import check_run
     from qdtune.remote.archive import ArchiveError, unpack_lines
     from qdtune.store.opened import open_run
@@ -89,11 +90,13 @@ def _put_in_place(log: str, target: Path) -> int:
             if spec.name != target.name:
                 raise ArchiveError(f"the archive must be of {target.name}, got one of {spec.name}")
             if aside := Store(target).set_aside():
-                print(f"what was in {target} is now in {aside}")
+                print(one_line(f"what was in {target} is now in {aside}"))
             os.rename(Path(folder) / "run", target)
     print(f"{format_count(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
     opened = open_run(target)
     with opened.store.lock():
         code = check_run(opened)
-    print(f"qdtune report {shlex.quote(str(target))}")
+    for line in draw_run(str(target)):
+        print(line)
+    print(one_line(f"qdtune report {shlex.quote(str(target))}"))
     return code

@@ -16,7 +16,7 @@ from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line, user_error
 from qdtune.report.follow import LEAST_S, closed, follow
 from qdtune.report.page import MARK, images, page
-from qdtune.report.plot_data import Sheet, sheet
+from qdtune.report.plot_data import sheet
 from qdtune.report.published import CAVEAT
 from qdtune.report.tables import Table, short_tables
 from qdtune.report.words import BESIDE, Question, beside, provisional, questions, state, trouble
@@ -114,10 +114,10 @@ def _report(arguments: argparse.Namespace) -> int:
         _check_metrics(runs)
         out = console()
         # A page of its own is written first, because nothing is printed if it cannot be written.
-        lines = _write_files([sheet(run) for run in runs], arguments) if arguments.out else []
+        lines = _write_files(runs, arguments.reference, arguments.out) if arguments.out else []
         for run in runs:
             _print(run, out, arguments.reference, arguments.all)
-        page_line, *figure_lines = lines or _write_files([sheet(run) for run in runs], arguments)
+        page_line, *figure_lines = lines or _write_files(runs, arguments.reference)
         out.print(page_line)
         _print_sentences(figure_lines, out)
         if not arguments.all:
@@ -144,13 +144,30 @@ def _limit_size(run: Run, budget: int | None) -> Run:
     return small
 
 
-def _write_files(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list[str]:
+def draw_run(where: str) -> list[str]:
+    """Draws the page and the figures of a run into its folder; a line each for where they are.
+
+    Args:
+        where: the run folder. If nothing in it has finished, nothing is drawn.
+
+    Raises:
+        StorageError: the files cannot be written.
+    """
+    try:
+        run: Run = load_run(where)
+    except RunError:
+        return []
+    return _write_files([run])
+
+
+def _write_files(runs: Sequence[Run], reference: bool = False, out: str | None = None) -> list[str]:
     """Writes the page, and of a single run its figures; a line each for where they are."""
-    folder = Store(sheets[0].run.where).folder
-    live = not arguments.out and folder.is_in_use()  # its launch draws the page, too: it is to go on loading itself
-    drawn = page(sheets, arguments.reference, int(LEAST_S) if live else 0)
-    if arguments.out:
-        target = Path(arguments.out)
+    sheets = [sheet(run) for run in runs]
+    folder = Store(runs[0].where).folder
+    live = not out and folder.is_in_use()  # its launch draws the page, too: it is to go on loading itself
+    drawn = page(sheets, reference, int(LEAST_S) if live else 0)
+    if out:
+        target = Path(out)
         DiskFolder(target.parent).write_file(target.name, drawn)
         return [f"report: {one_line(str(target))}"]
     try:
@@ -158,7 +175,7 @@ def _write_files(sheets: Sequence[Sheet], arguments: argparse.Namespace) -> list
     except ReadOnlyError:
         return [f"no page is written: {folder} is read-only (choose --out FILE.html)"]
     names = []
-    for name, data in images(sheets[0], arguments.reference):
+    for name, data in images(sheets[0], reference):
         folder.write_file(name, data)
         names.append(name.rpartition(".")[0])
     lines = [f"report: {folder.full_name(PAGE)}"]

@@ -23,6 +23,7 @@ import requests
 from ray import job_submission
 from ray.exceptions import AuthenticationError
 
+from qdtune.messages import one_line
 from qdtune.remote.proxy import find_proxy
 from qdtune.sweep.cluster import KNOCK_S, token_place
 
@@ -118,6 +119,10 @@ class Jobs:
             yield
         except AuthenticationError as error:
             refused = error.message.startswith("Authentication failed")  # 403, else 401
+            mode = os.environ.get("RAY_AUTH_MODE", "token")
+            if mode != "token" and not refused:
+                what = f"wants a token, and RAY_AUTH_MODE={one_line(mode)} sends none"
+                raise JobError(f"the job server at {self.address} {what}: set RAY_AUTH_MODE=token") from None
             what = "refused the token in" if refused else "wants a token, and there is none in"
             how = "the cluster's own is needed there, or in a file that RAY_AUTH_TOKEN_PATH names"
             raise JobError(f"the job server at {self.address} {what} {token_place()}: {how}") from None

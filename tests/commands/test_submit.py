@@ -410,6 +410,18 @@ def test_token_that_is_missing_is_told_from_one_that_is_refused_and_none_is_show
         assert TOKEN not in err
 
 
+@pytest.mark.parametrize("mode", ["disabled", "x"])
+def test_a_mode_that_sends_no_token_is_named(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from ray._private.authentication.http_token_authentication import format_authentication_http_error
+
+    server.fails = AuthenticationError(format_authentication_http_error(401, "no token") or "")
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    what = f"wants a token, and RAY_AUTH_MODE={mode} sends none: set RAY_AUTH_MODE=token"
+    assert run(capsys, "jobs") == (2, "", f"error: the job server at http://head:8265 {what}\n")
+
+
 @pytest.mark.parametrize(
     "address", ["head:8265", "head", "ftp://head:1", "http://", "http://h:x", "http://h:8265/api"]
 )
@@ -589,7 +601,12 @@ def test_fetch_brings_the_folder_sets_aside_what_was_there_and_leaves_no_job(
     folder = fetched(server)
     code, out, err = run(capsys, "fetch", "tiny", "--out", "here")
     assert (code, err) == (0, "")
-    assert out.endswith("here/tiny: 6 trials, 12 rows, 24 epochs: all whole\nqdtune report here/tiny\n")
+    assert re.search(
+        r"here/tiny: 6 trials, 12 rows, 24 epochs: all whole\nreport: here/tiny/report.html\n"
+        r"figures: front.* beside it\nqdtune report here/tiny\n$",
+        out,
+    )
+    assert {"report.html", "front.svg", "front.png"} <= set(os.listdir("here/tiny"))
     assert rows_of("here/tiny") == rows_of(folder)
     assert oct(Path("here/tiny").stat().st_mode)[-3:] == "700"
     assert list(server.jobs) == ["qdtune-tiny-1"]
