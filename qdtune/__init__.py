@@ -20,7 +20,7 @@ def load(run: str | os.PathLike[str]) -> LoadedRun:
         run: the run folder, a path or a URL.
 
     Raises:
-        RunError: it is no run folder, or holds nothing that can be read, or nothing that has finished.
+        RunError: `run` is no path or no run folder, or holds nothing that can be read, or nothing that has finished.
     """
     from qdtune.commands import api  # pyarrow and all: `import qdtune` stays light
 
@@ -91,7 +91,7 @@ def run(
         keys: top-level keys of the sweep, such as `seeds=[0, 1]`; each replaces the whole value of its key.
 
     Raises:
-        SpecError: every mistake in the sweep, each with its key; nothing was started.
+        SpecError: every wrong argument, or every mistake in the sweep, each with its key; nothing was started.
         DataError, NoClusterError, LocationError, RunInUse: what you have to mend; nothing was started.
         StorageError: the run folder cannot be written.
         RunError: the sweep ended early, or nothing in it has finished.
@@ -101,7 +101,8 @@ def run(
 
     return api.run(
         sweep,
-        [*keys.items(), *(overrides or {}).items()],
+        keys,
+        overrides=overrides,
         runs_dir=runs_dir,
         data_dir=data_dir,
         address=address,

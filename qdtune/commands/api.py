@@ -21,34 +21,41 @@ from pathlib import Path
 from typing import IO, Any
 
 from qdtune.analysis.run import RunError, load_run
+from qdtune.commands.arguments import check_arguments, read_path
 from qdtune.commands.loaded_run import LoadedRun
 from qdtune.commands.sweep_process import error_of, request_of
-from qdtune.machine import expand_home
-from qdtune.messages import KeyPath, Place, SpecError, describe_unknown, user_error
+from qdtune.messages import (
+    KeyPath,
+    Place,
+    SpecError,
+    blame_source,
+    describe_unknown,
+    python_names,
+    user_error,
+)
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import join_location
 from qdtune.sweep.prepare import LaunchOptions
 
 DICT_NAME = "sweep"  # of a sweep that is given as a dict, in messages
-ARGUMENTS = {  # options of the command -> arguments of `run`
-    "--allow-plugin": "plugins",
-    "--runs-dir": "runs_dir",
-    "--data-dir": "data_dir",
-    "--address": "address",
-    "--fresh": "fresh=True",
-    "--set": "overrides",
-}
 
 
 def load(run: str | os.PathLike[str]) -> LoadedRun:
     """The content of a run folder, see `qdtune.load`."""
-    return load_run(expand_home(os.fspath(run)), LoadedRun)
+    try:
+        check_arguments({"run": run})
+        where = read_path("run", run)
+    except SpecError as error:
+        raise RunError(str(error).removeprefix("error: ")) from None
+    return load_run(where, LoadedRun)
 
 
+@python_names()
 def run(
     sweep: str | os.PathLike[str] | Mapping[str, Any],
-    overrides: Sequence[tuple[str, Any]],
+    keys: Mapping[str, Any],
     *,
+    overrides: Mapping[str, Any] | None,
     runs_dir: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None,
     address: str | None,
@@ -59,25 +66,42 @@ def run(
     """The run of a sweep that is trained, or finished, here; see `qdtune.run`.
 
     Args:
-        overrides: dotted keys with their values; a key that is given twice is a mistake.
+        keys: top-level keys of the sweep with their values.
     """
-    _check_names([key for key, _ in overrides])
+    check_arguments(
+        {
+            "sweep": sweep,
+            "overrides": overrides,
+            "runs_dir": runs_dir,
+            "data_dir": data_dir,
+            "address": address,
+            "fresh": fresh,
+            "plugins": plugins,
+            "dashboard": dashboard,
+        }
+    )
+    given = [*keys.items(), *(overrides or {}).items()]
+    _check_names([key for key, _ in given])
     is_dict = isinstance(sweep, Mapping)
     try:
+        with blame_source("overrides"):
+            changes = [f"{key}={_to_json(value, (key,))}" for key, value in given]
+        with blame_source(DICT_NAME):
+            content = _to_json(sweep, ()).encode("utf-8", "surrogatepass") if isinstance(sweep, Mapping) else None
         options = LaunchOptions(
-            sweep=DICT_NAME if isinstance(sweep, Mapping) else expand_home(os.fspath(sweep)),
-            overrides=[f"{key}={_to_json(value, (key,))}" for key, value in overrides],
+            sweep=DICT_NAME if isinstance(sweep, Mapping) else read_path("sweep", sweep),
+            overrides=changes,
             plugins=[plugins] if isinstance(plugins, str) else list(plugins),
-            runs_dir=expand_home(os.fspath(runs_dir)),
-            data_dir=None if data_dir is None else Path(expand_home(os.fspath(data_dir))),
+            runs_dir=read_path("runs_dir", runs_dir),
+            data_dir=None if data_dir is None else Path(read_path("data_dir", data_dir)),
             address=address or os.environ.get("RAY_ADDRESS") or None,
             is_fresh=fresh,
-            content=_to_json(sweep, ()).encode("utf-8", "surrogatepass") if isinstance(sweep, Mapping) else None,
+            content=content,
         )
         name = options.load_spec().name  # mistakes in the file are told before a process starts
         _run_process(options, dashboard)
     except SpecError as error:
-        raise _in_python(error, is_dict) from None
+        raise (_without_lines(error) if is_dict else error) from None
     return load(join_location(options.runs_dir, name))
 
 
@@ -87,7 +111,7 @@ def _check_names(keys: Sequence[str]) -> None:
     Raises:
         SpecError: one is nearer to an argument than to any key.
     """
-    arguments = list(inspect.signature(run).parameters)
+    arguments = [name for name in inspect.signature(run).parameters if name != "keys"]
     known = [*Spec.model_fields, *arguments]
     for key in keys:
         near = difflib.get_close_matches(key[:64], known, n=1)
@@ -156,7 +180,10 @@ def _to_json(value: Any, path: KeyPath) -> str:
     Raises:
         SpecError: it holds something that a sweep file cannot hold.
     """
-    return json.dumps(_plain(value, path), ensure_ascii=False)
+    try:
+        return json.dumps(_plain(value, path), ensure_ascii=False)
+    except RecursionError:
+        raise user_error("must not hold itself, or hold lists in lists without end", *path) from None
 
 
 def _plain(value: Any, path: KeyPath) -> Any:
@@ -173,17 +200,11 @@ def _plain(value: Any, path: KeyPath) -> Any:
     raise user_error(f"must be text, a number, true, false, null, a list or a dict, got {kind}", *path)
 
 
-def _in_python(error: SpecError, is_dict: bool) -> SpecError:
-    """The same mistakes in words of Python: arguments instead of options, and no lines of a dict."""
-    found = []
-    for problem in error.problems:
-        what, place = problem.what, problem.place
-        for option, argument in ARGUMENTS.items():
-            what = what.replace(option, argument)
-        if place is not None:
-            source = ARGUMENTS.get(place.source, place.source)
-            place = Place(source) if is_dict and source == DICT_NAME else place._replace(source=source)
-        elif is_dict:
-            place = Place(DICT_NAME)
-        found.append(replace(problem, place=place, what=what))
-    return SpecError(found)
+def _without_lines(error: SpecError) -> SpecError:
+    """The same mistakes without lines of a dict, which has none."""
+    return SpecError(
+        [
+            replace(one, place=Place(DICT_NAME)) if one.place and one.place.source == DICT_NAME else one
+            for one in error.problems
+        ]
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import Problem, SpecError, format_count, format_value, one_line, user_error
+from qdtune.messages import Problem, SpecError, format_count, format_value, name_option, one_line, user_error
 from qdtune.model.formats.card import make_card
 from qdtune.model.formats.format import Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
@@ -132,7 +132,7 @@ def export_models(
         StorageError, LocationError, NewerSchemaError: the run cannot be read, or the files cannot be written.
     """
     if is_url(out) or (os.path.lexists(out) and not os.path.isdir(out)):
-        raise user_error(f"--out must be a folder on this machine, got {one_line(out)}")
+        raise user_error(f"{name_option('--out')} must be a folder on this machine, got {one_line(out)}")
     models, left_out, without_weights = _find_models(run, trials, seed)
     folder, files = DiskFolder(Path(out)), _make_files(models, form, options)
     _write_files(folder, files)
@@ -156,7 +156,7 @@ def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[s
             if form.package is None:
                 raise
             needed = f"the package {form.package.name}: {form.package.install}"
-            raise user_error(f"--format {form.name} needs {needed}") from None
+            raise user_error(f"{name_option('--format', form.name)} needs {needed}") from None
         files[model.name + form.card_suffix] = make_card(model, form, file, len(files[file]))
     return files
 
@@ -170,7 +170,7 @@ def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
     for name, data in found.items():
         if data not in (None, files[name]):
             what = f"{folder.full_name(name)} holds something else, and nothing is overwritten"
-            raise user_error(one_line(f"{what}: choose another --out, or move it away"))
+            raise user_error(one_line(f"{what}: choose another {name_option('--out')}, or move it away"))
     for name, data in files.items():
         if found[name] is None:
             folder.write_file(name, data)
@@ -228,9 +228,8 @@ def _find_trial(given: str, ours: Mapping[str, Configuration], run: str) -> str:
     found = [given] if given in ours else sorted(trial_id for trial_id in ours if trial_id.startswith(given))
     if len(found) > 1:
         more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-        raise user_error(
-            f"--trial must name one trial of {run}, got {format_value(given)}: {', '.join(found[:MAX_NAMED])}{more}"
-        )
+        what = f"{name_option('--trial')} must name one trial of {run}, got {format_value(given)}"
+        raise user_error(f"{what}: {', '.join(found[:MAX_NAMED])}{more}")
     if not found:
         near = difflib.get_close_matches(given[:64], ours, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -255,7 +254,7 @@ def _best_row(
         if row["seed"] == seed:
             return row
     seeds = ", ".join(str(s) for s in sorted(row["seed"] for row in ended))
-    raise user_error(f"--seed must be one of {seeds} for trial {entry['trial_id']}, got {seed}")
+    raise user_error(f"{name_option('--seed')} must be one of {seeds} for trial {entry['trial_id']}, got {seed}")
 
 
 def _read_packed(store: Store, row: Mapping[str, Any], run: str, is_lost: bool) -> tuple[bytes, Model]:
@@ -279,7 +278,7 @@ def _read_packed(store: Store, row: Mapping[str, Any], run: str, is_lost: bool) 
         raise _WeightsError(f"the weights of trial {trial_id} are lost: launch its sweep, which trains it again")
     if blob is None:
         what = f"no weights are kept of trial {trial_id}: it was trained by an older version of qdtune"
-        raise _WeightsError(f"{what} (train it again, with --fresh)")
+        raise _WeightsError(f"{what} (train it again, with {name_option('--fresh')})")
     try:
         return read_seed(blob, row)
     except ReaderError as error:

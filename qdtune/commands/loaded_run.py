@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdtune.machine import expand_home
-from qdtune.messages import Problem, SpecError, describe_unknown, user_error
+from qdtune.commands.arguments import check_arguments, read_path
+from qdtune.messages import Problem, SpecError, describe_unknown, python_names, user_error
 from qdtune.report.drawn_run import DrawnRun
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class LoadedRun(DrawnRun):
     """A run in Python: read, drawn and exported."""
 
+    @python_names()
     def export(
         self,
         trial: str | None = None,
@@ -48,11 +49,12 @@ class LoadedRun(DrawnRun):
         from qdtune.commands.export import export_models  # all formats
         from qdtune.model.formats.known import FORMAT_NAMES, format_of
 
+        check_arguments({"trial": trial, "out": out, "front": front, "format": format, "seed": seed})
         if front == (trial is not None):
             raise user_error("export takes a trial or front=True, one of them")
         if format not in FORMAT_NAMES:
             raise user_error(describe_unknown("format ", format, FORMAT_NAMES))
-        form, folder = format_of(format), expand_home(os.fspath(out))
+        form, folder = format_of(format), read_path("out", out)
         trials = None if trial is None else [trial]
         if front and self.budget is not None:
             trials = self.front()["trial_id"].to_pylist()
@@ -69,6 +71,7 @@ def _read_options(form: Format, given: Mapping[str, str]) -> dict[str, str]:
     for name, value in given.items():
         if name not in known:
             raise user_error(describe_unknown("argument ", name, [*arguments, *known]))
+        check_arguments({name: value})
         if known[name].choices and value not in known[name].choices:
             raise user_error(describe_unknown(f"{name} ", value, known[name].choices))
     return {one.flag: given.get(name, one.default) for name, one in known.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 from qdtune.commands.launch import launch_sweep
 from qdtune.commands.parser import run_command
-from qdtune.messages import Place, Problem, SpecError
+from qdtune.messages import Place, Problem, SpecError, python_names
 from qdtune.sweep.prepare import LaunchOptions
 
 FAILED = 1  # exit code if an error was written to the file
@@ -64,7 +64,8 @@ def _launch(request: dict[str, Any], outcome: int) -> int:
     fields["data_dir"] = None if data_dir is None else Path(data_dir)
     fields["content"] = None if content is None else content.encode()
     try:
-        code = launch_sweep(LaunchOptions(**fields), request["has_dashboard"])
+        with python_names():
+            code = launch_sweep(LaunchOptions(**fields), request["has_dashboard"])
         from qdtune.sweep.summary import FAILED_TRIALS  # loaded by now
 
         return 0 if code == FAILED_TRIALS else code  # the run tells of them

@@ -205,7 +205,7 @@ def test_numbers_of_numpy_and_ranges_are_numbers() -> None:
 
 
 def test_what_the_other_process_refuses_is_raised_here(place: Path, run: LoadedRun) -> None:
-    with pytest.raises(SpecError, match=r"^error: sweep: data.factory: mine:waves .* plugins mine$"):
+    with pytest.raises(SpecError, match=r"^error: sweep: data.factory: mine:waves .* the call says plugins=.mine.$"):
         qdtune.run(SWEEP)
     with Store(run.where).lock(), pytest.raises(RunInUse):
         qdtune.run(run.spec.to_dict())

@@ -49,7 +49,7 @@ def test_a_front_within_a_budget_is_exported_in_one_go(
             "unknown argument 'sed'; did you mean 'seed'? (trial, out, front, format, seed)",
         ),
         ({"front": True, "help": "me"}, "unknown argument 'help' (trial, out, front, format, seed)"),
-        ({"front": True, "out": "s3://bucket/x"}, "--out must be a folder on this machine, got s3://bucket/x"),
+        ({"front": True, "out": "s3://bucket/x"}, "out must be a folder on this machine, got s3://bucket/x"),
     ],
 )
 def test_a_wrong_argument_is_told(run: LoadedRun, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
