@@ -36,7 +36,7 @@ PACKAGES: dict[str, set[str]] = {
     "ground": set(),
 }
 # The ground: files beside the packages, and the data sets. The last three are doors to what is above.
-GROUND = {"messages", "terminal", "machine", "plugins", "shadows", "reader", "pareto", "datasets"}
+GROUND = {"messages", "terminal", "machine", "plugins", "shadows", "reader", "pareto", "reach", "datasets"}
 DOORS = {"__init__", "__main__", "launch"}
 # The only packages that import them, wherever in a file; where one uses another, both are its home.
 HOMES = {

@@ -355,10 +355,15 @@ BAD_DATA = [
     (f"{DATA}open(root / 'none')", r"planted:f failed: FileNotFoundError: .*none' \(.*planted.py:4\)"),
     (f"{DATA}[[1], [2, [3]]], y, x, y", r"must return four arrays: ValueError: "),
     (
-        f"{DATA}x / 255, y, x, y",
-        r"train_x must be uint8 of shape \(rows, inputs\), or .*, got float64 of shape \(200, 6\)",
+        f"{DATA}x.astype('i8'), y, x, y",
+        r"train_x must be uint8, int16, .* of shape \(rows, inputs\), or .*, got int64 of shape \(200, 6\)",
     ),
-    (f"{DATA}x, y, x.reshape(200, 2, 3), y", r"test_x must be uint8 .* got uint8 of shape \(200, 2, 3\)"),
+    (f"{DATA}x / 255, y, x, y", r"test_x must be float32 as train_x is, got uint8"),
+    (
+        f"{DATA}np.full((200, 6), np.nan), y, x / 1, y",
+        r"train_x must be finite float32, got 1200 numbers that are not, .* row 0",
+    ),
+    (f"{DATA}x, y, x.reshape(200, 2, 3), y", r"test_x must be uint8, .* got uint8 of shape \(200, 2, 3\)"),
     (f"{DATA}x.reshape(200, 1, 6, 1), y, x, y", rf"{ROWS}, as wide .*got shapes \(200, 1, 6, 1\) and \(200, 6\)"),
     (
         f"{DATA}np.zeros((9, 8, 8, 3), 'u1'), y, x, y",

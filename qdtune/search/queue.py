@@ -1,8 +1,8 @@
 """Which trial is next.
 
-First the planned or proposed trials; then stopped trials that no finished trial of equal or smaller size beats; then
-more seeds; at last, one by one, the trials that ran out of memory. The queue starts nothing itself, so a sweep on
-a cluster and one that is replayed from its curves use the same queue.
+First the planned or proposed trials; then stopped trials that may belong to the front all the same; then more seeds;
+at last, one by one, the trials that ran out of memory. The queue starts nothing itself, so a sweep on a cluster and
+one that is replayed from its curves use the same queue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
-from qdtune.store.unfinished import count_unasked, find_to_replicate, find_wrongly_stopped, is_ended
+from qdtune.store.unfinished import count_unasked, find_to_release, find_to_replicate, is_ended
 
 
 class Queue:
@@ -71,9 +71,11 @@ class Queue:
             proposed = self.study.propose()
             self.waiting = deque([proposed] if proposed else [])
             self.dry = proposed is None
-        if not self.waiting and not self.running:
+        if not self.waiting and not (self.running and self.judged):  # a released trial may start beside others
             self.judged = False
-            self.waiting = deque(self._wrongly_stopped() or self._replicates())
+            self.waiting = deque(self._released())
+        if not self.waiting and not self.running:
+            self.waiting = deque(self._replicates())
             self.alone = not self.waiting
             self.waiting = self.waiting or deque(self._out_of_memory())
         return bool(self.waiting)
@@ -111,9 +113,16 @@ class Queue:
         self.dry = self.dry and self.spec.duplicates == "resample"  # else it may come back with new seeds
         self.study.finish(trial_id, result.state, result.score, result.curve)
 
-    def _wrongly_stopped(self) -> list[Configuration]:
-        """The stopped trials to train again, because no finished trial of equal or smaller size beats them."""
-        return self._not_yet(result.trial for result in find_wrongly_stopped(self.spec, self.results.values()))
+    def _released(self) -> list[Configuration]:
+        """The stopped trials to train to their end all the same.
+
+        With a risk they start one by one, the most promising one first, because what a finished one comes to decides
+        about the others. Without a risk all of them start, once nothing runs that could still beat them.
+        """
+        found = [result.trial for result in find_to_release(self.spec, self.results.values())]
+        if self.spec.early_terminate.risk is None:
+            return [] if self.running else self._not_yet(found)
+        return [trial for trial in found if trial.trial_id not in self.again][:1]
 
     def _replicates(self) -> list[Configuration]:
         """Trials with more seeds for the configurations on the front or close behind it."""

@@ -27,6 +27,7 @@ Signal = Annotated[str, choice(SIGNALS)]
 Measure = Annotated[float, measure()]
 Percent = Annotated[float, number("0 to 100", lambda x: 0 <= x <= 100)]
 Probability = Annotated[float, number("above 0, up to 1", lambda x: 0 < x <= 1)]
+Risk = Annotated[float, number("above 0 and below 1, or null", lambda x: 0 < x < 1)]
 TrialCount = Annotated[int, whole(0, 1_000_000)]
 EpochCount = Annotated[int, whole(1, 100_000)]
 FirstEpoch = Annotated[int, whole(0, 100_000)]
@@ -103,6 +104,11 @@ class Pareto(Pruner):
     signal: Signal = "best_so_far"
     min_epochs: EpochCount = 2
     patience: EpochCount = 1
+    risk: Risk | None = None
+
+    def misfits(self, n_seeds: int) -> Iterator[tuple[str, str]]:
+        if self.risk is not None and self.signal != "best_so_far":
+            yield "signal", f"{self.signal} does not go with a risk, which is judged by best_so_far"
 
     @property
     def keeps_front(self) -> bool:
@@ -261,7 +267,7 @@ class EarlyTerminate(_Keys):
             if key != "type" and key not in own and getattr(self, key) is not None:
                 own_keys = ", ".join(own) or "it has none: name a type, such as pareto"
                 raise ValueError(f"{key} is no key of type {self.type} ({own_keys})")
-            if key in own and getattr(self, key) is None:
+            if key in own and getattr(self, key) is None and own[key] is not None:
                 raise ValueError(f"{key} must have a value (default: {own[key]})")
         return self
 

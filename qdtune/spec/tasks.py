@@ -11,6 +11,7 @@ from typing import Literal
 
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.datasets.targets import ANOMALIES, FLAGS, LABEL, LABELS, NUMBERS, Targets
+from qdtune.reach import progress
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Metric:
         if self.is_fraction:
             return (0.0, 1.0)
         return (float("-inf"), 1.0) if self.direction == "maximize" else (0.0, float("inf"))
+
+    def progress(self, score: float) -> float:
+        """How far a training has come, from its score, `sign` times the metric: -ln(error), see `reach`."""
+        return progress(score, is_share=self.direction == "maximize")
 
 
 ACCURACY = Metric("accuracy", "maximize", True, "share of samples whose label is right")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -63,10 +64,11 @@ class Result:
         return self.trial.sizes.size_bytes
 
     @property
-    def best(self) -> float:
-        """The highest score of its curve; minus infinity if the curve is empty."""
+    def scores(self) -> tuple[float, ...]:
+        """The highest score up to each epoch of its curve."""
         sign = metric_of(self.trial.metric).sign
-        return max((sign * m for m in map(mean, self.curve.values()) if not math.isnan(m)), default=-math.inf)
+        means = [sign * m for m in map(mean, self.curve.values()) if not math.isnan(m)]
+        return tuple(accumulate(means, max))
 
 
 def mean(values: Sequence[float | None]) -> float:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from qdtune.reach import Chance, Curve, neighbours_of, rank_chances
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.objectives import untrained_value
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL, STATES, metric_in
 from qdtune.store.results import mean
 from qdtune.store.tables import Table, rows_among, rows_equal
 
+CHANCE_MARGIN = 0.02  # what ends this close to a network that has learned nothing has learned nothing
 Key = tuple[Any, ...]  # the axes of a configuration, as `Configuration.key`
 
 
@@ -45,8 +48,8 @@ class Cohort(Protocol):
         """Its score on the validation split at the end (see `results`); None unless all seeds are `ok`."""
 
     @property
-    def best(self) -> float:
-        """The highest score of its curve; minus infinity if the curve is empty."""
+    def scores(self) -> tuple[float, ...]:
+        """The highest score up to each epoch of its curve."""
 
 
 C = TypeVar("C", bound=Cohort)
@@ -79,19 +82,19 @@ class Unfinished:
     Attributes:
         waiting: configurations that are planned, or begun by the search, and have no final result.
         unasked: the number of configurations that the search may still propose.
-        wrongly_stopped: see `find_wrongly_stopped`.
+        to_release: see `find_to_release`.
         to_replicate: see `find_to_replicate`.
     """
 
     waiting: frozenset[Key]
     unasked: int
-    wrongly_stopped: frozenset[Key]
+    to_release: frozenset[Key]
     to_replicate: frozenset[Key]
 
     @property
     def count(self) -> int:
         """The number of unfinished configurations; each counts once."""
-        return len(self.waiting | self.wrongly_stopped | self.to_replicate) + self.unasked
+        return len(self.waiting | self.to_release | self.to_replicate) + self.unasked
 
 
 def find_unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | None, planned: int) -> Unfinished:
@@ -112,7 +115,7 @@ def find_unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | 
     return Unfinished(
         frozenset(waiting),
         count_unasked(planned, len({cohort.key for cohort in known})) if listed is None else 0,
-        frozenset(cohort.key for cohort in find_wrongly_stopped(spec, known)),
+        frozenset(cohort.key for cohort in find_to_release(spec, known)),
         frozenset(found.cohorts[0].key for found in find_to_replicate(spec, known)),
     )
 
@@ -129,17 +132,52 @@ def count_unasked(planned: int, known: int) -> int:
     return max(0, planned - known)
 
 
-def find_wrongly_stopped(spec: Spec, cohorts: Iterable[C]) -> list[C]:
-    """The stopped cohorts that no finished configuration of equal or smaller size beats.
+def find_to_release(spec: Spec, cohorts: Iterable[C]) -> list[C]:
+    """The stopped cohorts that have to be trained to their end all the same, the most promising one first.
 
-    The trial that was ahead may have diverged or fallen back since. Only a pruner that compares with trials of equal
-    or smaller size promises to keep the front; other pruners stop nothing wrongly.
+    With a `risk` those whose chance to reach the front is larger, see `find_chances`. Without one those that no
+    finished configuration of equal or smaller size beats: the trial that was ahead may have diverged or fallen back
+    since. Only a pruner that compares with trials of equal or smaller size promises to keep the front.
     """
     if not spec.early_terminate.keeps_front:
         return []
-    known = list(cohorts)
+    known, risk = list(cohorts), spec.early_terminate.risk
+    if risk is not None:
+        return [cohort for cohort, chance in find_chances(spec, known) if chance.share > risk]
     best = best_up_to(find_finished(known))
-    return [cohort for cohort in known if cohort.state == "pruned" and cohort.best > best(cohort.size_bytes)]
+    return [cohort for cohort in known if cohort.state == "pruned" and _last(cohort) > best(cohort.size_bytes)]
+
+
+def find_chances(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Chance]]:
+    """The stopped cohorts of a pruner with a `risk`, each with its chance to reach the front; the best chance first.
+
+    Finished cohorts that ended where a network is that has learned nothing are like no other one.
+    """
+    metric, info, risk = spec.metric, spec.data.info, spec.early_terminate.risk
+    assert info is not None, "the data of a resolved sweep is known"
+    assert risk is not None, "only a risk makes chances matter"
+    nothing = untrained_value(metric, info)
+    floor = -math.inf if nothing is None else metric.sign * nothing + CHANCE_MARGIN
+
+    def curve_of(cohort: C, end: float | None) -> tuple[float, Curve]:
+        best = tuple(metric.progress(score) for score in cohort.scores)
+        name = repr((cohort.key, cohort.seeds))
+        return cohort.size_bytes, Curve(name, best, None if end is None else metric.progress(end))
+
+    known = [cohort for cohort in cohorts if cohort.scores]
+    stopped = [cohort for cohort in known if cohort.state == "pruned"]
+    ended = [cohort for cohort in known if cohort.score is not None]
+    chances = rank_chances(
+        [curve_of(cohort, None) for cohort in stopped],
+        [curve_of(cohort, cohort.score) for cohort in ended if cohort.score is not None and cohort.score > floor],
+        neighbours_of(risk),
+    )
+    return [(stopped[chance.place], chance) for chance in chances]
+
+
+def _last(cohort: Cohort) -> float:
+    """The highest score of its curve; minus infinity if the curve is empty."""
+    return cohort.scores[-1] if cohort.scores else -math.inf
 
 
 def find_to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[Finished[C]]:
@@ -181,11 +219,11 @@ class StoredCohort:
     size_bytes: float
     state: str
     score: float | None
-    best: float = -math.inf
+    scores: tuple[float, ...] = ()
 
 
 def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
-    """The cohorts in the tables of a run folder; only stopped cohorts get `best`, because no other use needs it.
+    """The cohorts in the tables of a run folder.
 
     Args:
         trials: one row per seed, as `columns.trials_schema`; only rows of this sweep.
@@ -197,34 +235,31 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
     groups = trials.group_by("trial_id", use_threads=False).aggregate(asked)
     names = ["trial_id", *(f"{name}_list" for name in by_seed), *(f"{name}_first" for name in shared)]
     columns = (groups[name].to_pylist() for name in names)
-    found: dict[str, StoredCohort] = {}
+    counts = map(len, groups["seed_list"].to_pylist())
+    curves = _find_curves(history, dict(zip(groups["trial_id"].to_pylist(), counts, strict=True)))
+    found = []
     for trial_id, seeds, states, values, size, *axes in zip(*columns, strict=True):
         state = max(states, key=STATES.index)
         score = metric.sign * mean(values) if state == "ok" else None
-        found[trial_id] = StoredCohort(
-            tuple(axes), tuple(sorted(seeds)), math.inf if size is None else size, state, score
-        )
-    stopped = {trial_id: len(cohort.seeds) for trial_id, cohort in found.items() if cohort.state == "pruned"}
-    for trial_id, best in _find_best_scores(history, stopped).items():
-        cohort = found[trial_id]
-        found[trial_id] = StoredCohort(cohort.key, cohort.seeds, cohort.size_bytes, cohort.state, None, best)
-    return list(found.values())
+        size = math.inf if size is None else size
+        found.append(StoredCohort(tuple(axes), tuple(sorted(seeds)), size, state, score, curves.get(trial_id, ())))
+    return found
 
 
-def _find_best_scores(history: Table, seeds: Mapping[str, int]) -> dict[str, float]:
-    """trial_id -> the highest score over the QAT epochs at which all its seeds have a value."""
-    if not seeds:
-        return {}
+def _find_curves(history: Table, seeds: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
+    """trial_id -> the highest mean score up to each QAT epoch at which all its seeds have a value."""
     metric = metric_in(history)
     curves = rows_equal(rows_among(history, "trial_id", seeds.keys()), "phase", "qat")
     sums = curves.group_by(["trial_id", "epoch"], use_threads=False).aggregate(
         [(metric.val, "sum"), (metric.val, "count")]
     )
+    sums = sums.sort_by([("trial_id", "ascending"), ("epoch", "ascending")])
     columns: Sequence[list[Any]] = [
         sums[name].to_pylist() for name in ("trial_id", f"{metric.val}_sum", f"{metric.val}_count")
     ]
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for trial_id, total, count in zip(*columns, strict=True):
         if count == seeds[trial_id] and not math.isnan(total):
-            found[trial_id] = max(found.get(trial_id, -math.inf), metric.sign * round(total / count, 12))
-    return found
+            best = found.setdefault(trial_id, [])
+            best.append(max([metric.sign * round(total / count, 12), *best[-1:]]))
+    return {trial_id: tuple(best) for trial_id, best in found.items()}

@@ -45,13 +45,13 @@ exclude:
   - {depth: 1, activation: relu}
   - {weight_bits: 32, act_bits: null, scale: lsq}
 seeds: [0, 1, 2]
-data: {dataset: [digits, synthetic], val_size: 128}
+data: {dataset: [digits, synthetic], val_size: 128, task: classification, metric: accuracy, normalize: none}
 model: {name: mlp, hidden: [16, 8], batch_norm: true}
 train:
   batch_size: 32
   warmup: {epochs: 2, optimizer: adam, lr: 0.001, momentum: 0, schedule: cosine}
   qat: {epochs: 4, optimizer: sgd, lr: 0.01, momentum: 0.9, schedule: constant, min_steps: 9}
-early_terminate: {type: pareto, margin: 0.02, signal: ema, min_epochs: 2, patience: 1}
+early_terminate: {type: pareto, margin: 0.02, signal: best_so_far, min_epochs: 2, patience: 1, risk: 0.1}
 replicate: {front: 5, within: 0.005}
 constraints: [size_bytes <= 8192, "params < 1e6"]
 resources: {gpu: 1/3, cpu: 1}
@@ -246,6 +246,7 @@ def test_unmutated_files_are_planned(
         "built",
         "shape",
         "image",
+        "dtype",
         "content",
         "_found",
         "_name",

@@ -115,7 +115,7 @@ def test_the_queue_and_a_run_that_is_read_leave_the_same_number(tables: tuple[Sp
     run, queue = reader_of(*tables), queue_of(*tables)
     waiting = {trial.key for trial in queue.waiting}
     unasked = queue.left - len(queue.waiting)
-    later = {trial.key for trial in (*queue._wrongly_stopped(), *queue._replicates())}
+    later = {trial.key for trial in (*queue._released(), *queue._replicates())}
     assert run.left == len(waiting | later) + unasked
     assert (run.left == 0) == (not waiting and not later and not unasked)
     if not waiting and not unasked:
@@ -138,7 +138,7 @@ def test_rows_and_results_are_the_same_cohorts(tables: tuple[Spec, Any, Any]) ->
         other = same[name]
         assert (one.size_bytes, one.state) == (other.size_bytes, other.state)
         assert one.score == pytest.approx(other.score, abs=0, nan_ok=True)
-        assert one.best == (other.best if one.state == "pruned" else -math.inf)
+        assert one.scores == other.scores
 
 
 # --- by hand
@@ -171,10 +171,10 @@ def test_a_stopped_trial_is_left_if_nothing_finished_of_its_size_beats_it():
     assert small.sizes.size_bytes < large.sizes.size_bytes
     beaten, ahead = rows_of(large, "pruned", 0.6, [0.6, 0.7]), rows_of(large, "pruned", 0.6, [0.7, 0.75])
     best = rows_of(small, "ok", 0.7)
-    assert left_of(sweep, best, beaten).wrongly_stopped == set()  # a tie is no reason
-    assert left_of(sweep, best, ahead).wrongly_stopped == {large.key}
+    assert left_of(sweep, best, beaten).to_release == set()  # a tie is no reason
+    assert left_of(sweep, best, ahead).to_release == {large.key}
     smaller = rows_of(small, "pruned", 0.1, [0.1])
-    assert left_of(sweep, rows_of(large, "ok", 0.9), smaller).wrongly_stopped == {small.key}  # it is larger
+    assert left_of(sweep, rows_of(large, "ok", 0.9), smaller).to_release == {small.key}  # it is larger
 
 
 def test_a_configuration_counts_once_whatever_is_left_of_it():

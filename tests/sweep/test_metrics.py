@@ -223,12 +223,12 @@ def test_metrics_come_out_of_ray_under_the_names_that_the_board_asks_for(tmp_pat
 import json, time, urllib.request
 import pyarrow as pa
 import ray
-from qdtune.metrics import SweepMetrics
-from qdtune.plan import plan
-from qdtune.progress import SweepProgress, console
-from qdtune.sweep.recorder import Recorder
-from qdtune.spec import loads
-from qdtune.tables import TRIALS, aggregate
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import loads
+from qdtune.spec.tasks import ACCURACY
+from qdtune.store.columns import trials_schema
+from qdtune.store.pareto_table import aggregate
+from qdtune.sweep.metrics import SweepMetrics
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
 spec = loads({SWEEP!r}, "told.yaml").resolve("synthetic")
@@ -237,7 +237,7 @@ made.granted(0.125)
 history = [{{"phase": "qat", "epoch": 1, "seed": 0}}]
 end = {{"seed": 0, "state": "ok", "val_accuracy": 0.5, "test_accuracy": 0.5}}
 rows = [trial.columns | end for trial in plan(spec).trials]
-made.stand(["ok"], aggregate(pa.Table.from_pylist(rows, schema=TRIALS)))
+made.stand(["ok"], aggregate(pa.Table.from_pylist(rows, schema=trials_schema(ACCURACY, ()))))
 made.moved(1, 2)
 port = ray.nodes()[0]["MetricsExportPort"]
 for second in range(90):
