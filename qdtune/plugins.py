@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qdtune.messages import Problem, SpecError, name_caller, name_option, one_line, user_error
+from qdtune.messages import Problem, SpecError, format_value, name_caller, name_option, one_line, user_error
 
 MAX_ERROR_CHARS = 300  # of an error that the user's code raises
 
@@ -63,6 +63,14 @@ def current_grant() -> Grant:
 def sources() -> list[Source]:
     """The modules that `load_function` has imported."""
     return list(_sources.values())
+
+
+def check_modules(modules: Sequence[str]) -> None:
+    """Raises SpecError if what the user allows on the command line cannot be the name of a module."""
+    for module in modules:
+        if not all(part.isidentifier() for part in module.split(".")):
+            what = f"{name_option('--allow-plugin')} must be the name of a module, such as mine or package.mine"
+            raise user_error(f"{what}, got {format_value(module)}")
 
 
 def permit(factories: Mapping[str, str], modules: Sequence[str], folders: Sequence[Path]) -> None:

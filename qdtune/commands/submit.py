@@ -108,10 +108,11 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _read_modules(spec: Spec, arguments: argparse.Namespace) -> dict[str, bytes]:
     """The user's own code that a sweep names, by where it goes: the file of each, found where `launch` looks."""
-    from qdtune.plugins import permit
+    from qdtune.plugins import check_modules, permit
 
     folders = [Path(arguments.sweep).parent, Path.cwd()]
     permit(spec.factories, arguments.allow_plugin, folders)
+    check_modules(arguments.allow_plugin)
     found: dict[str, bytes] = {}
     for group, factory in spec.factories.items():
         path = Path(*factory.partition(":")[0].split(".")).with_suffix(".py")

@@ -51,16 +51,46 @@ def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:
     check_current_folder()
     check_versions()
     check_start(address)
-    if "://" not in runs_dir:
-        folder = Path(runs_dir) / name
-        with _write_errors(folder):
-            _check_kind(folder, Path(runs_dir))
-            _check_place(folder)
+    check_run_place(runs_dir, name)
     if address is not None:
         try:
             knock(address)
         except NoClusterError as error:
             raise NoClusterError(one_line(str(error))) from None
+
+
+def check_run_place(runs_dir: str, name: str) -> None:
+    """Checks that the run folder of a sweep can be made, or holds a run to finish; it asks no object store.
+
+    Args:
+        runs_dir: where run folders are made, a path or a URL.
+        name: of the sweep.
+
+    Raises:
+        LocationError: it cannot; the message says what to do.
+    """
+    if not runs_dir:
+        raise LocationError(f"{name_option('--runs-dir')} must name a folder, got an empty name")
+    try:
+        runs_dir.encode()
+    except UnicodeEncodeError:
+        what = f"{name_option('--runs-dir')} must have a name in UTF-8, which Ray needs, got {one_line(runs_dir)}"
+        raise LocationError(f"{what} ({_choose_another()})") from None
+    if "://" not in runs_dir:
+        folder = Path(runs_dir) / name
+        with _write_errors(folder):
+            _check_kind(folder, Path(runs_dir))
+            _check_place(folder)
+
+
+def check_data_dir(data_dir: Path | None) -> None:
+    """Raises SpecError if the folder of the data sets is a file, or below one; None is taken as it is."""
+    if data_dir is None:
+        return
+    there = next(part for part in (data_dir, *data_dir.absolute().parents) if os.path.lexists(part))
+    if not os.path.isdir(there):
+        what = f"{name_option('--data-dir')} must be a folder, or one that can be made, got {_named(data_dir)}"
+        raise user_error(what if there == data_dir else f"{what}: {_named(there)} is none")
 
 
 def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None:

@@ -142,9 +142,13 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
     folder = join_location(options.runs_dir, asked.name)
     with blame_source(options.sweep):
         _permit_plugins(asked, options)
-    if not options.is_dry:
-        from qdtune.sweep.preflight import check_loggers, check_surroundings
+    plugins.check_modules(options.plugins)
+    from qdtune.sweep.preflight import check_data_dir, check_loggers, check_run_place, check_surroundings
 
+    check_data_dir(options.data_dir)
+    if options.is_dry:
+        check_run_place(options.runs_dir, asked.name)
+    else:
         check_surroundings(options.runs_dir, asked.name, options.address)
         with blame_source(options.sweep):
             check_loggers(asked.run.loggers, options.runs_dir)

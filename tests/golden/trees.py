@@ -132,8 +132,10 @@ def words() -> dict[str, str]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         sweeps = (*SWEEPS, HERE / "eager.yaml", HERE / "compiled.yaml")
-        options = ["--dry-run", "--runs-dir", "/nowhere/runs", "--data-dir", "/nowhere"]
+        runs = f"{folder}/nowhere/runs"  # a dry run refuses a place that cannot be made
+        options = ["--dry-run", "--runs-dir", runs, "--data-dir", "/nowhere"]
         texts = qdtune(*(["launch", path, *options] for path in sweeps))
+        texts = [text.replace(runs, "/nowhere/runs") for text in texts]
         found |= {f"dry-run-{path.stem}": text for path, text in zip(sweeps, texts, strict=True)}
         run = shutil.copytree(RUN, Path(folder) / "runs" / "eager")
         cwd = Path(folder)

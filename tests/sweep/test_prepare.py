@@ -15,6 +15,7 @@ from qdtune import plugins
 from qdtune.datasets.load import Samples
 from qdtune.messages import SpecError
 from qdtune.spec.sweep_file import load
+from qdtune.store.folder import LocationError
 from qdtune.store.store import Store
 from qdtune.sweep import prepare
 from qdtune.sweep.prepare import LaunchOptions, Unread, prepare_launch, read_data
@@ -172,3 +173,28 @@ def test_data_in_memory_are_handed_on_as_they_are(folder: Path) -> None:
     prepared = prepare_launch(LaunchOptions("a.yaml", own, ["mine"]))
     assert isinstance(prepared.data, Samples)
     assert prepared.data.name == "mine:data"
+
+
+@pytest.mark.parametrize("is_dry", [True, False], ids=["dry run", "launch"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data_dir": Path("a.yaml")}, "--data-dir must be a folder, or one that can be made, got a.yaml"),
+        ({"data_dir": Path("a.yaml/x")}, "or one that can be made, got a.yaml/x: .*/a.yaml is none"),
+        ({"runs_dir": "a.yaml"}, r"a.yaml must be a folder, got a file \(choose another --runs-dir or name\)"),
+        ({"runs_dir": "a.yaml/x/y"}, r"a.yaml must be a folder, got a file"),
+        ({"runs_dir": "/proc/x"}, r"cannot write to /proc/x/a: No such file or directory \(choose another"),
+        ({"runs_dir": ""}, "--runs-dir must name a folder, got an empty name"),
+        ({"runs_dir": "a\udcffb"}, r"--runs-dir must have a name in UTF-8, which Ray needs, got a\\udcffb \(choose"),
+        ({"plugins": ["a b"]}, "--allow-plugin must be the name of a module, such as .*, got 'a b'"),
+        ({"plugins": ["mine", "mine."]}, "--allow-plugin must be the name of a module, such as .*, got 'mine.'"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_launch_refuses(
+    folder: Path, is_dry: bool, changes: dict[str, Any], told: str
+) -> None:
+    before = sorted(folder.iterdir())
+    with pytest.raises((SpecError, LocationError), match=told) as caught:
+        prepare_launch(LaunchOptions("a.yaml", is_dry=is_dry, **changes))
+    assert str(caught.value).count("\n") == 0
+    assert sorted(folder.iterdir()) == before
