@@ -236,7 +236,8 @@ MATRIX = [
     (
         38,
         "early_terminate={type: pareto, margn: 0.1}",
-        "early_terminate: unknown key 'margn'; did you mean 'margin'? (type, margin, signal, min_epochs, patience, risk)",
+        "early_terminate: unknown key 'margn'; did you mean 'margin'? "
+        "(type, margin, signal, min_epochs, patience, risk)",
     ),
     (
         38,
