@@ -69,7 +69,7 @@ class Run:
         return f"{self.name}: {done}: {', '.join(f'{n:,} {state}' for state, n in sorted(self.states.items()))}"
 
     def __repr__(self) -> str:
-        return f"<qdtune.run.Run {self} in {self.where}>"
+        return f"<qdtune.run.Run {self} in {one_line(self.where)}>"
 
     @property
     def states(self) -> dict[str, int]:
@@ -146,7 +146,7 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
     planned = (spec.run_cap or 0) if listed is None else len(listed)
     found = kind(
         spec.name,
-        where,
+        os.fspath(run),
         spec,
         ours.trials,
         ours.history,

@@ -62,7 +62,7 @@ def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
     done = 0
     if ids and spec.method in PLANNED:  # the hashes cost too much if there is nothing to compare them with
         done = sum(trial.trial_id in ids for trial in planned.trials)
-        yield "  there", f"{done:,} have a result in {prepared.folder}"
+        yield "  there", f"{done:,} have a result in {one_line(prepared.folder)}"
     yield from _training_facts(spec, planned)
     yield "data", _format_data(prepared)
     yield from (("longer", line) for line in prepared.lengthened)
@@ -70,7 +70,7 @@ def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
         from qdtune.plugins import sources
 
         for source in sources():
-            yield "plugin", f"{source.path}, sha256 {source.sha256}"
+            yield "plugin", one_line(f"{source.path}, sha256 {source.sha256}")
     yield from _machine_facts(prepared, placed, len(planned.trials) - done)
 
 

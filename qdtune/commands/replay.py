@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from qdtune.commands.parser import Parser, run_command
 from qdtune.commands.verb import Verb
 from qdtune.machine import count_cpus
-from qdtune.messages import Place, SpecError, describe_unknown, format_count, user_error
+from qdtune.messages import Place, SpecError, describe_unknown, format_count, one_line, user_error
 from qdtune.search.simulation import Score, score
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
@@ -87,7 +87,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     out = console()
     epochs = sum(len(result.curve) for result in recorded)
     out.print(
-        f"{arguments.run}: {format_count(len(recorded), 'trial')} on {spec.data.names[0]}, {epochs:,} QAT epochs; "
+        f"{one_line(arguments.run)}: {format_count(len(recorded), 'trial')} on {spec.data.names[0]}, "
+        f"{epochs:,} QAT epochs; "
         f"{format_count(arguments.orders, 'order')}, {arguments.order}, {arguments.at_once} trials at once"
     )
     out.print(

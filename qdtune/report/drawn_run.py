@@ -10,7 +10,7 @@ from typing import Any
 
 from qdtune.analysis.answers import Answers
 from qdtune.analysis.run import Run
-from qdtune.messages import format_value, printable
+from qdtune.messages import format_value, one_line, printable
 from qdtune.report.tables import Table
 from qdtune.store.front import front_cells, front_title, varying_axes
 from qdtune.terminal import draw_text, text_table
@@ -85,7 +85,7 @@ class DrawnRun(Run):
         title = front_title(self.pareto, self.spec.data.names[0], self.budget)
         heads, rows = front_cells(self.front(), varying_axes(self.pareto))
         shown = [title, printable(draw_text(text_table(heads, rows)))] if rows else ["nothing has finished"]
-        bundle: dict[str, Any] = {"text/plain": "\n".join([f"{self} ({self.where})", "", *shown])}
+        bundle: dict[str, Any] = {"text/plain": "\n".join([f"{self} ({one_line(self.where)})", "", *shown])}
         if rows:
             import altair as alt
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from qdtune.messages import one_line
 from qdtune.report.curves import hovered_curves
 from qdtune.report.figure import HEIGHT, MANY, NAME, WIDTH, Figure, whole
 from qdtune.report.plot_data import Recorded, Row, Sheet, sheet
@@ -89,7 +90,7 @@ def overlay(sheets: Sequence[Sheet]) -> Any:
     metric = sheets[0].metric
     right = max(right_edge(s.drawable) for s in sheets)
     names = [s.run.name for s in sheets]  # runs of one name are told apart by where they are
-    names = [s.run.where if names.count(name) > 1 else name for s, name in zip(sheets, names, strict=True)]
+    names = [one_line(s.run.where) if names.count(name) > 1 else name for s, name in zip(sheets, names, strict=True)]
     rows = [row | {"run": name} for s, name in zip(sheets, names, strict=True) for row in front_steps(s, right)]
     size = size_axis([row["size"] for row in rows])
     height = metric_axis(metric, "validation", [row["val"] for row in rows])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qdtune.messages import format_count
+from qdtune.messages import format_count, one_line
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.plan import Plan
@@ -58,7 +58,7 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
         out.print(line, style="yellow")
     if column := find_partition(store.folder.where):
         what = "DuckDB reads this part of the path as a column, unless the query sets hive_partitioning = false"
-        out.print(f"warning: {column}: {what}", style="yellow")
+        out.print(one_line(f"warning: {column}: {what}"), style="yellow")
     rows = read_rows(store, spec)
     for line in rows.damaged:
         what = "damaged, its result stands" if line in rows.damaged_curves else "damaged, runs again"

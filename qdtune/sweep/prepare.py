@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune import plugins
 from qdtune.machine import count_cpus, count_gpus
-from qdtune.messages import SpecError, blame_source, user_error
+from qdtune.messages import SpecError, blame_source, one_line, user_error
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
 from qdtune.spec.sweep_file import Spec, load, loads
@@ -183,7 +183,7 @@ def read_data(prepared: Prepared, out: Any) -> tuple[Prepared, Samples, list[str
 
     names, data_dir = prepared.data.names, prepared.data_dir
     if not on_disk(names[0], data_dir):
-        out.print(f"{names[0]} is not in {data_dir}: downloading it")
+        out.print(one_line(f"{names[0]} is not in {data_dir}: downloading it"))
     data, notes = load(names, data_dir, lambda name: prepared.asked.resolve(name).data.val_size)
     if data.name != prepared.spec.data.names[0]:  # another data set has other configurations
         asked, spec, planned = _decide_on(prepared.asked, data.name, data)

@@ -16,7 +16,7 @@ from typing import Any
 from qdtune import plugins
 from qdtune.datasets.load import Samples
 from qdtune.machine import PASSING_SIGNALS, handle_signals
-from qdtune.messages import name_option
+from qdtune.messages import name_option, one_line
 from qdtune.spec.groups import Resources
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
@@ -83,7 +83,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
     out = console()
     prepared, data, notes = read_data(prepared, out)
     for source in plugins.sources():
-        out.print(f"plugin {source.module}: {source.path}, sha256 {source.sha256}")
+        out.print(one_line(f"plugin {source.module}: {source.path}, sha256 {source.sha256}"))
     os.umask(0o077)  # what is made from here on, by Ray and its workers too, is for the user alone
     store = Store(prepared.folder)
     if prepared.options.is_fresh and (aside := store.set_aside()):

@@ -205,3 +205,29 @@ def test_commands_that_read_answer_alike_to_what_is_no_run(
     code, out, err = command(verb, str(run), *options)
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"error: {run}/trials/\w+\.parquet must be readable, got Permission denied\n", err)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("verify", []),
+        ("report", []),
+        ("report", ["--out", "a\nb/page.html"]),
+        ("replay", ["--orders", "1", "--at-once", "1", "--pruner", "pareto"]),
+        ("export", ["--front", "--out", "a\nb/out"]),
+        ("launch", ["--runs-dir", "a\nb"]),
+        ("launch", ["--runs-dir", "a\nb", "--dry-run"]),
+    ],
+    ids=["verify", "report", "page", "replay", "export", "launch", "dry run"],
+)
+def test_a_line_break_in_a_path_is_printed_as_an_escape(
+    verb: str, options: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(RUN, "a\nb/tiny")
+    shutil.copy(RUN / "sweep.yaml", "tiny.yaml")
+    code, out, err = command(verb, "tiny.yaml" if verb == "launch" else "a\nb/tiny", *options)
+    assert (code, err) == (0, "")
+    assert not re.search(r"^b/|\ba$", out, re.MULTILINE)
+    assert r"a\nb" in out
+    assert sorted(os.listdir()) == ["a\nb", "tiny.yaml"]  # and no folder that is named as it is printed
