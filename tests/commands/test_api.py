@@ -211,6 +211,15 @@ def test_what_the_other_process_refuses_is_raised_here(place: Path, run: LoadedR
         qdtune.run(run.spec.to_dict())
 
 
+def test_a_fresh_start_is_told_in_words_of_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = SWEEP | {"name": "few", "train": SWEEP["train"] | {"qat": {"epochs": 1}}, "seeds": [0]}
+    few["parameters"] = {"depth": {"values": [1]}, "weight_bits": {"values": [2]}}
+    qdtune.run(few, plugins="mine")
+    capsys.readouterr()
+    qdtune.run(few, plugins="mine", fresh=True)
+    assert "fresh=True: what was in runs/few is now in runs/few.1" in capsys.readouterr().out
+
+
 def test_errors_are_the_same_after_their_way_through_the_file() -> None:
     assert sweep_process.error_of(b"") is None
     for kind in sweep_process._known_errors():
