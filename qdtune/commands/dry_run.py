@@ -40,12 +40,15 @@ def describe(options: LaunchOptions) -> None:
 
 
 def _find_ids(prepared: Prepared) -> set[str]:
-    """The trials that have a result in the run folder."""
+    """The trials that have a result in the run folder, without those whose weights `verify` has set aside."""
     if prepared.earlier is None:
         return set()
+    from qdtune.store.lost_weights import find_set_aside
     from qdtune.store.store import Store
 
-    return Store(prepared.folder).ids()
+    store = Store(prepared.folder)
+    ids = store.ids()
+    return ids - find_set_aside(store, ids)
 
 
 def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:

@@ -37,8 +37,19 @@ def find_lost_weights(store: Store, trials: Table) -> frozenset[str]:
     if not files:
         return frozenset()
     missing = {trial_id for trial_id in find_shipped(trials) if store.name_weights(trial_id) not in files}
-    set_aside = {trial_id for trial_id in missing if f"{store.name_weights(trial_id)}.damaged" in files}
-    return frozenset(set_aside) | store.written_since(WEIGHTS_SINCE, missing - set_aside)
+    set_aside = find_set_aside(store, missing)
+    return set_aside | store.written_since(WEIGHTS_SINCE, missing - set_aside)
+
+
+def find_set_aside(store: Store, trial_ids: Collection[str]) -> frozenset[str]:
+    """Those of the trials whose weights were set aside and not trained again; no table is read.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    files = store.list_weights()
+    names = {trial_id: store.name_weights(trial_id) for trial_id in trial_ids}
+    return frozenset(t for t, name in names.items() if f"{name}.damaged" in files and name not in files)
 
 
 def find_shipped(trials: Table) -> set[str]:
