@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth, describe_setting
 from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.comparisons import compare_activations, compare_depths
@@ -63,9 +64,10 @@ def answer(trials: Table, history: Table, pareto: Table, budget: int | None = No
     metric = metric_in(trials)
     rows, values = _rank_rows(trials, pareto, metric)
     everything, varying = find_sides(trials), _find_varying(pareto)
+    curves = CurveBook(trials, history)
     return Answers(
-        compare_depths(everything, history),
-        compare_activations(everything, history),
+        compare_depths(everything, curves),
+        compare_activations(everything, curves),
         _find_best(rows, values, budget, varying, metric),
         *_find_best_depths(rows, values, pareto, varying, metric),
     )

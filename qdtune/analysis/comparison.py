@@ -10,10 +10,10 @@ from qdtune.analysis.seed_tests import MAX_SEEDS
 from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.metric_text import format_differences, say_difference
+from qdtune.spec.metric_text import format_differences, say_difference, say_distance
 from qdtune.spec.tasks import ACCURACY, Metric
 
-VERDICTS = ("helps", "hurts", "undecided", "refused")
+VERDICTS = ("helps", "hurts", "undecided", "behind", "refused")
 OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the question
     "pruned": "a side was stopped early",
     "size": "sizes differ by more than 5 %",
@@ -50,6 +50,10 @@ class Comparison(_MadeAt):
             than 100; None if the verdict is significant already, or if more seeds would not help.
         curve_epoch, curve_effect: if a side was stopped early, the last QAT epoch of all sides and the mean
             difference at that epoch.
+        behind: with the verdict `behind` the side that is behind, as in `names`; else empty. It was stopped, and is
+            judged by curves like its own: no test and no interval (see `behind.py`).
+        predicted_from: the QAT epoch at which that side was stopped.
+        n_like: the number of finished curves that it was compared with; none of them gained what it would need.
         flags: remarks that belong to the verdict.
         reason: why it is refused, or what is said instead of the interval if there is none; else empty.
         obstacle: a key of `OBSTACLES` if it is refused; else empty.
@@ -73,6 +77,9 @@ class Comparison(_MadeAt):
     seeds_needed: int | None = None
     curve_epoch: int | None = None
     curve_effect: float | None = None
+    behind: str = ""
+    predicted_from: int | None = None
+    n_like: int = 0
     flags: tuple[str, ...] = ()
     reason: str = ""
     obstacle: str = ""
@@ -133,6 +140,8 @@ class Comparison(_MadeAt):
         one, other = self.names
         if self.verdict == "refused":
             return f"{one} is not compared with {other}: {self.reason}."
+        if self.verdict == "behind":
+            return self._describe_behind()
         over = f"{self.n_seeds} seed{'s' if self.n_seeds > 1 else ''}"
         if self.n_pairs > 1:
             over += f" and {self.n_pairs} pairs"
@@ -150,6 +159,23 @@ class Comparison(_MadeAt):
             return f"{versus}: {effect} ({interval}, {over})."
         needed = f"; {self.hint} would be needed" if self.hint else ""
         return f"{versus}: {effect} ({interval}). Not significant with {over}{needed}."
+
+    def _describe_behind(self) -> str:
+        ahead = next(name for name in self.names if name != self.behind)
+        gap, sign = self.curve_effect, 1 if self.behind == self.names[0] else -1
+        by = ""
+        if gap is not None and sign * self.metric.sign * gap < 0:
+            (text,) = format_differences(self.metric, abs(gap))
+            by = f", {say_distance(self.metric, text.removeprefix('+'))} behind"
+        return (
+            f"{self.behind} is behind {ahead}: it was stopped at QAT epoch {self.predicted_from}{by}, and none of "
+            f"the {self.n_like} finished trainings most like it gained as much as it would need."
+        )
+
+    @property
+    def verdict_cell(self) -> str:
+        """The verdict in a cell of a table; `behind` has the name of the side that is behind: `depth 3 behind`."""
+        return f"{self.behind} behind" if self.verdict == "behind" else self.verdict
 
 
 def _describe_value(axis: Axis, value: Any) -> str | None:

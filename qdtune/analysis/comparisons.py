@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.comparison import OBSTACLES, Comparison, largest_difference
 from qdtune.analysis.pairs import (
     KEYS,
@@ -29,7 +30,6 @@ from qdtune.spec.axes import ASKED_AT, idle_at_depth
 from qdtune.spec.metric_text import format_differences, say_difference
 from qdtune.spec.tasks import Metric
 from qdtune.spec.values import cell_text
-from qdtune.store.tables import Table
 
 Pairs = list[tuple[Side, Side]]
 # Of one comparison: the setting and the axis, the sides with the value of that axis, and the baselines.
@@ -38,7 +38,7 @@ Draft = tuple[Comparison, list[Side], Baselines]
 Prepared = tuple[Comparison, dict[int, float], float]
 
 
-def compare_depths(everything: list[Side], history: Table) -> tuple[Comparison, ...]:
+def compare_depths(everything: list[Side], curves: CurveBook) -> tuple[Comparison, ...]:
     """The comparisons at each setting of each depth with the smallest depth at the same number of bits.
 
     Each activation between the factors has comparisons of its own: with identity they ask whether depth alone is
@@ -46,18 +46,18 @@ def compare_depths(everything: list[Side], history: Table) -> tuple[Comparison, 
 
     Args:
         everything: the configurations, see `pairs.find_sides`.
-        history: one row per seed and epoch, as `columns.history_schema`.
+        curves: of the sweep.
     """
-    return _test_family(_prepare(draft, history) for draft in _draft_depths(everything))
+    return _test_family(_prepare(draft, curves) for draft in _draft_depths(everything))
 
 
-def compare_activations(everything: list[Side], history: Table) -> tuple[Comparison, ...]:
+def compare_activations(everything: list[Side], curves: CurveBook) -> tuple[Comparison, ...]:
     """The comparisons at each setting, and each depth from 2 on, of each activation with identity.
 
     Args:
-        everything, history: as for `compare_depths`.
+        everything, curves: as for `compare_depths`.
     """
-    return _test_family(_prepare(draft, history) for draft in _draft_activations(everything))
+    return _test_family(_prepare(draft, curves) for draft in _draft_activations(everything))
 
 
 def _draft_depths(everything: list[Side]) -> Iterator[Draft]:
@@ -92,7 +92,7 @@ def _draft_comparison(axis: str, baseline: int | str, side: Side) -> Comparison:
     return Comparison(axis, side.key[axis], baseline, **shared, metric=side.metric)
 
 
-def _prepare(draft: Draft, history: Table) -> Prepared:
+def _prepare(draft: Draft, curves: CurveBook) -> Prepared:
     """The comparison before its test; without differences if it is refused."""
     comparison, group, baselines = draft
     idle = idle_at_depth(comparison.baseline) if comparison.axis == "depth" else []
@@ -111,7 +111,7 @@ def _prepare(draft: Draft, history: Table) -> Prepared:
         found.setdefault(find_obstacle(*pair), []).append(pair)
     sound = found.get(None, [])
     if "pruned" in found:
-        return _refuse_stopped(comparison, sound + found["pruned"], history), {}, 0.0
+        return _judge_stopped(comparison, sound + found["pruned"], curves), {}, 0.0
     if not sound:
         why = max((str(name) for name in found), key=lambda name: (len(found[name]), name))
         reason = _describe_refusal(comparison, why, found[why])
@@ -144,20 +144,26 @@ def _describe_refusal(comparison: Comparison, why: str, pairs: Pairs) -> str:
     return f"{name} {how}"
 
 
-def _refuse_stopped(comparison: Comparison, pairs: Pairs, history: Table) -> Comparison:
-    """The refused comparison if a side was stopped early.
+def _judge_stopped(comparison: Comparison, pairs: Pairs, curves: CurveBook) -> Comparison:
+    """The comparison if a side was stopped early: one side is behind, or it is refused.
 
     A stopped side has no final result, and the remaining pairs would be a biased choice.
     """
+    comparison, gap = replace(comparison, n_pairs=len(pairs)), None
+    if where := curve_difference(pairs, curves.history):
+        epoch, gap = where
+        comparison = replace(comparison, curve_epoch=epoch, curve_effect=gap)
+    if behind := curves.find_behind(pairs):
+        name = comparison.names[behind.place]
+        return replace(comparison, verdict="behind", behind=name, predicted_from=behind.epoch, n_like=behind.alike)
     stopped = [
         name for name, those in zip(comparison.names, zip(*pairs, strict=True), strict=True) if _is_any_pruned(those)
     ]
     reason = f"{' and '.join(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early"
-    if where := curve_difference(pairs, history):
-        epoch, gap = where
-        comparison = replace(comparison, curve_epoch=epoch, curve_effect=gap)
-        reason += f" (difference at QAT epoch {epoch}, the last common one: {_say(comparison.metric, gap)})"
-    return replace(comparison, n_pairs=len(pairs), reason=reason, obstacle="pruned")
+    if gap is not None:
+        at = f"QAT epoch {comparison.curve_epoch}, the last common one"
+        reason += f" (difference at {at}: {_say(comparison.metric, gap)})"
+    return replace(comparison, reason=reason, obstacle="pruned")
 
 
 def _is_any_pruned(those: Iterable[Side]) -> bool:

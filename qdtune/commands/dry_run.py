@@ -112,7 +112,8 @@ def _training_facts(spec: Spec, planned: Plan) -> Facts:
             f"{spec.replicate.front} for the front and what is within {spec.replicate.within:g} of it",
         )
     if spec.early_terminate.type != "none":
-        options = ", ".join(f"{key} {value}" for key, value in spec.early_terminate.options.items())
+        given = {key: value for key, value in spec.early_terminate.options.items() if value is not None}
+        options = ", ".join(f"{key} {value}" for key, value in given.items())
         yield "stopped early", f"by {spec.early_terminate.type}: {options}"
     of_sample = "" if spec.method in PLANNED else " in the sample"
     yield "float warm-ups", f"{planned.warmups:,}{of_sample}, each trained once and shared"

@@ -26,7 +26,7 @@ def conclude(axis: str, answers: Answers) -> list[str]:
         answers: of the run.
     """
     found: tuple[Comparison, ...] = getattr(answers, axis)
-    first, rest = significant_sentences(found), [*_count_others(found)]
+    first, rest = significant_sentences(found), [*behind_sentences(found), *_count_others(found)]
     if axis == "depth":
         best = [answers.best.sentence] if answers.best.row else []
         depths = [one for one in answers.by_bits if one.p is not None]
@@ -59,6 +59,29 @@ def significant_sentences(found: Sequence[Comparison]) -> list[str]:
             lines.append(_describe_group(members, counts[names], _describe_shared(members, found, settings)))
     if (more := len(lines) - MAX_GROUPS) > 0:
         lines[MAX_GROUPS:] = [f"{format_count(more, 'more result')} {'is' if more == 1 else 'are'} significant."]
+    return lines
+
+
+def behind_sentences(found: Sequence[Comparison]) -> list[str]:
+    """One sentence for all comparisons in which the same side is behind, the largest group first."""
+    groups: dict[tuple[tuple[str, str], str], list[Comparison]] = {}
+    for one in found:
+        if one.verdict == "behind":
+            groups.setdefault((one.names, one.behind), []).append(one)
+    settings, lines = named_settings(found), []
+    for (names, behind), members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        if len(members) == 1:
+            lines.append(members[0].describe(settings))
+            continue
+        ahead = next(name for name in names if name != behind)
+        where = describe_bits_list(sorted({member.weight_bits for member in members}))
+        where = ", ".join([where, *_describe_shared(members, found, settings)])
+        lines.append(
+            f"{_capital(behind)} is behind {ahead} in {len(members)} comparisons ({where}): it was stopped early, "
+            "and none of the finished trainings most like it gained as much as it would need."
+        )
+    if (more := len(lines) - MAX_GROUPS) > 0:
+        lines[MAX_GROUPS:] = [f"In {format_count(more, 'more group')} of comparisons a side is behind."]
     return lines
 
 

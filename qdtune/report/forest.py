@@ -27,7 +27,9 @@ MAX_ROWS = 60  # comparisons of a plot; of more, those with the smallest p
 CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
 MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
-COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777"}
+COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777", "behind": OKABE_ITO[1]}
+SHAPES = {"helps": "circle", "hurts": "circle", "undecided": "circle", "behind": "triangle-down"}
+HOLLOW = {"undecided": "white", "behind": "white"}
 
 
 def draw_forest(drawn: Sheet, axis: str) -> Figure | None:
@@ -45,19 +47,21 @@ def draw_forest(drawn: Sheet, axis: str) -> Figure | None:
     what = shown[0].names[0] if len(values) == 1 else f"each {title_of(axis)}"
     title = f"Effect of {what}{f' against {shown[0].names[1]}' if len(baselines) == 1 else ''}"
     better = "the larger depth" if axis == "depth" else "the activation"
-    tested = sum(one.effect is not None for one in found)
+    tested = sum(_difference(one) is not None for one in found)
+    gone = any(one.verdict == "behind" for one in shown)
+    behind = " Triangle: a side was stopped early and is behind, drawn where it was stopped." if gone else ""
     few = f" Without a line: {TOO_FEW_SEEDS}." if any(one.is_interval_useless for one in shown) else ""
     some = f" Shown: {MAX_ROWS} of {tested:,} comparisons, those with the smallest p." if tested > MAX_ROWS else ""
     caption = (
         f"Mean difference and its interval, corrected for all comparisons. Right of zero {better} is better. "
-        f"Filled, thick and bold: significant. Hollow: not significant.{few}{some}"
+        f"Filled, thick and bold: significant. Hollow: not significant.{behind}{few}{some}"
     )
     return Figure(f"forest_{axis}", title, caption, styled(forest_chart(axis, shown, FOREST_WIDTH)))
 
 
 def select_comparisons(found: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons that a plot shows, in their order: those with an effect, at most `MAX_ROWS`."""
-    tested = [one for one in found if one.effect is not None]
+    """The comparisons that a plot shows, in their order: those with a difference, at most `MAX_ROWS`."""
+    tested = [one for one in found if _difference(one) is not None]
     if len(tested) <= MAX_ROWS:
         return tested
     places = sorted(range(len(tested)), key=lambda i: (1.0 if tested[i].p is None else tested[i].p, i))
@@ -82,10 +86,10 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
     ends: dict[str, Any] = {} if metric.sign > 0 else {"reverse": True}
     x = alt.X("effect:Q", title=title, scale=alt.Scale(nice=True, zero=True, **ends))
     scale = alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
-    fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | {"undecided": "white"}).values()])
+    fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | HOLLOW).values()])
     tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", head, "seeds", "verdict", "needed")]
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#333333", strokeWidth=1).encode(x="zero:Q")
-    chosen = "datum.verdict !== 'undecided'"
+    chosen = "datum.verdict !== 'undecided'"  # a side that is behind has no line
     line = (
         base.transform_filter("isValid(datum.low)")
         .mark_rule()
@@ -101,6 +105,7 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
         x=x,
         stroke=alt.Stroke("verdict:N", legend=None, scale=scale),
         fill=alt.Fill("verdict:N", legend=None, scale=fill),
+        shape=alt.Shape("verdict:N", legend=None, scale=alt.Scale(domain=[*SHAPES], range=[*SHAPES.values()])),
         tooltip=tips,
     )
     chart = alt.layer(zero, line, point)
@@ -126,12 +131,17 @@ def _lay_out(axis: str, shown: Sequence[Comparison]) -> tuple[list[str], list[di
         needed = f"{one.hint} seeds" if one.hint else "-"
         row = {"row": len(labels), "comparison": f"{group}: {name}", "verdict": one.verdict}
         low, high = (None, None) if one.is_interval_useless else (one.low, one.high)
-        numbers = {"effect": one.effect, "low": low, "high": high}
+        numbers = {"effect": _difference(one), "low": low, "high": high}
         row |= {name: _place(one.metric, value) for name, value in numbers.items()}
         row |= {effect_head(one.metric): format_effect(one), "seeds": one.n_seeds, "needed": needed}
         rows.append(row)
         labels.append(f"{INDENT}{name}")
     return labels, rows
+
+
+def _difference(one: Comparison) -> float | None:
+    """The effect; with a side that is behind, the difference at the epoch at which that was stopped."""
+    return one.curve_effect if one.verdict == "behind" else one.effect
 
 
 def _name_row(axis: str, one: Comparison, settings: Sequence[str], shown: Sequence[Comparison]) -> str:
@@ -158,7 +168,7 @@ def _place(metric: Metric, difference: float | None) -> float | None:
 
 
 def _row_axis(labels: Sequence[str], heads: Sequence[int], rows: Sequence[dict[str, Any]]) -> alt.Y:
-    bold = [*heads, *(row["row"] for row in rows if row["verdict"] != "undecided")]
+    bold = [*heads, *(row["row"] for row in rows if row["verdict"] not in HOLLOW)]
     padding = min(MAX_LABEL, CHARACTER_WIDTH * max(map(len, labels)) + 12)
     axis = alt.Axis(
         labelExpr=f"{json.dumps(labels)}[datum.value]",

@@ -57,7 +57,7 @@ def full_table(axis: str, found: Sequence[Comparison]) -> Table | None:
     rows = []
     for one in found:
         needed = [f"{one.hint} seeds would be needed"] if one.hint else []
-        verdict = "; ".join([one.verdict, *_reasons(one), *needed, *one.flags])
+        verdict = "; ".join([one.verdict_cell, *_reasons(one), *needed, *one.flags])
         sides = [str(one.value), str(one.baseline)]
         rows.append([*_cells(one, shared), *sides, format_effect(one), str(one.n_seeds), verdict])
     return Table(f"A {favouring(metric)} effect favours the value in the column {axis}.", heads, rows)
@@ -109,7 +109,7 @@ def _short_table(
             needed = f">{MAX_SEEDS}"
         cells = [*_cells(one, shared), value, format_effect(one), str(one.n_seeds), *([needed] if has_needed else [])]
         notes = [" ".join(letters[note] for note in _notes(one))] if letters else []
-        rows.append([*cells, one.verdict, *notes])
+        rows.append([*cells, one.verdict_cell, *notes])
     return Table(title, [*heads, *(["notes"] if letters else [])], rows)
 
 

@@ -220,6 +220,7 @@ class StoredCohort:
     state: str
     score: float | None
     scores: tuple[float, ...] = ()
+    trial_id: str = ""
 
 
 def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
@@ -241,8 +242,8 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
     for trial_id, seeds, states, values, size, *axes in zip(*columns, strict=True):
         state = max(states, key=STATES.index)
         score = metric.sign * mean(values) if state == "ok" else None
-        size = math.inf if size is None else size
-        found.append(StoredCohort(tuple(axes), tuple(sorted(seeds)), size, state, score, curves.get(trial_id, ())))
+        curve, size = curves.get(trial_id, ()), math.inf if size is None else size
+        found.append(StoredCohort(tuple(axes), tuple(sorted(seeds)), size, state, score, curve, trial_id))
     return found
 
 

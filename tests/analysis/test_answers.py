@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdtune.analysis.answers import answer
+from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.analysis.pairs import find_sides
 from qdtune.analysis.seed_tests import FAMILY_ALPHA
@@ -23,6 +24,7 @@ from tests.schemas import HISTORY, TRIALS
 
 DATA = Path(__file__).parents[1] / "data"
 NOTHING = HISTORY.empty_table()
+NO_CURVES = CurveBook(TRIALS.empty_table(), NOTHING)
 SPEC = load(Path(__file__).parents[2] / "tests" / "data" / "recorded.yaml").resolve("mnist")
 COMMON = {
     "activation": "identity",
@@ -60,7 +62,7 @@ def noise(seed, n=3, std=0.005):
 
 
 def one(trials, history=NOTHING, ask=compare_depths):
-    (found,) = ask(find_sides(trials), history)
+    (found,) = ask(find_sides(trials), CurveBook(trials, history))
     return found
 
 
@@ -112,7 +114,7 @@ def test_the_question_is_asked_for_each_scale_and_never_pooled():
     for scale, effect in (("minmax", -0.1), ("absmean", 0.03)):
         rows += [configuration(1, 2, 0.85 + noise(1), scale=scale)]
         rows += [configuration(2, 2, 0.85 + effect + noise(2), scale=scale)]
-    found = compare_depths(find_sides(table(*rows)), NOTHING)
+    found = compare_depths(find_sides(table(*rows)), NO_CURVES)
     assert [(c.scale, c.verdict) for c in found] == [("absmean", "helps"), ("minmax", "hurts")]
     assert "minmax at 2 bits rounds about 95 %" in found[1].sentence
     assert not any("minmax" in flag for flag in found[0].flags)
@@ -141,7 +143,7 @@ def test_intervals_exclude_zero_exactly_where_the_verdict_is_decided():
         rows += [
             configuration(2, b, chance.normal(0.9 + e, 0.004, 4)) for b, e in zip((1, 2, 3, 4), effects, strict=True)
         ]
-        for c in compare_depths(find_sides(table(*rows)), NOTHING):
+        for c in compare_depths(find_sides(table(*rows)), NO_CURVES):
             verdicts.add(c.verdict)
             assert (c.low > 0 or c.high < 0) == (c.verdict in ("helps", "hurts"))
             assert (c.seeds_needed is None) == (c.verdict != "undecided")
@@ -175,7 +177,7 @@ def test_no_more_than_a_twentieth_of_null_sweeps_gets_any_verdict():
     chance = np.random.default_rng(11)
     sweeps = 200
     wrong = sum(
-        any(c.verdict in ("helps", "hurts") for c in compare_depths(find_sides(null_sweep(chance)), NOTHING))
+        any(c.verdict in ("helps", "hurts") for c in compare_depths(find_sides(null_sweep(chance)), NO_CURVES))
         for _ in range(sweeps)
     )
     assert wrong / sweeps <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / sweeps)
@@ -183,7 +185,7 @@ def test_no_more_than_a_twentieth_of_null_sweeps_gets_any_verdict():
 
 def test_a_large_effect_is_nearly_always_found():
     chance = np.random.default_rng(12)
-    found = [compare_depths(find_sides(null_sweep(chance, 0.2)), NOTHING) for _ in range(30)]
+    found = [compare_depths(find_sides(null_sweep(chance, 0.2)), NO_CURVES) for _ in range(30)]
     assert np.mean([c.verdict == "helps" for family in found for c in family if c.value == 2]) > 0.9
 
 
@@ -200,10 +202,10 @@ def test_depth_one_is_the_baseline_whatever_its_activation_says():
 def test_chains_are_asked_by_what_is_between_their_factors():
     base = configuration(1, 2, 0.8 + noise(0))
     relu, gelu = (configuration(2, 2, 0.9 + noise(n), activation=a) for n, a in ((1, "relu"), (2, "gelu")))
-    found = compare_depths(find_sides(table(base, relu, gelu)), NOTHING)
+    found = compare_depths(find_sides(table(base, relu, gelu)), NO_CURVES)
     assert [c.activation for c in found] == ["gelu", "relu"]
     assert found[0].setting == "At 2 bits (absmean, orthogonal, gelu)"
-    found = compare_depths(find_sides(table(base, relu, configuration(2, 2, 0.9 + noise(3)))), NOTHING)
+    found = compare_depths(find_sides(table(base, relu, configuration(2, 2, 0.9 + noise(3)))), NO_CURVES)
     assert [c.activation for c in found] == ["identity", "relu"]
 
 
@@ -224,7 +226,7 @@ def test_activations_are_compared_with_identity_at_the_same_depth_and_bits():
     )
     alone = table(configuration(3, 2, 0.9 + noise(0)), configuration(2, 2, 0.8 + noise(1), activation="relu"))
     assert "depth (2 here, 3 there) differs too" in one(alone, ask=compare_activations).reason
-    assert compare_activations(find_sides(table(configuration(2, 2, [0.9], activation="relu"))), NOTHING) == ()
+    assert compare_activations(find_sides(table(configuration(2, 2, [0.9], activation="relu"))), NO_CURVES) == ()
 
 
 def test_float_weights_have_no_scale_rule():
@@ -366,7 +368,7 @@ def test_a_head_left_whole_keeps_its_rank_and_is_compared_with_depth_1():
     split = configuration(2, 2, 0.9 + noise(1), decompose="all", inner_dims=[[23], [7]])
     whole = configuration(2, 2, 0.9 + noise(2), decompose="hidden", inner_dims=[[23], []])
     deeper = configuration(3, 2, 0.9 + noise(3), decompose="hidden", inner_dims=[[22, 22], []])
-    found = compare_depths(find_sides(table(base, split, whole, deeper)), NOTHING)
+    found = compare_depths(find_sides(table(base, split, whole, deeper)), NO_CURVES)
     flagged = {(one.depth, one.decompose): "rank 7" in str(one.flags) for one in found}
     assert flagged == {(2, "all"): True, (2, "hidden"): False, (3, "hidden"): False}
     assert {one.verdict for one in found} <= {"undecided", "helps", "hurts"}
@@ -383,7 +385,7 @@ def test_a_head_left_whole_keeps_its_rank_and_is_compared_with_depth_1():
 )
 def test_what_decides_the_answer_is_asked_apart(axis, values, words):
     rows = [configuration(d, 2, 0.9 + noise(d), **{axis: value}) for d in (1, 2) for value in values]
-    found = compare_depths(find_sides(table(*rows)), NOTHING)
+    found = compare_depths(find_sides(table(*rows)), NO_CURVES)
     assert [getattr(one, axis) for one in found] == sorted(values)
     assert {one.n_pairs for one in found} == {1}
     assert sum(words in one.setting for one in found) == 1
