@@ -170,7 +170,7 @@ def test_what_was_lost_is_told_again_and_not_called_whole(run: Path, command: Co
     code, out, _ = command(
         "launch", str(run / "sweep.yaml"), "--set", "name=run", "--dry-run", "--runs-dir", str(run.parent)
     )
-    assert (code, "  3 have a result in " in out) == (0, True)
+    assert (code, "  3 have a result in" in out) == (0, True)
 
 
 def test_weights_of_another_trial_are_damage(run: Path, command: Command) -> None:
