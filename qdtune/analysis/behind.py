@@ -1,7 +1,7 @@
 """Whether a configuration that was stopped is behind one that was finished, judged by finished curves like its own.
 
 It says less than a test: it is about the mean of these seeds, has no interval, and stands outside Holm's correction.
-Among recorded sweeps it was wrong in 0 to 9 % of its verdicts, most often where the front lay within the noise.
+How often it is wrong on recordings is in docs/report-and-answers.md.
 """
 
 from __future__ import annotations
