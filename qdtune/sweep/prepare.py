@@ -212,8 +212,8 @@ def call_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:
     spec = spec.changed("data", **known)  # raises if there are too few rows
     samples = cut(data.factory or "", splits, data.val_size, spec.data.info, data.normalize)
     if spec.metric in (R2, AUC) and not varies(samples.val_y):
-        what = f"{data.val_size} validation samples must not have the same target, or {spec.metric.name} is undefined"
-        raise user_error(f"{what} (set a larger data.val_size)", "data", "val_size")
+        what = f"{data.val_size} leaves a target that is the same in all validation samples: {spec.metric.name} is"
+        raise user_error(f"{what} undefined then (set a larger one)", "data", "val_size")
     return spec, samples
 
 

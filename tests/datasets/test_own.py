@@ -90,3 +90,69 @@ def test_a_run_of_an_older_version_is_read_and_finished(tmp_path):
     assert loads(older.encode(), "x.yaml").data.image is None
     check_comparable(spec, older.encode(), "run")
     loads(older.replace("augment: none", "augment: shift").encode(), "x.yaml")  # 20 x 20, as it was taken then
+
+
+TARGETS = """\
+import numpy as np
+def f(root):
+    random = np.random.RandomState(0)
+    x = random.normal(size=(200, 6)) * [1, 1, 1, 1, 1, 1000]
+    y = TARGETS
+    return x[:150], y[:150], x[150:], y[150:]
+"""
+
+
+def targeted(folder: Path, targets: str, task: str, metric: str, val_size: int = 40) -> tuple[Spec, Samples]:
+    name = f"targets_{abs(hash((targets, task)))}"
+    (folder / f"{name}.py").write_text(TARGETS.replace("TARGETS", targets))
+    plugins.allow(Grant((name,), (str(folder),)))
+    data = (
+        f"data: {{factory: '{name}:f', task: {task}, metric: {metric}, normalize: feature, val_size: {val_size}}}\n"
+    )
+    head = "version: 1\nname: own\nparameters: {depth: {value: 1}}\n"
+    sweep = f"{head}{data}train: {{batch_size: 16}}\n"
+    return call_own_data(loads(sweep.encode(), "x.yaml"), folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "targets", "shape", "outputs"),
+    [
+        ("binary", "auc", "np.arange(200) % 2", (110, 1), 1),
+        ("binary", "f1", "np.arange(200) % 2 == 0", (110, 1), 1),
+        ("multilabel", "f1", "random.randint(0, 2, (200, 3))", (110, 3), 3),
+        ("regression", "r2", "x[:, 0]", (110, 1), 1),
+        ("regression", "mae", "x[:, :2]", (110, 2), 2),
+        ("autoencoder", "mse", "np.arange(200) % 2", (110, 1), 6),
+    ],
+)
+def test_targets_of_a_task_are_float32_and_decide_the_outputs(tmp_path, task, metric, targets, shape, outputs):
+    spec, data = targeted(tmp_path, targets, task, metric)
+    assert (data.train_y.dtype, data.train_y.shape) == (np.float32, shape)
+    assert spec.task.outputs(spec.data.info) == outputs
+    assert spec.data.dtype == "float32"
+    assert data.scale.shape == data.shift.shape == (6,)
+    assert loads(spec.to_yaml().encode(), "x.yaml") == spec
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "targets", "message"),
+    [
+        ("binary", "auc", "np.arange(200) % 3", "train_y must be a label 0 or 1 for each of the 150 rows"),
+        ("binary", "auc", "np.zeros(200)", "train_y must have both labels, 0 and 1, got 0 alone"),
+        ("multilabel", "f1", "np.arange(200) % 2", r"train_y must be labels 0 or 1 of shape \(150, labels\)"),
+        ("regression", "r2", "np.full(200, np.nan)", "train_y must be finite, got 150 numbers that are not"),
+        ("regression", "r2", "np.ones((200, 2))", "train_y must hold targets that vary"),
+        ("regression", "r2", "np.array(['a'] * 200)", "train_y must be numbers of shape"),
+        ("autoencoder", "mse", "np.arange(200)", "test_y must be a label, 0 for normal and 1 for an anomaly"),
+    ],
+)
+def test_targets_that_do_not_fit_a_task_are_told_in_one_line(tmp_path, task, metric, targets, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        targeted(tmp_path, targets, task, metric)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_metric_that_the_validation_split_leaves_undefined_is_told_before_training(tmp_path):
+    with pytest.raises(SpecError, match=r"data.val_size: 1 leaves a target that is the same .*: auc is undefined"):
+        targeted(tmp_path, "np.arange(200) % 2", "binary", "auc", val_size=1)
+    targeted(tmp_path, "np.arange(200) % 2", "binary", "f1", val_size=1)
