@@ -91,7 +91,7 @@ def test_a_seed_that_diverged_has_no_accuracy_from_there_on(store):
     assert (found.state, found.score) == ("diverged", None)
     assert found.curve == {1: [0.5, 0.4, 0.7], 2: [0.5, None, 0.7], 3: [0.5, None, 0.7]}
     assert found.seconds == {1: 0.75, 2: 0.75, 3: 0.5}
-    assert found.best == mean([0.5, 0.4, 0.7])
+    assert found.scores[-1] == mean([0.5, 0.4, 0.7])
 
 
 def test_a_pruned_trial_says_who_beat_it_and_has_no_accuracy(store):
@@ -100,7 +100,7 @@ def test_a_pruned_trial_says_who_beat_it_and_has_no_accuracy(store):
     save(store, trial, pruned, history_of(trial, [[0.5, 0.4]] * 3))
     (found,) = read(store, spec())
     assert (found.state, found.score, found.pruned_by) == ("pruned", None, "0123456789ab")
-    assert (found.curve, found.best) == ({1: [0.5] * 3, 2: [0.4] * 3}, 0.5)
+    assert (found.curve, found.scores[-1]) == ({1: [0.5] * 3, 2: [0.4] * 3}, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_rows_without_a_history_have_an_empty_curve(store):
     save(store, trial, rows_of(trial, [0.5, 0.6, 0.7]), [])
     (found,) = read(store, spec())
     assert (found.curve, found.seconds, found.score) == ({}, {}, mean([0.5, 0.6, 0.7]))
-    assert found.best == -math.inf
+    assert found.scores == ()
 
 
 def test_rows_without_a_time_count_as_the_oldest():
