@@ -56,6 +56,15 @@ def place(nodeid: str) -> tuple[int, str]:
     return number, "" if number < len(IN_TURN) else file
 
 
+NICENESS = 15  # that Ray gives its workers: beside processes without it they get a thirtieth of a core
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests without Ray must not take the cores from the workers of those with it (120 s in place of 20)."""
+    if hasattr(config, "workerinput"):
+        os.nice(NICENESS)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Several processes for the whole ordinary suite; none but pytest's own for single files, for -k and -m slow.
 
