@@ -211,6 +211,7 @@ def test_what_the_other_process_refuses_is_raised_here(place: Path, run: LoadedR
         qdtune.run(run.spec.to_dict())
 
 
+@pytest.mark.slow  # two launches for one line
 def test_a_fresh_start_is_told_in_words_of_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = SWEEP | {"name": "few", "train": SWEEP["train"] | {"qat": {"epochs": 1}}, "seeds": [0]}
     few["parameters"] = {"depth": {"values": [1]}, "weight_bits": {"values": [2]}}
