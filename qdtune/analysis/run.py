@@ -20,7 +20,7 @@ from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.tables import Table, rows_among, rows_up_to
-from qdtune.store.unfinished import Key, find_stored_cohorts, find_unfinished
+from qdtune.store.unfinished import Key, Unfinished, find_stored_cohorts, find_unfinished
 
 R = TypeVar("R", bound="Run")
 
@@ -46,6 +46,7 @@ class Run:
         budget: the largest size here in bytes; None: no limit. See `within`.
         listed: the configurations of its plan, each as `Configuration.key`; None for a search.
         lost_weights: the trials whose weights are gone; a launch trains them again.
+        whole: the run without a budget; None if this is it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Run:
     listed: frozenset[Key] | None = None
     left_out: tuple[str, ...] = ()
     lost_weights: frozenset[str] = frozenset()
+    whole: Run | None = None
 
     def __str__(self) -> str:
         done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
@@ -84,12 +86,16 @@ class Run:
     @property
     def left(self) -> int:
         """The number of configurations that a launch would still train: 0 if the sweep is done."""
-        return self._left
+        return self._unfinished.count
 
     @cached_property
-    def _left(self) -> int:
+    def _unfinished(self) -> Unfinished:
         cohorts = find_stored_cohorts(reopen_rows(self.trials, self.lost_weights), self.history)
-        return find_unfinished(self.spec, cohorts, self.listed, self.planned).count
+        found = find_unfinished(self.spec, cohorts, self.listed, self.planned)
+        if self.whole is None:
+            return found
+        # A stopped configuration may be like finished ones of any size, so all of them decide about its release.
+        return replace(found, to_release=self.whole._unfinished.to_release & _keys(self.pareto))
 
     def within(self, budget: int | None) -> Run:
         """The same run without configurations larger than `budget` bytes; the run itself if the budget is None.
@@ -108,6 +114,7 @@ class Run:
         history = rows_among(self.history, "trial_id", set(trials["trial_id"].to_pylist()))
         planned = max(0, self.planned - (self.pareto.num_rows - pareto.num_rows))
         small = replace(self, trials=trials, history=history, pareto=pareto, planned=planned, budget=budget)
+        small = replace(small, whole=self.whole or self)
         if self.listed is None:
             return small
         return replace(small, listed=self.listed - (_keys(self.pareto) - _keys(pareto)))

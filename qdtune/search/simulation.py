@@ -47,8 +47,8 @@ class Score:
 
 def simulate(
     spec: Spec, recorded: Mapping[str, Result], order: Sequence[Configuration], at_once: int, noise: random.Random
-) -> tuple[int, set[str]]:
-    """One simulated sweep: how many QAT epochs it trained, and the ids of the finished trials.
+) -> tuple[int, dict[str, Result]]:
+    """One simulated sweep: how many QAT epochs it trained, and the result of each trial, by trial_id.
 
     Args:
         spec: with the pruner to test; `order` runs like a grid.
@@ -86,7 +86,7 @@ def simulate(
             queue.ended(replace(result, state="pruned", score=None, curve=seen, pruned_by=by))
         else:
             begin(trial_id, epoch + 1)
-    return epochs, {trial_id for trial_id, result in queue.results.items() if result.state != "pruned"}
+    return epochs, queue.results
 
 
 def score(
@@ -118,7 +118,8 @@ def score(
         noise = random.Random(seed)
         trials = noise.sample([result.trial for result in results], len(results))
         started = trials if order == "shuffled" else put_warmups_first(sort_trials(trials, order))
-        trained, finished = simulate(spec, recorded, started, at_once, noise)
+        trained, ends = simulate(spec, recorded, started, at_once, noise)
+        finished = {trial_id for trial_id, result in ends.items() if result.state != "pruned"}
         found.saved.append(1 - trained / epochs)
         found.lost.append(len(members - finished))
         kept = [costs[i] for i in ids if i in finished]

@@ -25,7 +25,7 @@ from qdtune.datasets.load import Samples
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.augment import distort_images
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
-from qdtune.training.losses import Score
+from qdtune.training.losses import Meter
 from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
 
 if TYPE_CHECKING:
@@ -184,11 +184,11 @@ class Cohort:
         def predict_one(params: Stack, buffers: Stack, x: Tensor) -> Tensor:
             return predict(self.template, params, buffers, x, self.shape.outputs)
 
-        score = Score(task_of(self.shape.task), metric, len(self.generators), self.device)
+        meter = Meter(task_of(self.shape.task), metric, len(self.generators), self.device)
         for rows, targets in zip(x.split(EVAL_ROWS), y.split(EVAL_ROWS), strict=True):
             inputs = normalise(rows)
-            score.add(vmap(predict_one, in_dims=(0, 0, None))(self.params, self.buffers, inputs), targets, inputs)
-        return score.values()
+            meter.add(vmap(predict_one, in_dims=(0, 0, None))(self.params, self.buffers, inputs), targets, inputs)
+        return meter.values()
 
     @torch.no_grad()
     def unstack(self, replicas: list[nn.Module]) -> None:

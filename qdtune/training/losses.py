@@ -43,7 +43,7 @@ _LOSSES: dict[Task, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-class Score:
+class Meter:
     """One metric of K replicas, from outputs that come in parts.
 
     Args:

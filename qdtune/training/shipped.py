@@ -16,7 +16,7 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.load_into import load_into
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.cohort import Tensors
-from qdtune.training.losses import Score
+from qdtune.training.losses import Meter
 from qdtune.training.step import StepShape, check_outputs, normalise
 
 ROWS = 2048  # samples per forward pass
@@ -42,12 +42,12 @@ def measure_shipped(
     for seed in seeds:
         alone = one_seed(weights, seed)
         predict = _predict_by_module(load_shipped(shape, alone), shape) if shape.own else _predict_by_reader(alone)
-        scores = [Score(task, metric, 1, data.test_x.device) for metric in metrics]
+        meters = [Meter(task, metric, 1, data.test_x.device) for metric in metrics]
         for rows, targets in zip(data.test_x.split(ROWS), data.test_y.split(ROWS), strict=True):
             outputs, inputs = predict(rows)[None], data.normalise(rows)
-            for score in scores:
-                score.add(outputs, targets, inputs)
-        yield seed, {score.metric.test: score.values()[0] for score in scores}
+            for meter in meters:
+                meter.add(outputs, targets, inputs)
+        yield seed, {meter.metric.test: meter.values()[0] for meter in meters}
 
 
 def load_shipped(own: StepShape, alone: bytes) -> nn.Module:

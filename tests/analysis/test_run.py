@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 import qdtune
 from qdtune.analysis.run import RunError
+from qdtune.commands.replay import with_pruner
+from qdtune.search.simulation import simulate
 from qdtune.spec import sweep_file
 from qdtune.spec.plan import plan
 from qdtune.store.pareto_table import aggregate
@@ -251,3 +254,30 @@ def test_a_run_within_a_budget_is_the_one_that_never_had_anything_larger(recordi
     for wrong in ("4KiB", 0, -1, 1.5, True):
         with pytest.raises(ValueError, match="budget must be a whole number of bytes from 1 on, got "):
             run.front(wrong)
+
+
+def test_a_budget_does_not_make_a_finished_sweep_unfinished(recording, tmp_path):
+    """With a risk, curves of larger configurations decide about smaller ones, too."""
+    spec = with_pruner(sweep_file.loads(recording.sweep_yaml(), "sweep.yaml"), "{type: pareto, margin: 0, risk: 0.1}")
+    found = {result.trial.trial_id: result for result in results(spec, recording.trials(), recording.history())}
+    run = finished_run(tmp_path / "grid", spec, recording, found)
+    assert "pruned" in run.states
+    assert run.left == 0
+    sizes = sorted(run.pareto["size_bytes"].to_pylist())
+    assert [run.within(size).left for size in sizes[::5]] == [0] * len(sizes[::5])
+
+
+def finished_run(folder, spec, recording, found):
+    """The recorded sweep as its pruner would have left it, two trials at a time, as a run folder."""
+    _, ends = simulate(spec, found, [result.trial for result in found.values()], 2, random.Random(0))
+    store = Store(folder)
+    store.create(spec.to_yaml())
+    rows, curves = recording.trials().to_pylist(), recording.history().to_pylist()
+    for trial_id, end in ends.items():
+        state = {"state": "pruned", "test_accuracy": None} if end.state == "pruned" else {}
+        own = [row | state for row in rows if row["trial_id"] == trial_id]
+        seen = [
+            e for e in curves if e["trial_id"] == trial_id and (e["phase"] == "warmup" or e["epoch"] in end.curve)
+        ]
+        store.write(trial_id, own, seen, {})
+    return qdtune.load(folder)

@@ -49,7 +49,8 @@ def three(
     sweep = spec([1, 4, 8])
     trials = plan(sweep).trials
     results = {t.trial_id: recorded(t, c, s) for t, c, s in zip(trials, curves, seconds, strict=True)}
-    epochs, finished = simulate(sweep, results, [trials[i] for i in order], at_once, random.Random(0))
+    epochs, ends = simulate(sweep, results, [trials[i] for i in order], at_once, random.Random(0))
+    finished = {trial_id for trial_id, result in ends.items() if result.state != "pruned"}
     return epochs, {i for i, trial in enumerate(trials) if trial.trial_id in finished}
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from qdtune.spec.tasks import ACCURACY, AUC, AUTOENCODER, BINARY, F1, MAE, MSE, MULTILABEL, R2, REGRESSION, TASKS
-from qdtune.training.losses import Score, chance_of, loss_function, measure_auc
+from qdtune.training.losses import Meter, chance_of, loss_function, measure_auc
 
 CPU = torch.device("cpu")
 REPLICAS, N, INPUTS, OUTPUTS = 3, 57, 5, 4
 
 
 def scored(task, metric, outputs, y, x, size):
-    score = Score(task, metric, len(outputs), CPU)
+    meter = Meter(task, metric, len(outputs), CPU)
     for part in range(0, N, size):
-        score.add(outputs[:, part : part + size], y[part : part + size], x[part : part + size])
-    return score.values()
+        meter.add(outputs[:, part : part + size], y[part : part + size], x[part : part + size])
+    return meter.values()
 
 
 def drawn(task, seed):
