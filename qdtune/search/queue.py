@@ -49,6 +49,7 @@ class Queue:
         self.dry = False  # whether the search has nothing more to propose; a trial that ends may change that
         self.alone = False
         self.tried_alone: set[str] = set()
+        self.released: set[str] = set()  # stopped trials that are trained to their end all the same
         self.again: set[str] = set()  # trials started after the plan or the search was finished
 
     def next(self) -> Configuration | None:
@@ -74,6 +75,7 @@ class Queue:
         if not self.waiting and not (self.running and self.judged):  # a released trial may start beside others
             self.judged = False
             self.waiting = deque(self._released())
+            self.released |= {trial.trial_id for trial in self.waiting}
         if not self.waiting and not self.running:
             self.waiting = deque(self._replicates())
             self.alone = not self.waiting

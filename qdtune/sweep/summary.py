@@ -62,7 +62,7 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
     states = Counter(r.state for trial_id, r in queue.results.items() if run.reopened.get(trial_id) is not r)
     out.print()
     _print_front(run, table, out)
-    _print_losses(run, states, out)
+    _print_losses(run, states, table, out)
     _print_dead_warmups(run, out)
     if table.num_rows:
         folder = run.store.folder
@@ -89,11 +89,15 @@ def _print_front(run: HeldRun, table: Table, out: Any) -> None:
         out.print(f"up to {other:,} bytes per model {what}", style="dim")
 
 
-def _print_losses(run: HeldRun, states: Counter[str], out: Any) -> None:
-    """Prints how many trials were stopped early, and how many failed."""
+def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) -> None:
+    """Prints how many trials were stopped early, how many of them were released, and how many failed."""
     spec, queue = run.spec, run.queue
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, queue, states["pruned"]))
+    if queue.released:
+        members = {row["trial_id"] for row in table_front(table).to_pylist()} & queue.released
+        joined = f"{len(members) or 'none'} of them {'is' if len(members) == 1 else 'are'} on the front"
+        out.print(f"{format_count(len(queue.released), 'stopped trial')} released and trained to the end: {joined}")
     for state in sorted(set(states) - {"ok", "pruned"}):
         theirs = (row for t, rows in run.known.items() if queue.results[t].state == state for row in rows)
         why = next((f": {one_line(row['error'])}" for row in theirs if row["error"]), "")

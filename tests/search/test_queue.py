@@ -26,6 +26,7 @@ from qdtune.spec.pruners import PRUNERS, ScopedPruner, pruner_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL
 from qdtune.store.results import Epochs, Result, mean
+from qdtune.store.unfinished import find_to_release
 
 EPOCHS = 6
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
@@ -356,6 +357,83 @@ def test_an_equal_accuracy_at_no_larger_size_is_enough_to_stay_stopped():
     for best, again in ((0.5, 0), (0.51, 1)):
         earlier = [result(small), result(large, "pruned", curve=[0.1, best, 0.3])]
         assert len(flat_trainer({8: 0.6}).train(queue_of(sweep, earlier))) == again
+
+
+# --- a risk
+
+RISKY = {"type": "pareto", "margin": 0, "risk": 0.1}
+LATE = [0.4, 0.4, 0.5, 0.5, 0.5, 0.6]  # of a finished trial that gained
+
+
+def risky(stopped: dict[int, list[float]], late: int = 1) -> tuple[Spec, list[Result]]:
+    """A sweep of 1 to 12 bits, its finished trials (of which `late` gained) and those that were stopped."""
+    sweep = spec({"weight_bits": list(range(1, 13))}, early_terminate=RISKY)
+    earlier = []
+    for trial in plan(sweep).trials:
+        if trial.weight_bits in stopped:
+            earlier.append(result(trial, "pruned", curve=stopped[trial.weight_bits]))
+        elif trial.weight_bits <= late:
+            earlier.append(result(trial, accuracy=LATE[-1], curve=LATE))
+        else:
+            earlier.append(result(trial))
+    return sweep, earlier
+
+
+def released(sweep: Spec, earlier: Sequence[Result], ends: dict[int, float], at_once: int = 1) -> list[int]:
+    """The bits of the trials that are trained again, in their order; each ends with its accuracy."""
+
+    def fate(trial: Configuration) -> Fate:
+        (before,) = [one for one in earlier if one.trial.trial_id == trial.trial_id]
+        curve = [row[0] for row in before.curve.values()]
+        return Fate({e: [a] * 3 for e, a in enumerate([*curve, *[ends[trial.weight_bits]] * EPOCHS][:EPOCHS], 1)})
+
+    queue = queue_of(sweep, earlier)
+    runs = Trainer(fate, at_once=at_once).train(queue)
+    assert all(not run.judged for run in runs)
+    assert queue.released == {run.trial.trial_id for run in runs}
+    assert queue.left == 0
+    return [run.trial.weight_bits for run in runs]
+
+
+def test_what_no_curve_like_it_could_reach_stays_stopped():
+    assert released(*risky({12: [0.4, 0.4]}, late=0), {}) == []
+    assert released(*risky({12: [0.3, 0.3]}), {}) == []
+
+
+def test_what_one_curve_like_it_reached_is_released():
+    assert released(*risky({12: [0.4, 0.4]}), {12: 0.5}) == [12]
+
+
+def test_with_few_finished_everything_is_released():
+    sweep, earlier = risky({12: [0.1, 0.1]}, late=0)
+    assert released(sweep, earlier, {}) == []
+    few = [one for one in earlier if one.trial.weight_bits > 3]
+    few_sweep = spec({"weight_bits": list(range(4, 13))}, early_terminate=RISKY)
+    assert released(few_sweep, few, {12: 0.2}) == [12]
+
+
+def test_the_most_promising_one_is_released_first_and_what_it_comes_to_decides_about_the_others():
+    stopped = {11: [0.45, 0.45], 12: [0.4, 0.4]}
+    assert released(*risky(stopped), {11: 0.5, 12: 0.5}) == [11, 12]
+    assert released(*risky(stopped), {11: 0.99}) == [11]  # now 12 would need more than any of them gained
+    assert released(*risky(stopped), {11: 0.99, 12: 0.5}, at_once=2) == [11, 12]  # it does not wait for a free core
+
+
+def test_a_trial_that_is_released_and_fails_is_not_tried_a_third_time():
+    sweep, earlier = risky({12: [0.4, 0.4]})
+    queue = queue_of(sweep, earlier)
+    runs = Trainer(lambda trial: Fate({}, "failed")).train(queue)
+    assert [run.trial.weight_bits for run in runs] == [12]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_after_a_launch_with_a_risk_nothing_is_left_that_should_be_released(seed):
+    sweep = spec(GRID, early_terminate=RISKY)
+    queue = queue_of(sweep)
+    trainer_of(seed, at_once=1 + seed % 4).train(queue)
+    open_ones = {one.trial.trial_id for one in find_to_release(sweep, queue.results.values())}
+    assert open_ones <= queue.again  # each was tried again in this launch
+    assert queue.released <= queue.again
 
 
 @pytest.mark.parametrize(
