@@ -1,17 +1,21 @@
 """Whether a training that was stopped could still reach a value, judged by the curves of those that were finished.
 
 Progress is -ln(error), the best so far: halving the error is worth as much at any level. A stopped training is
-compared with the finished ones that had made the most similar progress at the epoch at which it was stopped. They do
-not promise anything about it: what was stopped and what was finished were not drawn alike. The share is a dial that
-was measured on recordings, and no guarantee.
+compared with the finished ones that had made the most similar progress at the epoch at which it was stopped. The
+share is a dial that was measured on recordings. It is no guarantee, because stopped and finished trainings are
+different samples.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LEAST_ERROR = 0.001  # of a metric that goes up to 1; smaller errors count as this one
 TINY = 1e-12  # the same for an error without a scale
@@ -77,12 +81,12 @@ def neighbours_of(risk: float) -> int:
 
 
 @dataclass(frozen=True)
-class Chance:
+class Prospect:
     """A stopped training and the share of similar ones that gained enough for the front.
 
     Attributes:
         place: its index.
-        share: see `share_reaching`; 1 if nothing finished is as small.
+        share: see `share_reaching`.
         gap: the progress that it lacks.
     """
 
@@ -91,26 +95,31 @@ class Chance:
     gap: float
 
 
-def rank_chances(
-    stopped: Sequence[tuple[float, Curve]], finished: Sequence[tuple[float, Curve]], count: int
-) -> list[Chance]:
-    """The chance of each stopped training to reach the best finished one of no larger size; the best chance first.
+def rank_prospects(stopped: Sequence[tuple[Curve, float]], finished: Sequence[Curve], count: int) -> list[Prospect]:
+    """The prospect of each stopped training to reach what it needs; the best prospect first.
+
+    As `share_reaching` of the `nearest` curves, but the finished curves are laid out once for all that were stopped
+    at one epoch: a large sweep has thousands of both.
 
     Args:
-        stopped, finished: the size in bytes and the curve of each.
+        stopped: each curve with the progress that it would have to reach; minus infinity if there is nothing.
+        finished: curves with an end.
         count: of nearest curves, 1 or more.
     """
-    sizes, bests = [], list[float]()
-    for size, curve in sorted(finished, key=lambda entry: entry[0]):
-        assert curve.end is not None, "a finished curve has an end"
-        sizes.append(size)
-        bests.append(max([curve.end, *bests[-1:]]))
-    found = []
-    for place, (size, curve) in enumerate(stopped):
-        n = bisect_right(sizes, size)
-        if not n:
-            found.append(Chance(place, 1.0, -math.inf))
-            continue
-        alike = nearest(curve, (one for _, one in finished), count)
-        found.append(Chance(place, share_reaching(curve, bests[n - 1], alike), bests[n - 1] - curve.best[-1]))
-    return sorted(found, key=lambda chance: (-chance.share, chance.gap, stopped[chance.place][1].name))
+    import numpy as np  # a sweep file is checked without it
+
+    by_name = sorted(finished, key=lambda curve: curve.name)
+    found: list[Prospect] = []
+    laid_out: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    for place, (curve, needed) in enumerate(stopped):
+        last = len(curve.best) - 1
+        if last not in laid_out:
+            long = [(one.best[last], one.end) for one in by_name if len(one.best) > last]
+            at, end = np.array(long, dtype=float).reshape(-1, 2).T
+            laid_out[last] = at, end - at
+        at, gains = laid_out[last]
+        gap = needed - curve.best[last]
+        alike = gains[np.argsort(np.abs(at - curve.best[last]), kind="stable")[:count]]
+        share = 1.0 if gap <= 0 else float(1 + (alike >= gap).sum()) / (len(alike) + 1)
+        found.append(Prospect(place, share, gap))
+    return sorted(found, key=lambda prospect: (-prospect.share, prospect.gap, stopped[prospect.place][0].name))

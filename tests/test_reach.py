@@ -1,11 +1,11 @@
-"""Chances of stopped trainings against brute force, in any order, with ties."""
+"""Prospects of stopped trainings against brute force, in any order, with ties."""
 
 import math
 import random
 
 import pytest
 
-from qdtune.reach import Curve, nearest, neighbours_of, progress, rank_chances, share_reaching
+from qdtune.reach import Curve, nearest, neighbours_of, progress, rank_prospects, share_reaching
 
 
 def curve(name, values, is_finished):
@@ -16,12 +16,10 @@ def curve(name, values, is_finished):
 def drawn(seed):
     draw = random.Random(seed)
     level = lambda: draw.choice([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])  # noqa: E731
-    finished = [
-        (draw.choice([10, 20, 30]), curve(f"f{k}", [level() for _ in range(5)], True))
-        for k in range(draw.randint(0, 14))
-    ]
+    lengths = [draw.randint(2, 5) for _ in range(draw.randint(0, 14))]
+    finished = [curve(f"f{k}", [level() for _ in range(n)], True) for k, n in enumerate(lengths)]
     stopped = [
-        (draw.choice([5, 10, 20, 30]), curve(f"s{k}", [level() for _ in range(draw.randint(1, 4))], False))
+        (curve(f"s{k}", [level() for _ in range(draw.randint(1, 4))], False), draw.choice([-math.inf, level()]))
         for k in range(draw.randint(1, 8))
     ]
     return stopped, finished
@@ -30,21 +28,18 @@ def drawn(seed):
 def by_hand(stopped, finished, count):
     """The definition, one stopped training after the other."""
     found = {}
-    for size, one in stopped:
-        smaller = [other.end for other_size, other in finished if other_size <= size]
-        if not smaller:
-            found[one.name] = (1.0, -math.inf)
-            continue
+    for one, needed in stopped:
         e = len(one.best)
-        needed = max(smaller) - one.best[-1]
-        alike = sorted((abs(other.best[e - 1] - one.best[-1]), other.name, other) for _, other in finished)[:count]
-        gained = [other.end - other.best[e - 1] >= needed for *_, other in alike]
-        found[one.name] = (1.0 if needed <= 0 else (1 + sum(gained)) / (1 + len(gained)), needed)
+        gap = needed - one.best[-1]
+        long = [other for other in finished if len(other.best) >= e]
+        alike = sorted((abs(other.best[e - 1] - one.best[-1]), other.name, other) for other in long)[:count]
+        gained = [other.end - other.best[e - 1] >= gap for *_, other in alike]
+        found[one.name] = (1.0 if gap <= 0 else (1 + sum(gained)) / (1 + len(gained)), gap)
     return found
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_chances_are_those_of_the_definition_in_any_order(seed):
+def test_prospects_are_those_of_the_definition_in_any_order(seed):
     stopped, finished = drawn(seed)
     count = 1 + seed % 9
     wanted = by_hand(stopped, finished, count)
@@ -52,18 +47,21 @@ def test_chances_are_those_of_the_definition_in_any_order(seed):
     for shuffle in range(3):
         draw = random.Random(shuffle)
         some, others = draw.sample(stopped, len(stopped)), draw.sample(finished, len(finished))
-        found = rank_chances(some, others, count)
-        assert [some[chance.place][1].name for chance in found] == order
-        assert {some[chance.place][1].name: (chance.share, chance.gap) for chance in found} == wanted
+        found = rank_prospects(some, others, count)
+        assert [some[one.place][0].name for one in found] == order
+        assert {some[one.place][0].name: (one.share, one.gap) for one in found} == wanted
+        for one in found:
+            own, needed = some[one.place]
+            assert share_reaching(own, needed, nearest(own, others, count)) == one.share
 
 
-def test_with_too_few_finished_no_chance_is_at_most_the_risk():
-    stopped = [(10, curve("s", [0.0], False))]
+def test_with_too_few_finished_no_prospect_is_at_most_the_risk():
+    stopped = [(curve("s", [0.0], False), 1.0)]
     for risk in (0.05, 0.1, 0.3, 1 / 3):
         count = neighbours_of(risk)
-        finished = [(5, curve(f"f{k}", [1.0, 1.0], True)) for k in range(count)]
-        assert rank_chances(stopped, finished[:-1], count)[0].share > risk
-        assert rank_chances(stopped, finished, count)[0].share <= risk
+        finished = [curve(f"f{k}", [1.0, 1.0], True) for k in range(count)]
+        assert rank_prospects(stopped, finished[:-1], count)[0].share > risk
+        assert rank_prospects(stopped, finished, count)[0].share <= risk
 
 
 @pytest.mark.parametrize(("risk", "count"), [(0.1, 9), (0.05, 19), (0.3, 3), (0.5, 1), (1 / 3, 2), (0.01, 99)])

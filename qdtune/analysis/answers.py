@@ -52,7 +52,9 @@ class Answers:
         } | {"best": (self.best.sentence,)}
 
 
-def answer(trials: Table, history: Table, pareto: Table, budget: int | None = None) -> Answers:
+def answer(
+    trials: Table, history: Table, pareto: Table, budget: int | None = None, curves: CurveBook | None = None
+) -> Answers:
     """The answers that the tables of one sweep give.
 
     Args:
@@ -60,11 +62,12 @@ def answer(trials: Table, history: Table, pareto: Table, budget: int | None = No
         history: one row per seed and epoch, as `columns.history_schema`.
         pareto: one row per configuration, from `pareto_table.aggregate`.
         budget: bytes; None: no limit.
+        curves: of the whole sweep; None for those of these tables.
     """
     metric = metric_in(trials)
     rows, values = _rank_rows(trials, pareto, metric)
     everything, varying = find_sides(trials), _find_varying(pareto)
-    curves = CurveBook(trials, history)
+    curves = curves or CurveBook(trials, history)
     return Answers(
         compare_depths(everything, curves),
         compare_activations(everything, curves),

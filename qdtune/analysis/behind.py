@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qdtune.analysis.pairs import Side
-from qdtune.datasets.known import find_dataset
+from qdtune.datasets.dataset import DatasetInfo
 from qdtune.reach import Curve, nearest, share_reaching
-from qdtune.spec.objectives import untrained_value
 from qdtune.store.columns import metric_in
 from qdtune.store.tables import Table
-from qdtune.store.unfinished import CHANCE_MARGIN, StoredCohort, find_stored_cohorts
+from qdtune.store.unfinished import StoredCohort, curve_name, curve_of, find_stored_cohorts, learned_curves
 
-ALIKE = 9  # finished curves that a stopped one is compared with: none of them may have gained what it needs
+N_ALIKE = 9  # finished curves that a stopped one is compared with: none of them may have gained what it needs
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,12 @@ class CurveBook:
     Attributes:
         trials: one row per seed, as `columns.trials_schema`.
         history: one row per seed and epoch, as `columns.history_schema`.
+        info: of its data set, if that is known.
     """
 
     trials: Table
     history: Table
+    info: DatasetInfo | None = None
 
     @cached_property
     def cohorts(self) -> dict[str, StoredCohort]:
@@ -56,18 +57,8 @@ class CurveBook:
 
     @cached_property
     def finished(self) -> list[Curve]:
-        """The finished curves, without those that ended where a network is that has learned nothing."""
-        metric = metric_in(self.trials)
-        data = find_dataset(self.trials["dataset"][0].as_py()) if self.trials.num_rows else None
-        nothing = untrained_value(metric, data.info) if data else None
-        floor = -math.inf if nothing is None else metric.sign * nothing + CHANCE_MARGIN
-        scored = [(name, one, one.score) for name, one in self.cohorts.items() if one.score is not None]
-        return [self._curve(name, one, score) for name, one, score in scored if score > floor]
-
-    def _curve(self, name: str, cohort: StoredCohort, score: float | None = None) -> Curve:
-        metric = metric_in(self.trials)
-        best = tuple(metric.progress(value) for value in cohort.scores)
-        return Curve(name, best, None if score is None else metric.progress(score))
+        """The finished curves without untrained ones."""
+        return learned_curves(self.cohorts.values(), metric_in(self.trials), self.info)
 
     def find_behind(self, pairs: Sequence[tuple[Side, Side]]) -> Behind | None:
         """Which side of all pairs is behind; None if it cannot be said.
@@ -81,7 +72,7 @@ class CurveBook:
         if any(pair[place].state != "pruned" for pair in pairs):
             return None
         epochs = [self._epoch_behind(pair[place], pair[1 - place]) for pair in pairs]
-        return None if None in epochs else Behind(place, min(epoch for epoch in epochs if epoch), ALIKE)
+        return None if None in epochs else Behind(place, min(epoch for epoch in epochs if epoch), N_ALIKE)
 
     def _epoch_behind(self, stopped: Side, finished: Side) -> int | None:
         """The epoch at which one side was stopped if it is behind the other one; else None."""
@@ -89,11 +80,13 @@ class CurveBook:
         ends = list(finished.measured.values())
         if len(known) != 1 or known[0].state != "pruned" or not ends:
             return None
-        metric, curve = metric_in(self.trials), self._curve(known[0].trial_id, known[0])
-        others = [one for one in self.finished if one.name not in finished.trial_ids.values()]
-        alike = nearest(curve, others, ALIKE)
+        metric = metric_in(self.trials)
+        curve = curve_of(known[0], metric)
+        own = {curve_name(self.cohorts[name]) for name in _names(finished) if name in self.cohorts}
+        others = [one for one in self.finished if one.name not in own]
+        alike = nearest(curve, others, N_ALIKE)
         needed = metric.progress(metric.sign * math.fsum(ends) / len(ends))
-        is_behind = len(alike) == ALIKE and share_reaching(curve, needed, alike) == 1 / (ALIKE + 1)
+        is_behind = len(alike) == N_ALIKE and share_reaching(curve, needed, alike) == 1 / (N_ALIKE + 1)
         return len(curve.best) if is_behind else None
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from qdtune.analysis.answers import Answers, answer
+from qdtune.analysis.behind import CurveBook
 from qdtune.messages import SpecError, format_count, one_line
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
@@ -129,7 +130,9 @@ class Run:
 
     @cached_property
     def _answers(self) -> Answers:
-        return answer(self.trials, self.history, self.pareto, self.budget)
+        whole = self.whole or self  # a side may be like configurations of any size
+        curves = CurveBook(whole.trials, whole.history, self.spec.data.info)
+        return answer(self.trials, self.history, self.pareto, self.budget, curves)
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]

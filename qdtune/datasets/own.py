@@ -84,7 +84,8 @@ def _checked(factory: str, given: Any, targets: Targets) -> tuple[Splits, tuple[
 def _check_rows(factory: str, split: str, x: np.ndarray) -> np.ndarray:
     """The rows of a split; floats as float32."""
     if x.dtype.kind == "f":
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):  # told below
+            x = x.astype(np.float32)
     if x.dtype.name not in DTYPES or x.ndim not in (2, 4):
         what = (
             f"{split}_x must be {', '.join(DTYPES[:-1])} or float of shape (rows, inputs), or images (rows, channels,"

@@ -75,19 +75,25 @@ def _read_numbers(train: Array, test: Array, train_rows: int, test_rows: int) ->
     for split, y, rows in (("train", train, train_rows), ("test", test, test_rows)):
         if y.dtype.kind not in "iuf" or y.ndim not in (1, 2) or len(y) != rows or y.shape[1:] != train.shape[1:]:
             raise TargetError(f"{split}_y must be numbers of shape ({rows},) or ({rows}, targets), {_got(y)}")
-        if not np.isfinite(y).all():
-            raise TargetError(f"{split}_y must be finite, got {(~np.isfinite(y)).sum()} numbers that are not")
-    found = _column(train), _column(test)
-    if not found[0].shape[1] or (found[0].min(0) == found[0].max(0)).any():
-        raise TargetError("train_y must hold targets that vary, got one that is the same in all rows")
-    return *found, found[0].shape[1]
+    found = []
+    for split, y in (("train", train), ("test", test)):
+        with np.errstate(over="ignore"):  # told below
+            found.append(_column(y))
+        wrong = ~np.isfinite(found[-1])
+        if wrong.any():
+            raise TargetError(f"{split}_y must be finite float32, got {wrong.sum()} numbers that are not")
+    if not found[0].shape[1] or not varies(found[0]):
+        constant = np.flatnonzero(found[0].min(0) == found[0].max(0))
+        which = f"column {constant[0]} is the same in all rows" if len(constant) else "there is none"
+        raise TargetError(f"each target in train_y must vary: {which}")
+    return found[0], found[1], found[0].shape[1]
 
 
 def _read_anomalies(train: Array, test: Array, train_rows: int, test_rows: int) -> tuple[Array, Array, int]:
     """Of the test set labels 0 (normal) and 1 (anomaly) as float32 (N, 1); those of training are not used."""
     import numpy as np
 
-    if test.shape != (test_rows,) or not _is_flags(test):
+    if test.shape not in ((test_rows,), (test_rows, 1)) or not _is_flags(test):
         raise TargetError(
             f"test_y must be a label, 0 for normal and 1 for an anomaly, for each of the {test_rows} rows of test_x, "
             f"{_got(test)}"

@@ -49,6 +49,7 @@ class Queue:
         self.dry = False  # whether the search has nothing more to propose; a trial that ends may change that
         self.alone = False
         self.tried_alone: set[str] = set()
+        self.nothing_to_release = False  # as found since the last trial ended, because the search takes time
         self.released: set[str] = set()  # stopped trials that are trained to their end all the same
         self.again: set[str] = set()  # trials started after the plan or the search was finished
 
@@ -112,6 +113,7 @@ class Queue:
         if (before := self.results.get(trial_id)) and before.state == "pruned":
             self.twice += len(before.curve)
         self.results[trial_id] = result
+        self.nothing_to_release = False
         self.dry = self.dry and self.spec.duplicates == "resample"  # else it may come back with new seeds
         self.study.finish(trial_id, result.state, result.score, result.curve)
 
@@ -121,10 +123,13 @@ class Queue:
         With a risk they start one by one, the most promising one first, because what a finished one comes to decides
         about the others. Without a risk all of them start, once nothing runs that could still beat them.
         """
+        risk = self.spec.early_terminate.risk
+        if (risk is None and self.running) or self.nothing_to_release:
+            return []
         found = [result.trial for result in find_to_release(self.spec, self.results.values())]
-        if self.spec.early_terminate.risk is None:
-            return [] if self.running else self._not_yet(found)
-        return [trial for trial in found if trial.trial_id not in self.again][:1]
+        found = self._not_yet(found) if risk is None else [t for t in found if t.trial_id not in self.again][:1]
+        self.nothing_to_release = not found
+        return found
 
     def _replicates(self) -> list[Configuration]:
         """Trials with more seeds for the configurations on the front or close behind it."""

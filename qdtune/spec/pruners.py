@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 from pydantic import create_model, model_validator
 
 from qdtune.spec.checks import choice, measure, number, whole
-from qdtune.spec.values import Frozen
+from qdtune.spec.values import Frozen, cell_text
 
 SIGNALS = ("best_so_far", "raw", "ema")
 
@@ -297,6 +297,6 @@ def pruner_table() -> str:
     """The pruners as a table in Markdown: type, keys with defaults, what it stops."""
     rows = ["| type | keys | what it stops |", "|---|---|---|"]
     for pruner in PRUNERS:
-        keys = ", ".join(f"`{key}: {default}`" for key, default in pruner.defaults().items())
+        keys = ", ".join(f"`{key}: {cell_text(default)}`" for key, default in pruner.defaults().items())
         rows.append(f"| `{pruner.name}` | {keys} | {pruner.text} |")
     return "\n".join(rows)

@@ -189,6 +189,7 @@ class Spec(Frozen):
     def result_settings(self) -> dict[str, Any]:
         """The settings, other than axes, that change results; runs that differ here must not share a folder."""
         data = self.to_dict()
+        data["data"]["metric"] = self.metric.name  # the same whether the file names it or not
         # `built` follows from `sha256`, and `image` from `content`; older files have no `image`.
         homes = [*(axis.home for axis in AXES if axis.home), ("model", "built"), ("data", "image")]
         for *groups, key in homes:

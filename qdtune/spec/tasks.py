@@ -30,6 +30,9 @@ class Metric:
     is_fraction: bool
     text: str
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return metric_of, (self.name,)  # there is one object of each name, also after a copy
+
     @property
     def val(self) -> str:
         """The column of the validation split."""
@@ -88,6 +91,9 @@ class Task:
     targets: Targets
     metrics: tuple[Metric, ...]
     tested: tuple[Metric, ...] = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return task_of, (self.name,)
 
     def also_tested(self, metric: Metric) -> tuple[Metric, ...]:
         """The metrics that are measured on the test set besides `metric`, which judges."""

@@ -216,10 +216,13 @@ class Store:
     def _restore_weights(
         self, trial_id: str, found: pa.Table, results: pa.Table, weights: bytes | None, curves: pa.Table
     ) -> bool:
-        """Writes the weights of a result if they are gone and `results` is as good; whether it did."""
-        wanted = {row["seed"] for row in found.to_pylist() if row["state"] == "ok"}
-        given = {row["seed"] for row in results.to_pylist() if row["state"] == "ok"}
-        if weights is None or not wanted or wanted != given or self.name_weights(trial_id) in self.list_weights():
+        """Writes a new result in place of one whose weights are gone; whether it did.
+
+        If both have the same numbers only the weights are written.
+        """
+        are_ok = all(any(row["state"] == "ok" for row in rows.to_pylist()) for rows in (found, results))
+        is_gone = are_ok and self.name_weights(trial_id) not in self.list_weights()
+        if weights is None or not is_gone or trial_id not in final_ids(results):
             return False
         self.folder.write_file(_weights_file(trial_id), weights)
         if self._list_numbers(found) != self._list_numbers(results):

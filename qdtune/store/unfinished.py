@@ -12,15 +12,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from qdtune.reach import Chance, Curve, neighbours_of, rank_chances
+from qdtune.datasets.dataset import DatasetInfo
+from qdtune.reach import Curve, Prospect, neighbours_of, rank_prospects
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.objectives import untrained_value
 from qdtune.spec.sweep_file import Spec
+from qdtune.spec.tasks import Metric
 from qdtune.store.columns import FINAL, STATES, metric_in
 from qdtune.store.results import mean
 from qdtune.store.tables import Table, rows_among, rows_equal
 
-CHANCE_MARGIN = 0.02  # what ends this close to a network that has learned nothing has learned nothing
+UNTRAINED_MARGIN = 0.02  # a training that ends within this score of an untrained network has learned nothing
 Key = tuple[Any, ...]  # the axes of a configuration, as `Configuration.key`
 
 
@@ -135,7 +137,7 @@ def count_unasked(planned: int, known: int) -> int:
 def find_to_release(spec: Spec, cohorts: Iterable[C]) -> list[C]:
     """The stopped cohorts that have to be trained to their end all the same, the most promising one first.
 
-    With a `risk` those whose chance to reach the front is larger, see `find_chances`. Without one those that no
+    With a `risk` those whose prospect to reach the front is larger, see `find_prospects`. Without one those that no
     finished configuration of equal or smaller size beats: the trial that was ahead may have diverged or fallen back
     since. Only a pruner that compares with trials of equal or smaller size promises to keep the front.
     """
@@ -143,36 +145,58 @@ def find_to_release(spec: Spec, cohorts: Iterable[C]) -> list[C]:
         return []
     known, risk = list(cohorts), spec.early_terminate.risk
     if risk is not None:
-        return [cohort for cohort, chance in find_chances(spec, known) if chance.share > risk]
+        return [cohort for cohort, prospect in find_prospects(spec, known) if prospect.share > risk]
     best = best_up_to(find_finished(known))
     return [cohort for cohort in known if cohort.state == "pruned" and _last(cohort) > best(cohort.size_bytes)]
 
 
-def find_chances(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Chance]]:
-    """The stopped cohorts of a pruner with a `risk`, each with its chance to reach the front; the best chance first.
+def find_prospects(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Prospect]]:
+    """The stopped cohorts of a pruner with a `risk`, each with its prospect to reach the front; the best one first.
 
-    Finished cohorts that ended where a network is that has learned nothing are like no other one.
+    Each needs the score of the best finished configuration of no larger size, of all its seeds.
     """
-    metric, info, risk = spec.metric, spec.data.info, spec.early_terminate.risk
-    assert info is not None, "the data of a resolved sweep is known"
-    assert risk is not None, "only a risk makes chances matter"
-    nothing = untrained_value(metric, info)
-    floor = -math.inf if nothing is None else metric.sign * nothing + CHANCE_MARGIN
-
-    def curve_of(cohort: C, end: float | None) -> tuple[float, Curve]:
-        best = tuple(metric.progress(score) for score in cohort.scores)
-        name = repr((cohort.key, cohort.seeds))
-        return cohort.size_bytes, Curve(name, best, None if end is None else metric.progress(end))
-
-    known = [cohort for cohort in cohorts if cohort.scores]
-    stopped = [cohort for cohort in known if cohort.state == "pruned"]
-    ended = [cohort for cohort in known if cohort.score is not None]
-    chances = rank_chances(
-        [curve_of(cohort, None) for cohort in stopped],
-        [curve_of(cohort, cohort.score) for cohort in ended if cohort.score is not None and cohort.score > floor],
+    metric, risk = spec.metric, spec.early_terminate.risk
+    assert risk is not None, "only a risk asks for prospects"
+    known = list(cohorts)
+    best = best_up_to(find_finished(known))
+    stopped = [cohort for cohort in known if cohort.state == "pruned" and cohort.scores]
+    needed = [best(cohort.size_bytes) for cohort in stopped]
+    prospects = rank_prospects(
+        [
+            (curve_of(cohort, metric), metric.progress(score) if math.isfinite(score) else -math.inf)
+            for cohort, score in zip(stopped, needed, strict=True)
+        ],
+        learned_curves(known, metric, spec.data.info),
         neighbours_of(risk),
     )
-    return [(stopped[chance.place], chance) for chance in chances]
+    return [(stopped[prospect.place], prospect) for prospect in prospects]
+
+
+def learned_curves(cohorts: Iterable[Cohort], metric: Metric, info: DatasetInfo | None) -> list[Curve]:
+    """The curves of the finished cohorts; those that learned nothing are left out, because they are like no other.
+
+    Args:
+        info: of the data set; None if it is not known, so that no curve is left out.
+    """
+    nothing = None if info is None else untrained_value(metric, info)
+    floor = -math.inf if nothing is None else metric.sign * nothing + UNTRAINED_MARGIN
+    return [
+        curve_of(cohort, metric)
+        for cohort in cohorts
+        if cohort.scores and cohort.score is not None and cohort.score > floor
+    ]
+
+
+def curve_of(cohort: Cohort, metric: Metric) -> Curve:
+    """The progress of a cohort that has a curve; with an end if it is finished."""
+    best = tuple(metric.progress(score) for score in cohort.scores)
+    end = None if cohort.score is None else metric.progress(cohort.score)
+    return Curve(curve_name(cohort), best, end)
+
+
+def curve_name(cohort: Cohort) -> str:
+    """What tells the curve of a cohort from others."""
+    return repr((cohort.key, cohort.seeds))
 
 
 def _last(cohort: Cohort) -> float:

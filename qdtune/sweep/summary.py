@@ -94,10 +94,12 @@ def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) ->
     spec, queue = run.spec, run.queue
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, queue, states["pruned"]))
-    if queue.released:
-        members = {row["trial_id"] for row in table_front(table).to_pylist()} & queue.released
-        joined = f"{len(members) or 'none'} of them {'is' if len(members) == 1 else 'are'} on the front"
-        out.print(f"{format_count(len(queue.released), 'stopped trial')} released and trained to the end: {joined}")
+    ends = {trial_id: queue.results[trial_id].state for trial_id in queue.released & queue.results.keys()}
+    if released := {trial_id for trial_id, state in ends.items() if state in ("ok", "diverged")}:
+        joined = len(released & {row["trial_id"] for row in table_front(table).to_pylist()})
+        were = "was" if len(released) == 1 else "were"
+        count = format_count(len(released), "stopped trial")
+        out.print(f"{count} {were} released, {joined} of them joined the front")
     for state in sorted(set(states) - {"ok", "pruned"}):
         theirs = (row for t, rows in run.known.items() if queue.results[t].state == state for row in rows)
         why = next((f": {one_line(row['error'])}" for row in theirs if row["error"]), "")

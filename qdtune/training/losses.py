@@ -59,6 +59,7 @@ class Meter:
         self.rows = 0
         # Sums in double precision (K, O), and of the labels: those found, those there, both.
         self.errors: Tensor | float = 0.0
+        self.origin: Tensor | None = None  # (O,)
         self.moments: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
         self.counts = torch.zeros(3, replicas, dtype=torch.int64, device=device)
         self.kept: list[tuple[Tensor, Tensor]] = []  # what a curve is drawn of: values (K, B) and labels (B,)
@@ -81,6 +82,9 @@ class Meter:
             difference = (outputs - targets).double()
             self.errors += difference.abs().sum(1) if self.metric is MAE else difference.square().sum(1)
             doubles = targets.double()
+            # From the first row, so that targets that are all the same have a spread of exactly zero.
+            self.origin = doubles[0] if self.origin is None else self.origin
+            doubles = doubles - self.origin
             self.moments = (self.moments[0] + doubles.sum(0), self.moments[1] + doubles.square().sum(0))
 
     def values(self) -> list[float]:

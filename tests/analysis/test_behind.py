@@ -5,13 +5,15 @@ import random
 import pyarrow as pa
 import pytest
 
-from qdtune.analysis.behind import ALIKE, CurveBook
+from qdtune.analysis.behind import N_ALIKE, CurveBook
 from qdtune.analysis.comparisons import compare_depths
 from qdtune.analysis.pairs import find_sides
+from qdtune.datasets.dataset import DatasetInfo
 from tests.analysis.test_answers import configuration
 from tests.schemas import HISTORY, TRIALS
 
 EPOCHS = 6
+INFO = DatasetInfo(60_000, 784, 10)
 
 
 def sweep(curves, seeds=2, states=None):
@@ -44,7 +46,7 @@ def finished(count, gain=0.1):
 
 def asked(curves, **others):
     trials, history = sweep(curves, **others)
-    found = compare_depths(find_sides(trials), CurveBook(trials, history))
+    found = compare_depths(find_sides(trials), CurveBook(trials, history, INFO))
     return {one.value: one for one in found}
 
 
@@ -53,7 +55,7 @@ STOPPED = [0.68, 0.7]
 
 def test_a_side_that_nobody_like_it_could_catch_up_from_is_behind():
     one = asked(finished(10) | {(1, 0.5): grown(0.8, 0.97), (2, 0.5): STOPPED})[2]
-    assert (one.verdict, one.behind, one.predicted_from, one.n_like) == ("behind", "depth 2", 2, ALIKE)
+    assert (one.verdict, one.behind, one.predicted_from, one.n_like) == ("behind", "depth 2", 2, N_ALIKE)
     assert (one.low, one.p, one.effect) == (None, None, None)
     assert one.sentence == (
         "At 2 bits (absmean, orthogonal, identity), depth 2 is behind depth 1: it was stopped at QAT epoch "
@@ -64,27 +66,27 @@ def test_a_side_that_nobody_like_it_could_catch_up_from_is_behind():
 def test_the_baseline_may_be_the_one_that_is_behind():
     curves = {(2, 0.01 * (k + 1)): grown(0.7, 0.8) for k in range(10)}
     trials, history = sweep(curves | {(2, 0.5): grown(0.8, 0.97), (1, 0.5): STOPPED})
-    (one,) = compare_depths(find_sides(trials), CurveBook(trials, history))
+    (one,) = compare_depths(find_sides(trials), CurveBook(trials, history, INFO))
     assert (one.verdict, one.behind) == ("behind", "depth 1")
     assert "depth 1 is behind depth 2" in one.sentence
 
 
-@pytest.mark.parametrize("count", [ALIKE - 2, ALIKE - 1, ALIKE])
+@pytest.mark.parametrize("count", [N_ALIKE - 2, N_ALIKE - 1, N_ALIKE])
 def test_too_few_finished_curves_decide_nothing(count):
     """The finished side of the pair is none of them."""
     one = asked(finished(count) | {(1, 0.5): grown(0.8, 0.97), (2, 0.5): STOPPED})[2]
-    assert one.verdict == ("behind" if count == ALIKE else "refused")
+    assert one.verdict == ("behind" if count == N_ALIKE else "refused")
 
 
 def test_one_curve_that_gained_as_much_is_enough_to_refuse():
-    late = finished(ALIKE - 1) | {(1, 0.3): grown(0.7, 0.98)}
+    late = finished(N_ALIKE - 1) | {(1, 0.3): grown(0.7, 0.98)}
     one = asked(late | {(1, 0.5): grown(0.8, 0.97), (2, 0.5): STOPPED})[2]
     assert (one.verdict, one.obstacle) == ("refused", "pruned")
 
 
 def test_what_ended_at_chance_is_like_nobody():
     chance = {(1, 0.001 * (k + 1)): [0.1] * EPOCHS for k in range(10)}
-    one = asked(chance | finished(ALIKE - 1) | {(1, 0.5): grown(0.8, 0.97), (2, 0.5): STOPPED})[2]
+    one = asked(chance | finished(N_ALIKE - 1) | {(1, 0.5): grown(0.8, 0.97), (2, 0.5): STOPPED})[2]
     assert one.verdict == "refused"
 
 

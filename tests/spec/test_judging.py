@@ -1,11 +1,27 @@
 """What a file says about its metric decides what its keys may hold, and what the columns are called."""
 
+import copy
+import pickle
+
 import pytest
 
 from qdtune.messages import SpecError
+from qdtune.spec.comparable import check_comparable
 from qdtune.spec.judging import find_metric, read_metric
-from qdtune.spec.sweep_file import Spec
-from qdtune.spec.tasks import ACCURACY, AUTOENCODER, BINARY, CLASSIFICATION, F1, MAE, MSE, R2, REGRESSION
+from qdtune.spec.sweep_file import Spec, loads
+from qdtune.spec.tasks import (
+    ACCURACY,
+    AUTOENCODER,
+    BINARY,
+    CLASSIFICATION,
+    F1,
+    MAE,
+    METRICS,
+    MSE,
+    R2,
+    REGRESSION,
+    TASKS,
+)
 from tests.judged import make_spec
 
 
@@ -50,3 +66,16 @@ def test_keys_have_the_unit_of_the_metric(group, text, key):
         with pytest.raises(SpecError) as refused:
             make_spec("regression" if metric == "mae" else "binary", metric, [f"{group}={text % value}"])
         assert f"{group}.{key}: {value} is not allowed ({right})" in str(refused.value)
+
+
+@pytest.mark.parametrize("one", [*METRICS, *TASKS], ids=lambda one: one.name)
+def test_there_is_one_object_of_each_name_also_after_a_copy(one):
+    assert pickle.loads(pickle.dumps(one)) is one
+    assert copy.deepcopy(one) is one
+
+
+def test_a_metric_that_is_written_out_is_the_one_that_a_task_has_anyway():
+    text = "version: 1\nname: a\nparameters: {}\ndata: {dataset: digits, val_size: 100METRIC}\n"
+    plain, named = (loads(text.replace("METRIC", one).encode(), "a.yaml") for one in ("", ", metric: accuracy"))
+    assert plain.result_settings() == named.result_settings()
+    check_comparable(named, plain.to_yaml().encode(), "runs/a")

@@ -201,13 +201,13 @@ def test_a_sweep_is_killed_and_finished_in_an_object_store(bucket, tmp_path, mon
     trials = open_folder(f"{bucket}/runs/tiny")
     quiet = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment}
     with subprocess.Popen(line, **quiet) as process:
-        while not trials.files("trials") and process.poll() is None:
+        while not trials.list_files("trials") and process.poll() is None:
             time.sleep(0.05)
         process.kill()
         process.wait()
-    kept = set(trials.files("trials"))
+    kept = set(trials.list_files("trials"))
     assert kept
-    trials.store.delete_file(f"{trials.path}/.lock")  # as 90 s without a sign of life would have it
+    trials.filesystem.delete_file(f"{trials.path}/.lock")  # as 90 s without a sign of life would have it
     done = subprocess.run(line, **quiet, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{len(kept)} done before" in done.stdout
@@ -216,8 +216,8 @@ def test_a_sweep_is_killed_and_finished_in_an_object_store(bucket, tmp_path, mon
     table = ds.dataset(f"{trials.path}/trials", filesystem=s3, format="parquet").to_table()
     assert sorted(table["trial_id"].to_pylist()) == sorted(2 * sorted(table["trial_id"].unique().to_pylist()))
     assert table.num_rows == 16
-    assert kept <= set(trials.files("trials"))
-    assert trials.files() == ["pareto.parquet", "study.journal", "sweep.yaml"]
+    assert kept <= set(trials.list_files("trials"))
+    assert trials.list_files() == ["pareto.parquet", "report.html", "study.journal", "sweep.yaml"]
     found = s3.get_file_info(fs.FileSelector(trials.path, recursive=True))
     assert not any(SECRET.encode() in s3.open_input_file(f.path).read() for f in found if f.is_file)
     assert SECRET not in done.stdout

@@ -65,6 +65,18 @@ def test_weights_that_are_gone_come_back_with_the_numbers_they_belong_to(store):
     assert store.weights("a") == BLOB
 
 
+def test_a_retraining_of_which_one_seed_diverged_ends_the_loss(store):
+    """Otherwise each launch would train it again: numbers of another device need not be the same."""
+    save(store, "b", BLOB)
+    rows = [row("a", seed=seed) for seed in (0, 1)]
+    store.write("a", rows, [], {}, BLOB)
+    (store.root / "weights" / "a.safetensors").unlink()
+    again = [rows[0], rows[1] | {"state": "diverged", "val_accuracy": None, "test_accuracy": None}]
+    assert store.write("a", again, [], {}, OTHER)
+    assert sorted(store.trials(["a"])["state"].to_pylist()) == ["diverged", "ok"]
+    assert store.weights("a") == OTHER
+
+
 def test_weights_are_lost_only_where_there_were_some(store):
     save(store, "a")
     assert find_lost_weights(store, store.trials()) == set()  # no weights at all, as in a copy without them

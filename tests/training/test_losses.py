@@ -84,7 +84,7 @@ def test_r2_is_that_of_scikit_learn():
 def test_what_is_not_defined_is_nan():
     assert math.isnan(measure_auc(torch.rand(4), torch.ones(4, dtype=torch.bool)))
     assert math.isnan(measure_auc(torch.tensor([1.0, math.nan]), torch.tensor([True, False])))
-    constant, x = torch.ones(N, 1), torch.zeros(N, INPUTS)
+    constant, x = torch.full((N, 1), 0.1), torch.zeros(N, INPUTS)
     assert math.isnan(scored(REGRESSION, R2, torch.rand(1, N, 1), constant, x, N)[0])
     assert scored(MULTILABEL, F1, -torch.ones(1, N, 2), torch.zeros(N, 2), x, N) == [0.0]
 
