@@ -68,7 +68,7 @@ def blame_source(source: str) -> Iterator[None]:
 
 
 # Options of the commands whose argument in Python has another name, or has a value.
-ARGUMENTS = {"--allow-plugin": "plugins", "--set": "overrides", "--fresh": "fresh=True"}
+PYTHON_NAMES = {"--allow-plugin": "plugins", "--set": "overrides", "--fresh": "fresh=True"}
 _is_called_from_python = ContextVar("_is_called_from_python", default=False)
 
 
@@ -89,7 +89,7 @@ def name_option(flag: str, value: str | None = None) -> str:
     """
     if not _is_called_from_python.get():
         return flag if value is None else f"{flag} {value}"
-    name = ARGUMENTS.get(flag, flag.removeprefix("--").replace("-", "_"))
+    name = PYTHON_NAMES.get(flag, flag.removeprefix("--").replace("-", "_"))
     return name if value is None else f"{name}={value!r}"
 
 

@@ -20,7 +20,7 @@ It writes ASCII with ", " and ": " between, and adds spaces at the end until N i
 safetensors lays them out: wider dtypes first, then by name. A reader accepts any order: older writers kept none.
 
 `ops` are applied in turn, the first to pixels / 127.5 - 1, or in version 3 to the rows as float32; all in float32.
-Rows that are to be normalised have an `affine` operation as the first. NAME is that of a tensor, or null:
+RowFormat that are to be normalised have an `affine` operation as the first. NAME is that of a tensor, or null:
 
     {"op": "linear", "shape": [O, I], "bits": b, "levels": one of LEVELS, "weight": NAME, "step": NAME,
      "bias": NAME, "act_bits": a, "input_step": NAME, "input_levels": "symmetric" or "unsigned"}
@@ -72,8 +72,8 @@ from qdtune.model.signed_file import TRIAL, sign_file, split_file
 from qdtune.reader import INPUT, INPUT_VERSION, MODEL, PACKED, VERSION
 
 
-class Rows(NamedTuple):
-    """How the rows of a data set become inputs.
+class RowFormat(NamedTuple):
+    """The rows of a data set, and how they become inputs.
 
     Attributes:
         dtype: of the rows, one of `DTYPES`.
@@ -85,7 +85,7 @@ class Rows(NamedTuple):
     shift: Tensor | None = None
 
 
-PIXELS = Rows()
+PIXEL_ROWS = RowFormat()
 
 
 def pack_replicas(
@@ -94,7 +94,7 @@ def pack_replicas(
     inputs: int,
     outputs: int,
     model: str = "mlp",
-    rows: Rows = PIXELS,
+    rows: RowFormat = PIXEL_ROWS,
 ) -> bytes:
     """The replicas of one configuration as one safetensors file with its checksum.
 

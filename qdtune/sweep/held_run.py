@@ -70,7 +70,7 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
     lost = {trial_id: queue.results[trial_id] for trial_id in sorted(rows.lost_weights & queue.results.keys())}
     if again := [trial.trial_id for trial in queue.waiting if trial.trial_id in lost]:
         more = ", ..." if len(again) > MAX_NAMED else ""
-        what = f"{format_count(len(again), 'trial')} lost the weights, so the launch trains again"
+        what = f"{format_count(len(again), 'trial')} lost the weights and will be trained again"
         out.print(f"{what}: {', '.join(again[:MAX_NAMED])}{more}", style="yellow")
     known: Rows = {}
     for row in rows.trials.select(store.trials_schema.names).to_pylist():

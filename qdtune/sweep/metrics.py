@@ -27,7 +27,7 @@ from qdtune.store.tables import Table, rows_known
 AGAIN_S = 4.0  # Ray forgets a gauge that is not set again within ten seconds
 BEST, HYPERVOLUME = f"qdtune_best_{ACCURACY.val}", "qdtune_hypervolume"
 # Those of a sweep that is judged by accuracy.
-METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
+GAUGES: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, further tags
     "qdtune_trials": (Gauge, "Trials by state: as they ended, running or waiting", ("state",)),
     "qdtune_epochs": (Counter, "Epochs trained, in the float warm-up and in QAT", ()),
     "qdtune_replica_epochs": (Counter, "The same, times the replicas that trained together", ()),
@@ -38,14 +38,14 @@ METRICS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning,
 }
 
 
-def list_metrics(metric: Metric, has_reference: bool) -> dict[str, tuple[Any, str, tuple[str, ...]]]:
+def list_gauges(metric: Metric, has_reference: bool) -> dict[str, tuple[Any, str, tuple[str, ...]]]:
     """The metrics of a sweep that is judged by `metric`: the best value has the name of its column.
 
     Args:
         metric: that judges.
         has_reference: whether it has a reference value, without which there is no hypervolume.
     """
-    found = METRICS if has_reference else {name: entry for name, entry in METRICS.items() if name != HYPERVOLUME}
+    found = GAUGES if has_reference else {name: entry for name, entry in GAUGES.items() if name != HYPERVOLUME}
     if metric is ACCURACY:
         return found
     above = f"{metric.name} above that of an untrained network"
@@ -75,7 +75,7 @@ class SweepMetrics:
         largest = max((trial.sizes.fp32_bytes for trial in planned), default=1)
         self.metric, untrained = spec.metric, untrained_value(spec.metric, spec.data.info)
         self.corner = None if untrained is None else (-self.metric.sign * untrained, math.log2(largest))
-        self.metrics = list_metrics(self.metric, untrained is not None)
+        self.metrics = list_gauges(self.metric, untrained is not None)
         self.gpu_peak = 0.0
         self.said_at = 0.0
         self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and tag

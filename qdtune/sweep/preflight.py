@@ -90,7 +90,7 @@ def check_data_dir(data_dir: Path | None) -> None:
     there = next(part for part in (data_dir, *data_dir.absolute().parents) if os.path.lexists(part))
     if not os.path.isdir(there):
         what = f"{name_option('--data-dir')} must be a folder, or one that can be made, got {_named(data_dir)}"
-        raise user_error(what if there == data_dir else f"{what}: {_named(there)} is none")
+        raise user_error(what if there == data_dir else f"{what}: {_named(there)} is a file")
 
 
 def check_room(spec: Spec, planned: Plan, runs_dir: str, is_fresh: bool) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from qdtune.machine import is_compiled
 from qdtune.model.chain import Chain
 from qdtune.model.factored import decompose
-from qdtune.model.packed import Rows, pack_replicas
+from qdtune.model.packed import RowFormat, pack_replicas
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.spec.configuration import Configuration
@@ -32,7 +32,7 @@ from qdtune.training.shipped import measure_shipped
 from qdtune.training.step import StepShape, normalise
 
 CALIBRATION_ROWS = 2048  # training samples that set the initial step sizes of activations
-CHANCE_MARGIN = 0.02  # a warm-up this close to the share of the largest class has learned nothing
+CHANCE_MARGIN = 0.02  # a warm-up this close to chance has learned nothing
 
 
 class Warmups(Protocol):
@@ -133,7 +133,9 @@ def train_configuration(
     weights = None
     if alive:
         shape = StepShape.of(trial, data.inputs, outputs, "qat")
-        weights = pack_replicas(alive, trial.trial_id, data.inputs, outputs, trial.columns["model"], _rows_of(data))
+        weights = pack_replicas(
+            alive, trial.trial_id, data.inputs, outputs, trial.columns["model"], _row_format(data)
+        )
         # The test set is read only here.
         found = dict(measure_shipped(weights, alive, data, (metric, *task.also_tested(metric)), shape))
         if on_end:
@@ -143,9 +145,9 @@ def train_configuration(
     yield report | {"rows": rows, "weights": weights, "done": True}
 
 
-def _rows_of(data: Tensors) -> Rows:
+def _row_format(data: Tensors) -> RowFormat:
     """What is shipped of how the rows of a data set become inputs."""
-    return Rows(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift)
+    return RowFormat(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift)
 
 
 def _make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
@@ -244,7 +246,7 @@ def _make_rows(
     data: Tensors,
     started: datetime,
 ) -> list[dict[str, Any]]:
-    """One row per seed, with the columns of `store.TRIALS`; the driver adds `attempt`, because it counts attempts."""
+    """One row per seed, with the columns of `store/columns.py`; the driver adds `attempt`, which it counts."""
     device = data.train_x.device
     shared = trial.columns | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -321,7 +321,7 @@ def test_lost_weights_are_trained_again_and_nothing_else(swept, run, tmp_path, c
     rows, whole = store.trials().to_pylist(), (swept[0].root / "weights" / file.name).read_bytes()
     capsys.readouterr()
     held = hold_run(spec, plan(spec), store, tmp_path, console())
-    assert f"1 trial lost the weights, so the launch trains again: {victim}" in capsys.readouterr().out
+    assert f"1 trial lost the weights and will be trained again: {victim}" in capsys.readouterr().out
     trial = held.queue.next()
     assert (trial.trial_id, held.queue.next()) == (victim, None)
     assert not held.queue.study.live[victim].judged  # or a pruner might stop it before it has weights

@@ -10,7 +10,7 @@ from qdtune.spec.tasks import ACCURACY, AUC, F1, MAE, METRICS, MSE, R2
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.sweep import metrics as sweep_metrics
 from qdtune.sweep.loggers import SweepLoggers, epoch_means, final_numbers
-from qdtune.sweep.metrics import SweepMetrics, list_metrics
+from qdtune.sweep.metrics import SweepMetrics, list_gauges
 from qdtune.sweep.progress import SweepProgress
 from qdtune.terminal import console
 from tests.judged import make_spec, write_run
@@ -40,7 +40,7 @@ def test_gauges_are_named_by_the_metric(metric):
     spec = make_spec("binary" if metric in (ACCURACY, F1, AUC) else "regression", metric.name)
     reference = untrained_value(metric, spec.data.info)
     assert reference == {ACCURACY: 0.5, AUC: 0.5, F1: 0.0, R2: 0.0}.get(metric)
-    found = list_metrics(metric, reference is not None)
+    found = list_gauges(metric, reference is not None)
     assert f"qdtune_best_{metric.val}" in found
     assert [name for name in found if "best" in name] == [f"qdtune_best_{metric.val}"]
     assert ("qdtune_hypervolume" in found) == (metric not in (MAE, MSE))
@@ -49,8 +49,8 @@ def test_gauges_are_named_by_the_metric(metric):
 
 
 def test_the_best_gauge_of_a_metric_that_goes_down_is_the_lowest(table, monkeypatch):
-    theirs = {name: (Series, *rest) for name, (_, *rest) in sweep_metrics.METRICS.items()}
-    monkeypatch.setattr(sweep_metrics, "METRICS", theirs)
+    theirs = {name: (Series, *rest) for name, (_, *rest) in sweep_metrics.GAUGES.items()}
+    monkeypatch.setattr(sweep_metrics, "GAUGES", theirs)
     spec = make_spec("regression", "mae")
     made = SweepMetrics(spec, plan(spec).trials)
     made.stand(["ok"] * 12, table)
@@ -62,8 +62,8 @@ def test_the_best_gauge_of_a_metric_that_goes_down_is_the_lowest(table, monkeypa
 
 
 def test_the_hypervolume_of_r2_starts_at_zero(tmp_path, monkeypatch):
-    theirs = {name: (Series, *rest) for name, (_, *rest) in sweep_metrics.METRICS.items()}
-    monkeypatch.setattr(sweep_metrics, "METRICS", theirs)
+    theirs = {name: (Series, *rest) for name, (_, *rest) in sweep_metrics.GAUGES.items()}
+    monkeypatch.setattr(sweep_metrics, "GAUGES", theirs)
     spec = make_spec("regression", "r2")
     table = aggregate(write_run(tmp_path / "run", spec, lambda skill: skill - 2).trials())
     made = SweepMetrics(spec, plan(spec).trials)

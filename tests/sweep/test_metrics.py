@@ -22,7 +22,7 @@ from qdtune.store.columns import STATES
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.store import Store
 from qdtune.sweep import metrics
-from qdtune.sweep.metrics import AGAIN_S, METRICS, SweepMetrics
+from qdtune.sweep.metrics import AGAIN_S, GAUGES, SweepMetrics
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.recorder import Recorder
 from qdtune.terminal import console
@@ -69,7 +69,7 @@ class Series(dict):
 @pytest.fixture
 def told(monkeypatch):
     """A function that gives the metrics of a sweep file, and what they have said: values by name and tags."""
-    monkeypatch.setattr(metrics, "METRICS", {name: (Series, *rest) for name, (_, *rest) in METRICS.items()})
+    monkeypatch.setattr(metrics, "GAUGES", {name: (Series, *rest) for name, (_, *rest) in GAUGES.items()})
 
     def start(spec):
         made = SweepMetrics(spec, plan(spec).trials)
@@ -80,7 +80,7 @@ def told(monkeypatch):
 
 def test_metrics_have_few_time_series():
     values = {"sweep": 1, "state": len(STATES) + 2, "weight_bits": 17}  # 1 to 16, or 32
-    for kind, _, tags in METRICS.values():
+    for kind, _, tags in GAUGES.values():
         assert kind in (Counter, Gauge)
         assert math.prod(values[tag] for tag in tags) <= 17
     assert "trial_id" not in (ROOT / "qdtune" / "sweep" / "metrics.py").read_text()
@@ -256,7 +256,7 @@ print(json.dumps(sorted(names)))
 
 def exported():
     """The names of the metrics as Prometheus gets them."""
-    return {f"ray_{name}" + ("_total" if kind is Counter else "") for name, (kind, _, _) in METRICS.items()}
+    return {f"ray_{name}" + ("_total" if kind is Counter else "") for name, (kind, _, _) in GAUGES.items()}
 
 
 def test_the_board_asks_for_every_metric_and_no_other():

@@ -180,7 +180,7 @@ def test_data_in_memory_are_handed_on_as_they_are(folder: Path) -> None:
     ("changes", "told"),
     [
         ({"data_dir": Path("a.yaml")}, "--data-dir must be a folder, or one that can be made, got a.yaml"),
-        ({"data_dir": Path("a.yaml/x")}, "or one that can be made, got a.yaml/x: .*/a.yaml is none"),
+        ({"data_dir": Path("a.yaml/x")}, "or one that can be made, got a.yaml/x: .*/a.yaml is a file"),
         ({"runs_dir": "a.yaml"}, r"a.yaml must be a folder, got a file \(choose another --runs-dir or name\)"),
         ({"runs_dir": "a.yaml/x/y"}, r"a.yaml must be a folder, got a file"),
         ({"runs_dir": "/proc/x"}, r"cannot write to /proc/x/a: No such file or directory \(choose another"),
