@@ -272,7 +272,8 @@ def test_a_terminal_that_goes_away_stops_a_sweep_in_order_or_not_at_all_under_no
 TWO_NODES = """
 import sys, threading, time
 from pathlib import Path
-from qdtune import cluster, launch
+from qdtune.commands import launch
+from qdtune.sweep import cluster
 cluster.set_environment("auto")
 from ray.cluster_utils import Cluster
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
