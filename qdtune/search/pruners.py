@@ -189,12 +189,12 @@ class ParetoPruner(BasePruner):
         Args:
             sign: 1 if the metric goes up, -1 if it goes down.
         """
-        values = {e: sign * value for e, value in trial.intermediate_values.items()}
+        values = trial.intermediate_values  # of all trials at each report, so nothing is copied that is not asked for
         if math.isnan(now := values.get(epoch, math.nan)):
             return -math.inf
         if self.signal == "raw":
-            return now
-        known = [v for e, v in sorted(values.items()) if e <= epoch and not math.isnan(v)]
+            return sign * now
+        known = [sign * v for e, v in sorted(values.items()) if e <= epoch and not math.isnan(v)]
         if self.signal == "best_so_far":
             return max(known)
         mean = known[0]
