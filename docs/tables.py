@@ -26,8 +26,9 @@ from qdtune.datasets.known import DATASETS
 from qdtune.spec.axes import AXES
 from qdtune.spec.loggers import LOGGERS, Logger
 from qdtune.spec.objectives import OBJECTIVES
-from qdtune.spec.pruners import pruner_table
+from qdtune.spec.pruners import PRUNERS
 from qdtune.spec.tasks import METRICS, TASKS
+from qdtune.spec.values import cell_text
 from qdtune.store.columns import Column, history_columns, pareto_columns, trial_columns
 
 DOCS = Path(__file__).parent
@@ -98,6 +99,21 @@ def metric_table() -> str:
     return markdown(
         ["`metric`", "what it is", "better"],
         [[f"`{one.name}`", one.text, better[one.direction]] for one in METRICS],
+    )
+
+
+def pruner_table() -> str:
+    """Returns the pruners: type, keys with defaults, what each stops."""
+    return markdown(
+        ["type", "keys", "what it stops"],
+        [
+            [
+                f"`{pruner.name}`",
+                ", ".join(f"`{key}: {cell_text(default)}`" for key, default in pruner.defaults().items()),
+                pruner.text,
+            ]
+            for pruner in PRUNERS
+        ],
     )
 
 

@@ -62,7 +62,7 @@ def answer(
         history: one row per seed and epoch, as `columns.history_schema`.
         pareto: one row per configuration, from `pareto_table.aggregate`.
         budget: bytes; None: no limit.
-        curves: of the whole sweep; None for those of these tables.
+        curves: all curves of the sweep; None: only the curves in `history`.
     """
     metric = metric_in(trials)
     rows, values = _rank_rows(trials, pareto, metric)

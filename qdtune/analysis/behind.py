@@ -1,4 +1,4 @@
-"""Whether a configuration that was stopped is behind one that was finished, judged by finished curves like its own.
+"""Tells whether a stopped configuration is behind a finished one, from finished curves like its own.
 
 It says less than a test: it is about the mean of these seeds, has no interval, and stands outside Holm's correction.
 How often it is wrong on recordings is in docs/report-and-answers.md.

@@ -31,7 +31,7 @@ class Best:
             seeds.
         rivals: rows of the Pareto table within the budget that do not differ significantly from it (paired t test
             over shared seeds, Holm's correction), from best to worst. The test is slightly biased in its favour,
-            because it was selected by what is tested.
+            because the same metric selected it.
         varying: the axes with several values in this sweep, finished or not, where they have an effect.
         n_others: the number of other finished configurations within the budget.
         metric: that judges.

@@ -37,7 +37,7 @@ class Comparison(_MadeAt):
         weight_bits, depth, activation and the axes in `axes.ASKED_AT`: the setting, read from the side with `value`;
             None for an axis that has no effect, such as `scale` if nothing is quantised.
         verdict: one of `VERDICTS`.
-        effect: the mean over seeds of the paired difference, that of `value` less that of `baseline`; None if the
+        effect: the mean over seeds of the metric at `value` minus the metric at `baseline`; None if the
             comparison is refused. It favours `value` if it has the sign of the metric.
         low, high: the confidence interval of the effect; None if there is none.
         level: the confidence of the interval. It is the level of Holm's procedure, so that the interval excludes zero
@@ -58,7 +58,7 @@ class Comparison(_MadeAt):
         reason: why it is refused, or what is said instead of the interval if there is none; else empty.
         obstacle: a key of `OBSTACLES` if it is refused; else empty.
         confounders: if no pair differs in `axis` alone, the other axes in which the nearest pair differs.
-        metric: what is compared.
+        metric: of the effect.
     """
 
     axis: str

@@ -39,7 +39,7 @@ class Side:
         inner_dims: widths between the factors of each layer.
         measured: seed -> the metric on the validation split; of the seeds that ended `ok`.
         trial_ids: seed -> trial_id of its row.
-        metric: what is measured.
+        metric: of the numbers in `measured`.
     """
 
     key: dict[str, Any]

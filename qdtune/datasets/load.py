@@ -125,8 +125,8 @@ def cut(
 
     Args:
         info: knows images and classes.
-        normalize: over what the rows get mean 0 and standard deviation 1: `none`, `dataset` or `feature`. Both are
-            those of the rows that are left to train on.
+        normalize: `none`, or rows get mean 0 and standard deviation 1 over the whole `dataset` or over each
+            `feature`. The training rows without the validation split decide the mean and the deviation.
 
     Raises:
         DataError: the training set has too few rows.

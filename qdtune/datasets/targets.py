@@ -90,7 +90,7 @@ def _read_numbers(train: Array, test: Array, train_rows: int, test_rows: int) ->
 
 
 def _read_anomalies(train: Array, test: Array, train_rows: int, test_rows: int) -> tuple[Array, Array, int]:
-    """Of the test set labels 0 (normal) and 1 (anomaly) as float32 (N, 1); those of training are not used."""
+    """Test labels 0 (normal) and 1 (anomaly) as float32 (N, 1). Training labels are not used and come out as 0."""
     import numpy as np
 
     if test.shape not in ((test_rows,), (test_rows, 1)) or not _is_flags(test):

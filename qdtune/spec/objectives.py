@@ -107,6 +107,9 @@ def front_values(configuration: Any, judged: Any) -> list[Any]:
     return [judged, *(one.value(configuration) for one in FRONT_COSTS if one.value)]
 
 
+UNTRAINED_MARGIN = 0.02  # a training that ends within this score of an untrained network has learned nothing
+
+
 def untrained_value(metric: Metric, info: DatasetInfo) -> float | None:
     """The metric of a network that has learned nothing, the worst corner of a front; None if the data decide it."""
     values = {ACCURACY: 1 / info.classes, AUC: 0.5, F1: 0.0, R2: 0.0}

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 from pydantic import create_model, model_validator
 
 from qdtune.spec.checks import choice, measure, number, whole
-from qdtune.spec.values import Frozen, cell_text
+from qdtune.spec.values import Frozen
 
 SIGNALS = ("best_so_far", "raw", "ema")
 
@@ -291,12 +291,3 @@ class EarlyTerminate(_Keys):
     def keeps_front(self) -> bool:
         """Whether a trial is compared only with trials of equal or smaller size, so that the front survives."""
         return self.pruner.keeps_front
-
-
-def pruner_table() -> str:
-    """The pruners as a table in Markdown: type, keys with defaults, what it stops."""
-    rows = ["| type | keys | what it stops |", "|---|---|---|"]
-    for pruner in PRUNERS:
-        keys = ", ".join(f"`{key}: {cell_text(default)}`" for key, default in pruner.defaults().items())
-        rows.append(f"| `{pruner.name}` | {keys} | {pruner.text} |")
-    return "\n".join(rows)

@@ -65,9 +65,8 @@ def storage_errors(path: object) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        reason = " ".join(str(error.strerror or error).split())
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
-        raise kind(f"{one_line(str(path))} must be readable and writable, got {reason[:300]}") from error
+        raise _in_words(kind, path, "readable and writable", error) from error
 
 
 @contextlib.contextmanager
@@ -78,8 +77,13 @@ def read_errors(path: object) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        reason = " ".join(str(error.strerror or error).split())
-        raise UnreadableError(f"{one_line(str(path))} must be readable, got {reason[:300]}") from error
+        raise _in_words(UnreadableError, path, "readable", error) from error
+
+
+def _in_words(kind: type[StorageError], path: object, what: str, error: OSError) -> StorageError:
+    """The error of this kind, in one line."""
+    reason = " ".join(str(error.strerror or error).split())
+    return kind(f"{one_line(str(path))} must be {what}, got {reason[:300]}")
 
 
 def check_location(where: str | os.PathLike[str]) -> None:

@@ -15,14 +15,13 @@ from typing import Any, Generic, Protocol, TypeVar
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.reach import Curve, Prospect, neighbours_of, rank_prospects
 from qdtune.spec.axes import AXIS_NAMES
-from qdtune.spec.objectives import untrained_value
+from qdtune.spec.objectives import UNTRAINED_MARGIN, untrained_value
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import FINAL, STATES, metric_in
 from qdtune.store.results import mean
 from qdtune.store.tables import Table, rows_among, rows_equal
 
-UNTRAINED_MARGIN = 0.02  # a training that ends within this score of an untrained network has learned nothing
 Key = tuple[Any, ...]  # the axes of a configuration, as `Configuration.key`
 
 

@@ -24,6 +24,7 @@ from qdtune.model.packed import RowFormat, pack_replicas
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import UNTRAINED_MARGIN
 from qdtune.spec.sizes import normalisation_sizes
 from qdtune.spec.tasks import ACCURACY, Metric, metric_of, task_of
 from qdtune.training.cohort import Cohort, Tensors, make_generator
@@ -32,7 +33,6 @@ from qdtune.training.shipped import measure_shipped
 from qdtune.training.step import StepShape, normalise
 
 CALIBRATION_ROWS = 2048  # training samples that set the initial step sizes of activations
-CHANCE_MARGIN = 0.02  # a warm-up this close to chance has learned nothing
 
 
 class Warmups(Protocol):
@@ -266,7 +266,7 @@ def _make_rows(
         note = None
         if dead:
             note = f"loss not finite in {curve[-1]['phase']} epoch {curve[-1]['epoch']}"
-        elif trial.warmup.epochs and floats[k] <= chance + CHANCE_MARGIN:
+        elif trial.warmup.epochs and floats[k] <= chance + UNTRAINED_MARGIN:
             share = f"{floats[k]:.1%}" if metric.is_fraction else f"{floats[k]:.3g}"
             note = f"the warm-up ended at chance ({share})"
         tested = {}

@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 
 import pytest
 
+from docs.tables import pruner_table
 from qdtune.spec import pruners
 from qdtune.spec.checks import whole
-from qdtune.spec.pruners import PRUNERS, EarlyTerminate, NoPruner, Pruner, ScopedPruner, pruner_of, pruner_table
+from qdtune.spec.pruners import PRUNERS, EarlyTerminate, NoPruner, Pruner, ScopedPruner, pruner_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -42,7 +42,7 @@ SCRIPT = """
 import json
 from qdtune.messages import SpecError
 from qdtune.search.pruners import make_pruner
-from qdtune.spec.pruners import pruner_table
+from docs.tables import pruner_table
 from qdtune.spec.sweep_file import loads
 
 TEXT = "version: 1\\nname: a\\nparameters: {depth: {value: 1}}\\ndata: {dataset: synthetic, val_size: 100}\\n"
