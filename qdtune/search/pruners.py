@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -155,6 +157,7 @@ class ParetoPruner(BasePruner):
         if min_epochs < 1 or patience < 1:
             raise ValueError(f"min_epochs and patience must be 1 or more, got {min_epochs} and {patience}")
         self.margin, self.signal, self.min_epochs, self.patience = margin, signal, min_epochs, patience
+        self._standings: WeakKeyDictionary[Study, _Standings] = WeakKeyDictionary()
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         return self.rival(study, trial) is not None
@@ -164,43 +167,88 @@ class ParetoPruner(BasePruner):
         last = trial.last_step
         if last is None or last - self.patience + 1 < self.min_epochs:
             return None
-        alive = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
-        size, sign = trial.user_attrs[SIZE], _sign(study)
-        rivals = [
-            other
-            for other in alive
-            if other.number != trial.number
-            and other.user_attrs[SIZE] <= size
-            and not any(map(math.isnan, other.intermediate_values.values()))
-        ]
+        standings = self._standings.setdefault(study, _Standings(self._scores, _sign(study)))
+        standings.update(study.get_trials(deepcopy=False))
+        own = self._scores(trial.intermediate_values, _sign(study))
         best = None
         for epoch in range(last - self.patience + 1, last + 1):
-            leads = [
-                (self._at(other, epoch, sign), -other.user_attrs[SIZE], -other.number, other) for other in rivals
-            ]
-            *lead, best = max(leads, key=lambda entry: entry[:3], default=(-math.inf, None))
-            if not lead[0] > self._at(trial, epoch, sign) + self.margin:
+            score, best = standings.find_leader(epoch, trial)
+            if not score > own.get(epoch, -math.inf) + self.margin:
                 return None
         return best
 
-    def _at(self, trial: FrozenTrial, epoch: int, sign: int) -> float:
-        """The signal at an epoch, as a score; minus infinity where it has not been reported, or is not a number.
+    def _scores(self, values: dict[int, float], sign: int) -> dict[int, float]:
+        """The signal at each epoch that has a number, as a score.
 
         Args:
+            values: of the metric, by epoch.
             sign: 1 if the metric goes up, -1 if it goes down.
         """
-        values = trial.intermediate_values  # of all trials at each report, so nothing is copied that is not asked for
-        if math.isnan(now := values.get(epoch, math.nan)):
-            return -math.inf
-        if self.signal == "raw":
-            return sign * now
-        known = [sign * v for e, v in sorted(values.items()) if e <= epoch and not math.isnan(v)]
-        if self.signal == "best_so_far":
-            return max(known)
-        mean = known[0]
-        for value in known[1:]:
-            mean = (mean + value) / 2
-        return mean
+        scores: dict[int, float] = {}
+        before = None
+        for epoch, value in sorted(values.items()):
+            if math.isnan(value):
+                continue
+            now = sign * value
+            if before is not None and self.signal == "best_so_far":
+                now = max(before, now)
+            elif before is not None and self.signal == "ema":
+                now = (before + now) / 2
+            scores[epoch] = before = now
+        return scores
+
+
+class _Standings:
+    """Who leads at which epoch in a study; it reads a trial that has ended once, for there may be many thousands.
+
+    Args:
+        scores: from the values of a trial and the sign of the metric to a score by epoch.
+        sign: 1 if the metric goes up, -1 if it goes down.
+    """
+
+    def __init__(self, scores: Callable[[dict[int, float], int], dict[int, float]], sign: int) -> None:
+        self.scores, self.sign = scores, sign
+        self.trials: list[FrozenTrial] = []
+        self.running: set[int] = set()
+        self.sizes = np.empty(0)  # by number of the trial, with room for more
+        self.by_epoch: dict[int, np.ndarray] = {}  # scores by number; minus infinity where there is none that counts
+
+    def update(self, trials: list[FrozenTrial]) -> None:
+        """Reads what is new in all trials of the study, in the order of their numbers."""
+        fresh = range(len(self.trials), len(trials))
+        self.trials = trials
+        self.sizes = _with_room(self.sizes, len(trials))
+        for number in self.running.union(fresh):
+            trial = trials[number]
+            if trial.state == TrialState.WAITING:
+                self.running.add(number)
+                continue
+            self.sizes[number] = trial.user_attrs[SIZE]
+            values = trial.intermediate_values
+            counts = trial.state != TrialState.FAIL and not any(map(math.isnan, values.values()))
+            for epoch, score in self.scores(values, self.sign).items():
+                column = _with_room(self.by_epoch.get(epoch, np.empty(0)), len(trials))
+                column[number] = score if counts else -math.inf
+                self.by_epoch[epoch] = column
+            (self.running.discard if trial.state.is_finished() else self.running.add)(number)
+
+    def find_leader(self, epoch: int, trial: FrozenTrial) -> tuple[float, FrozenTrial | None]:
+        """The best score of others of no larger size at an epoch, and the smallest, oldest trial that has it."""
+        column = self.by_epoch.get(epoch, np.empty(0))[: len(self.trials)]
+        scores = np.where(self.sizes[: len(column)] <= trial.user_attrs[SIZE], column, -math.inf)
+        scores[trial.number : trial.number + 1] = -math.inf
+        best = scores.max(initial=-math.inf)
+        if best == -math.inf:
+            return best, None
+        equals = np.flatnonzero(scores == best)
+        return best, self.trials[equals[np.argmin(self.sizes[equals])]]
+
+
+def _with_room(column: np.ndarray, count: int) -> np.ndarray:
+    """`column` with room for `count` numbers or more; those that are new are minus infinity."""
+    if len(column) >= count:
+        return column
+    return np.concatenate([column, np.full(2 * count - len(column), -math.inf)])
 
 
 class WorstAllowed(BasePruner):
