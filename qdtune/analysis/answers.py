@@ -16,12 +16,12 @@ from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth, describe_setting
 from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.comparisons import compare_activations, compare_depths
-from qdtune.analysis.pairs import SIZES_APART, find_sides
-from qdtune.analysis.seed_tests import apply_holm, correct_p, equal_within, t_test, win_shares
 from qdtune.spec.axes import AXIS_NAMES, idle_at_depth
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
+from qdtune.store.pairs import SIZES_APART, find_sides
 from qdtune.store.pareto_table import by_seed
+from qdtune.store.seed_tests import apply_holm, correct_p, equal_within, t_test, win_shares
 from qdtune.store.tables import Table, rows_equal, rows_known, rows_where
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from qdtune.analysis.pairs import Side
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.reach import Curve, nearest, share_reaching
 from qdtune.store.columns import metric_in
+from qdtune.store.pairs import Side
 from qdtune.store.tables import Table
 from qdtune.store.unfinished import StoredCohort, curve_name, curve_of, find_stored_cohorts, learned_curves
 

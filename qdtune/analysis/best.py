@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qdtune.analysis.comparison import TOO_FEW_SEEDS, describe_bits
-from qdtune.analysis.seed_tests import FAMILY_ALPHA, equal_within
 from qdtune.messages import format_count
 from qdtune.spec.axes import axis_of, idle_at_depth
 from qdtune.spec.metric_text import best_word, say_interval, say_metric, value_text
 from qdtune.spec.tasks import ACCURACY, Metric
+from qdtune.store.seed_tests import FAMILY_ALPHA, equal_within
 
 MAX_RIVALS = 3  # rivals of the best configuration that its sentence names
 STOPPED, FAILED = "stopped early", "failed"  # how depths ended that were not trained to their end

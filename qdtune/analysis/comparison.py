@@ -6,12 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from qdtune.analysis.seed_tests import MAX_SEEDS
 from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.metric_text import format_differences, say_difference, say_distance
 from qdtune.spec.tasks import ACCURACY, Metric
+from qdtune.store.seed_tests import MAX_SEEDS
 
 VERDICTS = ("helps", "hurts", "undecided", "behind", "refused")
 OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the question

@@ -16,7 +16,11 @@ import numpy as np
 
 from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.comparison import OBSTACLES, Comparison, largest_difference
-from qdtune.analysis.pairs import (
+from qdtune.spec.axes import ASKED_AT, idle_at_depth
+from qdtune.spec.metric_text import format_differences, say_difference
+from qdtune.spec.tasks import Metric
+from qdtune.spec.values import cell_text
+from qdtune.store.pairs import (
     KEYS,
     SIZES_EQUAL,
     Baselines,
@@ -25,11 +29,7 @@ from qdtune.analysis.pairs import (
     find_obstacle,
     mean_differences,
 )
-from qdtune.analysis.seed_tests import apply_holm, count_seeds_needed, equal_within, half_width, t_test
-from qdtune.spec.axes import ASKED_AT, idle_at_depth
-from qdtune.spec.metric_text import format_differences, say_difference
-from qdtune.spec.tasks import Metric
-from qdtune.spec.values import cell_text
+from qdtune.store.seed_tests import apply_holm, count_seeds_needed, equal_within, half_width, t_test
 
 Pairs = list[tuple[Side, Side]]
 # Of one comparison: the setting and the axis, the sides with the value of that axis, and the baselines.

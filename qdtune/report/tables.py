@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from qdtune.analysis.comparison import TOO_FEW_SEEDS, Comparison
-from qdtune.analysis.seed_tests import MAX_SEEDS
 from qdtune.report.conclusions import varying_settings
 from qdtune.spec.axes import head_of
 from qdtune.spec.metric_text import difference_cells, difference_unit
 from qdtune.spec.tasks import Metric
+from qdtune.store.seed_tests import MAX_SEEDS
 from qdtune.terminal import table_width
 
 NEEDED = "needed: the seeds that would be significant if the effect stays as large."

@@ -13,13 +13,13 @@ import pytest
 from qdtune.analysis.answers import answer
 from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.comparisons import compare_activations, compare_depths
-from qdtune.analysis.pairs import find_sides
-from qdtune.analysis.seed_tests import FAMILY_ALPHA
 from qdtune.spec.metric_text import format_differences
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
+from qdtune.store.pairs import find_sides
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import complete_table
+from qdtune.store.seed_tests import FAMILY_ALPHA
 from tests.schemas import HISTORY, TRIALS
 
 DATA = Path(__file__).parents[1] / "data"

@@ -7,8 +7,8 @@ import pytest
 
 from qdtune.analysis.behind import N_ALIKE, CurveBook
 from qdtune.analysis.comparisons import compare_depths
-from qdtune.analysis.pairs import find_sides
 from qdtune.datasets.dataset import DatasetInfo
+from qdtune.store.pairs import find_sides
 from tests.analysis.test_answers import configuration
 from tests.schemas import HISTORY, TRIALS
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from qdtune.analysis.pairs import find_sides
 from qdtune.analysis.run import load_run
-from qdtune.analysis.seed_tests import equal_within
 from qdtune.spec.tasks import ACCURACY, MSE, R2
 from qdtune.store.columns import trials_schema
+from qdtune.store.pairs import find_sides
+from qdtune.store.seed_tests import equal_within
 from tests.judged import make_spec, write_run
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qdtune.analysis.seed_tests import (
+from qdtune.pareto import resample
+from qdtune.store.seed_tests import (
     MAX_SEEDS,
     apply_holm,
     correct_p,
@@ -15,7 +16,6 @@ from qdtune.analysis.seed_tests import (
     t_test,
     win_shares,
 )
-from qdtune.pareto import resample
 
 P = st.sampled_from([0.001, 0.004, 0.01, 0.0125, 0.02, 0.025, 0.04, 0.05, 0.3, 1.0, np.nan])
 
