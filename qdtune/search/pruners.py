@@ -1,8 +1,9 @@
 """Which trials are not worth finishing: a pruner that keeps a Pareto front, and Optuna's own, made aware of size.
 
 All are `optuna.pruners.BasePruner`s for a study of one metric, up or down. They expect its values reported at QAT
-epochs from 1, and user attributes on every trial: `SIZE`, its bytes, known before training; and, for the Wilcoxon
-test, under `SEEDS` and the epoch, the values of its seeds.
+epochs from 1, and user attributes on every trial: `SIZE`, its bytes, known before training; `GROUP`, if it is judged
+only by trials that have the same one; and, for the Wilcoxon test, under `SEEDS` and the epoch, the values of its
+seeds.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from qdtune.spec.pruners import (
 )
 
 SIZE = "size_bytes"
+GROUP = "group"
 SEEDS = "values_of_seeds_epoch_"
 
 
@@ -61,8 +63,9 @@ def make_pruner(rule: EarlyTerminate, epochs: int) -> BasePruner | None:
     wanted = rule.pruner
     with experimental():
         pruner = build_pruner(wanted, epochs)
-    is_scoped = isinstance(wanted, ScopedPruner) and wanted.scope == "size"
-    return SizeScope(pruner) if pruner is not None and is_scoped else pruner
+    if pruner is None or not isinstance(wanted, ScopedPruner) or (wanted.scope == "all" and not wanted.within):
+        return pruner
+    return PeerScope(pruner, by_size=wanted.scope == "size")
 
 
 @singledispatch
@@ -127,7 +130,7 @@ def _build_wilcoxon(wanted: Wilcoxon, epochs: int) -> BasePruner:
 
 
 class ParetoPruner(BasePruner):
-    """Stops a trial when another one of no larger size is ahead of it, so that no front member is in the way.
+    """Stops a trial when another one of no larger size, and of its group, is ahead of it, so that the front survives.
 
     A large model never stops a small one. Small ones do stop larger ones, by evidence only: more than `margin` ahead
     at the same epoch, at each of the last `patience` epochs. Trials that still run, and trials that were stopped
@@ -211,19 +214,22 @@ class _Standings:
         self.trials: list[FrozenTrial] = []
         self.running: set[int] = set()
         self.sizes = np.empty(0)  # by number of the trial, with room for more
+        self.groups = np.empty(0)  # the same: the place of its group in `known`
+        self.known: dict[tuple[Any, ...], int] = {}
         self.by_epoch: dict[int, np.ndarray] = {}  # scores by number; minus infinity where there is none that counts
 
     def update(self, trials: list[FrozenTrial]) -> None:
         """Reads what is new in all trials of the study, in the order of their numbers."""
         fresh = range(len(self.trials), len(trials))
         self.trials = trials
-        self.sizes = _with_room(self.sizes, len(trials))
+        self.sizes, self.groups = (_with_room(column, len(trials)) for column in (self.sizes, self.groups))
         for number in self.running.union(fresh):
             trial = trials[number]
             if trial.state == TrialState.WAITING:
                 self.running.add(number)
                 continue
             self.sizes[number] = trial.user_attrs[SIZE]
+            self.groups[number] = self.known.setdefault(_group(trial), len(self.known))
             values = trial.intermediate_values
             counts = trial.state != TrialState.FAIL and not any(map(math.isnan, values.values()))
             for epoch, score in self.scores(values, self.sign).items():
@@ -235,7 +241,9 @@ class _Standings:
     def find_leader(self, epoch: int, trial: FrozenTrial) -> tuple[float, FrozenTrial | None]:
         """The best score of others of no larger size at an epoch, and the smallest, oldest trial that has it."""
         column = self.by_epoch.get(epoch, np.empty(0))[: len(self.trials)]
-        scores = np.where(self.sizes[: len(column)] <= trial.user_attrs[SIZE], column, -math.inf)
+        known = len(column)
+        peers = self.groups[:known] == self.known.get(_group(trial), -1)
+        scores = np.where(peers & (self.sizes[:known] <= trial.user_attrs[SIZE]), column, -math.inf)
         scores[trial.number : trial.number + 1] = -math.inf
         best = scores.max(initial=-math.inf)
         if best == -math.inf:
@@ -272,15 +280,26 @@ def _sign(study: Study) -> int:
     return -1 if study.direction == StudyDirection.MINIMIZE else 1
 
 
-class SizeScope(BasePruner):
-    """Shows a pruner only the trials that are not larger than the one it judges."""
+class PeerScope(BasePruner):
+    """Shows a pruner only trials of the group of the one that it judges.
 
-    def __init__(self, inner: BasePruner) -> None:
-        self.inner = inner
+    Args:
+        inner: the pruner.
+        by_size: whether it sees none that is larger.
+    """
+
+    def __init__(self, inner: BasePruner, by_size: bool = True) -> None:
+        self.inner, self.by_size = inner, by_size
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        size = trial.user_attrs[SIZE]
-        return self.inner.prune(_view(study, lambda t: t if t.user_attrs[SIZE] <= size else None), trial)
+        size, group = trial.user_attrs[SIZE] if self.by_size else math.inf, _group(trial)
+        view = _view(study, lambda t: t if t.user_attrs[SIZE] <= size and _group(t) == group else None)
+        return self.inner.prune(view, trial)
+
+
+def _group(trial: FrozenTrial) -> tuple[Any, ...]:
+    """The group of a trial; the journal turns a tuple into a list."""
+    return tuple(trial.user_attrs.get(GROUP, ()))
 
 
 class SeedWilcoxon(BasePruner):

@@ -21,7 +21,7 @@ from optuna.trial import TrialState, create_trial
 
 from qdtune.search.curves import make_curves, prune_quietly, replay_rungs
 from qdtune.search.journal import make_journal
-from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, make_pruner
+from qdtune.search.pruners import GROUP, SEEDS, SIZE, ParetoPruner, make_pruner
 from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import front_of, front_values
@@ -134,7 +134,7 @@ class Study:
         if asked is None:
             asked = self._add(self.search, trial)
         else:
-            for name, value in _attributes(trial).items():
+            for name, value in self._attributes(trial).items():
                 asked.set_user_attr(name, value)
         self.live[trial.trial_id] = _Live(
             trial, asked, self._add(self.curves, trial), judged and trial.trial_id not in self.unstoppable
@@ -210,7 +210,7 @@ class Study:
                 "state": state,
                 "params": self._params(trial),
                 "distributions": self.space,
-                "user_attrs": _attributes(trial, result, self._by_seed),
+                "user_attrs": self._attributes(trial, result),
             }
             judged = self._value_of(result.score)
             values = None if judged is None else front_values(trial, judged)
@@ -264,13 +264,23 @@ class Study:
     def _params(self, trial: Configuration) -> dict[str, Any]:
         return {name: trial.cells[name] for name in self.space}
 
+    def _attributes(self, trial: Configuration, result: Result | None = None) -> dict[str, Any]:
+        """The user attributes of a trial at its start, and at its end with the result."""
+        known = {"trial_id": trial.trial_id, SIZE: trial.sizes.size_bytes}
+        if group := self.spec.early_terminate.group_of(trial.cells):
+            known[GROUP] = list(group)
+        if result is None:
+            return known
+        known |= {"state": result.state} | ({"pruned_by": result.pruned_by} if result.pruned_by else {})
+        return known | ({f"{SEEDS}{e}": list(v) for e, v in result.curve.items()} if self._by_seed else {})
+
     def _add(self, study: optuna.Study, trial: Configuration) -> optuna.Trial:
         """A running trial with these parameters, added without asking the sampler."""
         added = create_trial(
             state=TrialState.RUNNING,
             params=self._params(trial),
             distributions=self.space,
-            user_attrs=_attributes(trial),
+            user_attrs=self._attributes(trial),
             constraints=list_violations(self.spec, trial),
         )
         # As `Study.add_trial`, which does not return the new id; a search through all trials gets slower and slower.
@@ -281,15 +291,6 @@ def choose_further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
     """`count` seeds above all seeds in use."""
     first = max(used) + 1
     return tuple(range(first, first + count))
-
-
-def _attributes(trial: Configuration, result: Result | None = None, by_seed: bool = False) -> dict[str, Any]:
-    """The user attributes of a trial at its start, and at its end with the result."""
-    known = {"trial_id": trial.trial_id, SIZE: trial.sizes.size_bytes}
-    if result is None:
-        return known
-    known |= {"state": result.state} | ({"pruned_by": result.pruned_by} if result.pruned_by else {})
-    return known | ({f"{SEEDS}{e}": list(values) for e, values in result.curve.items()} if by_seed else {})
 
 
 def _optuna_state(state: str) -> TrialState:

@@ -10,14 +10,15 @@ epochs never count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import create_model, model_validator
 
+from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.checks import choice, measure, number, whole
-from qdtune.spec.values import Frozen
+from qdtune.spec.values import Frozen, Several
 
 SIGNALS = ("best_so_far", "raw", "ema")
 
@@ -32,6 +33,7 @@ TrialCount = Annotated[int, whole(0, 1_000_000)]
 EpochCount = Annotated[int, whole(1, 100_000)]
 FirstEpoch = Annotated[int, whole(0, 100_000)]
 Factor = Annotated[int, whole(2, 1000)]
+GroupAxes = Several[Annotated[str, choice(AXIS_NAMES)]]  # whose values all trials of a group share
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ class Pruner:
 
 @dataclass(frozen=True)
 class ScopedPruner(Pruner):
-    """A pruner that sees all trials, or with `scope: size` only those of equal or smaller size."""
+    """A pruner that sees all trials, or with `scope: size` only those of equal or smaller size; in its group."""
 
     scope: Scope = "size"
+    within: GroupAxes | None = None
 
     @property
     def keeps_front(self) -> bool:
@@ -105,6 +108,7 @@ class Pareto(Pruner):
     min_epochs: EpochCount = 2
     patience: EpochCount = 1
     risk: Risk | None = None
+    within: GroupAxes | None = None
 
     def misfits(self, n_seeds: int) -> Iterator[tuple[str, str]]:
         if self.risk is not None and self.signal != "best_so_far":
@@ -291,3 +295,11 @@ class EarlyTerminate(_Keys):
     def keeps_front(self) -> bool:
         """Whether a trial is compared only with trials of equal or smaller size, so that the front survives."""
         return self.pruner.keeps_front
+
+    def group_of(self, cells: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What tells the group of a configuration from others: a trial is compared only within its group.
+
+        Args:
+            cells: the value of each axis, as in tables.
+        """
+        return tuple(cells[name] for name in self.within or ())

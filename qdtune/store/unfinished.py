@@ -137,29 +137,30 @@ def find_to_release(spec: Spec, cohorts: Iterable[C]) -> list[C]:
     """The stopped cohorts that have to be trained to their end all the same, the most promising one first.
 
     With a `risk` those whose prospect to reach the front is larger, see `find_prospects`. Without one those that no
-    finished configuration of equal or smaller size beats: the trial that was ahead may have diverged or fallen back
-    since. Only a pruner that compares with trials of equal or smaller size promises to keep the front.
+    finished configuration of equal or smaller size, and of its group, beats: the trial that was ahead may have
+    diverged or fallen back since. Only a pruner that compares with trials of equal or smaller size promises to keep
+    the front.
     """
     if not spec.early_terminate.keeps_front:
         return []
     known, risk = list(cohorts), spec.early_terminate.risk
     if risk is not None:
         return [cohort for cohort, prospect in find_prospects(spec, known) if prospect.share > risk]
-    best = best_up_to(find_finished(known))
-    return [cohort for cohort in known if cohort.state == "pruned" and _last(cohort) > best(cohort.size_bytes)]
+    best = _best_of_peers(spec, known)
+    return [cohort for cohort in known if cohort.state == "pruned" and _last(cohort) > best(cohort)]
 
 
 def find_prospects(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Prospect]]:
     """The stopped cohorts of a pruner with a `risk`, each with its prospect to reach the front; the best one first.
 
-    Each needs the score of the best finished configuration of no larger size, of all its seeds.
+    Each needs the score of the best finished configuration of no larger size in its group, of all its seeds.
     """
     metric, risk = spec.metric, spec.early_terminate.risk
     assert risk is not None, "only a risk asks for prospects"
     known = list(cohorts)
-    best = best_up_to(find_finished(known))
+    best = _best_of_peers(spec, known)
     stopped = [cohort for cohort in known if cohort.state == "pruned" and cohort.scores]
-    needed = [best(cohort.size_bytes) for cohort in stopped]
+    needed = [best(cohort) for cohort in stopped]
     prospects = rank_prospects(
         [
             (curve_of(cohort, metric), metric.progress(score) if math.isfinite(score) else -math.inf)
@@ -169,6 +170,19 @@ def find_prospects(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Prospect]]
         neighbours_of(risk),
     )
     return [(stopped[prospect.place], prospect) for prospect in prospects]
+
+
+def _best_of_peers(spec: Spec, cohorts: Iterable[C]) -> Callable[[C], float]:
+    """A function: cohort -> the highest score of a finished configuration of no larger size in its group, or -inf."""
+
+    def group_of(cohort: C) -> tuple[Any, ...]:
+        return spec.early_terminate.group_of(dict(zip(AXIS_NAMES, cohort.key, strict=True)))
+
+    groups: dict[tuple[Any, ...], list[Finished[C]]] = {}
+    for one in find_finished(cohorts):
+        groups.setdefault(group_of(one.cohorts[0]), []).append(one)
+    best = {group: best_up_to(found) for group, found in groups.items()}
+    return lambda cohort: best[group_of(cohort)](cohort.size_bytes) if group_of(cohort) in best else -math.inf
 
 
 def learned_curves(cohorts: Iterable[Cohort], metric: Metric, info: DatasetInfo | None) -> list[Curve]:

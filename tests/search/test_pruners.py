@@ -15,7 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import wilcoxon
 
-from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, SizeScope, build_pruner, make_pruner
+from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, PeerScope, build_pruner, make_pruner
 from qdtune.spec.pruners import PRUNERS, SIGNALS, EarlyTerminate, Pruner, ScopedPruner, pruner_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -231,7 +231,7 @@ def test_an_inner_pruner_sees_exactly_what_is_not_larger():
         shown = [t for t in study.trials if t.user_attrs[SIZE] <= trial.user_attrs[SIZE]]
         complete = {t.number: t.value for t in shown if t.state == COMPLETE}
         spy = Spy()
-        assert not SizeScope(spy).prune(study, trial)
+        assert not PeerScope(spy).prune(study, trial)
         assert (spy.seen, spy.complete) == ({t.number for t in shown}, set(complete))
         assert spy.best == max(complete, key=complete.__getitem__)
 
@@ -288,9 +288,9 @@ def test_scope_decides_whether_a_small_weak_model_lives(kind):
 def test_every_rule_of_a_sweep_file_makes_its_pruner_without_a_warning(kind):
     pruner = make_pruner(EarlyTerminate(type=kind), 10)
     assert (pruner is None) is (kind == "none")
-    assert isinstance(pruner, SizeScope) is (kind in SCOPED)
+    assert isinstance(pruner, PeerScope) is (kind in SCOPED)
     if kind in SCOPED:
-        assert not isinstance(make_pruner(EarlyTerminate(type=kind, scope="all"), 10), SizeScope)
+        assert not isinstance(make_pruner(EarlyTerminate(type=kind, scope="all"), 10), PeerScope)
 
 
 def test_a_pruner_without_a_builder_is_refused():

@@ -436,6 +436,44 @@ def test_after_a_launch_with_a_risk_nothing_is_left_that_should_be_released(seed
     assert queue.released <= queue.again
 
 
+# --- groups
+
+
+@pytest.mark.parametrize(
+    "rule", [{"type": "pareto", "margin": 0}, {"type": "median"}, {"type": "median", "scope": "all"}]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_is_judged_as_if_it_were_alone(rule, seed):
+    """Twice the same sweep: with all groups, and one group at a time."""
+
+    def fate(trial: Configuration) -> Fate:
+        return drawn(random.Random(f"{seed} {trial.trial_id}"), trial, trouble=0.1)
+
+    def ends(levels: list[str]) -> dict[str, list[tuple[str, int]]]:
+        axes = {"depth": [2, 3], "weight_bits": [1, 2, 3, 4, 6, 8], "levels": levels}
+        queue = queue_of(spec(axes, early_terminate=rule | {"within": ["levels"]}))
+        found: dict[str, list[tuple[str, int]]] = {}
+        for run in Trainer(fate, at_once=1).train(queue):
+            found.setdefault(run.trial.trial_id, []).append((run.result.state, run.epoch))
+        return found
+
+    apart = ends(["full"]) | ends(["symmetric"])
+    assert ends(["full", "symmetric"]) == apart
+    assert any(state == "pruned" for states in apart.values() for state, _ in states)
+
+
+def test_what_is_released_would_have_to_reach_the_best_of_its_group():
+    _, earlier = risky({12: [0.4, 0.4]}, late=0)
+    other = spec(
+        {"weight_bits": list(range(1, 13)), "act_bits": [None, 8]}, early_terminate=RISKY | {"within": ["act_bits"]}
+    )
+    for group, again in ((None, []), (8, [12])):
+        trials = {(t.weight_bits, t.act_bits): t for t in plan(other).trials}
+        moved = [replace(one, trial=trials[one.trial.weight_bits, None]) for one in earlier[:-1]]
+        moved.append(replace(earlier[-1], trial=trials[12, group]))
+        assert [one.trial.weight_bits for one in find_to_release(other, moved)] == again
+
+
 @pytest.mark.parametrize(
     ("kind", "scope", "again"), [("median", "size", 1), ("median", "all", 0), ("patient", "", 0)]
 )

@@ -43,7 +43,7 @@ def first_line(data: bytes) -> str:
         (
             (b"random", b"uniform", b"min_iter"),
             "x.yaml:7: early_terminate: unknown key 'min_iter'; it is called min_resource here, with type: hyperband "
-            "(type, scope, min_resource, reduction_factor)",
+            "(type, scope, within, min_resource, reduction_factor)",
         ),
     ],
 )

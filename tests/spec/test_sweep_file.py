@@ -119,7 +119,7 @@ ALL_AXES = ", ".join(AXIS_NAMES)
 METHODS = "grid, random, tpe, nsga2, nsga3, gp, qmc"
 TYPES = "none, pareto, median, percentile, hyperband, successive_halving, patient, threshold, wilcoxon"
 PRUNER_KEYS = (
-    "type, scope, margin, signal, min_epochs, patience, min_delta, risk, n_startup_trials, n_warmup_steps,"
+    "type, scope, margin, signal, min_epochs, patience, min_delta, risk, within, n_startup_trials, n_warmup_steps,"
     " interval_steps, percentile, min_resource, reduction_factor, lower, p_threshold"
 )
 MATRIX = [
@@ -226,7 +226,7 @@ MATRIX = [
     (
         38,
         "early_terminate={type: pareto, scope: all}",
-        "early_terminate: scope is no key of type pareto (margin, signal, min_epochs, patience, risk)",
+        "early_terminate: scope is no key of type pareto (margin, signal, min_epochs, patience, risk, within)",
     ),
     (
         38,
@@ -237,7 +237,7 @@ MATRIX = [
         38,
         "early_terminate={type: pareto, margn: 0.1}",
         "early_terminate: unknown key 'margn'; did you mean 'margin'? "
-        "(type, margin, signal, min_epochs, patience, risk)",
+        "(type, margin, signal, min_epochs, patience, risk, within)",
     ),
     (
         38,
@@ -428,7 +428,7 @@ def test_mistakes_of_early_terminate_are_told_by_line() -> None:
     assert errors(SMALL + block) == [
         "error: x.yaml:7: early_terminate.margin: 3 is not allowed (an accuracy, 0 to 1)",
         "error: x.yaml:8: early_terminate.patience: 0 is not allowed (a whole number, 1 to 100,000)",
-        "error: x.yaml:9: early_terminate: unknown key 'n_warmup' (type, margin, signal, min_epochs, patience, risk)",
+        "error: x.yaml:9: early_terminate: unknown key 'n_warmup' (type, margin, signal, min_epochs, patience, risk, within)",
     ]
     block = "early_terminate:\n  type: parto\n  n_warmup: 1\n"  # of no known type: the keys of all
     assert errors(SMALL + block)[-1] == (

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from qdtune.store.store import Store
 from tests.sweep.test_kills import rows_of
@@ -53,6 +54,8 @@ class Cluster:
         self.tls: Path | None = None  # a folder with certificates for each node
         self.place, self.temp, self.gcs, self.port = place, temp, free_port(), free_port()
         self.token, self.nodes = place / "token", []  # type: Path, list[subprocess.Popen[bytes]]
+        # Ray replaces 127.0.0.1 by the machine's own address, where it has one.
+        self.addresses = [ray.util.get_node_ip_address(), *(f"127.0.0.{k}" for k in range(2, 5))]
         self.token.write_text("0123456789abcdef" * 4)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "QDTUNE_"))}
         path = f"{Path(sys.executable).parent}:{kept['PATH']}"
@@ -64,9 +67,10 @@ class Cluster:
         home = self.place / f"home{len(self.nodes)}"
         home.mkdir()
         common = ["--block", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
-        common += [f"--dashboard-agent-listen-port={free_port()}", f"--node-ip-address=127.0.0.{len(self.nodes) + 1}"]
+        address = self.addresses[len(self.nodes)]
+        common += [f"--dashboard-agent-listen-port={free_port()}", f"--node-ip-address={address}"]
         line = [sys.executable, "-m", "ray.scripts.scripts", "start", *common, *map(str, options)]
-        environment = self.environment | {"HOME": str(home)} | self.certificate(f"127.0.0.{len(self.nodes) + 1}")
+        environment = self.environment | {"HOME": str(home)} | self.certificate(address)
         with (home / "log").open("wb") as log:
             node = subprocess.Popen(line, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
@@ -84,7 +88,11 @@ class Cluster:
         until(lambda: self("jobs")[0] == 0)
 
     def join(self) -> subprocess.Popen[bytes]:
-        return self.start(f"--address=127.0.0.1:{self.gcs}")
+        return self.start(f"--address={self.gcs_address}")
+
+    @property
+    def gcs_address(self) -> str:
+        return f"{self.addresses[0]}:{self.gcs}"
 
     def began(self, *argv: str, **environment: str) -> subprocess.Popen[str]:
         """A command of the user's."""
@@ -185,7 +193,7 @@ def test_sweep_runs_where_nodes_have_certificates_and_nobody_else_is_let_in(clus
     ours, theirs = cluster.place / "ours", cluster.place / "theirs"
     for folder in (ours, theirs):
         certs = Path(__file__).parents[2] / "docker" / "certs"
-        subprocess.run([certs, folder, *(f"127.0.0.{k}" for k in range(1, 5))], check=True)
+        subprocess.run([certs, folder, *cluster.addresses], check=True)
     cluster.tls = ours
     cluster.head()
     cluster.join()
@@ -206,13 +214,13 @@ def test_sweep_runs_where_nodes_have_certificates_and_nobody_else_is_let_in(clus
         assert b"Ray runtime started" not in (cluster.place / f"home{len(cluster.nodes) - 1}" / "log").read_bytes()
         cluster.tls = ours
         assert nodes_of(cluster) == 2
-    code, said = cluster("launch", "tiny.yaml", "--allow-plugin", "mine", "--address", f"127.0.0.1:{cluster.gcs}")
+    code, said = cluster("launch", "tiny.yaml", "--allow-plugin", "mine", "--address", cluster.gcs_address)
     assert (code, said.count("\n"), "or one that wants RAY_USE_TLS=1" in said) == (2, 1, True)
 
 
 def nodes_of(cluster: Cluster) -> int:
     """How many nodes are alive, as `ray status` says it to who has the token and a certificate."""
-    environment = cluster.environment | cluster.certificate("127.0.0.1")
-    line = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address=127.0.0.1:{cluster.gcs}"]
+    environment = cluster.environment | cluster.certificate(cluster.addresses[0])
+    line = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={cluster.gcs_address}"]
     said = subprocess.run(line, env=environment, capture_output=True, text=True).stdout
     return len(re.findall(r"^ 1 node_\w+$", said.partition("Pending:")[0], re.MULTILINE))
