@@ -428,7 +428,8 @@ def test_mistakes_of_early_terminate_are_told_by_line() -> None:
     assert errors(SMALL + block) == [
         "error: x.yaml:7: early_terminate.margin: 3 is not allowed (an accuracy, 0 to 1)",
         "error: x.yaml:8: early_terminate.patience: 0 is not allowed (a whole number, 1 to 100,000)",
-        "error: x.yaml:9: early_terminate: unknown key 'n_warmup' (type, margin, signal, min_epochs, patience, risk, within)",
+        "error: x.yaml:9: early_terminate: unknown key 'n_warmup' "
+        "(type, margin, signal, min_epochs, patience, risk, within)",
     ]
     block = "early_terminate:\n  type: parto\n  n_warmup: 1\n"  # of no known type: the keys of all
     assert errors(SMALL + block)[-1] == (
@@ -441,7 +442,7 @@ def test_mistakes_of_early_terminate_are_told_by_line() -> None:
     ]
     assert errors(SMALL + "early_terminate:\n  type: median\n  margin: 0.1\n") == [
         "error: x.yaml:5: early_terminate: margin is no key of type median"
-        " (scope, n_startup_trials, n_warmup_steps, interval_steps)"
+        " (scope, within, n_startup_trials, n_warmup_steps, interval_steps)"
     ]
 
 
