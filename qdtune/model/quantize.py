@@ -67,6 +67,21 @@ def _find_observers(model: nn.Module) -> list[Quantizer]:
     return [m for m in model.modules() if isinstance(m, Quantizer) and m.observe]
 
 
+def read_signs(model: nn.Module) -> list[bool]:
+    """Whether each activation of a calibrated model can be negative, in the order of modules: see `set_signs`."""
+    return [bool(quantizer.signed) for quantizer in _find_observers(model)]
+
+
+def set_signs(model: nn.Module, signs: Sequence[bool]) -> None:
+    """Gives the activation quantisers the levels that calibration gave to those of a model of the same structure.
+
+    Raises:
+        ValueError: the model has more or fewer of them.
+    """
+    for quantizer, signed in zip(_find_observers(model), signs, strict=True):
+        quantizer.set_sign(signed)
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor) -> None:
     """Sets the step sizes of all activation quantisers from one batch x (B, ...), in order of use.

@@ -124,6 +124,11 @@ class Quantizer(nn.Module):
         for name, number in {"low": float(low), "high": float(high), "binary": binary, "mix": mix}.items():
             self.register_buffer(name, torch.tensor(number, device=self.step.device))
 
+    def set_sign(self, signed: bool) -> None:
+        """Decides whether activations can be negative, as calibration does."""
+        self.signed = signed
+        self._set_levels("symmetric" if signed else "unsigned")
+
     @property
     def grid(self) -> Grid:
         """The codes that exist."""

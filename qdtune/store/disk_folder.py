@@ -87,6 +87,11 @@ class DiskFolder(Folder):
             return sorted(e.name for e in entries if e.is_file() or (e.is_symlink() and not e.is_dir()))
         return []
 
+    def list_sizes(self, within: str) -> dict[str, int]:
+        with read_errors(self.root / within):
+            stats = {name: (self.root / within / name).lstat() for name in self.list_files(within)}
+        return {name: stat.st_size for name, stat in sorted(stats.items(), key=lambda one: one[1].st_mtime_ns)}
+
     def list_paths(self) -> list[str]:
         with read_errors(self.root):  # not by pyarrow, because it follows links
             found = [Path(folder) / file for folder, _, files in os.walk(self.root) for file in files]

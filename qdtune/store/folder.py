@@ -183,6 +183,14 @@ class Folder(ABC):
         """
 
     @abstractmethod
+    def list_sizes(self, within: str) -> dict[str, int]:
+        """The files of a subfolder as `list_files` names them, with their bytes; the oldest first.
+
+        Raises:
+            UnreadableError: it cannot be listed.
+        """
+
+    @abstractmethod
     def list_paths(self) -> list[str]:
         """The sorted names of all files in the folder and its subfolders, as `read_file` takes them.
 

@@ -43,10 +43,18 @@ class ObjectFolder(Folder):
             stream.write(data)
 
     def list_files(self, within: str = "") -> list[str]:
+        return sorted(info.base_name for info in self._list_within(within))
+
+    def list_sizes(self, within: str) -> dict[str, int]:
+        found = sorted(self._list_within(within), key=lambda info: info.mtime_ns or 0)
+        return {info.base_name: info.size for info in found}
+
+    def _list_within(self, within: str) -> list[fs.FileInfo]:
+        """The objects directly in a subfolder."""
         path = f"{self.path}/{within}".rstrip("/")
         with read_errors(self.full_name(within)):
             found = self.filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-            return sorted(info.base_name for info in found if info.is_file)
+            return [info for info in found if info.is_file]
 
     def list_paths(self) -> list[str]:
         with read_errors(self):

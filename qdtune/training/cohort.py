@@ -135,11 +135,15 @@ class Cohort:
         self.template, self.function = make_template_and_step(shape)
 
     @cached_property
+    def moments(self) -> dict[str, Stack]:
+        """The tensors that the optimiser keeps between steps; the step changes them in place."""
+        return self.shape.make_optimiser_state(self.params)
+
+    @cached_property
     def step(self) -> Call:
         """The step on the tensors of this cohort, in the fastest form of the device; made at its first use."""
         self.template.train()  # another cohort may have left it in evaluation mode, and tracing keeps the mode
-        moments = self.shape.make_optimiser_state(self.params)
-        state = (self.params, self.buffers, moments, self.losses)
+        state = (self.params, self.buffers, self.moments, self.losses)
         data = (self.inputs, self.data.train_y)
         batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
         rate = torch.zeros((), device=self.device)

@@ -98,7 +98,7 @@ def why_eager() -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _describe_machine() -> str:
+def describe_machine() -> str:
     """The version of torch and the instruction sets of this CPU, on which machine code depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -112,7 +112,7 @@ def _hash_step(shape: StepShape, structure: tree.TreeSpec, tensors: list[Tensor]
     """A hash of everything that decides the machine code: shapes, threads, the machine, the sources of the step."""
     sources = [inspect.getsource(module) for module in step_sources()]
     shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
-    described = [shape, str(structure), shapes, torch.get_num_threads(), _describe_machine(), sources]
+    described = [shape, str(structure), shapes, torch.get_num_threads(), describe_machine(), sources]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:24]
 
 

@@ -12,6 +12,11 @@ def choose_device(gpu: float) -> torch.device:
     return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
 
 
+def name_device(device: torch.device) -> str:
+    """The name of a device, as in the column `device`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def set_threads(cpu: float) -> None:
     """Sets the threads of torch to the CPU cores of a trial, at least one.
 

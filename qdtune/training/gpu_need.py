@@ -12,7 +12,8 @@ from qdtune.datasets.load import Samples
 from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
 from qdtune.training.cohort import Tensors
-from qdtune.training.train import NoWarmups, train_configuration
+from qdtune.training.train import train_configuration
+from qdtune.training.warmups import NoWarmups
 
 
 def measure(trial: Configuration, data: Samples, compile: str) -> dict[str, float]:

@@ -35,7 +35,8 @@ from qdtune.training.cohort import Tensors
 from qdtune.training.own_faults import class_name, find_faults, find_quantisable
 from qdtune.training.shipped import load_shipped
 from qdtune.training.step import StepShape, check_outputs, normalise
-from qdtune.training.train import NoWarmups, train_configuration
+from qdtune.training.train import train_configuration
+from qdtune.training.warmups import NoWarmups
 
 if TYPE_CHECKING:
     from qdtune.datasets.load import Samples

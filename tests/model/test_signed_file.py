@@ -12,7 +12,8 @@ from qdtune import reader
 from qdtune.model import packed, quantize
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import find_fault, sign_file, split_file
-from qdtune.training.train import TrainingLog, pack_warmup
+from qdtune.training.training_log import TrainingLog
+from qdtune.training.warmups import pack_warmup
 
 HEADER = {
     "b": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},

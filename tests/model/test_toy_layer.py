@@ -112,7 +112,7 @@ from qdtune.model.quantize import calibrate, count_sizes, quantize
 from qdtune.model.signed_file import split_file
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.training import compiled, own_faults, own_model, train
+from qdtune.training import compiled, own_faults, own_model, train, warmups
 from qdtune.training.cohort import Tensors
 from qdtune.training.step import normalise
 
@@ -138,7 +138,7 @@ def read_classes(model, x):
 train.pack_replicas = keep_and_pack
 trials = []
 for trial in plan(spec).trials:
-    *_, report = train.train_configuration(trial, tensors, train.NoWarmups(), "never")
+    *_, report = train.train_configuration(trial, tensors, warmups.NoWarmups(), "never")
     blob, network = one_seed(report["weights"], 0), trained[-1]
     model, x = reader.load(blob), normalise(tensors.test_x)
     with torch.no_grad():

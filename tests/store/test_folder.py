@@ -14,6 +14,7 @@ from qdtune.commands import launch
 from qdtune.store import heartbeat
 from qdtune.store.folder import LocationError, RunInUse, StorageError
 from qdtune.store.open_folder import open_folder
+from qdtune.store.paused import PausedFolder
 from qdtune.store.store import Store
 from qdtune.store.warmups import WarmupFolder
 from tests.store.test_packs import rows_of
@@ -113,6 +114,18 @@ def test_warmups_are_kept_in_an_object_store(bucket):
     assert folder.claim("k", "me") == ("train", None)
     folder.keep("k", b"numbers")
     assert WarmupFolder(f"{bucket}/run/warmup").claim("k", "you") == ("kept", b"numbers")
+
+
+def test_checkpoints_are_kept_in_an_object_store(bucket):
+    where = f"{bucket}/run/paused"
+    for trial_id, blob in {"a1": b"333", "b2": b"333", "c3": b"333"}.items():
+        PausedFolder(where).keep(trial_id, blob)
+    later = PausedFolder(where, max_bytes=7)
+    assert later.sizes == {f"{name}.safetensors": 3 for name in ("a1", "b2", "c3")}
+    later.refuse("b2")
+    later.keep("d4", b"333")
+    assert later.folder.list_files() == ["b2.safetensors.damaged", "c3.safetensors", "d4.safetensors"]
+    assert later.find("c3") == b"333"
 
 
 def test_one_launch_holds_the_lock_and_a_dead_one_loses_it(bucket, monkeypatch):

@@ -181,9 +181,9 @@ def test_the_name_of_a_library_covers_all_that_decides_it(monkeypatch):
     for name, value in (("get_num_threads", lambda: 7), ("__version__", "0.0")):
         with monkeypatch.context() as patch:
             patch.setattr(torch, name, value)
-            compiled._describe_machine.cache_clear()
+            compiled.describe_machine.cache_clear()
             others.append(key())
-    compiled._describe_machine.cache_clear()
+    compiled.describe_machine.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(compiled.inspect, "getsource", lambda module: "edited")
         others.append(key())

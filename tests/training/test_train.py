@@ -14,7 +14,8 @@ from qdtune.spec.tasks import ACCURACY, CLASSIFICATION
 from qdtune.training import train
 from qdtune.training.cohort import Tensors
 from qdtune.training.losses import chance_of
-from qdtune.training.train import TrainingLog, train_configuration
+from qdtune.training.train import train_configuration
+from qdtune.training.training_log import TrainingLog
 from tests.schemas import HISTORY, TRIALS
 from tests.training.test_cohort import CPU, a_trial
 
