@@ -21,7 +21,7 @@ from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.tables import Table, rows_among, rows_up_to
-from qdtune.store.unfinished import Key, Unfinished, find_stored_cohorts, find_unfinished
+from qdtune.store.unfinished import Key, Unfinished, find_stored_cohorts, find_unfinished, shares_to_reach
 
 R = TypeVar("R", bound="Run")
 
@@ -152,7 +152,8 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
         why = f" that can be read: {skipped[0]}" if skipped else " yet: its sweep has to run"
         raise RunError(one_line(f"{where} holds no results{why}"))
     ours = rows.of_members()
-    pareto = aggregate(ours.trials, bootstrap=True)
+    shares = shares_to_reach(spec, find_stored_cohorts(ours.trials, ours.history))
+    pareto = aggregate(ours.trials, bootstrap=True, p_reach=shares)
     planned = (spec.run_cap or 0) if listed is None else len(listed)
     found = kind(
         spec.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from qdtune.commands.parser import Parser, print_error, run_command
@@ -28,6 +28,7 @@ from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
+from qdtune.store.unfinished import shares_to_reach
 
 VERB = Verb(place=3, text="check a run folder and set damaged files aside")
 USAGE = "qdtune verify RUN"
@@ -96,10 +97,11 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     ]
     links = [line for line in rows.left_out if IS_LINK in line]
     anew = []
-    for line in [] if links else _find_old_table(store, ours):  # with the rows behind links it may be right
+    shares = shares_to_reach(opened.spec, ours)
+    for line in [] if links else _find_old_table(store, ours, shares):  # with the rows behind links it may be right
         anew.append(f"{line}: {'left as it is' if is_read_only else 'written anew'}")
         if not is_read_only:
-            store.write_pareto([result.trial.trial_id for result in ours])
+            store.write_pareto([result.trial_id for result in ours], shares)
     remarks, lost = _describe_losses(rows, {one.trial_id for one in tables})
     if other := len(ids) - len(ours):
         what = "of other axes, or of another version of qdtune: kept, and not counted"
@@ -181,14 +183,14 @@ def _find_damaged(store: Store, within: str, is_read_only: bool) -> Iterator[tup
             yield stem, f"{store.folder.full_name(name)}: {why}"
 
 
-def _find_old_table(store: Store, ours: Sequence[Result]) -> Iterator[str]:
+def _find_old_table(store: Store, ours: Sequence[Result], p_reach: Mapping[str, float]) -> Iterator[str]:
     """A line if `pareto.parquet` is not what the rows say; there is none before the first launch has ended."""
     data, name = store.folder.read_file("pareto.parquet"), store.folder.full_name("pareto.parquet")
     if data is None:
         return
-    ids = [result.trial.trial_id for result in ours]
+    ids = [result.trial_id for result in ours]
     try:
-        made = aggregate(store.trials(ids), bootstrap=True)
+        made = aggregate(store.trials(ids), bootstrap=True, p_reach=p_reach)
         right = parse_table(data, name, made.schema).equals(made)
         why = "it is older than the rows"
     except DamagedError as error:

@@ -17,7 +17,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
-from qdtune.store.unfinished import count_unasked, find_to_release, find_to_replicate, is_ended
+from qdtune.store.unfinished import count_unasked, find_to_release, find_to_replicate, is_ended, shares_to_reach
 
 
 class Queue:
@@ -50,7 +50,8 @@ class Queue:
         self.alone = False
         self.tried_alone: set[str] = set()
         self.nothing_to_release = False  # as found since the last trial ended, because the search takes time
-        self.released: set[str] = set()  # stopped trials that are trained to their end all the same
+        # Stopped trials that are trained to their end all the same, each with its prospect, see `shares_to_reach`.
+        self.released: dict[str, float | None] = {}
         self.again: set[str] = set()  # trials started after the plan or the search was finished
 
     def next(self) -> Configuration | None:
@@ -76,7 +77,8 @@ class Queue:
         if not self.waiting and not (self.running and self.judged):  # a released trial may start beside others
             self.judged = False
             self.waiting = deque(self._released())
-            self.released |= {trial.trial_id for trial in self.waiting}
+            shares = shares_to_reach(self.spec, self.results.values()) if self.waiting else {}
+            self.released |= {trial.trial_id: shares.get(trial.trial_id) for trial in self.waiting}
         if not self.waiting and not self.running:
             self.waiting = deque(self._replicates())
             self.alone = not self.waiting

@@ -18,7 +18,8 @@ from qdtune.spec.tasks import ACCURACY, METRICS, Metric
 # A new column raises the version. A file of this version has all columns; an absent column of an older file reads as
 # null, or as `Axis.before` if it is an axis. From the first version on, axes and objectives say when they came.
 FIRST_VERSION = 5
-SCHEMA_VERSION = max(FIRST_VERSION, *(one.since for one in (*AXES, *OBJECTIVES)))
+RELEASE_VERSION = 6  # the first with the columns of releases
+SCHEMA_VERSION = max(FIRST_VERSION, RELEASE_VERSION, *(one.since for one in (*AXES, *OBJECTIVES)))
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
 # A trial in another state runs again on the next launch, because its state may differ then.
 FINAL = frozenset({"ok", "pruned", "diverged"})
@@ -40,7 +41,17 @@ def _schema(columns: Sequence[Column]) -> pa.Schema:
 _AXES = [Column(axis.name, _ARROW[axis.column], axis.text) for axis in AXES]
 _LATER = tuple(one.name for one in KNOWN_BEFORE if one.since > FIRST_VERSION)
 # The columns in which all seeds of a configuration agree.
-SHARED_COLUMNS = ("trial_id", "model", "size_bytes", "other_bytes", "params", "pruned_by", *_LATER)
+_RELEASES = (
+    Column(
+        "p_reach",
+        pa.float64(),
+        "share of similar finished trials that gained as much as this stopped one needs for the front; null without "
+        "a `risk`",
+    ),
+    Column("released", pa.bool_(), "true if it was stopped early and then trained to its end all the same"),
+)
+_SIZES = ("size_bytes", "other_bytes", "params", *_LATER)
+SHARED_COLUMNS = ("trial_id", "model", *_SIZES, "pruned_by", *[column.name for column in _RELEASES])
 SPREAD_SUFFIXES = ("", "_std", "_low", "_high")
 _SPREAD_TEXTS = ("mean", "standard deviation", "lower end of the 95 % interval", "upper end of the 95 % interval")
 
@@ -89,6 +100,7 @@ def trial_columns(metric: Metric = ACCURACY, also: tuple[Metric, ...] = ()) -> t
         Column("started_at", pa.timestamp("us", tz="UTC"), "start"),
         Column("finished_at", pa.timestamp("us", tz="UTC"), "end"),
         Column("attempt", pa.int32(), "number of the attempt that wrote this row"),
+        *_RELEASES,
     )
 
 
@@ -125,6 +137,7 @@ def pareto_columns(metric: Metric = ACCURACY, also: tuple[Metric, ...] = ()) -> 
         Column("pareto_rank", pa.int32(), "1 = on the front; null unless all seeds are `ok`"),
         Column("is_pareto", pa.bool_(), "true if it is on the front"),
         Column("p_front", pa.float64(), "share of 1,000 bootstrap draws over the seeds that put it on the front"),
+        *_RELEASES,
     )
 
 

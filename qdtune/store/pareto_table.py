@@ -25,7 +25,7 @@ from qdtune.store.columns import (
 )
 
 
-def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
+def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, float] | None = None) -> pa.Table:
     """The Pareto table: one row per configuration, by rank and then by size. The order of `trials` has no effect.
 
     The metric is a mean over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
@@ -38,6 +38,7 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     Args:
         trials: the rows from `Store.trials`.
         bootstrap: whether to compute `p_front`, which takes a second for 10,000 configurations; if not, it is null.
+        p_reach: trial_id -> the column `p_reach` of those that are stopped, see `unfinished.shares_to_reach`.
     """
     metric, also = metric_in(trials), also_in(trials)
     judged, measured = (metric.val, metric.test), (metric.val, metric.test, *(one.test for one in also))
@@ -76,6 +77,9 @@ def aggregate(trials: pa.Table, bootstrap: bool = False) -> pa.Table:
     else:
         shares = np.full(len(groups), np.nan)
     result |= {"p_front": pa.array(shares, from_pandas=True)}
+    if p_reach:
+        now = pa.array([p_reach.get(trial_id) for trial_id in groups["trial_id_first"].to_pylist()], pa.float64())
+        result |= {"p_reach": pc.coalesce(result["p_reach"], now)}
     schema = pareto_schema(metric, also)
     table = pa.table(result).select(schema.names).cast(schema)
     return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])

@@ -49,6 +49,11 @@ class Result:
     finished_at: datetime
 
     @property
+    def trial_id(self) -> str:
+        """The id of the trial."""
+        return self.trial.trial_id
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """The axes of its configuration."""
         return self.trial.key

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -306,9 +306,16 @@ class Store:
         found = {} if table is None else table.schema.metadata or {}
         return {key.decode(): value.decode(errors="replace") for key, value in found.items()}
 
-    def write_pareto(self, ids: Collection[str] | None = None) -> pa.Table:
-        """Writes `pareto.parquet` over all trials, or the trials `ids`, and returns it; raises as `trials` does."""
-        table = aggregate(self.trials(ids), bootstrap=True)
+    def write_pareto(
+        self, ids: Collection[str] | None = None, p_reach: Mapping[str, float] | None = None
+    ) -> pa.Table:
+        """Writes `pareto.parquet` over all trials, or the trials `ids`, and returns it; raises as `trials` does.
+
+        Args:
+            ids: of trials.
+            p_reach: see `aggregate`.
+        """
+        table = aggregate(self.trials(ids), bootstrap=True, p_reach=p_reach)
         self.folder.write_file("pareto.parquet", to_bytes(add_metadata(table, {})))
         return table
 

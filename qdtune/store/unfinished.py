@@ -29,6 +29,10 @@ class Cohort(Protocol):
     """Seeds of one configuration that were trained together and have ended."""
 
     @property
+    def trial_id(self) -> str:
+        """The id of its trial."""
+
+    @property
     def key(self) -> Key:
         """The axes of its configuration."""
 
@@ -170,6 +174,13 @@ def find_prospects(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Prospect]]
         neighbours_of(risk),
     )
     return [(stopped[prospect.place], prospect) for prospect in prospects]
+
+
+def shares_to_reach(spec: Spec, cohorts: Iterable[Cohort]) -> dict[str, float]:
+    """trial_id -> the share of its `Prospect`, of each stopped cohort; empty without a `risk`."""
+    if spec.early_terminate.risk is None:
+        return {}
+    return {cohort.trial_id: prospect.share for cohort, prospect in find_prospects(spec, cohorts)}
 
 
 def _best_of_peers(spec: Spec, cohorts: Iterable[C]) -> Callable[[C], float]:

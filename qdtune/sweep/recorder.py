@@ -216,7 +216,9 @@ class Recorder(tune.Callback):
         before = max((row["attempt"] or 0 for row in self.known.get(ours.trial_id, ())), default=0)
         attempts += self.lost.pop(ours.trial_id, 0)
         self.recovering.discard(ours.trial_id)
-        rows = [row | {"attempt": before + attempts} for row in rows]
+        released = ours.trial_id in self.queue.released
+        own = {"attempt": before + attempts, "released": released, "p_reach": self.queue.released.get(ours.trial_id)}
+        rows = [row | own for row in rows]
         history = [entry | {"trial_id": ours.trial_id} for entry in history]
         self.curves.pop(ours.trial_id, None)
         self.nodes.pop(ours.trial_id, None)

@@ -20,6 +20,7 @@ from qdtune.messages import name_option, one_line
 from qdtune.spec.groups import Resources
 from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
+from qdtune.store.unfinished import shares_to_reach
 from qdtune.sweep.cluster import Cluster, RayAt, connect
 from qdtune.sweep.held_run import JOURNAL, HeldRun, hold_run
 from qdtune.sweep.placement import check_fits
@@ -102,7 +103,8 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
             with suppress(StorageError):  # which is told already
                 run.queue.study.close()
                 store.keep(work / JOURNAL)
-        table = store.write_pareto(list(run.queue.results))
+        shares = shares_to_reach(prepared.spec, run.queue.results.values())
+        table = store.write_pareto(list(run.queue.results), shares)
         store.pack_files()
     return print_summary(run, table, stopped, error, out)
 

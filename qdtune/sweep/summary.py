@@ -94,7 +94,7 @@ def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) ->
     spec, queue = run.spec, run.queue
     if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
         out.print(_pruned_line(spec, queue, states["pruned"]))
-    ends = {trial_id: queue.results[trial_id].state for trial_id in queue.released & queue.results.keys()}
+    ends = {trial_id: queue.results[trial_id].state for trial_id in queue.released.keys() & queue.results}
     if released := {trial_id for trial_id, state in ends.items() if state in ("ok", "diverged")}:
         joined = len(released & {row["trial_id"] for row in table_front(table).to_pylist()})
         were = "was" if len(released) == 1 else "were"

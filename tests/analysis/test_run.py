@@ -183,7 +183,7 @@ def of_other_axes(root):
         (lambda root: shutil.copy(GRID, root / "sweep.yaml"), "must be as a launch writes it, with one data set"),
         (emptied, "holds no results yet: its sweep has to run"),
         (spoilt, "holds no results that can be read: "),
-        (from_the_future, "abc.parquet must have schema version 5 or lower, got 99: upgrade qdtune"),
+        (from_the_future, "abc.parquet must have schema version 6 or lower, got 99: upgrade qdtune"),
         (failed, r"holds no finished configuration yet \(3 failed of 35\)$"),
         (of_other_axes, r"holds no finished configuration yet \(none of 7\)$"),
     ],

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from qdtune.spec.axes import AXES, AXIS_NAMES
 from qdtune.store import disk_folder
-from qdtune.store.columns import FINAL, STATES
+from qdtune.store.columns import FINAL, SCHEMA_VERSION, STATES
 from qdtune.store.folder import LinkError, RunInUse, StorageError
 from qdtune.store.pareto_table import aggregate, final_ids, table_front
 from qdtune.store.parquet import VERSION_KEY, NewerSchemaError
@@ -64,7 +64,7 @@ def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]
             "inner_dims": [[5], [4, 4]],
         },
         **{"seconds": 1.5, "device": "cpu", "error": None, "pruned_by": None, "started_at": NOW, "finished_at": NOW},
-        **{"attempt": 1},
+        **{"attempt": 1, "p_reach": None, "released": False},
     }
     return full | changes
 
@@ -113,7 +113,8 @@ def test_write_returns_every_cell_and_its_provenance(store):
     assert store.history().to_pylist() == history
     for folder in ("trials", "history"):
         metadata = pq.read_metadata(store.root / folder / "a.parquet").metadata
-        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", b"5")
+        version = str(SCHEMA_VERSION).encode()
+        assert (metadata[b"torch"], metadata[b"git"], metadata[VERSION_KEY.encode()]) == (b"2.15", b"abc", version)
 
 
 def test_schemas_hold_the_promised_columns():
@@ -380,16 +381,16 @@ def test_results_of_older_versions_are_as_good_as_new_ones(store, version, absen
 
 def test_a_file_of_a_newer_version_is_refused(store):
     path = plant(store, "a", trials_table([row()]), version="7")
-    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 5 or lower, got 7: upgrade"):
+    with pytest.raises(NewerSchemaError, match=rf"{path} must have schema version 6 or lower, got 7: upgrade"):
         done(store)
 
 
 @pytest.mark.parametrize(
     ("change", "version", "reason"),
     [
-        (lambda t: t.drop_columns(["state"]), "5", "columns missing: state"),
-        (lambda t: t.drop_columns(["pruned_by"]), "5", "columns missing: pruned_by"),
-        (lambda t: t.drop_columns(["model"]), "5", "columns missing: model"),
+        (lambda t: t.drop_columns(["state"]), str(SCHEMA_VERSION), "columns missing: state"),
+        (lambda t: t.drop_columns(["pruned_by"]), str(SCHEMA_VERSION), "columns missing: pruned_by"),
+        (lambda t: t.drop_columns(["model"]), str(SCHEMA_VERSION), "columns missing: model"),
         (lambda t: t.drop_columns(["state"]), "1", "state must be one of"),
         (lambda t: t.set_column(1, "depth", pa.array([2.5])), "5", "another type than theirs: depth"),
         (lambda t: t.set_column(1, "depth", pa.array(["3"])), "5", "Unable to merge"),
@@ -413,6 +414,18 @@ def test_a_file_that_is_not_ours_is_listed_with_its_reason(store, change, versio
     assert done(store) == {"b"}
     assert reason in store.damaged[0]
     assert len(store.damaged) == 1
+
+
+def test_prospects_of_what_was_released_are_stored_and_those_of_what_stayed_stopped_are_given():
+    rows = [
+        row("a", depth=1, state="pruned", pruned_by="b"),
+        row("b", depth=2, released=True, p_reach=0.3),
+        row("c", depth=3),
+    ]
+    for shares, expected in (({"a": 0.1, "b": 1.0, "z": 1.0}, 0.1), ({}, None), (None, None)):
+        found = aggregate(trials_table(rows), p_reach=shares).sort_by("trial_id").to_pylist()
+        assert [one["p_reach"] for one in found] == [expected, 0.3, None]
+        assert [one["released"] for one in found] == [False, True, False]
 
 
 # --- failures while writing
@@ -647,7 +660,8 @@ def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
             half = None if std is None else T_975[len(values) - 1] * std / math.sqrt(len(values))
             low, high = (None, None) if half is None else (max(0, mean - half), min(1, mean + half))
             entry |= {name: mean, f"{name}_std": std, f"{name}_low": low, f"{name}_high": high}
-        table.append(entry | {"pareto_rank": None, "is_pareto": False, "p_front": None})
+        later = {"p_front": None, "p_reach": mine[0]["p_reach"], "released": mine[0]["released"]}
+        table.append(entry | {"pareto_rank": None, "is_pareto": False} | later)
     left = [e for e in table if e["state"] == "ok" and e["val_accuracy"] is not None]
     cost = {e["trial_id"]: (-round(e["val_accuracy"], 9), e["size_bytes"]) for e in left}
     level = 0
