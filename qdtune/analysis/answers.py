@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth, describe_setting
 from qdtune.analysis.comparison import Comparison
-from qdtune.analysis.comparisons import compare_activations, compare_depths
+from qdtune.analysis.comparisons import compare_activations, compare_at_looks, compare_depths
+from qdtune.analysis.near_ties import NearTie, find_near_ties
 from qdtune.spec.axes import AXIS_NAMES, idle_at_depth
+from qdtune.spec.choices import QUESTION_AXES
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
-from qdtune.store.pairs import SIZES_APART, find_sides
+from qdtune.store.decisions import Schedule, find_sides_at_looks
+from qdtune.store.pairs import SIZES_APART, find_sides, list_rows
 from qdtune.store.pareto_table import by_seed
 from qdtune.store.seed_tests import apply_holm, correct_p, equal_within, t_test, win_shares
-from qdtune.store.tables import Table, rows_equal, rows_known, rows_where
+from qdtune.store.tables import Table, rows_equal, rows_known, rows_of_seeds, rows_where
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Answers:
         best: the best configuration within the budget.
         by_bits: the best depth at each number of bits, ascending.
         by_size: the best depth within each size of the front, ascending.
+        front: the near-ties of the front that got more seeds.
     """
 
     depth: tuple[Comparison, ...]
@@ -42,18 +46,24 @@ class Answers:
     best: Best
     by_bits: tuple[BestDepth, ...]
     by_size: tuple[BestDepth, ...]
+    front: tuple[NearTie, ...]
 
     @property
     def sentences(self) -> dict[str, tuple[str, ...]]:
         """Name of the attribute -> its sentences."""
         return {
             name: tuple(one.sentence for one in getattr(self, name))
-            for name in ("depth", "activation", "by_bits", "by_size")
+            for name in ("depth", "activation", "by_bits", "by_size", "front")
         } | {"best": (self.best.sentence,)}
 
 
 def answer(
-    trials: Table, history: Table, pareto: Table, budget: int | None = None, curves: CurveBook | None = None
+    trials: Table,
+    history: Table,
+    pareto: Table,
+    budget: int | None = None,
+    curves: CurveBook | None = None,
+    schedule: Schedule | None = None,
 ) -> Answers:
     """The answers that the tables of one sweep give.
 
@@ -63,17 +73,33 @@ def answer(
         pareto: one row per configuration, from `pareto_table.aggregate`.
         budget: bytes; None: no limit.
         curves: all curves of the sweep; None: only the curves in `history`.
+        schedule: the looks of a sweep that adds seeds until comparisons are decided, else None.
     """
-    metric = metric_in(trials)
-    rows, values = _rank_rows(trials, pareto, metric)
-    everything, varying = find_sides(trials), _find_varying(pareto)
+    metric, varying = metric_in(trials), _find_varying(pareto)
     curves = curves or CurveBook(trials, history)
+    depth, activation, ties = _compare(trials, curves, schedule)
+    # Who has further seeds depends on results, so the tests of the best configurations use the first seeds alone.
+    tested = trials if schedule is None else rows_of_seeds(trials, schedule.seeds)
+    rows, values = _rank_rows(tested, pareto, metric)
     return Answers(
-        compare_depths(everything, curves),
-        compare_activations(everything, curves),
+        depth,
+        activation,
         _find_best(rows, values, budget, varying, metric),
         *_find_best_depths(rows, values, pareto, varying, metric),
+        ties,
     )
+
+
+def _compare(
+    trials: Table, curves: CurveBook, schedule: Schedule | None
+) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...], tuple[NearTie, ...]]:
+    """The comparisons of depths and of activations, and the near-ties of the front."""
+    if schedule is None:
+        everything = find_sides(trials)
+        return compare_depths(everything, curves), compare_activations(everything, curves), ()
+    sides = find_sides_at_looks(list_rows(trials), schedule, metric_in(trials))
+    depth, activation = (compare_at_looks(axis, schedule, sides, curves) for axis in QUESTION_AXES)
+    return depth, activation, find_near_ties(schedule, sides)
 
 
 def _rank_rows(trials: Table, pareto: Table, metric: Metric) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
@@ -83,7 +109,9 @@ def _rank_rows(trials: Table, pareto: Table, metric: Metric) -> tuple[list[dict[
     place = {tuple(row[name] for name in keys): i for i, row in enumerate(rows)}
     ok = rows_equal(trials, "state", "ok")
     owner = [place.get(key, -1) for key in zip(*(ok[name].to_pylist() for name in keys), strict=True)]
-    ok, places = rows_where(ok, [i >= 0 for i in owner]), np.array([i for i in owner if i >= 0], dtype=np.int64)
+    known = sorted(set(owner) - {-1})  # all, unless the first seeds of a configuration are damaged
+    rows, places = [rows[i] for i in known], np.searchsorted(known, [i for i in owner if i >= 0])
+    ok = rows_where(ok, [i >= 0 for i in owner])
     return rows, by_seed(places, ok["seed"], ok[metric.val])
 
 

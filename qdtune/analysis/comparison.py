@@ -11,6 +11,7 @@ from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.metric_text import format_differences, say_difference, say_distance
 from qdtune.spec.tasks import ACCURACY, Metric
+from qdtune.store.looks import GIVEN_UP, LIVE
 from qdtune.store.seed_tests import MAX_SEEDS
 
 VERDICTS = ("helps", "hurts", "undecided", "behind", "refused")
@@ -59,6 +60,10 @@ class Comparison(_MadeAt):
         obstacle: a key of `OBSTACLES` if it is refused; else empty.
         confounders: if no pair differs in `axis` alone, the other axes in which the nearest pair differs.
         metric: of the effect.
+        look: in a sweep that adds seeds until comparisons are decided, the look, from 1, at which it was decided or
+            given up, or the last one so far; else None.
+        ending: how it stands there, as in `looks.Walk`; else empty.
+        most_seeds: the number of seeds at the last look; else None.
     """
 
     axis: str
@@ -85,6 +90,9 @@ class Comparison(_MadeAt):
     obstacle: str = ""
     confounders: tuple[str, ...] = ()
     metric: Metric = ACCURACY
+    look: int | None = None
+    ending: str = ""
+    most_seeds: int | None = None
 
     @property
     def is_significant(self) -> bool:
@@ -156,9 +164,17 @@ class Comparison(_MadeAt):
         if self.is_interval_useless:
             interval = TOO_FEW_SEEDS
         if self.is_significant:
-            return f"{versus}: {effect} ({interval}, {over})."
+            return f"{versus}: {effect} ({interval}, {over}{f', decided at look {self.look}' if self.look else ''})."
         needed = f"; {self.hint} would be needed" if self.hint else ""
-        return f"{versus}: {effect} ({interval}). Not significant with {over}{needed}."
+        return f"{versus}: {effect} ({interval}). {self._describe_open(over)}{needed}."
+
+    def _describe_open(self, over: str) -> str:
+        """`Not significant with 3 seeds`; with looks, whether it is given up or will get more seeds."""
+        if self.ending == GIVEN_UP and self.n_seeds < (self.most_seeds or 0):
+            return f"Given up at look {self.look} with {over}, because {self.most_seeds} would not decide it"
+        if self.ending == LIVE:
+            return f"Not decided at look {self.look} with {over}"
+        return f"Not significant with {over}"
 
     def _describe_behind(self) -> str:
         ahead = next(name for name in self.names if name != self.behind)

@@ -10,105 +10,114 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.comparison import OBSTACLES, Comparison, largest_difference
-from qdtune.spec.axes import ASKED_AT, idle_at_depth
 from qdtune.spec.metric_text import format_differences, say_difference
 from qdtune.spec.tasks import Metric
 from qdtune.spec.values import cell_text
-from qdtune.store.pairs import (
-    KEYS,
-    SIZES_EQUAL,
-    Baselines,
-    Side,
-    curve_difference,
-    find_obstacle,
-    mean_differences,
+from qdtune.store.decisions import Schedule, judge_question
+from qdtune.store.looks import DECIDED, GIVEN_UP
+from qdtune.store.pairs import SIZES_EQUAL, Side, curve_difference, mean_differences
+from qdtune.store.questions import SETTING, Asked, Pairs, list_activations, list_depths
+from qdtune.store.seed_tests import (
+    PairedTest,
+    apply_holm,
+    count_seeds_needed,
+    equal_within,
+    half_width,
+    t_test,
 )
-from qdtune.store.seed_tests import apply_holm, count_seeds_needed, equal_within, half_width, t_test
 
-Pairs = list[tuple[Side, Side]]
-# Of one comparison: the setting and the axis, the sides with the value of that axis, and the baselines.
-Draft = tuple[Comparison, list[Side], Baselines]
 # A comparison, its differences by seed, and the largest difference that is none.
 Prepared = tuple[Comparison, dict[int, float], float]
 
 
-def compare_depths(everything: list[Side], curves: CurveBook) -> tuple[Comparison, ...]:
-    """The comparisons at each setting of each depth with the smallest depth at the same number of bits.
+class Tested(NamedTuple):
+    """The mean, the sample deviation and the p value of one comparison."""
 
-    Each activation between the factors has comparisons of its own: with identity they ask whether depth alone is
-    worth its bytes, with another activation whether both together are.
+    mean: float
+    std: float
+    p: float
+
+
+def _test_of(found: PairedTest, place: int) -> Tested:
+    return Tested(float(found.mean[place]), float(found.std[place]), float(found.p[place]))
+
+
+def compare_depths(everything: list[Side], curves: CurveBook) -> tuple[Comparison, ...]:
+    """The comparisons of `questions.list_depths`, tested with all seeds.
 
     Args:
         everything: the configurations, see `pairs.find_sides`.
         curves: of the sweep.
     """
-    return _test_family(_prepare(draft, curves) for draft in _draft_depths(everything))
+    return _test_family(_prepare(asked, curves) for asked in list_depths(everything))
 
 
 def compare_activations(everything: list[Side], curves: CurveBook) -> tuple[Comparison, ...]:
-    """The comparisons at each setting, and each depth from 2 on, of each activation with identity.
+    """The comparisons of `questions.list_activations`, tested with all seeds.
 
     Args:
         everything, curves: as for `compare_depths`.
     """
-    return _test_family(_prepare(draft, curves) for draft in _draft_activations(everything))
+    return _test_family(_prepare(asked, curves) for asked in list_activations(everything))
 
 
-def _draft_depths(everything: list[Side]) -> Iterator[Draft]:
-    for n in sorted({side.key["weight_bits"] for side in everything}):
-        here = [side for side in everything if side.key["weight_bits"] == n]
-        least = min(side.key["depth"] for side in here)
-        baselines = Baselines([side for side in here if side.key["depth"] == least])
-        chains = [side for side in here if side.key["depth"] > least]
-        for group in _group_sides(chains, (*ASKED_AT, "depth", "activation")):
-            yield _draft_comparison("depth", least, group[0]), group, baselines
+def compare_at_looks(
+    axis: str, schedule: Schedule, sides: Sequence[list[Side]], curves: CurveBook
+) -> tuple[Comparison, ...]:
+    """The comparisons of a question in a sweep with `replicate.until`, each with the seeds and the level of its look.
+
+    Args:
+        axis: of the question.
+        schedule: the looks of the sweep.
+        sides: the configurations with the seeds of each look, see `decisions.find_sides_at_looks`.
+        curves: of the sweep.
+    """
+    family, result = judge_question(axis, schedule, sides), []
+    places = {id(member): i for i, member in enumerate(family.members)}
+    for member in family.everyone:
+        i = places.get(id(member))
+        look = 0 if i is None else family.walk.looks[i]
+        asked = member.at[look]
+        assert isinstance(asked, Asked), "a question about an axis has no neighbours"
+        comparison, by_seed, equal = _prepare(asked, curves)
+        if i is not None and by_seed and len(by_seed) < schedule.looks[look]:
+            comparison, by_seed = replace(comparison, reason=OBSTACLES["unfinished"], obstacle="unfinished"), {}
+        if i is not None and by_seed:
+            ending, tested = family.walk.endings[i], _test_of(family.walk.tests[look], i)
+            comparison = _judge(comparison, by_seed, equal, tested, ending == DECIDED, family.walk.levels[i])
+            if axis in schedule.questions:
+                comparison = replace(comparison, look=look + 1, ending=ending, most_seeds=schedule.looks[-1])
+                if ending == GIVEN_UP and tested.std > 0:
+                    level = schedule.levels[-1] / sum(one != DECIDED for one in family.walk.endings)
+                    needed = count_seeds_needed(tested.mean, tested.std, level, equal)
+                    comparison = replace(comparison, seeds_needed=needed)
+        result.append(comparison)
+    return tuple(result)
 
 
-def _draft_activations(everything: list[Side]) -> Iterator[Draft]:
-    chains = [side for side in everything if side.key["depth"] > 1]
-    baselines = Baselines([side for side in chains if side.key["activation"] == "identity"])
-    others = [side for side in chains if side.key["activation"] != "identity"]
-    if baselines.sides:
-        for group in _group_sides(others, ("weight_bits", *ASKED_AT, "depth", "activation")):
-            yield _draft_comparison("activation", "identity", group[0]), group, baselines
+def _name_comparison(asked: Asked) -> Comparison:
+    side = asked.group[0]
+    shared = {name: side.key[name] for name in SETTING}
+    return Comparison(asked.axis, side.key[asked.axis], asked.baseline, **shared, metric=side.metric)
 
 
-def _group_sides(chains: Sequence[Side], names: tuple[str, ...]) -> list[list[Side]]:
-    groups: dict[tuple[Any, ...], list[Side]] = {}
-    for side in chains:
-        groups.setdefault(side.values(names), []).append(side)
-    order = sorted(groups, key=lambda values: [(value is not None, value) for value in values])
-    return [groups[values] for values in order]
-
-
-def _draft_comparison(axis: str, baseline: int | str, side: Side) -> Comparison:
-    shared = {name: side.key[name] for name in ("weight_bits", "depth", "activation", *ASKED_AT)}
-    return Comparison(axis, side.key[axis], baseline, **shared, metric=side.metric)
-
-
-def _prepare(draft: Draft, curves: CurveBook) -> Prepared:
+def _prepare(asked: Asked, curves: CurveBook) -> Prepared:
     """The comparison before its test; without differences if it is refused."""
-    comparison, group, baselines = draft
-    idle = idle_at_depth(comparison.baseline) if comparison.axis == "depth" else []
-    match = tuple(name for name in KEYS if name != comparison.axis and name not in idle)
-    pairs = (baselines.find_pairs_of_equal_size if comparison.axis == "depth" else baselines.find_pairs)(group, match)
+    comparison, pairs, found = _name_comparison(asked), asked.pairs, asked.by_obstacle
     if not pairs:
-        apart, one, other = baselines.find_confounders(group, match)
+        apart, one, other = asked.baselines.find_confounders(asked.group, asked.match)
         differ = ", ".join(
             f"{name} ({_format_key(one, name)} here, {_format_key(other, name)} there)" for name in apart
         )
         verb = "differs" if len(apart) == 1 else "differ"
         reason = f"no pair differs in {comparison.axis} alone; {differ} {verb} too"
         return replace(comparison, reason=reason, obstacle="confounded", confounders=apart), {}, 0.0
-    found: dict[str | None, Pairs] = {}
-    for pair in pairs:
-        found.setdefault(find_obstacle(*pair), []).append(pair)
     sound = found.get(None, [])
     if "pruned" in found:
         return _judge_stopped(comparison, sound + found["pruned"], curves), {}, 0.0
@@ -202,29 +211,47 @@ def _test_family(prepared: Iterable[Prepared]) -> tuple[Comparison, ...]:
     table = table.reshape(len(family), len(seeds))
     found = t_test(table, np.array([equal for *_, equal in family]))
     rejected, levels = apply_holm(found.p)
-    result = []
-    for i, (comparison, by_seed, equal) in enumerate(family):
-        metric, n, effect, std = comparison.metric, len(by_seed), float(found.mean[i]), float(found.std[i])
-        if by_seed:
-            comparison = replace(comparison, n_seeds=n, effect=effect, verdict="undecided")
-        if n == 1:
-            reason = f"{_say(metric, effect)} with 1 seed; a test needs at least 2"
-            comparison = replace(comparison, reason=reason)
-        elif n > 1:
-            comparison = replace(comparison, p=float(found.p[i]))
-            if rejected[i]:
-                comparison = replace(comparison, verdict="helps" if metric.sign * effect > 0 else "hurts")
-            if std > 0:
-                half, alpha = half_width(std, n, levels[i]), float(levels[i])
-                most = largest_difference(metric)
-                low, high = max(effect - half, -most), min(effect + half, most)
-                comparison = replace(comparison, low=low, high=high, level=1 - alpha)
-                if not rejected[i]:
-                    comparison = replace(comparison, seeds_needed=count_seeds_needed(effect, std, alpha, equal))
-            else:
-                comparison = replace(comparison, reason=_describe_equal(comparison, effect, n))
-        result.append(comparison)
-    return tuple(result)
+    return tuple(
+        _judge(comparison, by_seed, equal, _test_of(found, i), bool(rejected[i]), float(levels[i]))
+        for i, (comparison, by_seed, equal) in enumerate(family)
+    )
+
+
+def _judge(
+    comparison: Comparison,
+    by_seed: dict[int, float],
+    equal: float,
+    tested: Tested,
+    is_rejected: bool,
+    alpha: float,
+) -> Comparison:
+    """The comparison with its verdict and interval.
+
+    Args:
+        comparison, by_seed, equal: as `_prepare` returns them.
+        tested: its test.
+        is_rejected: whether its effect is significant.
+        alpha: the level at which it was tested.
+    """
+    metric, n, effect, std = comparison.metric, len(by_seed), tested.mean, tested.std
+    if by_seed:
+        comparison = replace(comparison, n_seeds=n, effect=effect, verdict="undecided")
+    if n == 1:
+        reason = f"{_say(metric, effect)} with 1 seed; a test needs at least 2"
+        comparison = replace(comparison, reason=reason)
+    elif n > 1:
+        comparison = replace(comparison, p=tested.p)
+        if is_rejected:
+            comparison = replace(comparison, verdict="helps" if metric.sign * effect > 0 else "hurts")
+        if std > 0:
+            half, most = half_width(std, n, alpha), largest_difference(metric)
+            low, high = max(effect - half, -most), min(effect + half, most)
+            comparison = replace(comparison, low=low, high=high, level=1 - alpha)
+            if not is_rejected:
+                comparison = replace(comparison, seeds_needed=count_seeds_needed(effect, std, alpha, equal))
+        else:
+            comparison = replace(comparison, reason=_describe_equal(comparison, effect, n))
+    return comparison
 
 
 def _describe_equal(comparison: Comparison, effect: float, n: int) -> str:

@@ -15,6 +15,7 @@ from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.decisions import schedule_of
 from qdtune.store.folder import LocationError, StorageError, join_location
 from qdtune.store.lost_weights import reopen_rows
 from qdtune.store.opened import OpenedRun, open_run
@@ -132,7 +133,7 @@ class Run:
     def _answers(self) -> Answers:
         whole = self.whole or self  # a side may be like configurations of any size
         curves = CurveBook(whole.trials, whole.history, self.spec.data.info)
-        return answer(self.trials, self.history, self.pareto, self.budget, curves)
+        return answer(self.trials, self.history, self.pareto, self.budget, curves, schedule_of(self.spec))
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]

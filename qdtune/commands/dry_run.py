@@ -10,6 +10,7 @@ from qdtune.messages import format_count, one_line, user_error
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.metric_text import best_word
 from qdtune.spec.plan import Plan
+from qdtune.spec.replicate import questions_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.sweep.placement import Placement
@@ -107,10 +108,7 @@ def _training_facts(spec: Spec, planned: Plan) -> Facts:
         yield "task", f"{spec.task.name}, judged by {metric.name} ({best_word(metric)} is best)"
     yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
     if spec.replicate:
-        yield (
-            "  in the end",
-            f"{spec.replicate.front} for the front and what is within {spec.replicate.within:g} of it",
-        )
+        yield "  in the end", _describe_replicate(spec, planned)
     if spec.early_terminate.type != "none":
         given = {key: value for key, value in spec.early_terminate.options.items() if value is not None}
         options = ", ".join(f"{key} {value}" for key, value in given.items())
@@ -122,6 +120,24 @@ def _training_facts(spec: Spec, planned: Plan) -> Facts:
     yield (
         "sizes",
         f"{few} bytes" if len(sizes) <= MAX_LISTED else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
+    )
+
+
+def _describe_replicate(spec: Spec, planned: Plan) -> str:
+    """Who gets more seeds after the search, and between how many trainings the sweep then has."""
+    assert spec.replicate is not None
+    if spec.looks is None:
+        return f"{spec.replicate.front} for the front and what is within {spec.replicate.within:g} of it"
+    count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
+    least, most = count * len(spec.seeds), count * spec.looks[-1]
+    if spec.replicate.trainings is not None:
+        most = min(most, least + spec.replicate.trainings)
+    limit = f", of which {spec.replicate.seconds:g} s for further seeds" if spec.replicate.seconds else ""
+    *first, last = map(str, spec.looks)
+    asked = ", ".join(questions_of(spec))
+    return (
+        f"more where they decide ({asked}), looked at with {', '.join(first)} and {last} seeds: "
+        f"at least {least:,} and at most {most:,} trainings in all{limit}"
     )
 
 

@@ -12,6 +12,7 @@ from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT, axis_of
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.metric_text import format_differences, say_distance
+from qdtune.store.looks import GIVEN_UP, LIVE
 
 MAX_GROUPS = 3  # significant results of one question that are said; the others are counted
 MAX_WORDS = 3  # values of one axis that a sentence about several best depths names
@@ -135,7 +136,9 @@ def _count_others(found: Sequence[Comparison]) -> Iterator[str]:
     needed = [one for one in open_ones if one.seeds_needed]
     closest = min(needed, key=lambda one: one.seeds_needed or 0, default=None)
     end = f" The closest would need {closest.hint}." if closest else ""
-    yield f"{text} significant {with_seeds}.{end}"
+    endings = Counter(one.ending for one in open_ones if one.ending)
+    how = f": {', '.join(f'{endings[name]} {name}' for name in (GIVEN_UP, LIVE) if endings[name])}" if endings else ""
+    yield f"{text} significant {with_seeds}{how}.{end}"
 
 
 def _name_best_depths(decided: Sequence[BestDepth]) -> Iterator[str]:

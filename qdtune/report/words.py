@@ -23,6 +23,7 @@ from qdtune.report.conclusions import (
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
@@ -33,6 +34,7 @@ TITLES = {  # of the questions, by axis
     "depth": "Which depth and bit width win at a given number of bytes?",
     "activation": "Does an activation between the factors help?",
 }
+FRONT_TITLE = "Which neighbours on the front differ?"
 LIVE_STATES = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
     "Ours: inputs with at most as many bits as theirs; on the front by validation accuracy; all bytes count. "
@@ -162,6 +164,8 @@ def questions(run: Run) -> list[Question]:
                 found,
             )
         )
+    if ties := [one.sentence for one in answers.front]:
+        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", [], [], [], None, ()))
     return asked
 
 

@@ -16,6 +16,7 @@ from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.further_seeds import Tally, count_decisions, find_further_seeds
 from qdtune.store.results import Result
 from qdtune.store.unfinished import count_unasked, find_to_release, find_to_replicate, is_ended, shares_to_reach
 
@@ -134,15 +135,28 @@ class Queue:
         return found
 
     def _replicates(self) -> list[Configuration]:
-        """Trials with more seeds for the configurations on the front or close behind it."""
+        """Trials with more seeds: for the front and what is close behind it, or for undecided comparisons."""
+        if self.spec.looks is not None:
+            wanted = find_further_seeds(self.spec, self.results.values())
+            trials = [replace(result.trial, seeds=seeds) for result, seeds in wanted]
+            return [trial for trial in trials if trial.trial_id not in self.again]
         more = []
         for found in find_to_replicate(self.spec, self.results.values()):
             assert self.spec.replicate is not None
-            new = choose_further_seeds(found.seeds, self.spec.replicate.front - len(found.seeds))
+            new = choose_further_seeds(found.seeds, (self.spec.replicate.front or 0) - len(found.seeds))
             # In chunks of the sweep's number of seeds, because a cohort of another size must be compiled again.
             chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
             more += [replace(found.cohorts[0].trial, seeds=chunk) for chunk in chunks]
         return self._not_yet(more)
+
+    @property
+    def is_replicating(self) -> bool:
+        """Whether the plan is through and comparisons get more seeds until they are decided."""
+        return self.spec.looks is not None and not self.judged
+
+    def count_decisions(self) -> Tally | None:
+        """How the comparisons stand that get more seeds until they are decided; None if there are none."""
+        return count_decisions(self.spec, self.results.values())
 
     def _out_of_memory(self) -> list[Configuration]:
         """The trials that ran out of memory beside others; alone on a machine they may fit."""

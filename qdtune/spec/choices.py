@@ -11,3 +11,5 @@ COMPILES = ("auto", "always", "never")
 NORMS = ("factors",)
 # How rows that are not uint8 are normalised: not, by the mean and spread of all numbers, or by those of each feature.
 NORMALIZATIONS = ("none", "dataset", "feature")
+# The questions that can get more seeds until they are decided: about an axis, or about neighbours on the front.
+QUESTION_AXES, FRONT_QUESTION = ("depth", "activation"), "front"

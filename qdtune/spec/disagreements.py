@@ -11,6 +11,7 @@ from qdtune.messages import KeyPath
 from qdtune.spec.axes import AXES
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import PLANNED
+from qdtune.spec.replicate import list_replicate_disagreements
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
 from qdtune.spec.values import cell_text
 
@@ -31,9 +32,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         yield ("duplicates",), f"has no use with method {spec.method}, which never repeats itself (or leave it out)"
     for key, what in spec.early_terminate.pruner.misfits(len(spec.seeds)):
         yield ("early_terminate", key), what
-    if spec.replicate and spec.replicate.front <= len(spec.seeds):
-        what = f"{spec.replicate.front} is not above the {len(spec.seeds)} seeds that every configuration has"
-        yield ("replicate", "front"), f"{what} (or leave replicate out)"
+    yield from list_replicate_disagreements(spec)
     for axis in AXES:
         end = getattr(axes[axis.name], "max", None)
         if axis.range_end is not None and end is not None and end > axis.range_end:

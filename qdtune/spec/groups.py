@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.datasets.known import DATASET_NAMES, dataset_of
 from qdtune.spec.axes import AUGMENT, HIDDEN
-from qdtune.spec.checks import choice, flag, matching, measure, number, share, whole
+from qdtune.spec.checks import choice, flag, matching, number, share, whole
 from qdtune.spec.choices import COMPILES, NORMALIZATIONS, NORMS, ORDERS
 from qdtune.spec.loggers import LOGGER_NAMES
 from qdtune.spec.objectives import BOUNDED
@@ -228,18 +228,6 @@ class Train(Frozen):
     batch_size: Annotated[int, whole(1, 10_000_000)] = 64
     warmup: Warmup = Warmup()
     qat: Qat = Qat()
-
-
-class Replicate(Frozen):
-    """After the search: how many seeds the front, and what is less than `within` behind it, shall have.
-
-    Attributes:
-        front: number of seeds for each configuration on the front or close behind it, after the search
-        within: largest gap to the front, in the metric, that counts as close
-    """
-
-    front: Annotated[int, whole(2, 10_000)]
-    within: Annotated[float, measure()] = 0.005
 
 
 class Resources(Frozen):

@@ -26,7 +26,6 @@ from qdtune.spec.groups import (
     Constraint,
     DataGroup,
     ModelGroup,
-    Replicate,
     Resources,
     RunGroup,
     RunName,
@@ -36,6 +35,7 @@ from qdtune.spec.groups import (
 from qdtune.spec.judging import find_metric
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.pruners import EarlyTerminate
+from qdtune.spec.replicate import Replicate
 from qdtune.spec.source_file import read_sweep_file
 from qdtune.spec.tasks import Metric, Task, metric_of, task_of
 from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values
@@ -56,7 +56,7 @@ class Spec(Frozen):
         exclude: combinations of values that are not run
         seeds: seeds of every configuration, trained together
         early_terminate: pruner that stops weak trials
-        replicate: more seeds for the front, after the search
+        replicate: more seeds after the search, for the front or until comparisons are decided
         constraints: limits such as `size_bytes <= 8192`
     """
 
@@ -105,6 +105,11 @@ class Spec(Frozen):
     def metric(self) -> Metric:
         """By what configurations are judged."""
         return metric_of(self.data.metric) if self.data.metric else self.task.metrics[0]
+
+    @property
+    def looks(self) -> tuple[int, ...] | None:
+        """The numbers of seeds at which comparisons are tested; None without `replicate.until`."""
+        return self.replicate.looks_of(len(self.seeds)) if self.replicate else None
 
     def at(self, path: KeyPath) -> Any:
         """The value of the key at a path of names, such as `("train", "qat", "lr")`."""

@@ -59,10 +59,12 @@ def find_shipped(trials: Table) -> set[str]:
 
 def reopen_results(results: Collection[Result], lost: Collection[str]) -> list[Result]:
     """The results, with those whose weights are lost in a state that is not final."""
-    return [
-        replace(result, state=LOST_STATE, score=None) if result.trial.trial_id in lost else result
-        for result in results
-    ]
+    return [_reopen(result) if result.trial.trial_id in lost else result for result in results]
+
+
+def _reopen(result: Result) -> Result:
+    ends = tuple(end._replace(state=LOST_STATE) for end in result.ends)
+    return replace(result, state=LOST_STATE, score=None, ends=ends)
 
 
 def reopen_rows(trials: Table, lost: Collection[str]) -> Table:

@@ -8,7 +8,7 @@ layers have one factor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from typing import Any
@@ -55,6 +55,14 @@ class Side:
         """The values of these keys."""
         return tuple(self.key[name] for name in names)
 
+    def has_seeds(self, seeds: Iterable[int]) -> bool:
+        """Whether it has the metric of all these seeds."""
+        return self.measured.keys() >= set(seeds)
+
+    def mean(self, seeds: Sequence[int]) -> float:
+        """The mean of the metric over these seeds, all of which it has."""
+        return math.fsum(self.measured[seed] for seed in seeds) / len(seeds)
+
     @property
     def layers(self) -> int:
         """The number of hidden layers."""
@@ -78,11 +86,19 @@ def find_sides(trials: Table) -> list[Side]:
     Args:
         trials: one row per seed, as `columns.trials_schema`; absent columns count as null.
     """
-    metric = metric_in(trials)
-    table = complete_table(trials, trials_schema_of(trials)).select([*_COLUMNS, metric.val])
-    table = table.sort_by([(name, "ascending") for name in (*KEYS, "seed", "trial_id")])
+    return make_sides(list_rows(trials), metric_in(trials))
+
+
+def list_rows(trials: Table) -> list[dict[str, Any]]:
+    """The rows of a table, with the columns that `make_sides` reads."""
+    return complete_table(trials, trials_schema_of(trials)).select([*_COLUMNS, metric_in(trials).val]).to_pylist()
+
+
+def make_sides(rows: Iterable[Mapping[str, Any]], metric: Metric) -> list[Side]:
+    """As `find_sides`, from rows with the same columns; `inner_dims` may be missing."""
+    ordered = sorted(rows, key=lambda row: [(row[name] is None, row[name]) for name in (*KEYS, "seed", "trial_id")])
     found: dict[tuple[Any, ...], Side] = {}
-    for _, group in groupby(table.to_pylist(), key=lambda row: tuple(row[name] for name in KEYS)):
+    for _, group in groupby(ordered, key=lambda row: tuple(row[name] for name in KEYS)):
         side = _make_side(list(group), metric)
         twin = found.setdefault(side.values(KEYS), side)  # the same network under other values
         if (side.state == "ok", len(side.measured)) > (twin.state == "ok", len(twin.measured)):
@@ -90,7 +106,7 @@ def find_sides(trials: Table) -> list[Side]:
     return list(found.values())
 
 
-def _make_side(rows: Sequence[dict[str, Any]], metric: Metric) -> Side:
+def _make_side(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Side:
     first = rows[0]
     key = decisive_axes({name: first[name] for name in KEYS})
     states = [row["state"] for row in rows]
@@ -105,7 +121,7 @@ def _make_side(rows: Sequence[dict[str, Any]], metric: Metric) -> Side:
         state=max([state for state in states if state in FINAL] or states, key=STATES.index),
         failure="diverged" if "diverged" in states else "had a warm-up that ended at chance" if chance else None,
         size=first["size_bytes"],
-        inner_dims=first["inner_dims"] or [],
+        inner_dims=first.get("inner_dims") or [],
         measured=measured,
         trial_ids={row["seed"]: row["trial_id"] for row in rows},
         metric=metric,
@@ -169,6 +185,11 @@ def find_obstacle(one: Side, other: Side) -> str | None:
     """Why the two sides of a pair are not compared: `size`, `failed`, `unfinished` or `pruned`; None if they are."""
     if one.size and other.size and abs(one.size - other.size) > SIZES_APART * min(one.size, other.size):
         return "size"
+    return find_failure(one, other)
+
+
+def find_failure(one: Side, other: Side) -> str | None:
+    """As `find_obstacle`, whatever the sizes are."""
     if one.failure or other.failure:
         return "failed"
     if {one.state, other.state} - FINAL:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -26,6 +26,24 @@ Epochs = dict[int, list[float | None]]  # QAT epoch from 1 -> a number per seed,
 Rows = dict[str, list[dict[str, Any]]]  # trial_id -> its rows of the table `trials`
 
 
+class SeedEnd(NamedTuple):
+    """How one seed of a trial ended.
+
+    Attributes:
+        seed: the seed.
+        state: its state.
+        value: the metric on the validation split; None if there is none.
+        error: as in its row.
+        seconds: of its training; 0 if unknown.
+    """
+
+    seed: int
+    state: str
+    value: float | None
+    error: str | None = None
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of one trial.
@@ -38,6 +56,7 @@ class Result:
         seconds: QAT epoch -> the seconds of all seeds together.
         pruned_by: the trial that beat it, or the rule that stopped it.
         finished_at: the time of its end.
+        ends: how each seed ended.
     """
 
     trial: Configuration
@@ -47,6 +66,7 @@ class Result:
     seconds: dict[int, float]
     pruned_by: str | None
     finished_at: datetime
+    ends: tuple[SeedEnd, ...] = ()
 
     @property
     def trial_id(self) -> str:
@@ -105,6 +125,10 @@ def result_of(
         seconds,
         rows[0].get("pruned_by"),
         max((row["finished_at"] for row in rows if row.get("finished_at")), default=_EPOCH_START),
+        tuple(
+            SeedEnd(row["seed"], row["state"], row[metric.val], row.get("error"), row.get("seconds") or 0.0)
+            for row in rows
+        ),
     )
 
 

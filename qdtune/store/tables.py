@@ -26,6 +26,11 @@ def rows_among(table: Table, column: str, values: Collection[str]) -> Table:
     return table.filter(pc.is_in(table[column], pa.array(sorted(values), pa.string())))
 
 
+def rows_of_seeds(table: Table, seeds: Collection[int]) -> Table:
+    """The rows of these seeds."""
+    return table.filter(pc.is_in(table["seed"], pa.array(sorted(seeds), pa.int64())))
+
+
 def rows_known(table: Table, column: str) -> Table:
     """The rows whose cell in a column is not null."""
     return table.filter(pc.is_valid(table[column]))

@@ -19,30 +19,15 @@ from qdtune.spec.objectives import UNTRAINED_MARGIN, untrained_value
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import FINAL, STATES, metric_in
-from qdtune.store.results import mean
+from qdtune.store.further_seeds import SeedCohort, find_further_seeds
+from qdtune.store.results import SeedEnd, mean
 from qdtune.store.tables import Table, rows_among, rows_equal
 
 Key = tuple[Any, ...]  # the axes of a configuration, as `Configuration.key`
 
 
-class Cohort(Protocol):
+class Cohort(SeedCohort, Protocol):
     """Seeds of one configuration that were trained together and have ended."""
-
-    @property
-    def trial_id(self) -> str:
-        """The id of its trial."""
-
-    @property
-    def key(self) -> Key:
-        """The axes of its configuration."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Its seeds."""
-
-    @property
-    def size_bytes(self) -> float:
-        """The size of one replica."""
 
     @property
     def state(self) -> str:
@@ -88,7 +73,7 @@ class Unfinished:
         waiting: configurations that are planned, or begun by the search, and have no final result.
         unasked: the number of configurations that the search may still propose.
         to_release: see `find_to_release`.
-        to_replicate: see `find_to_replicate`.
+        to_replicate: see `find_to_replicate` and `decisions.find_further_seeds`.
     """
 
     waiting: frozenset[Key]
@@ -121,7 +106,8 @@ def find_unfinished(spec: Spec, cohorts: Iterable[C], listed: Collection[Key] | 
         frozenset(waiting),
         count_unasked(planned, len({cohort.key for cohort in known})) if listed is None else 0,
         frozenset(cohort.key for cohort in find_to_release(spec, known)),
-        frozenset(found.cohorts[0].key for found in find_to_replicate(spec, known)),
+        frozenset(found.cohorts[0].key for found in find_to_replicate(spec, known))
+        | frozenset(cohort.key for cohort, _ in find_further_seeds(spec, known)),
     )
 
 
@@ -231,12 +217,12 @@ def _last(cohort: Cohort) -> float:
 def find_to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[Finished[C]]:
     """The configurations on the front, or close behind it, with fewer seeds than `replicate` asks for."""
     wanted = spec.replicate
-    if wanted is None:
+    if wanted is None or wanted.front is None:
         return []
     ended = find_finished(cohorts)
     best = best_up_to(ended)
     near = [one for one in ended if best(one.size_bytes) - one.score <= wanted.within]
-    return [one for one in near if len(one.seeds) < wanted.front]
+    return [one for one in near if len(one.seeds) < (wanted.front or 0)]
 
 
 def find_finished(cohorts: Iterable[C]) -> list[Finished[C]]:
@@ -269,6 +255,7 @@ class StoredCohort:
     score: float | None
     scores: tuple[float, ...] = ()
     trial_id: str = ""
+    ends: tuple[SeedEnd, ...] = ()
 
 
 def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
@@ -279,7 +266,7 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
         history: one row per seed and epoch, as `columns.history_schema`.
     """
     metric = metric_in(trials)
-    by_seed, shared = ("seed", "state", metric.val), ("size_bytes", *AXIS_NAMES)
+    by_seed, shared = ("seed", "state", metric.val, "error", "seconds"), ("size_bytes", *AXIS_NAMES)
     asked = [(name, "list") for name in by_seed] + [(name, "first") for name in shared]
     groups = trials.group_by("trial_id", use_threads=False).aggregate(asked)
     names = ["trial_id", *(f"{name}_list" for name in by_seed), *(f"{name}_first" for name in shared)]
@@ -287,11 +274,13 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
     counts = map(len, groups["seed_list"].to_pylist())
     curves = _find_curves(history, dict(zip(groups["trial_id"].to_pylist(), counts, strict=True)))
     found = []
-    for trial_id, seeds, states, values, size, *axes in zip(*columns, strict=True):
+    for trial_id, seeds, states, values, errors, seconds, size, *axes in zip(*columns, strict=True):
         state = max(states, key=STATES.index)
         score = metric.sign * mean(values) if state == "ok" else None
         curve, size = curves.get(trial_id, ()), math.inf if size is None else size
-        found.append(StoredCohort(tuple(axes), tuple(sorted(seeds)), size, state, score, curve, trial_id))
+        times = [time or 0.0 for time in seconds]
+        ends = tuple(map(SeedEnd, seeds, states, values, errors, times))
+        found.append(StoredCohort(tuple(axes), tuple(sorted(seeds)), size, state, score, curve, trial_id, ends))
     return found
 
 

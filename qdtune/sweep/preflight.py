@@ -171,7 +171,8 @@ def check_loggers(names: tuple[str, ...] | None, runs_dir: str) -> None:
 def needed_bytes(spec: Spec, planned: Plan) -> int:
     """About how many bytes a sweep writes from the start."""
     count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
-    seeds = max(len(spec.seeds), spec.replicate.front if spec.replicate else 0)
+    further = spec.replicate.front or (spec.looks or ())[-1] if spec.replicate else 0
+    seeds = max(len(spec.seeds), further)
     epochs = spec.train.warmup.epochs + spec.train.qat.epochs
     largest = max(trial.sizes.fp32_bytes for trial in planned.trials)
     weights = max(t.sizes.size_bytes + FACTOR_BYTES * t.depth * len(t.structure.layers) for t in planned.trials)

@@ -158,6 +158,10 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
         forecast = _forecast(spec, options)
     earlier = _read_earlier(options, folder)
     comparable = _find_comparable(asked, data, data_dir, folder, earlier, options.is_dry)
+    if earlier is not None:
+        from qdtune.store.frozen_looks import check_frozen_looks
+
+        check_frozen_looks(spec, earlier, folder)
     prepared = Prepared(options, asked, spec, planned, data, data_dir, folder, earlier, comparable, forecast)
     if not options.is_dry:
         from qdtune.sweep.preflight import check_room

@@ -51,6 +51,7 @@ class SweepProgress:
         self.end = 0.0  # the estimated end, 0 if unknown
         self.line_at, self.changed = time.monotonic(), False
         self.front: Table | None = None
+        self.decisions = ""  # how the comparisons stand that get more seeds
         self.screen = Screen(out, "trials", total, done, self._below)
 
     def __enter__(self) -> SweepProgress:
@@ -125,6 +126,7 @@ class SweepProgress:
         parts = [f"{self.done}/{self.total} done", f"{len(self.running)} running"]
         parts += [f"{n} {state}" for state, n in sorted(self.states.items()) if state != "ok"]
         parts.append("{:,}/{:,} epochs".format(*self._trained()))
+        parts += [self.decisions] if self.decisions else []
         left = self.end - time.monotonic()
         if left > 0 and self.done < self.total:
             parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")

@@ -266,6 +266,8 @@ class Recorder(tune.Callback):
             table = aggregate(table_of(rows, self.store.trials_schema))
             front = table_front(table)
             self.metrics.stand((result.state for result in self.queue.results.values()), table)
+            if self.queue.is_replicating:
+                self.progress.decisions = str(self.queue.count_decisions() or "")
         self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)
         self._moved()
 

@@ -62,6 +62,8 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
     states = Counter(r.state for trial_id, r in queue.results.items() if run.reopened.get(trial_id) is not r)
     out.print()
     _print_front(run, table, out)
+    if tally := queue.count_decisions():
+        out.print(f"{tally}: see the report")
     _print_losses(run, states, table, out)
     _print_dead_warmups(run, out)
     if table.num_rows:

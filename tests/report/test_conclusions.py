@@ -44,7 +44,7 @@ def at(comparison, *bits, **changes):
 
 
 def asked(*found, depth=(), best=NOBODY, by_bits=()):
-    return Answers(depth, found, best, by_bits, ())
+    return Answers(depth, found, best, by_bits, (), ())
 
 
 def best_depth(bits, depth, p):

@@ -58,7 +58,15 @@ resources: {gpu: 1/3, cpu: 1}
 run: {order: shuffled, max_concurrent_trials: 4, time_budget_s: 3600, max_failures: 2, trial_timeout_s: 1e3,
   stall_timeout_s: 60, compile: auto, loggers: [mlflow]}
 """
-FILES = [EVERY_KEY, *(path.read_bytes() for path in sorted((ROOT / "sweeps").glob("*.yaml")))]
+UNTIL = (
+    EVERY_KEY.replace(b"duplicates: replicate", b"duplicates: resample")
+    .replace(b"name: every.key-1", b"name: every.key-2")
+    .replace(
+        b"replicate: {front: 5, within: 0.005}",
+        b"replicate: {until: decided, looks: [3, 6], alpha: 0.05, budget: {seconds: 60}, questions: [activation]}",
+    )
+)
+FILES = [EVERY_KEY, UNTIL, *(path.read_bytes() for path in sorted((ROOT / "sweeps").glob("*.yaml")))]
 NASTY = [
     *(b".inf", b"-.inf", b".nan", b"nan", b"1e999", b"-0.0", b"-1", b"0", b"010", b"0x1f", b"1_000", b"1:30", b"+.5"),
     *(b"yes", b"no", b"true", b"~", b"null", b"", b"''", b'""', b"[]", b"{}", b"[[]]", b"[{}]", b"{a: {b: [c]}}"),
@@ -236,7 +244,7 @@ def test_unmutated_files_are_planned(
     for n, text in enumerate(FILES):
         (tmp_path / f"{n}.yaml").write_bytes(text)
         assert launch.main([f"{n}.yaml", "--dry-run"]) == 0, capsys.readouterr().err
-    source = (ROOT / "qdtune" / "spec" / "groups.py").read_text()
+    source = "".join((ROOT / "qdtune" / "spec" / f"{name}.py").read_text() for name in ("groups", "replicate"))
     known = {*re.findall(r"^    (\w+): ", source, re.MULTILINE), *EarlyTerminate.model_fields}
     optional = {"scope", "min_delta", "n_startup_trials", "n_warmup_steps", "interval_steps", "percentile"}
     optional |= {"min_resource", "reduction_factor", "lower", "p_threshold"}  # of other pruners
@@ -252,4 +260,4 @@ def test_unmutated_files_are_planned(
         "_name",
         "Augment",
     }  # of plugins, and a type
-    assert known - optional - {"values"} <= {key.decode() for key in KEY.findall(EVERY_KEY)}
+    assert known - optional - {"values"} <= {key.decode() for key in KEY.findall(EVERY_KEY + UNTIL)}

@@ -295,7 +295,7 @@ MATRIX = [
         "duplicates=replicate",
         "duplicates: has no use with method grid, which never repeats itself (or leave it out)",
     ),
-    (0, "replicate={within: 0.1}", "replicate.front: is missing"),
+    (0, "replicate={within: 0.1}", "replicate: has neither 'front' nor 'until' (one of them)"),
     (0, "replicate=5", "replicate: 5 is not allowed (key: value pairs)"),
     (0, "replicate={front: 1}", "replicate.front: 1 is not allowed (a whole number, 2 to 10,000)"),
     (
@@ -304,7 +304,11 @@ MATRIX = [
         "replicate.front: 3 is not above the 3 seeds that every configuration has (or leave replicate out)",
     ),
     (0, "replicate={front: 4, within: 2}", "replicate.within: 2 is not allowed (an accuracy, 0 to 1)"),
-    (0, "replicate={front: 4, seeds: 2}", "replicate: unknown key 'seeds' (front, within)"),
+    (
+        0,
+        "replicate={front: 4, seeds: 2}",
+        "replicate: unknown key 'seeds' (front, within, until, looks, alpha, budget, questions)",
+    ),
     (
         0,
         "run.order=smallest_first",
