@@ -137,6 +137,12 @@ def describe_unknown(noun: str, name: str, known: Collection[str], hint: str = "
     return f"unknown {noun}{format_value(name)}{hint} ({', '.join(known)})"
 
 
+def list_first(names: Sequence[str], most: int = 5) -> str:
+    """`a, b` or, if there are more than `most`, `a, b and 7 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
 def format_count(n: int, noun: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

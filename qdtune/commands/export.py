@@ -18,7 +18,16 @@ from typing import Any
 
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
-from qdtune.messages import Problem, SpecError, format_count, format_value, name_option, one_line, user_error
+from qdtune.messages import (
+    Problem,
+    SpecError,
+    format_count,
+    format_value,
+    list_first,
+    name_option,
+    one_line,
+    user_error,
+)
 from qdtune.model.formats.card import make_card
 from qdtune.model.formats.format import Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
@@ -39,7 +48,6 @@ VERB = Verb(place=4, text="write trained models as files to ship")
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR"
 USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(f" [{one.flag} X]" for one in FORMAT_OPTIONS)
 EXIT_LEFT_OUT = 3  # weights are damaged or lost
-MAX_NAMED = 5  # trials that a message names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,9 +235,8 @@ def _find_trial(given: str, ours: Mapping[str, Configuration], run: str) -> str:
     """The trial whose id this is, or begins with."""
     found = [given] if given in ours else sorted(trial_id for trial_id in ours if trial_id.startswith(given))
     if len(found) > 1:
-        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
         what = f"{name_option('--trial')} must name one trial of {run}, got {format_value(given)}"
-        raise user_error(f"{what}: {', '.join(found[:MAX_NAMED])}{more}")
+        raise user_error(f"{what}: {list_first(found)}")
     if not found:
         near = difflib.get_close_matches(given[:64], ours, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -28,7 +28,7 @@ CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
 MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
 COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777", "behind": OKABE_ITO[1]}
-SHAPES = {"helps": "circle", "hurts": "circle", "undecided": "circle", "behind": "triangle-down"}
+VERDICT_SHAPES = {"helps": "circle", "hurts": "circle", "undecided": "circle", "behind": "triangle-down"}
 HOLLOW = {"undecided": "white", "behind": "white"}
 
 
@@ -105,7 +105,9 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
         x=x,
         stroke=alt.Stroke("verdict:N", legend=None, scale=scale),
         fill=alt.Fill("verdict:N", legend=None, scale=fill),
-        shape=alt.Shape("verdict:N", legend=None, scale=alt.Scale(domain=[*SHAPES], range=[*SHAPES.values()])),
+        shape=alt.Shape(
+            "verdict:N", legend=None, scale=alt.Scale(domain=[*VERDICT_SHAPES], range=[*VERDICT_SHAPES.values()])
+        ),
         tooltip=tips,
     )
     chart = alt.layer(zero, line, point)

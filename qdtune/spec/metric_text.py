@@ -11,7 +11,7 @@ import math
 from qdtune.messages import format_percent
 from qdtune.spec.tasks import ACCURACY, Metric
 
-DIGITS = 4  # significant digits of a plain number
+PLAIN_DIGITS = 4  # significant digits of a plain number
 DIFFERENCE_DIGITS, INTERVAL_DIGITS = 3, 2  # significant digits of the largest difference, and of half an interval
 MOST_DECIMALS = 9  # smaller numbers are written with a power of ten
 
@@ -107,7 +107,7 @@ def format_signed(value: float, decimals: int) -> str:
     return text if value < 0 else f"+{text}"
 
 
-def format_plain(value: float, digits: int = DIGITS) -> str:
+def format_plain(value: float, digits: int = PLAIN_DIGITS) -> str:
     """A number with this many significant digits, and with all digits before the point: `0.02134`, `12,345`."""
     return _fixed(value, count_decimals(value, digits))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qdtune.messages import format_count, one_line
+from qdtune.messages import format_count, list_first, one_line
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.plan import Plan
@@ -16,7 +16,6 @@ from qdtune.store.opened import read_rows
 from qdtune.store.results import Result, Rows
 from qdtune.store.store import Store
 
-MAX_NAMED = 5  # trials that a line names
 JOURNAL = "study.journal"  # the file of the Optuna studies in the run folder
 
 
@@ -69,9 +68,8 @@ def hold_run(spec: Spec, planned: Plan, store: Store, workspace: Path, out: Any)
     queue = Queue(spec, planned.trials, study, rows.results_to_resume)
     lost = {trial_id: queue.results[trial_id] for trial_id in sorted(rows.lost_weights & queue.results.keys())}
     if again := [trial.trial_id for trial in queue.waiting if trial.trial_id in lost]:
-        more = ", ..." if len(again) > MAX_NAMED else ""
         what = f"{format_count(len(again), 'trial')} lost the weights and will be trained again"
-        out.print(f"{what}: {', '.join(again[:MAX_NAMED])}{more}", style="yellow")
+        out.print(f"{what}: {list_first(again)}", style="yellow")
     known: Rows = {}
     for row in rows.trials.select(store.trials_schema.names).to_pylist():
         if row["trial_id"] in queue.results:
