@@ -44,7 +44,7 @@ class Queue:
         self.searching = spec.method not in PLANNED
         first = [result.trial for result in self.results.values()] if self.searching else planned
         self.waiting = deque(trial for trial in first if trial.trial_id not in done)
-        self.twice = 0  # QAT epochs of trials that were stopped and then trained again
+        self.twice = 0  # QAT epochs of trials that were stopped, released, and trained again
         self.judged = True  # whether the pruner may stop a trial that starts now
         self.running: dict[str, Configuration] = {}
         self.dry = False  # whether the search has nothing more to propose; a trial that ends may change that
@@ -109,12 +109,17 @@ class Queue:
         """Whether nothing runs and nothing is left; valid after `next` has returned None."""
         return not (self.waiting or self.running)
 
-    def ended(self, result: Result) -> None:
-        """Notes how a running trial ended."""
+    def ended(self, result: Result, resumed_at: int = 0) -> None:
+        """Notes how a running trial ended.
+
+        Args:
+            result: of all its epochs.
+            resumed_at: the QAT epoch of the checkpoint from which it went on; 0 if it was trained from its beginning.
+        """
         trial_id = result.trial.trial_id
         del self.running[trial_id]
         if (before := self.results.get(trial_id)) and before.state == "pruned":
-            self.twice += len(before.curve)
+            self.twice += max(0, len(before.curve) - resumed_at)
         self.results[trial_id] = result
         self.nothing_to_release = False
         self.dry = self.dry and self.spec.duplicates == "resample"  # else it may come back with new seeds

@@ -140,21 +140,37 @@ class Study:
             trial, asked, self._add(self.curves, trial), judged and trial.trial_id not in self.unstoppable
         )
 
-    def report(self, trial_id: str, epoch: int, values: list[float | None]) -> str | None:
+    def report(
+        self, trial_id: str, epoch: int, values: list[float | None], earlier: Epochs | None = None
+    ) -> str | None:
         """Notes the metric (a value per seed) after a QAT epoch (from 1); returns what stops the trial.
 
         That is the id of the trial that beat it, or the rule's name if no single trial did, or None.
+
+        Args:
+            trial_id: of a running trial.
+            epoch, values: of the report.
+            earlier: the epochs before it if it goes on from a checkpoint. An earlier launch has judged them, so they
+                stop nothing now.
         """
         live = self.live[trial_id]
         if epoch <= live.epoch:  # it lost its worker and started again, with the same numbers
             return None
+        for epoch_before, values_before in (earlier or {}).items():
+            if epoch_before > live.epoch:
+                self._note_epoch(live, epoch_before, values_before)
+                if live.judged and self.pruner is not None and self.spec.early_terminate.pruner.has_rungs:
+                    self._judge(self.pruner, live)  # leaves the marks of the rungs
+        self._note_epoch(live, epoch, values)
+        if live.judged and self.pruner is not None:
+            live.pruned_by = self._judge(self.pruner, live)
+        return live.pruned_by
+
+    def _note_epoch(self, live: _Live, epoch: int, values: list[float | None]) -> None:
         live.epoch = epoch
         if self._by_seed:
             live.curve.set_user_attr(f"{SEEDS}{epoch}", values)
         live.curve.report(mean(values), epoch)
-        if live.judged and self.pruner is not None:
-            live.pruned_by = self._judge(self.pruner, live)
-        return live.pruned_by
 
     def _judge(self, pruner: BasePruner, live: _Live) -> str | None:
         frozen = self.curves._storage.get_trial(live.curve._trial_id)
@@ -181,7 +197,7 @@ class Study:
         self._noted(live.trial, state)
         for epoch, values in (curve or {}).items():
             if epoch > live.epoch:
-                live.curve.report(mean(values), epoch)
+                self._note_epoch(live, epoch, values)
         for study, trial in ((self.search, live.asked), (self.curves, live.curve)):
             trial.set_user_attr("state", state)
             if live.pruned_by:

@@ -107,15 +107,7 @@ def result_of(
 ) -> Result:
     """The result of a trial, from its rows of the two tables; without a history its curve is empty."""
     metric = metric_of(trial.metric)
-    curve: Epochs = {}
-    seconds: dict[int, float] = {}
-    places = {seed: place for place, seed in enumerate(trial.seeds)}
-    for entry in sorted(history, key=lambda entry: entry["epoch"]):
-        if entry["phase"] == "qat":
-            epoch = entry["epoch"]
-            values = curve.setdefault(epoch, [None] * len(places))  # None stays for a seed that diverged earlier
-            values[places[entry["seed"]]] = entry[metric.val]
-            seconds[epoch] = seconds.get(epoch, 0) + (entry["seconds"] or 0)
+    curve, seconds = read_curve(trial, history)
     state = max((row["state"] for row in rows), key=STATES.index)
     return Result(
         trial,
@@ -126,10 +118,25 @@ def result_of(
         rows[0].get("pruned_by"),
         max((row["finished_at"] for row in rows if row.get("finished_at")), default=_EPOCH_START),
         tuple(
-            SeedEnd(row["seed"], row["state"], row[metric.val], row.get("error"), row.get("seconds") or 0.0)
+            SeedEnd(row["seed"], row["state"], row.get(metric.val), row.get("error"), row.get("seconds") or 0.0)
             for row in rows
         ),
     )
+
+
+def read_curve(trial: Configuration, history: Iterable[Mapping[str, Any]]) -> tuple[Epochs, dict[int, float]]:
+    """The `curve` and the `seconds` of a `Result`, from the rows of a trial in the table `history`."""
+    metric = metric_of(trial.metric)
+    curve: Epochs = {}
+    seconds: dict[int, float] = {}
+    places = {seed: place for place, seed in enumerate(trial.seeds)}
+    for entry in sorted(history, key=lambda entry: entry["epoch"]):
+        if entry["phase"] == "qat":
+            epoch = entry["epoch"]
+            values = curve.setdefault(epoch, [None] * len(places))  # None stays for a seed that diverged earlier
+            values[places[entry["seed"]]] = entry[metric.val]
+            seconds[epoch] = seconds.get(epoch, 0) + (entry["seconds"] or 0)
+    return curve, seconds
 
 
 def results(spec: Spec, trials: pa.Table, history: pa.Table) -> list[Result]:

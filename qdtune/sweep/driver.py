@@ -24,12 +24,12 @@ from qdtune.messages import format_count
 from qdtune.search.queue import Queue
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.folder import StorageError, join_location
+from qdtune.store.folder import StorageError
 from qdtune.store.results import Rows
 from qdtune.store.store import Store
-from qdtune.store.warmups import WarmupFolder
 from qdtune.sweep.cluster import Cluster, nodes_now
 from qdtune.sweep.gpu_share import measure_share
+from qdtune.sweep.kept_files import KeptFiles
 from qdtune.sweep.loggers import sweep_loggers
 from qdtune.sweep.placement import Node, Placement, place_trials
 from qdtune.sweep.progress import SweepProgress
@@ -72,18 +72,20 @@ def run_trials(
     with connect(data_bytes) as cluster, note_signals(stopped), own_folder() as scratch:
         place, nodes = decide_placement(spec, cluster, data, queue, stopped, out)
         _announce_placement(place, cluster, queue.left, out)
-        warmups = _warmup_actor(store)
+        files = _start_files_actor(store)
+        # A launch that was killed may have stored a result and left the checkpoint.
+        files.forget_paused.remote([i for i, result in queue.results.items() if result.state in ("ok", "diverged")])
         varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
         with (
             SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs, spec.metric) as progress,
             sweep_loggers(spec, store, stopped, out) as loggers,
         ):
-            recorder = Recorder(queue, store, progress, warmups, known, stopped, Path(scratch), loggers)
+            recorder = Recorder(queue, store, progress, files, known, stopped, Path(scratch), loggers, files)
             recorder.metrics.granted(place.gpu)
             grant = plugins.current_grant()
-            given = {"spec": spec, "data": data, "warmups": warmups, "stacks": scratch, "grant": grant}
-            kind = make_trainable(place, **given)
+            given = {"spec": spec, "data": data, "warmups": files, "paused": files, "stacks": scratch}
+            kind = make_trainable(place, **given, grant=grant)
             with watch_head(stopped):
                 if not stopped:
                     _tune(spec, kind, place, recorder, scratch, NodeWatch(nodes, place, _most(spec, place), out))
@@ -116,11 +118,11 @@ def _announce_placement(place: Placement, cluster: Cluster, trials: int, out: An
         out.print(f"Ray dashboard: {cluster.dashboard}" + (f" (its token is in {token})" if token else ""))
 
 
-def _warmup_actor(store: Store) -> Any:
-    """The actor that keeps the warm-ups; it runs on this node, where the run folder is, and restarts if lost."""
+def _start_files_actor(store: Store) -> Any:
+    """The actor of `KeptFiles`; it runs on this node, where the run folder is, and restarts if lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(WarmupFolder).options(**options).remote(join_location(store.folder.where, "warmup"))
+    return ray.remote(KeptFiles).options(**options).remote(store.folder.where)
 
 
 def _most(spec: Spec, place: Placement) -> int | None:

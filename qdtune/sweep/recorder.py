@@ -20,7 +20,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.store.folder import StorageError
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.provenance import make_provenance
-from qdtune.store.results import Result, Rows, result_of
+from qdtune.store.results import Epochs, Result, Rows, read_curve, result_of
 from qdtune.store.store import Store
 from qdtune.store.tables import table_of
 from qdtune.sweep.loggers import SweepLoggers
@@ -49,6 +49,7 @@ class Recorder(tune.Callback):
         signals: received so far; the first one ends the sweep.
         stacks: a folder in which trials that hang leave their stack.
         loggers: the trackers that are told, too.
+        paused: the actor that holds the checkpoints; None if there are none.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Recorder(tune.Callback):
         signals: list[int],
         stacks: Path | None = None,
         loggers: SweepLoggers | None = None,
+        paused: Any = None,
     ) -> None:
         self.queue, self.store, self.progress, self.warmups, self.known = queue, store, progress, warmups, known
         self.signals, self.ending, self.stacks, self.loggers = signals, False, stacks, loggers or SweepLoggers()
+        self.paused = paused
         self.writer = ResultWriter(store, make_provenance(), lambda line: progress.out.print(line, style="yellow"))
         self.alike: list[str] | None = []  # errors of the first trials; None once a trial has not failed
         self.heard: dict[str, float] = {}  # when each running trial last reported
@@ -72,6 +75,7 @@ class Recorder(tune.Callback):
         self.returned: deque[Configuration] = deque()  # these trials, to start again
         self.nodes: dict[str, str] = {}  # the node that each running trial last reported from
         self.curves: dict[str, list[dict[str, Any]]] = {}
+        self.resumed: dict[str, int] = {}  # the QAT epochs that this launch need not train, of trials that reported
         self.front_at, self.is_noted = 0.0, False
         self.noting: Any = signal.getsignal(signal.SIGUSR1)  # notes the signals of the user
         self.ending_tune: Callable[[int, Any], Any] = lambda number, frame: None  # see `setup`
@@ -99,7 +103,12 @@ class Recorder(tune.Callback):
 
     def stops(self, trial_id: str, report: dict[str, Any]) -> bool:
         """Whether a running trial ends with this report because the pruner stops it."""
-        return self.queue.study.report(trial_id, report["epoch"], report[self.queue.spec.metric.val]) is not None
+        earlier: Epochs = {}
+        if report["epoch"] == report.get("resumed_at", 0) + 1 > 1:  # the study may not know the epochs before
+            curve, _ = read_curve(self.queue.running[trial_id], report["history"])
+            earlier = {epoch: values for epoch, values in curve.items() if epoch < report["epoch"]}
+        values = report[self.queue.spec.metric.val]
+        return self.queue.study.report(trial_id, report["epoch"], values, earlier) is not None
 
     def _of(self, trial: Any) -> Configuration:
         return self.queue.running[trial.config["trial_id"]]
@@ -135,6 +144,8 @@ class Recorder(tune.Callback):
     ) -> None:
         ours = self._of(trial)
         self.metrics.trained(result)
+        resumed_at = result.get("resumed_at", 0)
+        self.resumed[ours.trial_id] = min(resumed_at, self.resumed.get(ours.trial_id, resumed_at))
         self._see_move(ours, result, trial.num_failures)
         self._tell_note(result)
         by = self.queue.study.pruned_by(ours.trial_id)
@@ -238,7 +249,10 @@ class Recorder(tune.Callback):
     def _note(self, ours: Configuration, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         ended = result_of(ours, rows, history)
         self.known[ours.trial_id] = rows
-        self.queue.ended(ended)
+        self.queue.ended(ended, self.resumed.pop(ours.trial_id, 0))
+        # A stopped trial may be released, also by a later launch.
+        if self.paused is not None and not (ended.state == "pruned" and self.queue.spec.early_terminate.risk):
+            self.paused.forget_paused.remote([ours.trial_id])
         self._show(ended)
         self.loggers.finish(ours, rows, history, ended.state)
         if self.alike is not None:

@@ -1,8 +1,8 @@
 """The Ray Tune trainable: one configuration in, one report per epoch out.
 
-A trial needs neither checkpoints nor a shared file system. It is short, so a lost trial starts again from the
-beginning, and its rows travel to the driver inside its last report. torch is imported only when a trial starts,
-because the driver imports this file too and trains nothing.
+A trial needs no shared file system. Warm-ups and checkpoints lie with the driver, and its rows travel there inside
+its last report. A lost trial goes on from its latest checkpoint, or starts again. torch is imported only when a trial
+starts, because the driver imports this file too and trains nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,12 @@ from qdtune.spec.axes import label
 from qdtune.spec.plan import make_trial
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import mean
+from qdtune.sweep.kept_files import SharedPaused
 from qdtune.sweep.placement import MEMORY_SHARE, Placement
 
 if TYPE_CHECKING:
     from qdtune.training.cohort import Tensors
+    from qdtune.training.paused import Checkpoints
 
 
 POLL_S = 0.2  # how often a waiting trial asks for a warm-up that another trial trains
@@ -96,6 +98,7 @@ class QATTrial(tune.Trainable):
         warmups: Any,
         cpu: float,
         gpu: float,
+        paused: Any = None,
         stacks: str = "",
         grant: plugins.Grant = plugins.NO_GRANT,
     ) -> None:
@@ -103,7 +106,9 @@ class QATTrial(tune.Trainable):
         # Ray also sets up actors that a reused actor has already replaced, so nothing heavy may happen here.
         self._spec, self._data, self._folder, self._cpu, self._gpu = spec, data, warmups, cpu, gpu
         self._tensors: Tensors | None = None
-        self._reports: Iterator[dict[str, Any]] | None = None
+        self._reports: Generator[dict[str, Any], None, None] | None = None
+        self._paused = paused
+        self._checkpoints: Checkpoints | None = None
         self._began, self._stacks = 0.0, stacks
         self._stack: int | None = None  # the open file for the stack, only while an epoch runs
         self._warmups = SharedWarmups(warmups, "", self._watch)
@@ -118,7 +123,9 @@ class QATTrial(tune.Trainable):
 
     def _stop_training(self) -> None:
         """Drops the training, finished or not, and its claim on a warm-up: a scheduler may stop it at any epoch."""
-        self._reports = None
+        if self._reports is not None:
+            self._reports.close()  # keeps a checkpoint if the training may go on later
+            self._reports = None
         self._warmups.release()
 
     def step(self) -> dict[str, Any]:
@@ -202,9 +209,10 @@ class QATTrial(tune.Trainable):
             "error": f"{type(error).__name__}: {' '.join(printable(str(error)).split())}"[:500],
         }
 
-    def _start(self) -> Iterator[dict[str, Any]]:
+    def _start(self) -> Generator[dict[str, Any], None, None]:
         from qdtune.training.cohort import Tensors
         from qdtune.training.device import cap_memory, choose_device, set_threads
+        from qdtune.training.paused import Checkpoints
         from qdtune.training.train import train_configuration
 
         set_threads(self._cpu)
@@ -219,7 +227,11 @@ class QATTrial(tune.Trainable):
         # try one configuration twice, so that there the holder is Tune's trial.
         holder = self.config.get("trial_id") or self.trial_id
         self._warmups = SharedWarmups(self._folder, holder, self._watch)
-        return train_configuration(trial, self._tensors, self._warmups, self._spec.run.compile)
+        if self._paused is not None and self._checkpoints is None:
+            # Only with a risk a stopped trial is likely to be released.
+            self._checkpoints = Checkpoints(SharedPaused(self._paused), self._spec.early_terminate.risk is not None)
+        compile = self._spec.run.compile
+        return train_configuration(trial, self._tensors, self._warmups, compile, None, self._checkpoints)
 
     def __repr__(self) -> str:
         """The name of this actor in the Ray dashboard; Ray reads it once, when the actor starts."""
@@ -246,7 +258,7 @@ def make_trainable(place: Placement, **parameters: Any) -> type[tune.Trainable]:
 
     Args:
         place: the CPUs and the fraction of a GPU that each trial gets.
-        parameters: `spec`, `data`, `warmups`, `stacks` and `grant` of `QATTrial.setup`.
+        parameters: `spec`, `data`, `warmups`, `paused`, `stacks` and `grant` of `QATTrial.setup`.
     """
     return set_share(tune.with_parameters(QATTrial, cpu=place.cpu, gpu=place.gpu, **parameters), place)
 

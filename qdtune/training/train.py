@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -42,7 +42,7 @@ def train_configuration(
     compile: str = "auto",
     on_end: Callable[[Mapping[int, nn.Module], bytes], None] | None = None,
     checkpoints: Checkpoints | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Trains one configuration and yields one report per epoch.
 
     A report has `phase` (`warmup` or `qat`), `epoch` from 1, `seconds`, `train_loss` and `Metric.val` per replica

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import StorageError
+from qdtune.store.results import result_of
 from qdtune.store.store import Store
 from qdtune.sweep import recorder as module
 from qdtune.sweep import result_writer
@@ -153,6 +155,58 @@ def test_a_storage_that_hangs_holds_up_neither_tune_nor_a_signal(recorder: Recor
         assert recorder.over
     finally:
         over.set()
+
+
+@pytest.mark.parametrize("risk", [None, 0.1])
+@pytest.mark.parametrize("state", ["ok", "pruned", "failed"])
+def test_only_the_checkpoints_of_trials_that_may_be_released_stay(
+    recorder: Recorder, risk: float | None, state: str
+) -> None:
+    rule = {"type": "pareto", "risk": risk, "margin": 0.0, "min_epochs": 1}
+    recorder.queue.spec = loads(SWEEP, "written.yaml", [f"early_terminate={json.dumps(rule)}"])
+    recorder.store.is_full = False
+    recorder.paused = MagicMock()
+    trial = recorder.next()
+    tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
+    recorder.on_trial_start(0, [], tuned)
+    rows, history = outcome(trial, 3, lambda *report: None)
+    report = {"rows": rows, "history": history, "done": True}
+    if state == "failed":
+        report = {"state": "failed", "error": "no way", "done": True}
+    if state == "pruned":
+        recorder.queue.study.live[trial.trial_id].pruned_by = "another"
+    recorder.on_trial_result(0, [], tuned, report)
+    assert recorder.queue.results[trial.trial_id].state == state
+    told = [call.args for call in recorder.paused.forget_paused.remote.call_args_list]
+    assert told == ([] if (state, risk) == ("pruned", 0.1) else [([trial.trial_id],)])
+
+
+def test_the_pruner_learns_the_epochs_before_a_checkpoint_once(recorder: Recorder) -> None:
+    trial = recorder.next()
+    _, history = outcome(trial, 3, lambda *report: None)
+    whole = [{**entry, "epoch": epoch} for epoch in (1, 2, 3) for entry in history[:2]]
+    for epoch in (2, 3):
+        report = {"epoch": epoch, "val_accuracy": [0.1, 0.2], "history": whole[: 2 * epoch], "resumed_at": 1}
+        assert not recorder.stops(trial.trial_id, report)
+    known = recorder.queue.study.curves.trials[0].intermediate_values
+    first = sum(entry["val_accuracy"] for entry in history[:2]) / 2
+    assert known == pytest.approx({1: first, 2: 0.15, 3: 0.15})
+
+
+def test_epochs_that_a_checkpoint_held_are_not_trained_twice(recorder: Recorder) -> None:
+    """The first worker went on from epoch 2, was lost, and the next one began from the beginning."""
+    recorder.store.is_full = False
+    trial = recorder.next()
+    rows, history = outcome(trial, 3, lambda *report: None)
+    stopped = [row | {"state": "pruned"} for row in rows]
+    recorder.queue.results[trial.trial_id] = result_of(trial, stopped, history)
+    tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
+    recorder.on_trial_start(0, [], tuned)
+    numbers = {"val_accuracy": [0.1, 0.2], "phase": "qat", "history": history, "done": False}
+    recorder.on_trial_result(0, [], tuned, numbers | {"epoch": 3, "resumed_at": 2})
+    recorder.on_trial_result(0, [], tuned, numbers | {"epoch": 1, "resumed_at": 1})
+    recorder.on_trial_result(0, [], tuned, {"rows": rows, "history": history, "done": True, "resumed_at": 1})
+    assert recorder.queue.twice == 3 - 1
 
 
 def test_a_stopped_sweep_hands_out_no_trial(recorder: Recorder) -> None:

@@ -154,7 +154,8 @@ def swept(ray, tmp_path, spec, kind, place):
     queue = Queue(spec, plan(spec).trials, Study(spec, store.root / "study.journal"), earlier)
     epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
     with SweepProgress(console(), queue.total, queue.total - queue.left, {"depth"}, epochs) as progress:
-        recorder = Recorder(queue, store, progress, parameters["warmups"], {}, [], tmp_path)
+        actors = {"warmups": parameters["warmups"], "paused": parameters.get("paused")}
+        recorder = Recorder(queue, store, progress, known={}, signals=[], stacks=tmp_path, **actors)
         sizes = {"cpu": place.cpu, "gpu": 0.0}
         whole = tune.with_parameters(kind or QATTrial, **sizes, **parameters)
         _tune(spec, set_share(whole, place), place, recorder, str(tmp_path))

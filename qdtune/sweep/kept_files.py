@@ -1,0 +1,80 @@
+"""The actor that keeps the warm-ups and checkpoints of a run folder, and the checkpoints as one trial uses them.
+
+The actor runs next to the driver, so workers on other machines need no shared file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import ray
+
+from qdtune.store.folder import join_location
+from qdtune.store.paused import PausedFolder
+from qdtune.store.warmups import Answer, WarmupFolder
+
+KEEP_S = 5.0  # how long a trial waits until its checkpoint is written; the actor writes on
+
+
+class KeptFiles:
+    """The warm-ups and checkpoints of a run folder in one actor: each process of Python costs seconds and memory.
+
+    Args:
+        run_folder: its path or URL.
+    """
+
+    def __init__(self, run_folder: str) -> None:
+        self.warmups = WarmupFolder(join_location(run_folder, "warmup"))
+        self.paused = PausedFolder(join_location(run_folder, "paused"))
+
+    def claim(self, key: str, holder: str) -> tuple[Answer, bytes | None]:
+        """As `WarmupFolder.claim`."""
+        return self.warmups.claim(key, holder)
+
+    def keep(self, key: str, blob: bytes) -> None:
+        """As `WarmupFolder.keep`."""
+        self.warmups.keep(key, blob)
+
+    def release(self, holder: str) -> None:
+        """As `WarmupFolder.release`."""
+        self.warmups.release(holder)
+
+    def find_paused(self, trial_id: str) -> bytes | None:
+        """As `PausedFolder.find`."""
+        return self.paused.find(trial_id)
+
+    def keep_paused(self, trial_id: str, blob: bytes) -> None:
+        """As `PausedFolder.keep`."""
+        self.paused.keep(trial_id, blob)
+
+    def refuse_paused(self, trial_id: str) -> None:
+        """As `PausedFolder.refuse`."""
+        self.paused.refuse(trial_id)
+
+    def forget_paused(self, trial_ids: Iterable[str]) -> None:
+        """As `PausedFolder.forget`."""
+        self.paused.forget(trial_ids)
+
+
+class SharedPaused:
+    """The checkpoints as a worker uses them. A checkpoint that cannot be kept fails no trial.
+
+    Args:
+        files: the actor, a `KeptFiles`.
+    """
+
+    def __init__(self, files: Any) -> None:
+        self.files = files
+
+    def find(self, trial_id: str) -> bytes | None:
+        found: bytes | None = ray.get(self.files.find_paused.remote(trial_id))
+        return found
+
+    def keep(self, trial_id: str, blob: bytes) -> None:
+        with suppress(ray.exceptions.RayError):
+            ray.get(self.files.keep_paused.remote(trial_id, blob), timeout=KEEP_S)
+
+    def refuse(self, trial_id: str) -> None:
+        ray.get(self.files.refuse_paused.remote(trial_id))
