@@ -92,8 +92,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         f"{format_count(arguments.orders, 'order')}, {arguments.order}, {arguments.at_once} trials at once"
     )
     out.print(
-        "saved: QAT epochs; lose: orders in which a front member is not trained to its end; lost: how many, on "
-        "average; kept: hypervolume, mean and worst",
+        "saved: QAT epochs; resumed: the same if released trials go on where they were stopped; lose: orders in which "
+        "a front member is not trained to its end; lost: how many, on average; kept: hypervolume, mean and worst",
         style="dim",
     )
     rows: list[list[str]] = []
@@ -115,12 +115,17 @@ def _replay(arguments: argparse.Namespace) -> int:
                     whole += part.result()
                 name = rule.strip("{}").removeprefix("type: ") if n == at_once[0] else ""
                 rows.append([name, str(n), *_format_cells(whole)])
-    out.print(text_table(["pruner", "at once", "saved", "lose", "lost", "kept", "worst"], rows, folded=["pruner"]))
+    out.print(
+        text_table(
+            ["pruner", "at once", "saved", "resumed", "lose", "lost", "kept", "worst"], rows, folded=["pruner"]
+        )
+    )
     return 0
 
 
 def _format_cells(scored: Score) -> Iterator[str]:
     yield f"{statistics.mean(scored.saved):.1%}"
+    yield f"{statistics.mean(scored.resumed):.1%}"
     yield f"{sum(lost > 0 for lost in scored.lost) / len(scored.lost):.1%}"
     yield f"{statistics.mean(scored.lost):.2f}"
     yield f"{statistics.mean(scored.kept):.2%}"

@@ -90,6 +90,8 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     damaged = [f"{one.line}: {aside}, {text}" for one, text in _describe_tables(tables, opened.spec, known)]
     warmups = _find_damaged(store, "warmup", is_read_only)
     damaged += [f"{line}: {aside}, is trained again if a trial needs it" for _, line in warmups]
+    paused = _find_damaged(store, "paused", is_read_only)
+    damaged += [f"{line}: {aside}, its trial is trained from the beginning" for _, line in paused]
     shipped = find_shipped(rows.trials) & known
     damaged += [
         f"{line}: {aside}, {'the next launch trains its trial again' if trial_id in shipped else NOBODYS}"
@@ -175,8 +177,8 @@ def _find_damaged(store: Store, within: str, is_read_only: bool) -> Iterator[tup
             continue
         blob = store.folder.read_file(name) or b""
         why = find_fault(blob, older=within == "warmup")
-        if not why and within == "weights" and (owner := read_owner(blob)) not in (None, stem):
-            why = f"they belong to trial {owner}"
+        if not why and within != "warmup" and (owner := read_owner(blob)) not in (None, stem):
+            why = f"{'they belong' if within == 'weights' else 'it belongs'} to trial {owner}"
         if why:
             if not is_read_only:
                 store.folder.rename_file(name, f"{name}.damaged")

@@ -19,6 +19,7 @@ from qdtune.store.folder import Folder
 
 BEGIN_LINE, END_LINE = "qdtune-archive-1", "qdtune-archive-end"  # 1 is the version of the format
 LINE_BYTES = 12_288  # so that a line has fewer than the 20,000 characters that Ray's log reader handles
+LEFT_OUT_FOLDERS = ("paused/",)  # checkpoints: they count only on the machine that made them, and may be large
 MAX_BYTES = 4 * 2**30  # of a run folder, because its archive is held in memory as text
 MAX_HEAD_BYTES = 4_096  # of the first line of a record
 DRAWN_SUFFIXES = (".html", ".svg")  # left out, because pages run code in a browser: `qdtune report` draws them
@@ -38,12 +39,15 @@ class ArchiveSize(NamedTuple):
 
 
 def archive_lines(folder: Folder) -> Iterator[str]:
-    """The lines of an archive of all files in a folder, without `DRAWN_SUFFIXES`. It reads one file at a time.
+    """The lines of an archive of a folder, without `DRAWN_SUFFIXES` and `LEFT_OUT_FOLDERS`.
+
+    It reads one file at a time.
 
     Raises:
         StorageError: a file cannot be read.
     """
     names = [name for name in folder.list_paths() if not name.endswith(DRAWN_SUFFIXES)]
+    names = [name for name in names if not name.startswith(LEFT_OUT_FOLDERS)]
     yield BEGIN_LINE
     deflate, digest, rest = zlib.compressobj(), hashlib.sha256(), b""
     for name in names:

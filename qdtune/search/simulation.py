@@ -29,17 +29,20 @@ class Score:
     """The results of a pruner in n simulated sweeps, a number per sweep.
 
     Attributes:
-        saved: share of all QAT epochs that were not trained.
+        saved: share of all QAT epochs that were not trained, if released trials are trained from their beginning.
+        resumed: the same if released trials go on where they were stopped.
         lost: members of the front that were stopped.
         kept: hypervolume of the finished trials, as a share of the hypervolume of all.
     """
 
     saved: list[float] = field(default_factory=list)
+    resumed: list[float] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
 
     def __iadd__(self, other: Score) -> Score:
         self.saved += other.saved
+        self.resumed += other.resumed
         self.lost += other.lost
         self.kept += other.kept
         return self
@@ -47,8 +50,11 @@ class Score:
 
 def simulate(
     spec: Spec, recorded: Mapping[str, Result], order: Sequence[Configuration], at_once: int, noise: random.Random
-) -> tuple[int, dict[str, Result]]:
-    """One simulated sweep: how many QAT epochs it trained, and the result of each trial, by trial_id.
+) -> tuple[int, int, dict[str, Result]]:
+    """One simulated sweep, in which released trials are trained from their beginning.
+
+    Returns:
+        How many QAT epochs it trained, how many of them twice, and the result of each trial, by trial_id.
 
     Args:
         spec: with the pruner to test; `order` runs like a grid.
@@ -86,7 +92,7 @@ def simulate(
             queue.ended(replace(result, state="pruned", score=None, curve=seen, pruned_by=by))
         else:
             begin(trial_id, epoch + 1)
-    return epochs, queue.results
+    return epochs, queue.twice, queue.results
 
 
 def score(
@@ -118,9 +124,10 @@ def score(
         noise = random.Random(seed)
         trials = noise.sample([result.trial for result in results], len(results))
         started = trials if order == "shuffled" else put_warmups_first(sort_trials(trials, order))
-        trained, ends = simulate(spec, recorded, started, at_once, noise)
+        trained, twice, ends = simulate(spec, recorded, started, at_once, noise)
         finished = {trial_id for trial_id, result in ends.items() if result.state != "pruned"}
         found.saved.append(1 - trained / epochs)
+        found.resumed.append(1 - (trained - twice) / epochs)
         found.lost.append(len(members - finished))
         kept = [costs[i] for i in ids if i in finished]
         found.kept.append(hypervolume(kept, corner) / whole if whole and kept else float(not whole))

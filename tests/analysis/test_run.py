@@ -269,7 +269,7 @@ def test_a_budget_does_not_make_a_finished_sweep_unfinished(recording, tmp_path)
 
 def finished_run(folder, spec, recording, found):
     """The recorded sweep as its pruner would have left it, two trials at a time, as a run folder."""
-    _, ends = simulate(spec, found, [result.trial for result in found.values()], 2, random.Random(0))
+    *_, ends = simulate(spec, found, [result.trial for result in found.values()], 2, random.Random(0))
     store = Store(folder)
     store.create(spec.to_yaml())
     rows, curves = recording.trials().to_pylist(), recording.history().to_pylist()

@@ -49,7 +49,7 @@ def three(
     sweep = spec([1, 4, 8])
     trials = plan(sweep).trials
     results = {t.trial_id: recorded(t, c, s) for t, c, s in zip(trials, curves, seconds, strict=True)}
-    epochs, ends = simulate(sweep, results, [trials[i] for i in order], at_once, random.Random(0))
+    epochs, _, ends = simulate(sweep, results, [trials[i] for i in order], at_once, random.Random(0))
     finished = {trial_id for trial_id, result in ends.items() if result.state != "pruned"}
     return epochs, {i for i, trial in enumerate(trials) if trial.trial_id in finished}
 
@@ -78,12 +78,21 @@ def test_who_is_ahead_of_the_small_one_in_time_is_not_stopped(even):
     assert three([SMALL, MIDDLE, LARGE], 2) == (10, {SMALL, LARGE})  # epochs end together: who came first is first
 
 
+def test_released_trials_save_more_if_they_go_on_where_they_were_stopped():
+    """With so few results the middle one is released: trained again it takes 2 epochs more than without a pruner."""
+    sweep = spec([1, 4, 8], "pareto", risk=0.1)
+    results = [recorded(t, c) for t, c in zip(plan(sweep).trials, CURVES, strict=True)]
+    found = score(sweep, results, 1, range(2), "small_first")
+    assert found.saved == pytest.approx([-2 / 12] * 2)
+    assert found.resumed == pytest.approx([0] * 2)
+
+
 def test_score_of_the_three_is_as_counted():
     sweep = spec([1, 4, 8])
     results = [recorded(t, c) for t, c in zip(plan(sweep).trials, CURVES, strict=True)]
     random.Random(0).shuffle(results)
     found = score(sweep, results, 1, range(4), "small_first")
-    assert found.saved == pytest.approx([2 / 12] * 4)
+    assert found.saved == found.resumed == pytest.approx([2 / 12] * 4)
     assert (found.lost, found.kept) == ([0] * 4, [1.0] * 4)
     assert score(sweep, results, 1, [0], "large_first").saved == [0.0]
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qdtune import __main__
+from qdtune.model.signed_file import TRIAL, sign_file
 
 RUN = Path(__file__).parent.parent / "data" / "runs" / "v5"
 Command = Callable[..., tuple[int, str, str]]
@@ -131,6 +132,10 @@ def test_what_follows_from_damage_is_told_as_it_is(run: Path, command: Command) 
         spoil(run / folder / f"{stem}.parquet")
     spoil(run / "weights" / f"{third}.safetensors")
     spoil(next((run / "warmup").iterdir()))
+    for stem in (first, second, third):  # any signed file is a checkpoint for `verify`
+        blob = sign_file({"__metadata__": {TRIAL: first}}, b"")
+        (run / "paused").mkdir(exist_ok=True)
+        (run / "paused" / f"{stem}.safetensors").write_bytes(blob[:-9] if stem == third else blob)
     for name in ("trials/junk.parquet", "trials/0123456789ab.parquet", "history/junk.parquet"):
         (run / name).write_bytes(b"junk")
     (run / "weights" / "junk.safetensors").write_bytes(b"junk")
@@ -149,12 +154,15 @@ def test_what_follows_from_damage_is_told_as_it_is(run: Path, command: Command) 
         f"history/{second}.parquet": "the result stands without its learning curve",
         f"weights/{third}.safetensors": "the next launch trains its trial again",
         f"warmup/{warmup}": "is trained again if a trial needs it",
+        f"paused/{second}.safetensors": "its trial is trained from the beginning",
+        f"paused/{third}.safetensors": "its trial is trained from the beginning",
         "trials/junk.parquet": nobodys,
         "trials/0123456789ab.parquet": nobodys,
         "history/junk.parquet": nobodys,
         "weights/junk.safetensors": nobodys,
     }
-    assert out.endswith(": 9 faults\n")
+    assert f"it belongs to trial {first}: set aside" in out
+    assert out.endswith(": 11 faults\n")
 
 
 def test_what_was_lost_is_told_again_and_not_called_whole(run: Path, command: Command) -> None:
