@@ -53,7 +53,13 @@ SPECS = [
     spec(method, pruner, replicate)
     for method in ("grid", "tpe")
     for pruner in ({"type": "pareto"}, {"type": "none"}, {"type": "median", "scope": "all"})
-    for replicate in (None, {"front": 5, "within": 0.0}, {"front": 5, "within": 0.1})
+    for replicate in (
+        None,
+        {"front": 5, "within": 0.0},
+        {"front": 5, "within": 0.1},
+        {"until": "decided", "looks": [2, 4, 6]},
+        {"until": "decided", "looks": [2, 4], "questions": ["depth", "front"], "budget": 6},
+    )
 ]
 
 
@@ -139,6 +145,7 @@ def test_rows_and_results_are_the_same_cohorts(tables: tuple[Spec, Any, Any]) ->
         assert (one.size_bytes, one.state) == (other.size_bytes, other.state)
         assert one.score == pytest.approx(other.score, abs=0, nan_ok=True)
         assert one.scores == other.scores
+        assert set(map(repr, one.ends)) == set(map(repr, other.ends))
 
 
 # --- by hand
