@@ -92,8 +92,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         f"{format_count(arguments.orders, 'order')}, {arguments.order}, {arguments.at_once} trials at once"
     )
     out.print(
-        "saved: QAT epochs; resumed: the same if released trials go on where they were stopped; lose: orders in which "
-        "a front member is not trained to its end; lost: how many, on average; kept: hypervolume, mean and worst",
+        "saved: QAT epochs; resumed: the same if released trials go on where they stopped; lose: orders in which a "
+        "front member is not trained to its end; lost: how many, on average; kept: hypervolume, mean and worst",
         style="dim",
     )
     rows: list[list[str]] = []
