@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from qdtune.store.store import Store
 from tests.sweep.test_kills import rows_of
@@ -54,13 +53,15 @@ class Cluster:
         self.tls: Path | None = None  # a folder with certificates for each node
         self.place, self.temp, self.gcs, self.port = place, temp, free_port(), free_port()
         self.token, self.nodes = place / "token", []  # type: Path, list[subprocess.Popen[bytes]]
-        # Ray replaces 127.0.0.1 by the machine's own address, where it has one.
-        self.addresses = [ray.util.get_node_ip_address(), *(f"127.0.0.{k}" for k in range(2, 5))]
         self.token.write_text("0123456789abcdef" * 4)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "QDTUNE_"))}
         path = f"{Path(sys.executable).parent}:{kept['PATH']}"
         self.environment = kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "PATH": path}
         self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+        # Ray replaces 127.0.0.1 by the machine's own address, unless its environment forbids that, as that of pytest.
+        asked = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
+        own = subprocess.run(asked, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+        self.addresses = [own, *(f"127.0.0.{k}" for k in range(2, 5))]
 
     def start(self, *options: object) -> subprocess.Popen[bytes]:
         """Starts a node."""
