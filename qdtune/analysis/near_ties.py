@@ -57,9 +57,8 @@ class NearTie:
         larger = f"{label(self.larger)} ({format_count(self.larger_bytes, 'byte')})"
         smaller = f"{label(self.smaller)} ({format_count(self.smaller_bytes, 'byte')})"
         if self.effect is None:
-            return (
-                f"{larger} against {smaller}: the first seeds do not tell them apart, further ones are not there yet."
-            )
+            what = "the first seeds do not tell them apart, and there are no others yet"
+            return f"{larger} against {smaller}: {what}."
         over = f"{format_count(self.n_seeds, 'further seed')}, look {self.look}"
         numbers = [self.effect] if self.low is None or self.high is None else [self.effect, self.low, self.high]
         effect, *ends = format_differences(self.metric, *numbers)
@@ -69,7 +68,7 @@ class NearTie:
         if self.ending == DECIDED:
             better = "better" if self.metric.sign * self.effect > 0 else "worse"
             return f"{larger} is significantly {better} than {smaller}: {difference}."
-        end = {GIVEN_UP: "Given up", LIVE: "Not decided yet"}[self.ending]
+        end = {GIVEN_UP: "Not significant", LIVE: "Not decided yet"}[self.ending]
         return f"{larger} against {smaller}: {difference}. {end}."
 
 

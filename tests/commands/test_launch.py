@@ -219,6 +219,29 @@ def test_dry_run_says_what_a_search_may_do_and_what_is_stopped(
     assert not any(word in out for word in ("stopped early", "in the end", "a sample"))
 
 
+@pytest.mark.parametrize(
+    ("replicate", "told"),
+    [
+        ("until: decided", "at least 72 and at most 288 trainings in all"),
+        ("until: decided, budget: 50", "at least 72 and at most 122 trainings in all"),
+        (
+            "until: decided, budget: {seconds: 90}",
+            "at least 72 and at most 288 trainings in all, of which 90 s for further seeds",
+        ),
+    ],
+)
+def test_dry_run_says_how_many_trainings_decide(
+    folder: Path, capsys: pytest.CaptureFixture[str], replicate: str, told: str
+) -> None:
+    more = ["exclude=[]", f"replicate={{{replicate}}}", "parameters.depth={values: [1, 2, 3]}"]
+    more += ["parameters.weight_bits={values: [1, 2, 4, 8]}", "parameters.activation={values: [identity, relu]}"]
+    code, out, err = run(capsys, str(folder / "a.yaml"), "--dry-run", *(x for s in more for x in ("--set", s)))
+    assert code == 0, err
+    said = " ".join(out.split())
+    looked = "in the end more where they decide (depth, activation), looked at with 3, 6, 9 and 12 seeds"
+    assert f"{looked}: {told} " in said
+
+
 def test_dry_run_prints_user_text_as_it_is(folder: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     text = 'description="[red]\\u00e9[/] \\e[31m"'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from qdtune import plugins
 from qdtune.datasets.load import Samples
 from qdtune.messages import SpecError
+from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
 from qdtune.store.folder import LocationError
 from qdtune.store.store import Store
@@ -166,6 +168,19 @@ def test_results_of_an_own_model_are_compared_once_its_source_is_known(folder: P
     Store(folder / "runs" / "a").create(spec.changed("model", sha256="a" * 64).to_yaml())
     with pytest.raises(SpecError, match=rf"model.sha256: {'a' * 64} there, {spec.model.sha256} now"):
         prepare_launch(options)
+
+
+def test_looks_are_fixed_by_results_of_a_later_one(folder: Path) -> None:
+    looks = ["replicate={until: decided, looks: [2, 4]}"]
+    spec = prepare_launch(LaunchOptions("a.yaml", looks)).spec
+    store, trial = Store(folder / "runs" / "a"), replace(plan(spec).trials[0], seeds=(2, 3))
+    with store.lock():
+        store.create(spec.to_yaml())
+        rows = [trial.columns | {"seed": s, "state": "ok", "val_accuracy": 0.5} for s in trial.seeds]
+        store.write(trial.trial_id, rows, [], {})
+    assert prepare_launch(LaunchOptions("a.yaml", looks)).spec == spec
+    with pytest.raises(SpecError, match=r"replicate.looks: \[2, 4\] there, \[2, 6\] now"):
+        prepare_launch(LaunchOptions("a.yaml", ["replicate={until: decided, looks: [2, 6]}"]))
 
 
 def test_data_in_memory_are_handed_on_as_they_are(folder: Path) -> None:

@@ -164,3 +164,10 @@ def test_last_trial_is_told_at_once(clock: Clock, capsys: pytest.CaptureFixture[
     shown = begun(1, "a")
     shown.finish("a", "ok", FRONT, 1, 1)
     assert capsys.readouterr().out == "1/1 done, 0 running, 6/6 epochs\n"
+
+
+def test_line_says_how_many_comparisons_are_decided(clock: Clock) -> None:
+    shown = begun(2, "a")
+    assert "decided" not in shown.summary()
+    shown.decisions = "12 of 30 comparisons decided, 9 given up, 9 live"
+    assert shown.summary() == f"0/2 done, 1 running, 0/12 epochs, {shown.decisions}"
