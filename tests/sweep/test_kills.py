@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 
 from qdtune.spec.sweep_file import load
 from qdtune.store.store import Store
 from tests import fake
-from tests.sweep.test_driver import command, finished  # noqa: F401 - a fixture
+from tests.sweep.test_driver import ONE_WORKER, command, finished  # noqa: F401 - a fixture
 
 FAKE = """
 version: 1
@@ -101,6 +102,39 @@ def test_kill_9_of_a_real_sweep_ends_in_the_undisturbed_table(command):  # noqa:
     assert (code, err) == (0, "")
     assert f"{len(known)} done before" in out
     assert rows_of(command.folder) == whole
+    assert left_behind(command.folder) == []
+
+
+def checkpoints(command):  # noqa: F811
+    """trial_id -> the seconds of the epochs in its checkpoint; no other training has the same."""
+    paths = (command.folder / "paused").glob("*.safetensors")
+    return {path.stem: safetensors.torch.load(path.read_bytes())["/points"][:, -1].tolist() for path in paths}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_of_a_real_sweep_costs_no_epoch_that_a_checkpoint_holds(command):  # noqa: F811
+    options, how = ("[4]", *ONE_WORKER, "--set", "run.compile=never"), {"batch_size": 4, "epochs": 40}
+    assert command(*options, **how)[0] == 0
+    whole = rows_of(command.folder)
+    command.folder.rename(command.folder.with_name("whole"))
+    known = {}
+    for _ in range(2):
+        process, before = command.start(*options, **how), known
+        while checkpoints(command) == before and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        known = checkpoints(command)
+        assert known != before, "there is more of it"
+    code, out, err = command(*options, **how)
+    assert (code, err) == (0, ""), out
+    assert rows_of(command.folder) == whole
+    history = Store(command.folder).history().to_pylist()
+    for trial_id, seconds in known.items():
+        assert len(seconds) > 2 * 2, "the warm-up and more"
+        assert {entry["seconds"] for entry in history if entry["trial_id"] == trial_id} >= set(seconds)
+    assert checkpoints(command) == {}
     assert left_behind(command.folder) == []
 
 
