@@ -1,0 +1,192 @@
+"""How often are verdicts of `replicate: {until: decided}` wrong, how many are given, with how many trainings?
+
+    python tests/benchmarks/decide.py [--families 2000] [--noise normal t3 skewed]
+
+Sweeps are invented: half of the comparisons have no effect, the others one of 0.5, 1, 2 or 4 standard deviations of a
+difference. A family is one question of 2, 6, 20 or 60 comparisons, several of which share a baseline. What is trained
+and what is decided comes from the code that a launch and a report use. Beside it stand sweeps in which every
+configuration has 3, 5 or 10 seeds, tested once with Holm's procedure at 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import Spec
+from qdtune.store.further_seeds import find_further_seeds, judge_cohorts
+from qdtune.store.looks import DECIDED
+from qdtune.store.results import SeedEnd
+from qdtune.store.seed_tests import FAMILY_ALPHA, apply_holm, t_test
+from qdtune.store.unfinished import StoredCohort
+
+Values = NDArray[np.float64]
+MOST_SEEDS, UNIFORM = 12, (3, 5, 10)
+EFFECTS = (0.5, 1.0, 2.0, 4.0)  # standard deviations of a difference
+ONE_SD = 0.01  # the standard deviation of a difference, in accuracy
+SIZES: dict[int, dict[str, list[Any]]] = {  # comparisons -> the axes of their sweep
+    2: {"depth": [1, 2], "weight_bits": [1, 2]},
+    6: {"depth": [1, 2, 3], "weight_bits": [1, 2, 4]},
+    20: {"depth": [1, 2, 3, 4, 5, 6], "weight_bits": [1, 2, 4, 8]},
+    60: {"depth": [1, 2, 3, 4, 5, 6], "weight_bits": [1, 2, 4, 8], "scale": ["minmax", "absmean", "lsq"]},
+}
+
+
+def draw_normal(noise: np.random.Generator, shape: tuple[int, int]) -> Values:
+    """Numbers of standard deviation 1."""
+    return noise.normal(size=shape)
+
+
+def draw_t3(noise: np.random.Generator, shape: tuple[int, int]) -> Values:
+    """The same, with heavy tails."""
+    return noise.standard_t(3, size=shape) / np.sqrt(3)
+
+
+def draw_skewed(noise: np.random.Generator, shape: tuple[int, int]) -> Values:
+    """The same, exponential: far more often below the mean than above it."""
+    return noise.exponential(size=shape) - 1
+
+
+NOISES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Values]] = {
+    "normal": draw_normal,
+    "t3": draw_t3,
+    "skewed": draw_skewed,
+}
+
+
+@cache
+def sweep_of(comparisons: int) -> Spec:
+    """A sweep with so many comparisons of depths, see `SIZES`."""
+    axes = {axis: {"values": values} for axis, values in SIZES[comparisons].items()}
+    return Spec.model_validate(
+        {
+            "version": 1,
+            "name": "decide",
+            "parameters": axes,
+            "data": {"dataset": "digits", "val_size": 100},
+            "early_terminate": {"type": "none"},
+            "replicate": {"until": "decided", "questions": ["depth"]},
+        }
+    )
+
+
+@cache
+def keys_of(comparisons: int) -> list[tuple[tuple[Any, ...], int, tuple[Any, ...]]]:
+    """The axes of each configuration, its depth, and what tells its baseline from others."""
+    trials = plan(sweep_of(comparisons)).trials
+    return [(trial.key, trial.depth, (trial.weight_bits, trial.scale)) for trial in trials]
+
+
+@dataclass
+class Count:
+    """What came out for one way of giving seeds, over families.
+
+    Attributes:
+        families, wrong: how many there were, and in how many a verdict was wrong.
+        effects, decided: comparisons with an effect, and how many of them were decided.
+        trainings: of all families.
+    """
+
+    families: int = 0
+    wrong: int = 0
+    effects: int = 0
+    decided: int = 0
+    trainings: int = 0
+
+    def add(self, truth: Values, verdicts: Values, trainings: int) -> None:
+        """Counts a family: its true effects and the signs of its verdicts, 0 for none."""
+        self.families += 1
+        self.wrong += bool(((verdicts != 0) & (np.sign(truth) != verdicts)).any())
+        self.effects += int((truth != 0).sum())
+        self.decided += int(((truth != 0) & (verdicts != 0)).sum())
+        self.trainings += trainings
+
+
+def run_family(comparisons: int, noise: np.random.Generator, draw: Any, counts: dict[str, Count]) -> None:
+    """Draws one family and counts its verdicts for each way of giving seeds."""
+    spec, keys = sweep_of(comparisons), keys_of(comparisons)
+    names, truth, baseline = [], [], {}
+    for i, (_, depth, setting) in enumerate(keys):
+        if depth == 1:
+            baseline[setting] = i
+    means = np.zeros(len(keys))
+    for i, (_, depth, setting) in enumerate(keys):
+        if depth > 1:
+            names.append((i, baseline[setting]))
+            effect = noise.choice(EFFECTS) * noise.choice([-1, 1]) * (noise.random() < 0.5)
+            truth.append(effect)
+            means[i] = effect
+    # A baseline has little noise of its own, so that the differences have the shape of the noise, such as its skew.
+    scale = np.array([0.1 if depth == 1 else 0.995 for _, depth, _ in keys])[:, None]
+    shared = noise.normal(0, 2, size=MOST_SEEDS)  # a seed is good or bad for all
+    values = 0.5 + ONE_SD * (means[:, None] + scale * draw(noise, (len(keys), MOST_SEEDS)) + shared)
+    true = np.array(truth)
+    for n in UNIFORM:
+        differences = np.array([values[i, :n] - values[j, :n] for i, j in names])
+        found = t_test(differences)
+        rejected, _ = apply_holm(found.p, FAMILY_ALPHA)
+        counts[f"uniform {n}"].add(true, np.sign(found.mean) * rejected, n * len(keys))
+    signs, trainings = decide(spec, keys, values)
+    verdicts = np.array([signs.get((keys[i][1], *keys[i][2]), 0) for i, _ in names])
+    counts["until decided"].add(true, verdicts, trainings)
+
+
+def decide(
+    spec: Spec, keys: Sequence[tuple[tuple[Any, ...], int, tuple[Any, ...]]], values: Values
+) -> tuple[dict[tuple[Any, ...], float], int]:
+    """The signs of the verdicts by depth, bits and scale, and the number of trainings, as a launch comes to them."""
+    place = {key: i for i, (key, *_) in enumerate(keys)}
+
+    def cohort(key: tuple[Any, ...], seeds: tuple[int, ...]) -> StoredCohort:
+        ends = tuple(SeedEnd(seed, "ok", float(values[place[key], seed])) for seed in seeds)
+        return StoredCohort(key, seeds, 1000, "ok", 0.5, (), f"{place[key]} {seeds[0]}", ends)
+
+    cohorts = [cohort(key, spec.seeds) for key, *_ in keys]
+    while further := find_further_seeds(spec, cohorts):
+        cohorts += [cohort(first.key, seeds) for first, seeds in further]
+    (family,) = judge_cohorts(spec, cohorts)
+    signs = {}
+    for i, member in enumerate(family.members):
+        side = member.at[0].group[0]  # type: ignore[union-attr]
+        if family.walk.endings[i] == DECIDED:
+            mean = family.walk.tests[family.walk.looks[i]].mean[i]
+            signs[side.key["depth"], side.key["weight_bits"], side.key["scale"]] = float(np.sign(mean))
+    return signs, sum(len(one.seeds) for one in cohorts)
+
+
+def simulate(noise_name: str, families: int, sizes: Sequence[int] = tuple(SIZES), seed: int = 0) -> dict[str, Count]:
+    """The counts over families of all sizes, by the way in which seeds are given."""
+    noise = np.random.default_rng([seed, *map(ord, noise_name)])
+    counts = {name: Count() for name in (*(f"uniform {n}" for n in UNIFORM), "until decided")}
+    for family in range(families):
+        run_family(sizes[family % len(sizes)], noise, NOISES[noise_name], counts)
+    return counts
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--families", type=int, default=2000, help="invented sweeps of each kind of noise")
+    parser.add_argument("--noise", nargs="+", default=list(NOISES), choices=list(NOISES))
+    given = parser.parse_args()
+    print("| noise | seeds | families with a wrong verdict | effects found | trainings per family |")
+    print("|---|---|---|---|---|")
+    for noise in given.noise:
+        start = time.monotonic()
+        for way, count in simulate(noise, given.families).items():
+            wrong, found = count.wrong / count.families, count.decided / count.effects
+            each = count.trainings / count.families
+            print(f"| {noise} | {way} | {wrong:.1%} | {found:.0%} | {each:.0f} |".replace("%", " %"), flush=True)
+        print(f"<!-- {given.families} families in {time.monotonic() - start:.0f} s -->", flush=True)
+
+
+if __name__ == "__main__":
+    main()
