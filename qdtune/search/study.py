@@ -21,7 +21,8 @@ from optuna.trial import TrialState, create_trial
 
 from qdtune.search.curves import make_curves, prune_quietly, replay_rungs
 from qdtune.search.journal import make_journal
-from qdtune.search.pruners import GROUP, SEEDS, SIZE, ParetoPruner, make_pruner
+from qdtune.search.pareto_pruner import GROUP, SIZE, ParetoPruner
+from qdtune.search.pruners import SEEDS, make_pruner
 from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import front_of, front_values

@@ -21,6 +21,7 @@ from qdtune.spec.axes import AXES, Excluded, Parameters
 from qdtune.spec.checks import choice, matching, whole
 from qdtune.spec.choices import METHODS
 from qdtune.spec.disagreements import list_disagreements
+from qdtune.spec.early_terminate import EarlyTerminate
 from qdtune.spec.foreign_words import hint_for_key, hint_for_value
 from qdtune.spec.groups import (
     Constraint,
@@ -34,7 +35,6 @@ from qdtune.spec.groups import (
 )
 from qdtune.spec.judging import find_metric
 from qdtune.spec.overrides import apply_overrides
-from qdtune.spec.pruners import EarlyTerminate
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.source_file import read_sweep_file
 from qdtune.spec.tasks import Metric, Task, metric_of, task_of

@@ -15,8 +15,10 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import wilcoxon
 
-from qdtune.search.pruners import SEEDS, SIZE, ParetoPruner, PeerScope, build_pruner, make_pruner
-from qdtune.spec.pruners import PRUNERS, SIGNALS, EarlyTerminate, Pruner, ScopedPruner, pruner_of
+from qdtune.search.pareto_pruner import SIZE, ParetoPruner
+from qdtune.search.pruners import SEEDS, PeerScope, build_pruner, make_pruner
+from qdtune.spec.early_terminate import EarlyTerminate
+from qdtune.spec.pruners import PRUNERS, SIGNALS, Pruner, ScopedPruner, pruner_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAN = math.nan

@@ -6,8 +6,9 @@ import pytest
 
 from qdtune.messages import SpecError
 from qdtune.spec.choices import METHODS
+from qdtune.spec.early_terminate import EarlyTerminate
 from qdtune.spec.foreign_words import FOREIGN_WORDS
-from qdtune.spec.pruners import PRUNERS, EarlyTerminate
+from qdtune.spec.pruners import PRUNERS
 from qdtune.spec.sweep_file import Spec, loads
 
 SWEEP = b"""\

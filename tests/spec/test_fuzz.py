@@ -17,7 +17,7 @@ from qdtune.commands import launch
 from qdtune.messages import MAX_LINES
 from qdtune.spec import plan
 from qdtune.spec.disagreements import MAX_POINTS
-from qdtune.spec.pruners import EarlyTerminate
+from qdtune.spec.early_terminate import EarlyTerminate
 
 ROOT = Path(__file__).parents[2]
 EVERY_KEY = rb"""# every key that a sweep file knows

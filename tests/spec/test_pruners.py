@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar
 import pytest
 
 from docs.tables import pruner_table
-from qdtune.spec import pruners
+from qdtune.spec import early_terminate, pruners
 from qdtune.spec.checks import whole
-from qdtune.spec.pruners import PRUNERS, EarlyTerminate, NoPruner, Pruner, ScopedPruner, pruner_of
+from qdtune.spec.early_terminate import EarlyTerminate
+from qdtune.spec.pruners import PRUNERS, NoPruner, Pruner, ScopedPruner, pruner_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,9 +70,9 @@ def test_a_key_with_two_meanings_is_refused(monkeypatch):
         name: ClassVar = "other"
         patience: ANYTHING = 1
 
-    monkeypatch.setattr(pruners, "PRUNERS", (*PRUNERS, Other))
+    monkeypatch.setattr(early_terminate, "PRUNERS", (*PRUNERS, Other))
     with pytest.raises(TypeError, match=r"patience must have the same type in all pruners, got .* in other"):
-        pruners._key_fields()
+        early_terminate._key_fields()
 
 
 ANYTHING = Annotated[int, whole(-1, 7)]
