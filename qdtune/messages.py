@@ -146,10 +146,3 @@ def list_first(names: Sequence[str], most: int = 5) -> str:
 def format_count(n: int, noun: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def format_percent(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A fraction in per cent, with half the width of its interval if it has one."""
-    if value is None:
-        return "-"
-    return f"{value:.2%}" if low is None or high is None else f"{value:.2%} ± {100 * (high - low) / 2:.2f}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-from qdtune.messages import format_percent
 from qdtune.spec.tasks import ACCURACY, Metric
 
 PLAIN_DIGITS = 4  # significant digits of a plain number
@@ -18,13 +17,29 @@ MOST_DECIMALS = 9  # smaller numbers are written with a power of ten
 
 def format_metric(metric: Metric, value: float | None, low: float | None = None, high: float | None = None) -> str:
     """A value for a cell of a table, with half the width of its interval if it has one: `97.12% ± 0.30`."""
-    if metric.is_fraction or value is None:
-        return format_percent(value, low, high)
-    if low is None or high is None or not high > low or not math.isfinite(high - low):
+    if value is None:
+        return "-"
+    half = half_interval(metric, value, low, high)
+    if metric.is_fraction:
+        return f"{value:.2%}" if half is None else f"{value:.2%} ± {100 * half:.2f}"
+    if not half or not math.isfinite(half):
         return format_plain(value)
-    half = (high - low) / 2
     decimals = count_decimals(half, INTERVAL_DIGITS)
     return f"{_fixed(value, decimals)} ± {_fixed(half, decimals)}"
+
+
+def half_interval(metric: Metric, mean: float, low: float | None, high: float | None) -> float | None:
+    """Half the width of an interval, as it was before it was cut off at the bounds of its metric; None if unknown.
+
+    Args:
+        metric: with its bounds.
+        mean: in the middle of the whole interval.
+        low, high: its ends, at most one of them cut off; None if there is none.
+    """
+    lowest, highest = metric.bounds
+    if low is None or high is None or (low <= lowest and high >= highest):
+        return None
+    return max(mean - low, high - mean, 0.0)
 
 
 def format_briefly(metric: Metric, value: float) -> str:

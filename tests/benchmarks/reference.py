@@ -22,7 +22,9 @@ from qdtune.analysis.run import Run
 from qdtune.report.page import images
 from qdtune.report.plot_data import sheet
 from qdtune.report.words import beside
+from qdtune.spec.metric_text import half_interval
 from qdtune.spec.sweep_file import load
+from qdtune.spec.tasks import ACCURACY
 from qdtune.store.pareto_table import aggregate, ranking, table_front
 from qdtune.store.parquet import complete_table
 from tests.schemas import HISTORY, PARETO, TRIALS
@@ -108,7 +110,8 @@ def _front(pareto: pa.Table) -> str:
 
 def _interval(row: dict[str, float], name: str) -> str:
     """A mean ± half of its 95 % interval, in per cent."""
-    return f"{100 * row[name]:.2f} ± {50 * (row[f'{name}_high'] - row[f'{name}_low']):.2f}"
+    half = half_interval(ACCURACY, row[name], row[f"{name}_low"], row[f"{name}_high"])
+    return f"{100 * row[name]:.2f} ± {100 * (half or 0):.2f}"
 
 
 def _markdown(heads: list[str], rows: list[list[str]]) -> str:
