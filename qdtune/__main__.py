@@ -15,6 +15,7 @@ import pkgutil
 import sys
 
 from qdtune import __version__, commands
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import read_verbs
 from qdtune.messages import describe_unknown, user_error
@@ -42,7 +43,7 @@ def _main(given: list[str]) -> int:
         print(__version__)
         return 0
     wrong = describe_unknown("command ", name, list(verbs)) if name else f"no command given ({', '.join(verbs)})"
-    print(f"error: {wrong}", file=sys.stderr)
+    print_wrapped(f"error: {wrong}", sys.stderr)
     return 2
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -51,6 +51,24 @@ def wrap_text(text: str, width: int, indent: str = "") -> list[str]:
     """
     wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in wrapper.wrap(_UNIT.sub("\u00a0", text))]
+
+
+def terminal_width(stream: TextIO | None) -> int | None:
+    """The characters of a line of the terminal behind a stream; None if there is no terminal."""
+    if stream is None or not stream.isatty():
+        return None
+    if (columns := os.environ.get("COLUMNS", "")).isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or FACTS_WIDTH
+    except (OSError, ValueError):  # a stream that only says it is a terminal
+        return FACTS_WIDTH
+
+
+def fit_line(line: str, width: int) -> list[str]:
+    """A line as lines of at most `width` characters; a row of a table, whose columns are two spaces apart, as it is."""
+    is_row = "  " in line.strip()
+    return [line] if len(line) <= width or is_row else wrap_text(line, width, "  ")
 
 
 def is_live_console(out: Console) -> bool:

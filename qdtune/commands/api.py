@@ -23,6 +23,7 @@ from typing import IO, Any
 from qdtune.analysis.run import RunError, load_run
 from qdtune.commands.arguments import check_arguments, read_path
 from qdtune.commands.loaded_run import LoadedRun
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.sweep_process import error_of, request_of
 from qdtune.messages import (
     KeyPath,
@@ -171,7 +172,7 @@ def _relay(process: subprocess.Popen[bytes]) -> bool:
 
 def _print_lines(stream: IO[bytes]) -> None:
     for line in stream:
-        print(line.decode(errors="replace"), end="", flush=True)
+        print_wrapped(line.decode(errors="replace").removesuffix("\n"))
 
 
 def _to_json(value: Any, path: KeyPath) -> str:

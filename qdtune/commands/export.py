@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import (
@@ -101,7 +102,7 @@ def _export(arguments: argparse.Namespace) -> int:
         return print_error(error, FAULTS)
     _print(arguments.out, form, exported)
     for line in exported.without_weights:
-        print(f"error: {line}", file=sys.stderr)
+        print_wrapped(f"error: {line}", sys.stderr)
     return EXIT_LEFT_OUT if exported.without_weights else 0
 
 

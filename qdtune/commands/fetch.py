@@ -16,11 +16,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdtune.commands.job_parser import EXIT_RUNNING, make_job_parser, read_arguments, run_job_command
+from qdtune.commands.job_parser import (
+    EXIT_RUNNING,
+    make_job_parser,
+    print_command,
+    print_failure,
+    read_arguments,
+    run_job_command,
+)
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line, user_error
-from qdtune.remote.protocol import SWEEP_FILE, find_job, make_entrypoint, open_server, print_failure
+from qdtune.remote.protocol import SWEEP_FILE, find_job, make_entrypoint, open_server
 from qdtune.spec.sweep_file import loads
 from qdtune.store.folder import check_location, storage_errors
 
@@ -43,7 +51,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
     with open_server(arguments.address, arguments.allow_proxy) as server:
         job = find_job(server, arguments.job)
         if job and job.runs:
-            print(f"error: {job.id} still runs: wait for its end, or stop it first", file=sys.stderr)
+            print_wrapped(f"error: {job.id} still runs: wait for its end, or stop it first", sys.stderr)
             return EXIT_RUNNING
         name = job.name if job else arguments.job
         if not SWEEP_NAME.fullmatch(name):
@@ -90,13 +98,13 @@ def _put_in_place(log: str, target: Path) -> int:
             if spec.name != target.name:
                 raise ArchiveError(f"the archive must be of {target.name}, got one of {spec.name}")
             if aside := Store(target).set_aside():
-                print(one_line(f"what was in {target} is now in {aside}"))
+                print_wrapped(one_line(f"what was in {target} is now in {aside}"))
             os.rename(Path(folder) / "run", target)
-    print(f"{format_count(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
+    print_wrapped(f"{format_count(fetched.files, 'file')}, {fetched.size / 1e6:,.1f} MB")
     opened = open_run(target)
     with opened.store.lock():
         code = check_run(opened)
     for line in draw_run(str(target)):
-        print(line)
-    print(one_line(f"qdtune report {shlex.quote(str(target))}"))
+        print_wrapped(line)
+    print_command("to read it", f"qdtune report {shlex.quote(str(target))}")
     return code

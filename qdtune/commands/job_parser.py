@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import Parser, print_error
-from qdtune.remote.protocol import ADDRESSES
+from qdtune.messages import one_line
+from qdtune.remote.protocol import ADDRESSES, explain_failure
 
 # Exit codes: the driver or the head of a job is gone; the run folder is in use; Ctrl-C.
 EXIT_LOST, EXIT_RUNNING, EXIT_INTERRUPTED = 4, 5, 130
@@ -53,3 +56,17 @@ def run_job_command(arguments: argparse.Namespace, command: Callable[[argparse.N
         return command(arguments)
     except tuple(codes) as error:
         return print_error(error, codes)
+
+
+def print_failure(log: str, code: int | None, message: str) -> int:
+    """Prints why a job failed before its sweep began; the exit code of the command."""
+    lines, exit_code = explain_failure(log, code, message)
+    for line in lines:
+        print_wrapped(line, sys.stderr)
+    return exit_code
+
+
+def print_command(what: str, command: str) -> None:
+    """Prints what a command is for, and the command on a line of its own, whole, so that it can be pasted."""
+    print_wrapped(f"{what}:")
+    print(f"  {one_line(command)}", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -12,10 +11,12 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from qdtune.commands.job_parser import make_job_parser, read_arguments, run_job_command
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import one_line
 from qdtune.remote.protocol import last_line, open_server
+from qdtune.terminal import terminal_width
 
 if TYPE_CHECKING:
     from qdtune.remote.job_server import Job, Jobs
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 VERB = Verb(place=6, text="list the submitted sweeps")
 PIPE_COLUMNS, MIN_COLUMNS = 120, 30  # of a line that goes to no terminal; of the last cell, on however narrow a one
 SENT_FOLDER = re.compile(r"\S*/_ray_pkg_\w+/")  # where Ray unpacks what was sent
+# The line of `SweepProgress`.
+DONE_LINE = re.compile(r"^(\d+)/(\d+) done\b(?:[^;\n]*, (about \d+ (?:min|s) left))?", re.MULTILINE)
 LEFT_LINE = re.compile(r"^stopped by .*: (\d+) of (\d+) trials? left to do", re.MULTILINE)  # as `session` has it
 
 
@@ -39,15 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list_jobs(arguments: argparse.Namespace) -> int:
     with open_server(arguments.address, arguments.allow_proxy) as server:
         known = server.all()
-        how = {job.id: _describe_end(server, job) for job in known}
-    rows = [("job", "status", "started (UTC)", "how it ended")]
+        how = {job.id: _describe_progress(server, job) for job in known}
+    rows = [("job", "status", "started (UTC)", "progress or end")]
     for job in known:
         began = (
             datetime.fromtimestamp(job.started, timezone.utc).strftime("%Y-%m-%d %H:%M:%S") if job.started else "-"
         )
         rows.append((job.id, job.status, began, how[job.id]))
     widths = [max(len(row[k]) for row in rows) for k in range(3)]
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
+    columns = terminal_width(sys.stdout) or PIPE_COLUMNS
     for row in rows if known else []:
         start = one_line("".join(f"{cell:{width}}  " for cell, width in zip(row, widths, strict=False)))
         room = max(columns - len(start), MIN_COLUMNS)
@@ -56,12 +59,15 @@ def _list_jobs(arguments: argparse.Namespace) -> int:
         for line in more:
             print(" " * len(start) + line)
     if not known:
-        print(f"no sweep was submitted to {arguments.address}")
+        print_wrapped(f"no sweep was submitted to {arguments.address}")
     return 0
 
 
-def _describe_end(server: Jobs, job: Job) -> str:
-    """A few words; of one that was stopped, how far it says that it came."""
+def _describe_progress(server: Jobs, job: Job) -> str:
+    """A few words: how far a job is, how far one came that was stopped, or how it ended."""
+    if job.status == "RUNNING":
+        done = list(DONE_LINE.finditer(server.log(job.id)))
+        return ", ".join(filter(None, [f"{done[-1][1]} of {done[-1][2]} done", done[-1][3]])) if done else "starting"
     if job.status == "STOPPED":
         left = LEFT_LINE.findall(server.log(job.id))
         return f"{int(left[-1][1]) - int(left[-1][0])} of {left[-1][1]} done" if left else ""

@@ -12,7 +12,7 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 
 class OutputError(OSError):
@@ -87,6 +87,22 @@ def _open_stream(stream: Any, original: Any, number: int) -> Any:
     if isinstance(stream, io.TextIOWrapper):  # under LANG=C it could not print what a file may hold
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     return stream
+
+
+def print_wrapped(text: str, stream: TextIO | None = None) -> None:
+    """Prints lines. A terminal gets long ones wrapped between words; elsewhere each stays one line.
+
+    Args:
+        text: lines, such as those of an error.
+        stream: where to; None: standard output.
+    """
+    stream = stream or sys.stdout
+    if stream is not None and stream.isatty():
+        from qdtune.terminal import fit_line, terminal_width  # rich takes a tenth of a second
+
+        width = terminal_width(stream) or sys.maxsize
+        text = "\n".join(part for line in text.split("\n") for part in fit_line(line, width))
+    print(text, file=stream, flush=True)
 
 
 def drop_output() -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qdtune.commands.output import OutputError, drop_output, open_streams
+from qdtune.commands.output import OutputError, drop_output, open_streams, print_wrapped
 from qdtune.machine import expand_home
 from qdtune.messages import SpecError, describe_unknown, format_value, one_line, user_error
 
@@ -79,7 +79,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The exit code of a command; a mistake of the user is told in one line each and gives 2."""
+    """The exit code of a command; a mistake of the user is told in one line each, wrapped on a terminal,
+    and gives 2."""
     open_streams()
     try:
         code = command()
@@ -87,7 +88,7 @@ def run_command(command: Callable[[], int]) -> int:
             sys.stdout.flush()  # a reader that went away shows here and not at exit
         return code
     except SpecError as error:
-        print(error, file=sys.stderr)
+        print_wrapped(str(error), sys.stderr)
         return 2
     except KeyboardInterrupt:  # before or after a sweep, which has its own way to stop
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -97,13 +98,13 @@ def run_command(command: Callable[[], int]) -> int:
         return 0
     except OutputError as error:
         drop_output()
-        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        print_wrapped(f"error: standard output cannot be written: {error.strerror}", sys.stderr)
         return EXIT_STORAGE
 
 
 def print_error(error: Exception, codes: Mapping[type[Exception], int]) -> int:
-    """Says an error in one line; the exit code that `codes` gives its kind."""
-    print(f"error: {one_line(str(error))}", file=sys.stderr)
+    """Says an error in one line, wrapped on a terminal; the exit code that `codes` gives its kind."""
+    print_wrapped(f"error: {one_line(str(error))}", sys.stderr)
     return next(code for kind, code in codes.items() if isinstance(error, kind))
 
 

@@ -1,4 +1,4 @@
-"""`qdtune stop`: one of the sweeps on a cluster, stopped in order."""
+"""`qdtune stop`: stops one of the sweeps on a cluster, which can go on later."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from qdtune.commands.job_parser import EXITS_BEFORE_START, make_job_parser, read_arguments, run_job_command
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import one_line, user_error
@@ -15,8 +16,8 @@ VERB = Verb(place=7, text="stop a submitted sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Stops a submitted sweep in order, so that it can go on later; returns the exit code."""
-    parser = make_job_parser("stop", "ID", "Stops a submitted sweep in order.")
+    """Stops a submitted sweep, which writes its last results first; returns the exit code."""
+    parser = make_job_parser("stop", "ID", "Stops a submitted sweep. The same submit resumes it.")
     parser.add_argument("job", metavar="ID", nargs="?", help="id of the job, or name of the sweep")
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _stop))
 
@@ -29,7 +30,7 @@ def _stop(arguments: argparse.Namespace) -> int:
                 f"there is no job {one_line(arguments.job)} at {server.address} (qdtune jobs lists them)"
             )
         if job.runs:
-            print(f"stopping {job.id} in order", flush=True)
+            print_wrapped(f"stopping {job.id}: it writes its last results first")
             server.stop(job.id)
             server.wait(job.id)  # Ray kills what takes too long
             status, code, _ = server.state(job.id)
@@ -39,5 +40,5 @@ def _stop(arguments: argparse.Namespace) -> int:
             if job.status == "SUCCEEDED" or job.code in EXITS_BEFORE_START
             else "; the same submit goes on from here"
         )
-        print(f"{job.id} has ended: {job.status}{again}")
+        print_wrapped(f"{job.id} has ended: {job.status}{again}")
     return 0

@@ -20,13 +20,16 @@ from qdtune.commands.job_parser import (
     EXIT_RUNNING,
     EXITS_BEFORE_START,
     make_job_parser,
+    print_command,
+    print_failure,
     read_arguments,
     run_job_command,
 )
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import blame_source, printable, user_error
-from qdtune.remote.protocol import HEAD_LINE, SWEEP_FILE, make_entrypoint, next_id, open_server, print_failure
+from qdtune.remote.protocol import HEAD_LINE, SWEEP_FILE, make_entrypoint, next_id, open_server
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, load
 from qdtune.store.folder import check_location
@@ -92,9 +95,9 @@ def _submit(arguments: argparse.Namespace) -> int:
             what = f"{spec.name} runs already, as {running.id}"
             if not same or not arguments.follow:
                 how = " (--follow follows it)" if same else ", and not as this command would have it: stop it first"
-                print(f"error: {what}{how}", file=sys.stderr)
+                print_wrapped(f"error: {what}{how}", sys.stderr)
                 return EXIT_RUNNING
-            print(what)
+            print_wrapped(what)
         job = running.id if running else next_id(spec.name, known)
         if not running:
             with tempfile.TemporaryDirectory() as folder:
@@ -133,8 +136,11 @@ def _await_start(server: Jobs, job: str) -> int:
     status, code, message = server.state(job)
     if ended and status != "SUCCEEDED":
         return print_failure(server.log(job), code, message)
-    print(f"{job} {status.lower()} at {server.address}; with the same --address\n  qdtune stop {job}   stops it")
-    print(f"  qdtune fetch {job}   brings its results")
+    print_wrapped(f"{job} {status.lower()} at {server.address}")
+    if not ended:
+        print_wrapped("to see its output: the same command with --follow")
+        print_command("to stop it", f"qdtune stop {job} {server.options}")
+    print_command("to bring its results here", f"qdtune fetch {job} {server.options}")
     return 0
 
 
@@ -142,23 +148,25 @@ def _follow(server: Jobs, job: str, name: str) -> int:
     """Prints what a job prints until it ends, and how to get its results; its exit code, 4 where its head is lost."""
     from qdtune.remote.job_server import LostError
 
-    print(f"following {job} (Ctrl-C ends the following, not the job)", flush=True)
+    print_wrapped(f"following {job} (Ctrl-C ends the following, not the job); its files are on the head")
     lines = _LogPrinter()
     try:
-        server.follow(job, lines.show, lambda line: print(line, file=sys.stderr, flush=True))
+        server.follow(job, lines.show, lambda line: print_wrapped(line, sys.stderr))
     except LostError as error:
-        print(f"error: {error}; what was finished is kept there, the same command goes on from it", file=sys.stderr)
+        what = f"error: {error}; what was finished is kept there, the same command goes on from it"
+        print_wrapped(what, sys.stderr)
         return EXIT_LOST
     except KeyboardInterrupt:
-        print(f"\n{job} goes on; qdtune stop {job} --address {server.address} stops it", file=sys.stderr)
+        print_wrapped(f"\n{job} goes on; to stop it:", sys.stderr)
+        print(f"  qdtune stop {job} {server.options}", file=sys.stderr)
         return EXIT_INTERRUPTED
     status, code, message = server.state(job)
     if not lines.begun and status == "FAILED":
         return print_failure(lines.text, code, message)
     if status == "STOPPED":
-        print(f"{job} was stopped; the same command goes on from here")
+        print_wrapped(f"{job} was stopped; the same command goes on from here")
     if code not in EXITS_BEFORE_START:
-        print(f"to bring it here: qdtune fetch {name} --address {server.address} --out runs")
+        print_command("these files are on the head; to bring them here", f"qdtune fetch {name} {server.options}")
     if status == "STOPPED":
         return EXIT_INTERRUPTED
     return code if code is not None and code >= 0 else EXIT_LOST
@@ -174,7 +182,7 @@ class _LogPrinter:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             if self.begun:
-                print(printable(line), flush=True)
+                print_wrapped(printable(line))
             else:
                 self.text += f"{line}\n"
                 self.begun = line == HEAD_LINE

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
+from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import Parser, print_error, run_command
 from qdtune.commands.verb import Verb
 from qdtune.messages import format_count, one_line
@@ -109,7 +110,7 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
         what = "of other axes, or of another version of qdtune: kept, and not counted"
         remarks.insert(0, f"{format_count(other, 'trial')} {what}")
     for line in [*damaged, *anew, *(f"{line}: left out" for line in rows.left_out), *remarks]:
-        print(one_line(line))
+        print_wrapped(one_line(line))
     counts = (
         format_count(len(ids), "trial"),
         format_count(len(rows.trials), "row"),
@@ -118,7 +119,7 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     faults = [format_count(len(damaged), "fault")] if damaged else []
     faults += [f"{format_count(len(links), 'link')} not read"] if links else []
     faults += [] if links else lost
-    print(one_line(f"{opened.where}: {', '.join(counts)}: {', '.join(faults) or 'all whole'}"))
+    print_wrapped(one_line(f"{opened.where}: {', '.join(counts)}: {', '.join(faults) or 'all whole'}"))
     return EXIT_DAMAGED if faults else EXIT_WHOLE
 
 

@@ -91,7 +91,7 @@ class Jobs:
     """
 
     def __init__(self, address: str, allow_proxy: bool = False) -> None:
-        self.address = check_address(address)
+        self.address, self.allow_proxy = check_address(address), allow_proxy
         proxy = find_proxy(self.address)
         if proxy and not allow_proxy:
             host = urlsplit(self.address).hostname
@@ -103,6 +103,11 @@ class Jobs:
             os.environ.pop(variable, None)  # Ray's client would use this address instead
         with self._request_errors():
             self.client = job_submission.JobSubmissionClient(self.address)
+
+    @property
+    def options(self) -> str:
+        """The options with which another command reaches this server."""
+        return f"--address {self.address}{' --allow-proxy' if self.allow_proxy else ''}"
 
     def _knock(self) -> None:
         url = urlsplit(self.address)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -55,15 +54,15 @@ def next_id(name: str, known: Sequence[Job]) -> str:
     return f"qdtune-{name}-{max(numbers, default=0) + 1}"
 
 
-def print_failure(log: str, code: int | None, message: str) -> int:
-    """Prints why a job failed before its sweep began, and returns the exit code; 2 if it is unknown."""
+def explain_failure(log: str, code: int | None, message: str) -> tuple[list[str], int]:
+    """Why a job failed before its sweep began, in lines, and the exit code; 2 if it is unknown."""
     why = [line for line in log.splitlines() if line.startswith("error: ")]
     if not why and ("No module named" in log or "not found" in log):
         what = f"the head must have qdtune {__version__} in the `python` of the environment that Ray was started in"
         why = [f"error: {what}: {last_line(log)}"]
-    for line in why or [f"error: the job failed: {last_line(message) or 'no reason given'}"]:
-        print(one_line(line)[:1_000], file=sys.stderr)
-    return code if why and code in (2, 3, 4, 5) else 2
+    lines = why or [f"error: the job failed: {last_line(message) or 'no reason given'}"]
+    exit_code = code if why and code in (2, 3, 4, 5) else 2
+    return [one_line(line)[:1_000] for line in lines], exit_code
 
 
 def last_line(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from qdtune import __main__
@@ -34,3 +36,19 @@ def test_hidden_options_are_not_listed(capsys: pytest.CaptureFixture[str]) -> No
     err = capsys.readouterr().err
     assert "--watch" in err
     assert "--for-launch" not in err
+
+
+@pytest.mark.parametrize("argv", ["nonsense", "report --nonsense", "export runs/a", "replay runs/not there"])
+def test_an_error_is_wrapped_between_words_on_a_terminal_and_one_line_elsewhere(
+    argv: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert __main__.main(argv.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert __main__.main(argv.split()) == 2
+    first, *more = capsys.readouterr().err.splitlines()
+    assert len(line) > 80
+    assert max(len(one) for one in (first, *more)) <= 40
+    assert all(one.startswith("  ") for one in more)
+    assert " ".join([first, *(one.strip() for one in more)]) == line

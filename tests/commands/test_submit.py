@@ -41,7 +41,7 @@ model: {name: mlp, hidden: [8]}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
 """
 AT = ["--address", "http://head:8265"]
-FETCH = "to bring it here: qdtune fetch tiny --address http://head:8265 --out runs"
+FETCH = ["these files are on the head; to bring them here:", "  qdtune fetch tiny --address http://head:8265"]
 TOKEN = "CANARY-0123456789abcdef"
 
 
@@ -142,9 +142,9 @@ def test_only_the_sweep_file_is_sent_with_every_key_in_it(server: Server, capsys
     code, out, err = run(capsys, "submit", "tiny.yaml", *options)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "qdtune-tiny-1 succeeded at http://head:8265; with the same --address",
-        "  qdtune stop qdtune-tiny-1   stops it",
-        "  qdtune fetch qdtune-tiny-1   brings its results",
+        "qdtune-tiny-1 succeeded at http://head:8265",
+        "to bring its results here:",
+        "  qdtune fetch qdtune-tiny-1 --address http://head:8265",
     ]
     assert list(server.files) == ["sweep.yaml"]
     assert loads(server.files["sweep.yaml"], "x") == load("tiny.yaml", ["seeds=[3]"])
@@ -180,6 +180,40 @@ def test_mistake_is_one_line_and_nobody_is_asked(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("proxy", [[], ["--allow-proxy"]])
+def test_commands_that_go_on_can_be_pasted(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, proxy: list[str]
+) -> None:
+    server.script = ("RUNNING", None, server.script[2])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    code, out, _ = run(capsys, "submit", "tiny.yaml", *proxy)
+    assert code == 0
+    options = " ".join([*AT, *proxy])
+    assert out.splitlines() == [
+        "qdtune-tiny-1 running at http://head:8265",
+        "to see its output: the same command with --follow",
+        "to stop it:",
+        f"  qdtune stop qdtune-tiny-1 {options}",
+        "to bring its results here:",
+        f"  qdtune fetch qdtune-tiny-1 {options}",
+    ]
+
+
+def test_followed_lines_are_wrapped_on_a_terminal_and_rows_of_tables_are_not(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = "1,335  " * 20 + "5"
+    server.script = ("SUCCEEDED", 0, [f"{protocol.HEAD_LINE}\n{row}\n{'many words ' * 20}\n"])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "submit", "tiny.yaml", "--follow")
+    lines = out.splitlines()
+    assert (code, lines[2]) == (0, row)
+    assert " ".join(line.strip() for line in lines[3:6]) == ("many words " * 20).strip()
+    assert all(len(line) <= 80 for line in lines if line != row)
+
+
 @pytest.mark.parametrize(
     ("status", "code", "ends"),
     [
@@ -197,9 +231,12 @@ def test_followed_job_gives_its_lines_and_its_exit_code(
     server.script = (status, code, server.script[2])
     found, out, err = run(capsys, "submit", "tiny.yaml", "--follow")
     assert (found, err) == (ends, "")
-    lines = ["following qdtune-tiny-1 (Ctrl-C ends the following, not the job)", "all done ]0;x "]
+    lines = [
+        "following qdtune-tiny-1 (Ctrl-C ends the following, not the job); its files are on the head",
+        "all done ]0;x ",
+    ]
     stopped = ["qdtune-tiny-1 was stopped; the same command goes on from here"]
-    assert out.splitlines() == lines + (stopped if status == "STOPPED" else []) + ([] if ends == 2 else [FETCH])
+    assert out.splitlines() == lines + (stopped if status == "STOPPED" else []) + ([] if ends == 2 else FETCH)
 
 
 LOST_LINE = "the connection to http://head:8265 is lost: trying again for 2 min"
@@ -275,7 +312,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(
     monkeypatch.setattr(server, "tail_job_logs", tail)
     code, _, err = run(capsys, "submit", "tiny.yaml", "--follow")
     assert code == 130
-    assert err == "\nqdtune-tiny-1 goes on; qdtune stop qdtune-tiny-1 --address http://head:8265 stops it\n"
+    assert err == "\nqdtune-tiny-1 goes on; to stop it:\n  qdtune stop qdtune-tiny-1 --address http://head:8265\n"
     assert not any(asked.startswith("stop") for asked in server.asked)
 
 
@@ -311,7 +348,7 @@ def test_sweep_that_runs_is_followed(server: Server, capsys: pytest.CaptureFixtu
     assert (code, out.splitlines()[0], out.splitlines()[2:]) == (
         0,
         f"tiny runs already, as {job}",
-        ["to its end", FETCH],
+        ["to its end", *FETCH],
     )
 
 
@@ -451,19 +488,35 @@ def test_nothing_that_listens_is_told_at_once() -> None:
 
 def test_jobs_are_listed_in_their_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "jobs") == (0, "no sweep was submitted to http://head:8265\n", "")
-    for n, status in ((10, "RUNNING"), (1, "SUCCEEDED"), (2, "FAILED"), (3, "STOPPED"), (4, "STOPPED")):
+    for n, status in (
+        (10, "RUNNING"),
+        (11, "RUNNING"),
+        (12, "RUNNING"),
+        (13, "PENDING"),
+        (1, "SUCCEEDED"),
+        (2, "FAILED"),
+        (3, "STOPPED"),
+        (4, "STOPPED"),
+    ):
         server.has("tiny", n, status)
+    doing = "3/6 done, 2 running, 1 pruned, 14/18 epochs, about 3 min left; front of 2; d1 w1 qat 1/2, about 9 s left"
+    server.logs["qdtune-tiny-10"] = [f"0/6 done, 2 running, 0/18 epochs\n{doing}\n"]
+    server.logs["qdtune-tiny-11"] = ["x 9/9 done\n0/6 done, 2 running, 0/18 epochs; d1 w1 starting\n"]
+    server.logs["qdtune-tiny-12"] = [f"{protocol.HEAD_LINE}\n"]
     server.logs["qdtune-tiny-3"] = ["0/6 done\n\nstopped by SIGINT: 4 of 6 trials left to do; the same command\n"]
     server.logs["qdtune-tiny-4"] = ["stopped before it began\n"]
     server.jobs["qdtune-tiny-2"].driver_exit_code = 5
     server.jobs["qdtune-tiny-2"].message = "Job failed\nerror: held\x1b by\n"
     assert run(capsys, "jobs")[1].splitlines() == [
-        "job             status     started (UTC)        how it ended",
+        "job             status     started (UTC)        progress or end",
         "qdtune-tiny-1   SUCCEEDED  1970-01-01 00:00:01  exit code 0",
         "qdtune-tiny-2   FAILED     1970-01-01 00:00:02  exit code 5: error: held\\x1b by",
         "qdtune-tiny-3   STOPPED    1970-01-01 00:00:03  2 of 6 done",
         "qdtune-tiny-4   STOPPED    1970-01-01 00:00:04",
-        "qdtune-tiny-10  RUNNING    1970-01-01 00:00:10",
+        "qdtune-tiny-10  RUNNING    1970-01-01 00:00:10  3 of 6 done, about 3 min left",
+        "qdtune-tiny-11  RUNNING    1970-01-01 00:00:11  0 of 6 done",
+        "qdtune-tiny-12  RUNNING    1970-01-01 00:00:12  starting",
+        "qdtune-tiny-13  PENDING    1970-01-01 00:00:13",
     ]
 
 
@@ -475,7 +528,7 @@ def test_stop_takes_an_id_or_a_name_and_says_what_has_ended(
     code, out, _ = run(capsys, "stop", "tiny")
     assert code == 0
     assert out.splitlines() == [
-        "stopping qdtune-tiny-1 in order",
+        "stopping qdtune-tiny-1: it writes its last results first",
         "qdtune-tiny-1 has ended: STOPPED; the same submit goes on from here",
     ]
     assert run(capsys, "stop", "qdtune-tiny-2") == (0, "qdtune-tiny-2 has ended: SUCCEEDED\n", "")
@@ -498,7 +551,7 @@ def test_how_a_job_failed_is_wrapped_and_names_the_sweep_file_without_its_tempor
     monkeypatch.setattr(sys.stdout, "isatty", lambda: bool(columns))
     monkeypatch.setenv("COLUMNS", columns or "80")
     head, line, *more = run(capsys, "jobs")[1].splitlines()
-    start = head.index("how it ended")
+    start = head.index("progress or end")
     assert max(len(one) for one in (line, *more)) <= room
     assert more
     assert all(one[:start].isspace() and one[start] != " " for one in more)
@@ -603,7 +656,7 @@ def test_fetch_brings_the_folder_sets_aside_what_was_there_and_leaves_no_job(
     assert (code, err) == (0, "")
     assert re.search(
         r"here/tiny: 6 trials, 12 rows, 24 epochs: all whole\nreport: here/tiny/report.html\n"
-        r"figures: front.* beside it\nqdtune report here/tiny\n$",
+        r"figures: front.* beside it\nto read it:\n  qdtune report here/tiny\n$",
         out,
     )
     assert {"report.html", "front.svg", "front.png"} <= set(os.listdir("here/tiny"))
