@@ -167,10 +167,10 @@ def test_sweep_on_two_nodes_is_sent_stopped_finished_and_fetched_as_if_it_had_ru
         assert re.search(line, said), said
     where = r"(moved from node 127\.0\.0\.2 \(\w{6}\) to|starts again on) node [\d.]+ \("
     assert re.search(rf"^d\d w\d [\w ]+ \(\w{{12}}\) {where}", said, re.MULTILINE), said
-    bring = f"to bring it here: qdtune fetch tiny --address http://127.0.0.1:{cluster.port} --out runs"
-    assert said.splitlines()[-1] == bring
+    bring = f"  qdtune fetch tiny --address http://127.0.0.1:{cluster.port}"
+    assert said.splitlines()[-2:] == ["these files are on the head; to bring them here:", bring]
     code, said = cluster("fetch", "tiny", "--out", "fetched")
-    assert (code, said.splitlines()[-1]) == (0, "qdtune report fetched/tiny")
+    assert (code, said.splitlines()[-1]) == (0, "  qdtune report fetched/tiny")
     assert "16 trials, 32 rows, 12,832 epochs: all whole\nreport: fetched/tiny/report.html\n" in said
     code, listed = cluster("jobs")
     assert re.findall(r"^(qdtune-tiny-\d) +(\w+)", listed, re.MULTILINE) == [
