@@ -66,11 +66,11 @@ class Run:
     whole: Run | None = None
 
     def __str__(self) -> str:
+        states = ", ".join(f"{n:,} {state}" for state, n in sorted(self.states.items()))
+        if self.whole is not None:
+            return f"{self.whole}; within {format_count(self.budget or 0, 'byte')}: {states or 'no configuration'}"
         done = "finished" if not self.left else f"{self.planned - self.left:,} of {self.planned:,} done"
-        if not self.states:
-            nothing = f"no configuration has at most {format_count(self.budget or 0, 'byte')}"
-            return f"{self.name}: {done if self.left else nothing}"
-        return f"{self.name}: {done}: {', '.join(f'{n:,} {state}' for state, n in sorted(self.states.items()))}"
+        return f"{self.name}: {done}: {states}" if states else f"{self.name}: {done}"
 
     def __repr__(self) -> str:
         return f"<qdtune.run.Run {self} in {one_line(self.where)}>"

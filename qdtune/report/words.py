@@ -72,7 +72,7 @@ class Question(NamedTuple):
 
 
 def state(run: Run) -> str:
-    """How far the sweep is: `finished: 9 ok, 26 pruned`, or `12 of 35 done: ...`."""
+    """How far the sweep is: `finished: 9 ok, 26 pruned`, or `12 of 35 done: ...`, and what is within a budget."""
     return str(run).removeprefix(f"{run.name}: ")
 
 
@@ -85,8 +85,6 @@ def facts(run: Run) -> Iterator[str]:
     yield f"{phases.warmup.epochs} epochs of float warm-up and {phases.qat.epochs} of QAT"
     rule = run.spec.early_terminate.type
     yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
-    if run.budget is not None:
-        yield f"at most {format_count(run.budget, 'byte')}"
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
     if newest is not None:
         yield f"last result {newest:%Y-%m-%d %H:%M} UTC"
@@ -97,10 +95,11 @@ def facts(run: Run) -> Iterator[str]:
 
 
 def provisional(run: Run) -> str:
-    """A warning while a sweep is unfinished; else empty."""
+    """A warning while a sweep is unfinished; else empty. It counts all configurations, whatever the budget."""
     if not run.left:
         return ""
-    done = f"{run.planned - run.left:,} of {run.planned:,} configurations are done"
+    whole = run.whole or run
+    done = f"{whole.planned - whole.left:,} of {whole.planned:,} configurations are done"
     return f"Provisional: {done}. Verdicts can change, because more comparisons need a stricter correction."
 
 

@@ -14,6 +14,7 @@ import pytest
 import qdtune
 from qdtune.analysis.run import RunError
 from qdtune.commands.replay import with_pruner
+from qdtune.report.words import provisional
 from qdtune.search.simulation import simulate
 from qdtune.spec import sweep_file
 from qdtune.spec.plan import plan
@@ -245,10 +246,16 @@ def test_a_run_within_a_budget_is_the_one_that_never_had_anything_larger(recordi
         bits = {row["weight_bits"] for row in small.pareto.to_pylist()}
         assert {c.weight_bits for c in said.depth + said.activation} | {b.weight_bits for b in said.by_bits} == bits
         assert not str(small).endswith(": ")
-    assert str(run.within(sizes[0] - 1)) == f"{run.name}: no configuration has at most {sizes[0] - 1:,} bytes"
-    part = dataclasses.replace(run.within(sizes[0] - 1), planned=3, listed=None)
-    assert str(part) == f"{run.name}: 0 of 3 done"
-    assert str(run.within(1)) == f"{run.name}: no configuration has at most 1 byte"
+    whole, states = str(run), "".join(f", {n} {name}" for name, n in sorted(run.within(sizes[0]).states.items()))
+    assert whole.startswith(f"{run.name}: finished: ")  # a budget does not change how the run ended
+    assert str(run.within(sizes[0])) == f"{whole}; within {sizes[0]:,} bytes: {states[2:]}"
+    assert str(run.within(sizes[-1]).within(sizes[0])) == str(run.within(sizes[0]))
+    assert str(run.within(sizes[0] - 1)) == f"{whole}; within {sizes[0] - 1:,} bytes: no configuration"
+    part = dataclasses.replace(run, planned=run.planned + 3, listed=None)
+    assert str(part.within(1)) == f"{run.name}: 35 of 38 done: 35 ok; within 1 byte: no configuration"
+    done = "35 of 38 configurations are done"
+    assert (done in provisional(part), done in provisional(part.within(sizes[-2]))) == (True, True)
+    assert str(run.within(1)) == f"{whole}; within 1 byte: no configuration"
     assert run.answers(1).best.sentence == "No configuration within 1 byte has finished."
     assert run.within(None) is run
     for wrong in ("4KiB", 0, -1, 1.5, True):
