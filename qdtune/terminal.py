@@ -19,6 +19,8 @@ from qdtune.messages import printable
 
 _UNIT = re.compile(r"(?<=\d) (?=%|(?:byte|bit|seed|point)s?\b)|(?<=\bdepth) (?=\d)")  # the space before a unit
 PLAIN_WIDTH, FACTS_WIDTH = 160, 80  # characters of a log and of facts if stdout is no terminal
+GAP_WIDTH = 2  # characters between two columns of a table
+MAX_WORD = 20  # characters of a word that a column has room for, however narrow the terminal
 MAX_WIDTH = 10_000  # characters of a text that nobody has to fit into a window
 
 
@@ -32,7 +34,14 @@ def console() -> Console:
 
 class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """Prints as rich does, without control characters, so that texts from files cannot steer the terminal."""
+        """Prints as rich does, without control characters, so that texts from files cannot steer the terminal.
+
+        A table that is too wide keeps all of each line, which the terminal wraps: no number loses a digit.
+        """
+        for table in (o for o in objects if isinstance(o, Table)):
+            least = sum((column.min_width or 1) + GAP_WIDTH for column in table.columns) - GAP_WIDTH
+            table.width = least if least > self.width else None
+            options.setdefault("crop", False)
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
     def on_broken_pipe(self) -> None:
@@ -66,7 +75,7 @@ def terminal_width(stream: TextIO | None) -> int | None:
 
 
 def fit_line(line: str, width: int) -> list[str]:
-    """A line as lines of at most `width` characters; a row of a table, whose columns are two spaces apart, as it is."""
+    """A line in lines of `width` characters; a row of a table, whose columns are two spaces apart, stays as it is."""
     is_row = "  " in line.strip()
     return [line] if len(line) <= width or is_row else wrap_text(line, width, "  ")
 
@@ -94,22 +103,26 @@ def text_table(
         rows: the cells; as many as there are heads.
         title: the line above it.
         left: heads of the left-aligned columns; other columns are right-aligned.
-        folded: heads of the columns that may take several lines; they are left-aligned too.
+        folded: heads of the columns that may take several lines; they are left-aligned too. They alone give way if
+            the table is too wide.
     """
+    lines = [list(cells) for cells in rows]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for head in heads:
+    for head, *column in zip(heads, *lines, strict=True):
         if head in folded:
-            table.add_column(head, overflow="fold")
+            longest = max(len(word) for cell in (head, *column) for word in cell.split() or [""])
+            table.add_column(head, overflow="fold", min_width=min(longest, MAX_WORD))
         else:
-            table.add_column(head, justify="left" if head in left else "right", no_wrap=True)
-    for cells in rows:
+            width = max(map(len, (head, *column)))
+            table.add_column(head, justify="left" if head in left else "right", no_wrap=True, min_width=width)
+    for cells in lines:
         table.add_row(*cells)
     return table
 
 
 def table_width(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
     """The characters that a `text_table` takes if none of its cells is folded."""
-    return sum(max(map(len, column)) + 2 for column in zip(heads, *rows, strict=True)) - 2
+    return sum(max(map(len, column)) + GAP_WIDTH for column in zip(heads, *rows, strict=True)) - GAP_WIDTH
 
 
 def draw_text(table: Table) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
 import sys
 
 import pytest
+
+from qdtune.terminal import _Console, text_table
 
 SHOW = """
 import time
@@ -49,3 +52,16 @@ def test_a_terminal_has_a_live_display():
     assert process.returncode == 0
     assert b"\x1b[" in shown
     assert b"True True" in shown
+
+
+@pytest.mark.parametrize("width", [60, 40, 20])
+def test_a_table_that_is_too_wide_keeps_every_digit_and_its_label_gives_way(width: int) -> None:
+    numbers, words = ["e62e619074c1", "10,578", "97.54% ± 1.25"], "d3 w4 relu hidden channel ternary"
+    file = io.StringIO()
+    out = _Console(file=file, width=width, force_terminal=True, color_system=None)
+    out.print(text_table(["trial", "bytes", "test", "configuration"], [[*numbers, words]], folded=["configuration"]))
+    printed = file.getvalue()
+    assert "…" not in printed
+    assert all(number in printed for number in numbers)
+    assert all(word in printed for word in words.split())
+    assert max(map(len, printed.splitlines())) == max(width if width == 60 else 0, 12 + 6 + 13 + 13 + 3 * 2)

@@ -10,7 +10,7 @@ others, and the few functions below only read the list.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -280,14 +280,17 @@ def decisive_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
     return {**axes, **aliases, **dict.fromkeys(idle_axes(axes))}
 
 
-def label(cells: Mapping[str, Any]) -> str:
+def label(cells: Mapping[str, Any], names: Collection[str] = AXIS_NAMES) -> str:
     """A configuration in a few words: `d2 w1 relu`; newer axes only if not at their old value: `d2 w2 relu ternary`.
 
     Args:
         cells: a value per axis, by name, with hidden widths as text.
+        names: of the axes that it may name.
     """
     words = []
     for axis in _TAGGED:
+        if axis.name not in names:
+            continue
         value = cells[axis.name]
         usual = axis.before if axis.is_new else cell_text(axis.default) if axis.home else None
         if value is not None and value != usual:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from qdtune.messages import format_count
-from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of
+from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of, label
 from qdtune.spec.metric_text import column_head, format_metric
 from qdtune.spec.objectives import FRONT_COSTS, SIZE_BYTES
 from qdtune.store.columns import also_in, metric_in
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table
 from qdtune.terminal import table_width, text_table
+
+LABEL_HEAD = "configuration"  # of the column of labels
 
 
 def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = None, width: int = 0) -> None:
@@ -27,19 +29,46 @@ def print_front(pareto: Table, dataset: str, out: Any, *, budget: int | None = N
     front = table_front(pareto)
     if not front.num_rows:
         return
-    out.print(front_table(front, varying_axes(pareto), front_title(pareto, dataset, budget), width))
+    room = out.width if out.is_terminal else None
+    out.print(front_table(front, varying_axes(pareto), front_title(pareto, dataset, budget), width, room))
     if max(front["n_seeds"].to_pylist()) > 1:
         metric = metric_in(front)
         better = "" if metric.sign > 0 else "; lower is better"
         out.print(f"{metric.name}: mean of n seeds ± half of its 95 % interval (Student t){better}", style="dim")
 
 
-def front_table(front: Table, varying: set[str], title: str, width: int = 0) -> Any:
-    """The text table of `front_cells`; `p front` is a column only if all columns fit into `width` characters."""
+def front_table(front: Table, varying: set[str], title: str, width: int = 0, room: int | None = None) -> Any:
+    """The text table of `front_cells`.
+
+    Args:
+        front: rows of the Pareto table.
+        varying: names of the axes to show.
+        title: the line above it.
+        width: characters that the table may take to show the column `p front`.
+        room: characters of a line; if the table takes more, one column has the label of each configuration instead of
+            a column for each axis. None: no limit.
+    """
     heads, rows = front_cells(front, varying)
     if table_width(heads, rows) > width:
         heads, rows = heads[:-1], [cells[:-1] for cells in rows]
-    return text_table(heads, rows, title=title)
+    if room is not None and table_width(heads, rows) > room:
+        heads, rows = _merge_axes(front, varying, heads, rows)
+    return text_table(heads, rows, title=title, folded=[LABEL_HEAD])
+
+
+def _merge_axes(
+    front: Table, varying: set[str], heads: list[str], rows: list[list[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the front with one column for all axes that labels name."""
+    named = [axis.name for axis in SHOWN if axis.name in varying and axis.tag]
+    merged = {head_of(name) for name in named}
+    kept = [place for place, head in enumerate(heads) if head not in merged]
+    labels = [label(row, named) or "-" for row in front.to_pylist()]
+    first = next((place for place, head in enumerate(heads) if head in merged), len(heads))
+    before = sum(place < first for place in kept)
+    lines = [[cells[place] for place in kept] for cells in (heads, *rows)]
+    lines = [[*line[:before], text, *line[before:]] for line, text in zip(lines, [LABEL_HEAD, *labels], strict=True)]
+    return lines[0], lines[1:]
 
 
 def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:

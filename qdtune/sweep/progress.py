@@ -153,4 +153,4 @@ class SweepProgress:
         if self.front is None or not self.front.num_rows:
             return [self.summary(), *running]
         rows = self.front.slice(max(0, self.front.num_rows - LIVE_FRONT_ROWS))
-        return [self.summary(), *running, front_table(rows, self.varying, "front so far")]
+        return [self.summary(), *running, front_table(rows, self.varying, "front so far", room=self.out.width)]

@@ -1,6 +1,9 @@
 """The one table of the front: what a sweep prints at its end and what a report prints."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from qdtune.store.front import print_front
 from qdtune.store.pareto_table import aggregate
@@ -43,3 +46,19 @@ def test_an_empty_front_prints_nothing(capsys):
 def test_only_axes_that_vary_are_columns(capsys):
     _, heads, *_ = printed(capsys, pareto(row("a", 0, depth=1), row("b", 0, depth=2, size_bytes=1)), "toy")
     assert heads.split() == ["bytes", "depth", "validation", "test", "n"]
+
+
+def test_axes_share_a_column_on_a_terminal_that_is_too_narrow_for_one_each():
+    """A log has a column for each, however wide; a metric or a size is never cut."""
+    other = {"depth": 2, "activation": "leaky_relu", "granularity": "channel", "scale": "lsq", "hidden": "64-32"}
+    rows = [row("a", 0, act_bits=4, **other), row("b", 0, act_bits=8, size_bytes=1), row("b", 1, size_bytes=1)]
+    table = pareto(*(one | {"levels": "ternary"} if one["depth"] == 2 else one for one in rows))
+    for is_terminal, width in ((False, 60), (True, 60), (True, 200)):
+        file = io.StringIO()
+        print_front(table, "toy", Console(file=file, width=width, force_terminal=is_terminal, color_system=None))
+        _, heads, *rest = file.getvalue().splitlines()
+        text = " ".join(" ".join(rest).split())
+        merged = is_terminal and width == 60
+        assert ("configuration" in heads, "granularity" in heads) == (merged, not merged)
+        assert "…" not in text, text
+        assert "scale" in heads, "labels do not name it"
