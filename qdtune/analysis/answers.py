@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.analysis.behind import CurveBook
-from qdtune.analysis.best import FAILED, STOPPED, Best, BestDepth, describe_setting
+from qdtune.analysis.best import FAILED, STOPPED, TOO_LARGE, Best, BestDepth, describe_setting
 from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.comparisons import compare_activations, compare_at_looks, compare_depths
 from qdtune.analysis.near_ties import NearTie, find_near_ties
@@ -64,6 +64,7 @@ def answer(
     budget: int | None = None,
     curves: CurveBook | None = None,
     schedule: Schedule | None = None,
+    whole: Table | None = None,
 ) -> Answers:
     """The answers that the tables of one sweep give.
 
@@ -74,6 +75,7 @@ def answer(
         budget: bytes; None: no limit.
         curves: all curves of the sweep; None: only the curves in `history`.
         schedule: the looks of a sweep that adds seeds until comparisons are decided, else None.
+        whole: the Pareto table without a budget; None: `pareto`.
     """
     metric, varying = metric_in(trials), _find_varying(pareto)
     curves = curves or CurveBook(trials, history)
@@ -85,7 +87,7 @@ def answer(
         depth,
         activation,
         _find_best(rows, values, budget, varying, metric),
-        *_find_best_depths(rows, values, pareto, varying, metric),
+        *_find_best_depths(rows, values, (pareto, pareto if whole is None else whole), varying, metric),
         ties,
     )
 
@@ -159,12 +161,19 @@ def _test_best(best: NDArray[np.float64], others: NDArray[np.float64], metric: M
 def _find_best_depths(
     rows: list[dict[str, Any]],
     values: NDArray[np.float64],
-    pareto: Table,
+    tables: tuple[Table, Table],
     varying: tuple[str, ...],
     metric: Metric,
 ) -> tuple[tuple[BestDepth, ...], tuple[BestDepth, ...]]:
-    """The best depth at each number of bits, and within each size of the front."""
-    every = pareto.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist()
+    """The best depth at each number of bits, and within each size of the front.
+
+    Args:
+        rows, values: as `_rank_rows` returns them.
+        tables: the Pareto table within the budget, and the whole one.
+        varying: the axes with several values.
+        metric: that judges.
+    """
+    every, whole = (table.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist() for table in tables)
     sizes = np.array([row["size_bytes"] for row in rows])
     places: dict[tuple[int | None, int | None], NDArray[np.int64]] = {}
     for n in sorted({row["weight_bits"] for row in rows}):
@@ -193,6 +202,9 @@ def _find_best_depths(
             for row in every
             if (row["weight_bits"] == n if size is None else row["size_bytes"] and row["size_bytes"] <= size)
         ]
+        sized = {row["depth"] for row in whole if row["size_bytes"] and (n is None or row["weight_bits"] == n)}
+        ended = _find_ended(here, probabilities)
+        ended |= dict.fromkeys(sorted(sized - {row["depth"] for row in here}), TOO_LARGE)
         found.append(
             BestDepth(
                 n,
@@ -204,7 +216,7 @@ def _find_best_depths(
                 best["size_bytes"],
                 bool(larger),
                 best["n_seeds"],
-                _find_ended(here, probabilities),
+                ended,
                 metric,
                 describe_setting(best, varying, "depth", *(["weight_bits"] if size is None else [])),
             )

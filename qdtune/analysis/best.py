@@ -14,7 +14,9 @@ from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.seed_tests import FAMILY_ALPHA, equal_within
 
 MAX_RIVALS = 3  # rivals of the best configuration that its sentence names
-STOPPED, FAILED = "stopped early", "failed"  # how depths ended that were not trained to their end
+# How depths ended that were not trained to their end, or not within the budget.
+STOPPED, FAILED, TOO_LARGE = "stopped early", "failed", "too large"
+LEAST_SHARE = 0.01  # of the draws, from which a depth is named that is not the best
 SURE_SHARE = 0.95  # the share of draws from which a best depth is significant
 LEAST_DRAWN = 3  # seeds from which a share of bootstrap draws is said: two seeds have but three different draws
 
@@ -49,9 +51,8 @@ class Best:
     def sentence(self) -> str:
         """The answer in a sentence."""
         row, metric = self.row, self.metric
-        within = "" if self.budget is None else f" within {format_count(self.budget, 'byte')}"
         if row is None:
-            return f"No configuration{within} has finished."
+            return f"No configuration{self._within} has finished."
         n = format_count(row["n_seeds"], "seed")
         test = "" if row[metric.test] is None else f" and {value_text(metric, row[metric.test])} on the test set"
         share = ""
@@ -59,20 +60,27 @@ class Best:
             share = f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
         value = say_metric(metric, row[metric.val])
         return (
-            f"The best configuration{within} is {self.label(row)}. It has {value} on the "
+            f"The best configuration{self._within} is {self.label(row)}. It has {value} on the "
             f"validation set ({_describe_spread(row, metric, n)}){test}.{share} {self._describe_rivals(n)}"
         )
 
+    @property
+    def _within(self) -> str:
+        return "" if self.budget is None else f" within {format_count(self.budget, 'byte')}"
+
     def _describe_rivals(self, seeds: str) -> str:
         if not self.n_others:
-            return "No other configuration has finished."
+            return f"No other configuration{self._within} has finished."
         if not self.rivals:
             return "It is significantly better than every other configuration."
         if self.row and self.row["n_seeds"] == 1:
             return "With 1 seed no difference can be tested."
-        named = "; ".join(self.label(rival) for rival in self.rivals[:MAX_RIVALS])
-        more = f"; and {len(self.rivals) - MAX_RIVALS} more" if len(self.rivals) > MAX_RIVALS else ""
-        return f"With {seeds} it is not significantly better than {named}{more}."
+        count, named = len(self.rivals), _join([self.label(rival) for rival in self.rivals[:MAX_RIVALS]])
+        if count == self.n_others > MAX_RIVALS:
+            named = "any other configuration"
+        elif count > MAX_RIVALS:
+            named = f"{count} of {self.n_others} others, such as {named}"
+        return f"With {seeds} it is not significantly better than {named}."
 
     def label(self, row: Mapping[str, Any]) -> str:
         """A row of the Pareto table in words, with the axes that vary: `depth 2, 4 bits, relu (9,563 bytes)`."""
@@ -111,7 +119,8 @@ class BestDepth:
             configurations share fewer than two seeds.
         n_seeds: the number of seeds of the best configuration.
         ended: depth -> how all its configurations there ended, for each depth of which none was trained to its end:
-            `stopped early`, `failed` or `stopped early or failed`.
+            `stopped early`, `failed` or `stopped early or failed`; `too large` if all of them are larger than the
+            budget.
         metric: that judges.
         setting: axis -> value in words of the best configuration, for each further axis that varies in the sweep.
     """
@@ -153,11 +162,8 @@ class BestDepth:
         """The answer in a sentence."""
         where = f"Within {self.budget:,} bytes" if self.weight_bits is None else describe_bits(self.weight_bits)
         value = say_metric(self.metric, self.value)
-        if self.is_alone and self.ended:
-            end = describe_ended(self.ended)
-            return f"{where}, only depth {self.depth} was trained to its end ({value}): {end}."
         if self.is_alone:
-            return f"{where}, only depth {self.depth} has finished: {value}."
+            return f"{where}, {self.describe_alone(value)}."
         size = f" at {self.size_bytes:,} bytes" if self.budget is None else ""
         mean, mean_value = f"{value}{size}", f"{value_text(self.metric, self.value)}{size}"
         named = f"depth {self.depth} ({', '.join(self.setting.values())})" if self.setting else f"depth {self.depth}"
@@ -165,17 +171,34 @@ class BestDepth:
             best = f"{best_word(self.metric)} {self.metric.name}, {mean_value}"
             return f"{where}, {named} has the {best}. A test needs at least 2 seeds."
         test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g}"
-        proof = f"{self._describe_draws()}; {test}" if self.n_seeds >= LEAST_DRAWN else test
+        draws = self._describe_draws() if self.n_seeds >= LEAST_DRAWN else ""
+        # A p of 1 says no more than the verdict.
+        proof = "; ".join(part for part in (draws, test) if part and part != "corrected p = 1")
+        proof = f" ({proof})" if proof else ""
         larger = " It is larger than the best configuration of every other depth." if self.larger else ""
         if self.decided:
             best = f"{named} is significantly better than every other depth: {mean}"
-            return f"{where}, {best} ({proof}).{larger}"
+            return f"{where}, {best}{proof}.{larger}"
         best = f"{named} has the {best_word(self.metric)} mean {self.metric.name}, {mean_value}"
-        return f"{where}, {best}. It is not significantly better ({proof}).{larger}"
+        return f"{where}, {best}. It is not significantly better{proof}.{larger}"
+
+    def describe_alone(self, value: str = "") -> str:
+        """How the other depths ended, if this one is alone: `only depth 1 was trained to its end: depth 2 failed`.
+
+        Args:
+            value: of this depth; empty: it is left out.
+        """
+        colon = f": {value}" if value else ""
+        if not self.ended:
+            return f"only depth {self.depth} has finished{colon}"
+        if set(self.ended.values()) == {TOO_LARGE}:
+            return f"only depth {self.depth} fits{' the budget' if self.budget is None else ''}{colon}"
+        brackets = f" ({value})" if value else ""
+        return f"only depth {self.depth} was trained to its end{brackets}: {describe_ended(self.ended)}"
 
     def _describe_draws(self) -> str:
-        """`best in 90 % of bootstrap draws, depth 1 in 10 %`."""
-        others = {depth: p for depth, p in self.probabilities.items() if p >= 0.005 and depth != self.depth}
+        """`best in 90 % of bootstrap draws, depth 1 in 10 %`, without depths that are rarely the best."""
+        others = {depth: p for depth, p in self.probabilities.items() if p >= LEAST_SHARE and depth != self.depth}
         rest = [f"depth {d} in {_as_percent(p, 0)}" for d, p in sorted(others.items(), key=lambda item: -item[1])]
         return ", ".join([f"best in {_as_percent(self.probability or 0, 0)} of bootstrap draws", *rest])
 
@@ -189,9 +212,17 @@ def describe_ended(ended: Mapping[int, str]) -> str:
     parts = []
     for how in dict.fromkeys(ended.values()):
         depths = sorted(depth for depth, other in ended.items() if other == how)
-        was = "" if how == FAILED else "was " if len(depths) == 1 else "were "
+        was = {FAILED: "", TOO_LARGE: "is " if len(depths) == 1 else "are "}.get(how)
+        if was is None:
+            was = "was " if len(depths) == 1 else "were "
         parts.append(f"{_name_depths(depths)} {was}{how}")
     return "; ".join(parts)
+
+
+def _join(labels: Sequence[str]) -> str:
+    """`A`, `A and B`, `A; B and C`: labels have commas of their own."""
+    *first, last = labels
+    return f"{'; '.join(first)} and {last}" if first else last
 
 
 def _name_depths(depths: Sequence[int]) -> str:

@@ -133,7 +133,8 @@ class Run:
     def _answers(self) -> Answers:
         whole = self.whole or self  # a side may be like configurations of any size
         curves = CurveBook(whole.trials, whole.history, self.spec.data.info)
-        return answer(self.trials, self.history, self.pareto, self.budget, curves, schedule_of(self.spec))
+        schedule = schedule_of(self.spec)
+        return answer(self.trials, self.history, self.pareto, self.budget, curves, schedule, whole.pareto)
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]

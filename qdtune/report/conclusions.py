@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from qdtune.analysis.answers import Answers
-from qdtune.analysis.best import BestDepth, describe_ended
+from qdtune.analysis.best import BestDepth
 from qdtune.analysis.comparison import NAMED, OBSTACLES, VERDICTS, Comparison
 from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT, axis_of
@@ -172,13 +172,13 @@ def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
 
 
 def _name_lone_depths(alone: Sequence[BestDepth]) -> Iterator[str]:
-    """At which bits one depth alone was trained to its end, and how the others ended."""
-    groups: dict[tuple[int, str], list[int]] = {}
+    """At which bits one depth alone was trained to its end or fits the budget, and how the others ended."""
+    groups: dict[str, list[int]] = {}
     for one in alone:
         if one.ended:
-            groups.setdefault((one.depth, describe_ended(one.ended)), []).append(one.weight_bits or 0)
-    for (depth, end), bits in groups.items():
-        yield f"{_capital(describe_bits_list(bits))}, only depth {depth} was trained to its end: {end}."
+            groups.setdefault(one.describe_alone(), []).append(one.weight_bits or 0)
+    for what, bits in groups.items():
+        yield f"{_capital(describe_bits_list(bits))}, {what}."
 
 
 def describe_bits_list(numbers: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 
 from qdtune.analysis.answers import answer
 from qdtune.analysis.behind import CurveBook
+from qdtune.analysis.best import BestDepth
 from qdtune.analysis.comparisons import compare_activations, compare_depths
+from qdtune.report.conclusions import conclude
 from qdtune.spec.metric_text import format_differences
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
@@ -436,7 +439,24 @@ def test_the_best_within_a_budget_is_named_with_what_it_is_not_told_apart_from()
     assert anything.sentence.endswith("It is significantly better than every other configuration.")
     assert answer(trials, NOTHING, aggregate(trials), 99).best.row is None
     alone = answer(trials, NOTHING, aggregate(trials), 100).best
-    assert alone.sentence.endswith("on the test set. No other configuration has finished.")
+    assert alone.sentence.endswith("on the test set. No other configuration within 100 bytes has finished.")
+
+
+@pytest.mark.parametrize(
+    ("worse", "told"),
+    [
+        (0, "With 3 seeds it is not significantly better than any other configuration."),
+        (1, "With 3 seeds it is not significantly better than 5 of 6 others, such as depth 2 (200 bytes); depth 3 "),
+        (4, "With 3 seeds it is not significantly better than depth 2 (200 bytes) and depth 3 (300 bytes)."),
+    ],
+)
+def test_rivals_are_counted_and_a_few_of_them_named(worse, told):
+    near, far = [0.91, 0.9, 0.92], [0.5, 0.51, 0.525]
+    rivals = [configuration(d, 2, near if d < 8 - worse else far, size_bytes=100 * d) for d in range(2, 8)]
+    trials = table(configuration(1, 2, [0.92, 0.93, 0.905], size_bytes=100), *rivals)
+    said = answer(trials, NOTHING, aggregate(trials)).best.sentence.replace(", 2 bits", "")
+    assert told in said
+    assert said.endswith("and depth 4 (400 bytes).") == (worse == 1)
 
 
 def test_the_best_is_named_by_what_varies_and_has_a_meaning_there():
@@ -469,7 +489,6 @@ def test_few_seeds_show_neither_shares_of_draws_nor_intervals_that_say_nothing(a
     assert said in found.best.sentence
     assert ("bootstrap draws" in found.best.sentence) == draws
     assert ("bootstrap draws" in found.by_bits[0].sentence) == draws
-    assert "corrected p = " in found.by_bits[0].sentence
     assert found.best.p_best == 1
 
 
@@ -487,6 +506,38 @@ def test_depths_that_were_not_trained_to_their_end_are_told_with_the_one_that_wa
         "At 2 bits, only depth 1 was trained to its end (90.5 %): depths 2 and 3 were stopped early; depth 4 "
         "failed; depth 6 was stopped early or failed."
     )
+
+
+@pytest.mark.parametrize(
+    ("stopped", "told", "concluded"),
+    [
+        (
+            False,
+            "At 2 bits, only depth 1 fits the budget: 70.5 %.",
+            "At 2 bits, only depth 1 fits the budget.",
+        ),
+        (
+            True,
+            "At 2 bits, only depth 1 was trained to its end (70.5 %): depth 3 was stopped early; depths 2 and 4 are "
+            "too large.",
+            "At 2 bits, only depth 1 was trained to its end: depth 3 was stopped early; depths 2 and 4 are too "
+            "large.",
+        ),
+    ],
+)
+def test_depths_that_finished_but_do_not_fit_are_not_said_to_be_unfinished(stopped, told, concluded):
+    small = [configuration(1, 2, [0.7, 0.71], size_bytes=100)]
+    if stopped:
+        small.append(configuration(3, 2, [0.5, 0.5], size_bytes=90, state="pruned"))
+    large = [configuration(d, 2, [0.9, 0.93], size_bytes=100 * d) for d in (2, 4)]
+    whole, within = table(*small, *large), table(*small)
+    if not stopped:
+        assert answer(whole, NOTHING, aggregate(whole)).by_size[0].sentence == (
+            "Within 100 bytes, only depth 1 fits: 70.5 %."
+        )
+    found = answer(within, NOTHING, aggregate(within), 100, whole=aggregate(whole))
+    assert found.by_bits[0].sentence == told
+    assert conclude("depth", replace(found, depth=()))[1:] == [concluded]
 
 
 def test_the_best_of_one_seed_is_sure_of_nothing():
@@ -569,6 +620,16 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
         "At 2 bits, depth 2 has the highest mean accuracy, 85.0 % at 1,000 bytes. It is not significantly better "
         "(best in 100 % of bootstrap draws; corrected p = 0.22)."
     )
+
+
+def test_shares_and_p_values_that_say_nothing_are_left_out():
+    found = BestDepth(2, None, 3, 0.9, {1: 0.001, 2: 0.005, 3: 0.614, 4: 0.38}, 1.0, 900, False, 5, {})
+    assert found.sentence == (
+        "At 2 bits, depth 3 has the highest mean accuracy, 90.0 % at 900 bytes. It is not significantly better (best "
+        "in 61 % of bootstrap draws, depth 4 in 38 %)."
+    )
+    assert replace(found, n_seeds=2).sentence.endswith("at 900 bytes. It is not significantly better.")
+    assert replace(found, p=0.3).sentence.endswith("depth 4 in 38 %; corrected p = 0.3).")
 
 
 def test_a_depth_that_is_worse_with_one_activation_and_best_with_another_is_no_contradiction():
