@@ -34,8 +34,10 @@ class PausedFolder:
     def find(self, trial_id: str) -> bytes | None:
         """The checkpoint of a trial that starts now; None if there is none, or if it cannot be read."""
         self.forgotten.discard(trial_id)
-        with contextlib.suppress(StorageError):
-            return self.folder.read_file(_paused_file(trial_id))
+        file = _paused_file(trial_id)
+        if file in self.sizes:  # without a request to an object store for each trial
+            with contextlib.suppress(StorageError):
+                return self.folder.read_file(file)
         return None
 
     def keep(self, trial_id: str, blob: bytes) -> None:

@@ -7,8 +7,6 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from qdtune.store.results import Epochs, Result, Rows, read_curve, result_of
 from qdtune.store.store import Store
 from qdtune.store.tables import table_of
 from qdtune.sweep.loggers import SweepLoggers
+from qdtune.sweep.lost_trial import locate_stack, read_reason, unfinished_rows
 from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.result_writer import ResultWriter
@@ -190,7 +189,7 @@ class Recorder(tune.Callback):
         told_twice = ours.trial_id in self.recovering
         losses = trial.num_failures - told_twice  # the last one included
         lost = self.lost[ours.trial_id] + losses
-        reason = _reason(trial)
+        reason = read_reason(trial)
         if silence := self._silence(ours):
             self._end_early(ours, "timeout", silence, losses)
         elif (told_twice or losses <= trial.max_failures) and lost <= self.queue.spec.run.max_failures:
@@ -207,7 +206,7 @@ class Recorder(tune.Callback):
         """Why a lost worker killed itself, None if it did not."""
         limit, whole = self.queue.spec.run.stall_timeout_s, self.queue.spec.run.trial_timeout_s
         silent = time.monotonic() - self.heard.get(ours.trial_id, math.inf)
-        place = _stack_location(self.stacks / ours.trial_id) if self.stacks else ""
+        place = locate_stack(self.stacks / ours.trial_id) if self.stacks else ""
         if limit is not None and silent >= limit:
             return f"no report for {limit:g} s (run.stall_timeout_s){place}"
         return f"{describe_timeout(whole)}{place}" if whole is not None and place else None
@@ -288,27 +287,3 @@ class Recorder(tune.Callback):
     def _moved(self) -> None:
         """Updates the metrics with the trials that have begun; those of the queue may still wait for a place."""
         self.metrics.moved(len(self.progress.running), self.queue.left)
-
-
-def unfinished_rows(trial: Configuration, state: str, error: str) -> list[dict[str, Any]]:
-    """A row per seed for a trial that ended without rows: the columns known before training, and why it ended."""
-    now = datetime.now(timezone.utc)
-    return [
-        trial.columns | {"seed": seed, "state": state, "error": error, "finished_at": now} for seed in trial.seeds
-    ]
-
-
-def _stack_location(stack: Path) -> str:
-    """The line at which a trial killed itself: the innermost one of the main thread, which the stack has last."""
-    with suppress(OSError):
-        lines = stack.read_text(errors="replace").splitlines()
-        heads = [i for i, line in enumerate(lines) if "(most recent call first)" in line]
-        if heads and heads[-1] + 1 < len(lines):
-            return f", in {lines[heads[-1] + 1].strip()}"
-    return ""
-
-
-def _reason(trial: Any) -> str:
-    """Ray's reason for a lost worker, in one line."""
-    text = trial.get_error() if trial.pickled_error_file else None
-    return " ".join((text or "no reason given").split())[:300]

@@ -26,7 +26,7 @@ from qdtune.spec.groups import Qat, Warmup
 from qdtune.store.paused import PausedFolder
 from qdtune.training import cohort, paused
 from qdtune.training.cohort import Tensors
-from qdtune.training.compiled import make_eager_step
+from qdtune.training.compiled import make_eager_step, why_eager
 from qdtune.training.paused import FIRST_COST_S, STOP_PER_COST, TRAINING_PER_COST, Checkpoints
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
@@ -46,10 +46,14 @@ CASES = {
     "one diverged": {"qat": SGD, "seeds": (0, 13, 2)},  # see `poisoned`
     "no warm-up": {"qat": ADAM, "warmup": Warmup(epochs=0)},
 }
+COMPILED = {  # without a warm-up, which would be compiled, too
+    "compiled momentum": {"qat": HEAVY, "warmup": Warmup(epochs=0)},
+    "compiled adam": CASES["factors and lsq"] | {"act_bits": 3, "warmup": Warmup(epochs=0)},
+}
 
 
 def trial_of(case):
-    return a_trial(**CASES[case])
+    return a_trial(**(CASES | COMPILED)[case])
 
 
 @contextlib.contextmanager
@@ -182,10 +186,12 @@ def test_the_cases_are_what_they_say(eager):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_compiled_steps_go_on_to_the_same_bits(data, tmp_path):
-    cases = ["momentum and shift", "factors and lsq", "quantised inputs"]
-    whole = pause_everywhere(tmp_path, data, cases, "always")
+    whole = pause_everywhere(tmp_path, data, COMPILED, "always")
     found = go_on_elsewhere(tmp_path, "always")
-    assert found == {f"{case}@{epoch}": whole[case] for case in cases for epoch in (1, 2)}
+    assert found == {f"{case}@{epoch}": whole[case] for case in COMPILED for epoch in (1, 2)}
+    assert why_eager() is None
+    eager = train(trial_of("compiled adam"), data, compile="never")
+    assert numbers(eager[-1]) != whole["compiled adam"], "else the test shows nothing of compiled steps"
 
 
 def test_a_training_that_goes_on_reports_the_epochs_that_are_left_and_knows_all(data):
