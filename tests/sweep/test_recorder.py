@@ -194,7 +194,7 @@ def test_the_pruner_learns_the_epochs_before_a_checkpoint_once(recorder: Recorde
 
 
 def test_epochs_that_a_checkpoint_held_are_not_trained_twice(recorder: Recorder) -> None:
-    """The first worker went on from epoch 2, was lost, and the next one began from the beginning."""
+    """The first worker went on from epoch 1 and was lost after epoch 2, from which the next one went on."""
     recorder.store.is_full = False
     trial = recorder.next()
     rows, history = outcome(trial, 3, lambda *report: None)
@@ -203,9 +203,8 @@ def test_epochs_that_a_checkpoint_held_are_not_trained_twice(recorder: Recorder)
     tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)
     recorder.on_trial_start(0, [], tuned)
     numbers = {"val_accuracy": [0.1, 0.2], "phase": "qat", "history": history, "done": False}
-    recorder.on_trial_result(0, [], tuned, numbers | {"epoch": 3, "resumed_at": 2})
-    recorder.on_trial_result(0, [], tuned, numbers | {"epoch": 1, "resumed_at": 1})
-    recorder.on_trial_result(0, [], tuned, {"rows": rows, "history": history, "done": True, "resumed_at": 1})
+    recorder.on_trial_result(0, [], tuned, numbers | {"epoch": 2, "resumed_at": 1})
+    recorder.on_trial_result(0, [], tuned, {"rows": rows, "history": history, "done": True, "resumed_at": 2})
     assert recorder.queue.twice == 3 - 1
 
 
