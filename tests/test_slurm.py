@@ -178,5 +178,5 @@ def test_a_real_sweep_on_two_real_nodes_of_ray(job, tmp_path):
     process = job(["smoke.yaml"], {"ray": f'#!/bin/sh\nexec "{BIN}/ray" "$@"\n'})
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, (out, err)
-    assert "Pareto front of 6 configurations on digits" in out
+    assert "Pareto front on digits: " in out
     assert (tmp_path / "runs" / "smoke" / "pareto.parquet").exists()

@@ -65,6 +65,23 @@ class Best:
         )
 
     @property
+    def short_sentence(self) -> str:
+        """The answer in short: its value, and how many others it beats; empty if nothing has finished."""
+        row = self.row
+        if row is None:
+            return ""
+        value = say_metric(self.metric, row[self.metric.val])
+        best = f"The best configuration{self._within} is {self.label(row)}: {value} on the validation set."
+        if not self.n_others or row["n_seeds"] == 1:
+            return best
+        beaten = self.n_others - len(self.rivals)
+        if beaten == self.n_others:
+            return f"{best} It is significantly better than every other configuration."
+        if not beaten:
+            return f"{best} It is not significantly better than any other configuration."
+        return f"{best} It is significantly better than {beaten} of {self.n_others} others."
+
+    @property
     def _within(self) -> str:
         return "" if self.budget is None else f" within {format_count(self.budget, 'byte')}"
 

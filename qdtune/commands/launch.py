@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("launch", USAGE, "Runs, or finishes, a sweep.")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="sweep file (YAML)")
-    parser.add_argument("--dry-run", action="store_true", help="list the configurations and start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run and start nothing")
     parser.add_argument(
         "--runs-dir", default="runs", help="folder for run folders: a path, or s3://BUCKET/PREFIX (default: runs)"
     )
@@ -131,21 +132,24 @@ def launch_sweep(options: LaunchOptions, has_dashboard: bool) -> int:
 
 
 def _print_conclusions(folder: str) -> None:
-    """Prints the best configuration and what is significant, if the sweep is finished; a failure costs one line."""
+    """Prints the best configuration and the verdicts in sum, if the sweep is finished; a failure costs one line."""
     from qdtune.analysis.run import Run, RunError, load_run
-    from qdtune.report.conclusions import headlines
+    from qdtune.report.conclusions import sum_up
 
     out = console()
     try:
         run: Run = load_run(folder)
-        lines = [] if run.left else headlines(run.answers())
+        lines = [] if run.left else sum_up(run.answers())
+        more = [f"more: qdtune report {shlex.quote(one_line(folder))}"] if lines else []
     except RunError:  # nothing has finished, which the summary says
         return
     except (ValueError, OSError) as error:
-        lines = [f"no conclusions are printed: {one_line(str(error))}"]
+        lines, more = [f"no conclusions are printed: {one_line(str(error))}"], []
     for line in lines:
         for part in wrap_text(line, out.width) if out.is_terminal else [line]:
             out.print(part)
+    for line in more:  # to be pasted as it is
+        out.print(line, soft_wrap=True)
 
 
 def _explain(error: Exception) -> int:

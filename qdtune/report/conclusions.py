@@ -10,7 +10,7 @@ from qdtune.analysis.best import BestDepth
 from qdtune.analysis.comparison import NAMED, OBSTACLES, VERDICTS, Comparison
 from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT, axis_of
-from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.choices import FLOAT_BITS, QUESTION_AXES
 from qdtune.spec.metric_text import format_differences, say_distance
 from qdtune.store.looks import GIVEN_UP, LIVE
 
@@ -37,10 +37,11 @@ def conclude(axis: str, answers: Answers) -> list[str]:
     return [*first, *rest]
 
 
-def headlines(answers: Answers, count: int = 3) -> list[str]:
-    """At most `count` sentences for the end of a sweep: its best configuration, then what is significant."""
-    best = [answers.best.sentence] if answers.best.row else []
-    return [*best, *significant_sentences(answers.depth), *significant_sentences(answers.activation)][:count]
+def sum_up(answers: Answers) -> list[str]:
+    """A line each for the end of a launch: the best configuration, and the verdicts of each question."""
+    best = [answers.best.short_sentence] if answers.best.row else []
+    questions = ((axis, getattr(answers, axis)) for axis in QUESTION_AXES)
+    return [*best, *(f"{axis.capitalize()}, {describe_verdicts(found)}." for axis, found in questions if found)]
 
 
 def significant_sentences(found: Sequence[Comparison]) -> list[str]:

@@ -100,9 +100,10 @@ def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[s
 
 
 def front_title(pareto: Table, dataset: str, budget: int | None = None) -> str:
-    """The line above the front of a Pareto table."""
+    """The line above the front of a Pareto table: `Pareto front on digits: 3 of 6 configurations`."""
     within = "" if budget is None else f", within {format_count(budget, 'byte')}"
-    return f"Pareto front of {format_count(pareto.num_rows, 'configuration')} on {dataset}{within}"
+    count = f"{table_front(pareto).num_rows:,} of {format_count(pareto.num_rows, 'configuration')}"
+    return f"Pareto front on {dataset}{within}: {count}"
 
 
 def varying_axes(pareto: Table) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from qdtune import __main__, __version__, machine
-from qdtune.commands import launch
+from qdtune.commands import dry_run, launch
 from qdtune.report.follow import drawing
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
@@ -132,7 +133,7 @@ def test_dry_run_says_what_would_run_and_loads_nothing_heavy(folder: Path) -> No
     done = command(folder, "launch", "a.yaml", "--dry-run", "--set", "resources.cpu=1")
     assert (done.returncode, done.stderr) == (0, "")
     facts = [line.split("  ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
-    assert facts[:7] == ["sweep", "configurations", "seeds", "float warm-ups", "sizes", "data", "one trial"]
+    assert facts[:7] == ["sweep", "configurations", "seeds", "float warm-ups", "data", "one trial", "at once"]
     assert "9 (12 points, 3 excluded, 0 infeasible)" in done.stdout
     assert "3 by depth: 1, activation: relu" in done.stdout
     assert "digits: 1,337 samples to train on, 100 to judge by; on disk" in " ".join(done.stdout.split())
@@ -175,11 +176,30 @@ def test_dry_run_says_what_would_be_downloaded(folder: Path, capsys: pytest.Capt
     assert "not in nowhere, so it would be downloaded, and if that fails digits taken instead" in said
 
 
-def test_dry_run_sums_up_what_is_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    many = "parameters={depth: {values: [1, 2, 3]}, weight_bits: {values: [1, 2, 3, 4]}, activation: {value: relu}}"
+@pytest.mark.parametrize(("most", "listed", "more"), [(4, 12, 0), (5, 6, 9)])
+def test_dry_run_lists_up_to_twelve_configurations_with_their_bytes_and_of_more_the_ends(
+    folder: Path, capsys: pytest.CaptureFixture[str], most: int, listed: int, more: int
+) -> None:
+    bits = ", ".join(map(str, range(1, most + 1)))
+    many = (
+        f"parameters={{depth: {{values: [1, 2, 3]}}, weight_bits: {{values: [{bits}]}}, activation: {{value: relu}}}}"
+    )
     code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", many, "--set", "exclude=[]")
     assert code == 0
-    assert "12, from 366 to 1,053 bytes" in out
+    lines = re.findall(r"^  ([\d,]+) bytes +(d\d w\d)$", out, re.MULTILINE)  # all have relu
+    sizes = [int(size.replace(",", "")) for size, _ in lines]
+    assert (len(set(lines)), sizes) == (listed, sorted(sizes))
+    assert (sizes[0], "sizes  " in out) == (366, bool(more))
+    assert (f"{more} more" in out) == bool(more)
+
+
+def test_dry_run_names_what_two_configurations_of_one_label_differ_in(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = "parameters={scale: {values: [lsq, minmax]}, weight_bits: {value: 2}, depth: {value: 1}}"
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--set", axes, "--set", "exclude=[]")
+    assert code == 0
+    assert re.findall(r"^  [\d,]+ bytes +(.+)$", out, re.MULTILINE) == ["scale lsq", "scale minmax"]
 
 
 def test_launch_and_dry_run_warn_of_what_would_be_trained_twice(
@@ -251,13 +271,18 @@ def test_dry_run_prints_user_text_as_it_is(folder: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_excluded_points_of_rules_that_are_not_named_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("most", [8, 20])
+def test_excluded_points_of_rules_that_are_not_named_are_summed_up(
+    most: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dry_run.MAX_RULES == 20
+    monkeypatch.setattr(dry_run, "MAX_RULES", most)
     sweep = Path(__file__).parents[2] / "sweeps" / "depth.yaml"
     code, out, _ = run(capsys, str(sweep), "--dry-run")
     assert code == 0
     excluded = [int(line.split()[1]) for line in out.splitlines() if line.startswith("  excluded")]
     assert f"{sum(excluded)} excluded" in out
-    assert "by 5 more rules" in out
+    assert ("by 5 more rules" in out) == (most == 8)
 
 
 def test_largest_grid_is_described_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,7 +417,10 @@ def test_end_of_a_sweep_says_what_is_best_and_a_failure_costs_one_line(
     shutil.copytree(golden / "runs" / "eager", run)
     argv = [str(golden / "eager.yaml"), "--runs-dir", str(tmp_path), "--no-dashboard"]
     assert launch.main(argv) == 0
-    assert capsys.readouterr().out.startswith("The best configuration is depth 1, 8 bits, levels symmetric (1,120")
+    best, *questions, more = capsys.readouterr().out.splitlines()
+    assert best.startswith("The best configuration is depth 1, 8 bits, levels symmetric (1,120")
+    assert [line.partition(",")[0] for line in questions] == ["Depth", "Activation"]
+    assert more == f"more: qdtune report {run}"
     next((run / "trials").glob("*.parquet")).unlink()
     assert launch.main(argv) == 0
     assert capsys.readouterr().out == ""

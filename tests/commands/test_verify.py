@@ -86,7 +86,7 @@ def test_damage_in_a_run_that_is_read_only_is_told_and_left(
 def test_a_run_that_is_read_only_is_reported(read_only: Path, command: Command, tmp_path: Path) -> None:
     code, out, err = command("report", str(read_only))
     assert (code, err) == (0, "")
-    assert "Pareto front of " in out
+    assert "Pareto front on " in out
     assert f"no page is written: {read_only} is read-only (choose --out FILE.html)" in out
     assert command("report", str(read_only), "--out", str(tmp_path / "page.html"))[0] == 0
     assert (tmp_path / "page.html").exists()

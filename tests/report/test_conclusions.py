@@ -15,8 +15,8 @@ from qdtune.report.conclusions import (
     describe_counts,
     describe_refusals,
     describe_verdicts,
-    headlines,
     significant_sentences,
+    sum_up,
 )
 
 BASE = Comparison(
@@ -197,17 +197,23 @@ def test_refusals_are_one_line_with_a_count_for_each_reason():
     assert describe_verdicts([HELPS, HURTS, HELPS, HURTS]) == "4 comparisons: 2 help, 2 hurt"
 
 
-def test_headlines_are_the_best_and_what_is_significant():
+def test_a_launch_ends_with_the_best_and_every_question_in_sum():
     found = asked(
         *at(HELPS, 1, 2, 3), UNDECIDED, best=BEST, depth=(replace(HURTS, axis="depth", value=2, baseline=1),)
     )
-    assert headlines(found) == [
-        BEST.sentence,
-        *significant_sentences(found.depth),
-        "relu is significantly better than identity in 3 of 4 comparisons (at 1, 2 and 3 bits), by 2.0 points.",
+    assert sum_up(found) == [
+        "The best configuration is depth 2, 2 bits (900 bytes): 91.0 % on the validation set. It is significantly "
+        "better than every other configuration.",
+        "Depth, 1 comparison: 1 hurts.",
+        "Activation, 4 comparisons: 3 help, 1 undecided.",
     ]
-    assert headlines(found, 1) == [BEST.sentence]
-    assert headlines(asked(UNDECIDED)) == []
+    assert sum_up(asked(UNDECIDED)) == ["Activation, 1 comparison: 1 undecided."]
+    some, same = replace(BEST, rivals=(ROW,)), replace(BEST, rivals=(ROW,) * 3)
+    assert [sum_up(asked(best=best))[0].partition(". ")[2] for best in (some, same, replace(BEST, n_others=0))] == [
+        "It is significantly better than 2 of 3 others.",
+        "It is not significantly better than any other configuration.",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

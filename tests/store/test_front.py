@@ -26,9 +26,10 @@ def printed(capsys, *args, **options):
 
 @pytest.mark.parametrize(("width", "last"), [(0, "n"), (40, "n"), (80, "p front")])
 def test_p_front_is_shown_only_if_it_fits(capsys, width, last):
-    table = pareto(*(row("a", seed) for seed in (0, 1)))
+    worse = (row("b", seed, scale="lsq", val_accuracy=0.1) for seed in (0, 1))
+    table = pareto(*(row("a", seed) for seed in (0, 1)), *worse)
     title, heads, cells, note = printed(capsys, table, "toy", width=width)
-    assert title == "Pareto front of 1 configuration on toy"
+    assert title == "Pareto front on toy: 1 of 2 configurations"
     assert heads.split("  ")[-1].strip() == last
     assert cells.startswith(f"{table['size_bytes'][0].as_py():,}".rjust(5))
     assert note == NOTE
@@ -36,7 +37,7 @@ def test_p_front_is_shown_only_if_it_fits(capsys, width, last):
 
 def test_one_seed_has_no_interval_to_explain_and_a_budget_stands_in_the_title(capsys):
     title, _, _ = printed(capsys, pareto(row("a", 0)), "toy", budget=4096)
-    assert title == "Pareto front of 1 configuration on toy, within 4,096 bytes"
+    assert title == "Pareto front on toy, within 4,096 bytes: 1 of 1 configuration"
 
 
 def test_an_empty_front_prints_nothing(capsys):
