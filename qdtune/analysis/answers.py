@@ -86,7 +86,9 @@ def answer(
     return Answers(
         depth,
         activation,
-        _find_best(rows, values, budget, varying, metric),
+        replace(
+            _find_best(rows, values, budget, varying, metric), n_tested=len(schedule.seeds) if schedule else None
+        ),
         *_find_best_depths(rows, values, (pareto, pareto if whole is None else whole), varying, metric),
         ties,
     )

@@ -37,6 +37,7 @@ class Best:
         varying: the axes with several values in this sweep, finished or not, where they have an effect.
         n_others: the number of other finished configurations within the budget.
         metric: that judges.
+        n_tested: the number of first seeds that the test and the draws use; None: all.
     """
 
     budget: int | None
@@ -46,6 +47,7 @@ class Best:
     varying: tuple[str, ...] = ()
     n_others: int = 0
     metric: Metric = ACCURACY
+    n_tested: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -54,6 +56,8 @@ class Best:
         if row is None:
             return f"No configuration{self._within} has finished."
         n = format_count(row["n_seeds"], "seed")
+        is_part = self.n_tested is not None and self.n_tested < row["n_seeds"]
+        tested = f"the first {format_count(self.n_tested or 0, 'seed')}" if is_part else n
         test = "" if row[metric.test] is None else f" and {value_text(metric, row[metric.test])} on the test set"
         share = ""
         if self.p_best is not None and self.n_others and row["n_seeds"] >= LEAST_DRAWN:
@@ -61,7 +65,7 @@ class Best:
         value = say_metric(metric, row[metric.val])
         return (
             f"The best configuration{self._within} is {self.label(row)}. It has {value} on the "
-            f"validation set ({_describe_spread(row, metric, n)}){test}.{share} {self._describe_rivals(n)}"
+            f"validation set ({_describe_spread(row, metric, n)}){test}.{share} {self._describe_rivals(tested)}"
         )
 
     @property
