@@ -8,12 +8,16 @@ Alphabet: n points, m objectives, S seeds.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+DIGITS = 12  # of a mean; the sums of at most some hundred seeds differ in later ones
+EXACT_POWER = 22  # the highest power of ten that is a float exactly
+LEAST_SHARE = 1e-3  # from here to 1, a mean has `DIGITS` after the point
 DRAWS, DRAWS_AT_ONCE = 1000, 50  # of a bootstrap; how many draws are in memory at a time
 
 
@@ -102,8 +106,8 @@ def resample(values: ArrayLike) -> Iterator[NDArray[np.float64]]:
     """The means of each row in `DRAWS` bootstrap draws over its seeds (Efron 1979), (n, DRAWS_AT_ONCE) at a time.
 
     Rows with the same seeds use the same draws, because a seed gives the same first weights and the same batches to
-    every row; other rows use independent draws. The draws depend only on the columns of the seeds. Means are rounded
-    to 12 digits, so that equal means tie although their sums round differently.
+    every row; other rows use independent draws. The draws depend only on the columns of the seeds. Means are those of
+    `round_means`.
 
     Args:
         values: (n, S), a column per seed, NaN if a row lacks the seed; every row has at least one seed.
@@ -121,7 +125,39 @@ def resample(values: ArrayLike) -> Iterator[NDArray[np.float64]]:
             counts = (drawn[..., None] == seeds).sum(axis=0)  # (DRAWS_AT_ONCE, seeds): how often each was drawn
             # One seed after another, because a matrix product rounds differently on different machines.
             means[rows] = sum(table[rows, s, None] * counts[:, j] for j, s in enumerate(seeds)) / len(seeds)
-        yield means.round(12)
+        yield round_means(means)
+
+
+def round_mean(mean: float) -> float:
+    """The mean with 12 digits, so that equal means tie although their sums round differently.
+
+    From 0.001 to 1 they are digits after the point. Other means keep 12 significant digits, because the errors of a
+    network may be of any size: targets in metres may have squared errors of 1e-14.
+    """
+    size = abs(mean)
+    if LEAST_SHARE <= size <= 1 or not size or not math.isfinite(size):
+        return round(mean, DIGITS)
+    return round(mean, DIGITS - 1 - math.floor(math.log10(size)))
+
+
+def round_means(means: NDArray[np.float64], like: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """An array of means as `round_mean` rounds them; or other numbers with as many digits after the point.
+
+    Args:
+        means: of any shape; NaN stays.
+        like: the means that decide on the digits, such as those to which standard deviations belong.
+    """
+    size = np.abs(means if like is None else like)
+    found: NDArray[np.float64] = means.round(DIGITS)
+    other = ((size < LEAST_SHARE) | (size > 1)) & (size > 0) & np.isfinite(size)
+    if other.any():
+        numbers, places = means[other], DIGITS - 1 - np.floor(np.log10(size[other])).astype(int)
+        power = 10.0 ** np.clip(places, 0, EXACT_POWER)
+        rounded = np.rint(numbers * power) / power
+        for k in np.flatnonzero((places < 0) | (places > EXACT_POWER)):  # ten to their power is not exact
+            rounded[k] = round(float(numbers[k]), int(places[k]))
+        found[other] = rounded
+    return found
 
 
 def _count_on_front(means: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:

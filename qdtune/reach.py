@@ -17,18 +17,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LEAST_ERROR = 0.001  # of a metric that goes up to 1; smaller errors count as this one
-TINY = 1e-12  # the same for an error without a scale
 
-
-def progress(score: float, is_share: bool) -> float:
+def progress(score: float, is_share: bool, least: float) -> float:
     """-ln(error) of a score, of which more is better.
 
     Args:
         score: a metric that goes up to 1 at most; or the negative of an error, which is 0 or more.
         is_share: which of the two.
+        least: smaller errors count as this one.
     """
-    return -math.log(max(1 - score, LEAST_ERROR) if is_share else max(-score, TINY))
+    return -math.log(max(1 - score if is_share else -score, least))
 
 
 @dataclass(frozen=True)

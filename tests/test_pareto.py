@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qdtune.pareto import front, front_probability, hypervolume, rank, resample
+from qdtune.pareto import front, front_probability, hypervolume, rank, resample, round_mean, round_means
 
 # Few distinct values, so that ties, duplicates, NaN and infinities meet all the time.
 VALUES = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, 3.0, np.nan, np.inf, -np.inf])
@@ -170,3 +170,33 @@ def test_front_probability_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"sizes must have shape \(2,\), got \(3,\)"):
         front_probability([[1.0, 2.0], [3.0, 4.0]], [1, 2, 3])
     assert front_probability(np.empty((0, 3)), []).tolist() == []
+
+
+def test_a_mean_keeps_its_digits_however_small_it_is():
+    found = {3.7e-14, 1.8e-14, 3.5e-15, 1.5e-15}
+    assert {round_mean(x) for x in found} == set(round_means(np.array(list(found))).tolist()) == found
+    assert round_mean(2 / 3) == 0.666666666667  # a share has 12 digits after the point
+    assert [round_mean(x) for x in (123456.7891234567, -1.5e300, 0.0)] == [123456.789123, -1.5e300, 0.0]
+    assert np.isnan(round_mean(np.nan))
+    assert round_mean(-np.inf) == -np.inf
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.1, 1), min_size=2, max_size=9), st.integers(-40, 20), st.randoms())
+def test_equal_means_tie_at_any_size(numbers, power, random):
+    shuffled = random.sample(numbers, len(numbers))
+    first, second = (sum(x * 10.0**power for x in part) / len(numbers) for part in (numbers, shuffled))
+    assert round_mean(first) == pytest.approx(first, rel=1e-8)
+    assert round_mean(second) == pytest.approx(round_mean(first), rel=3e-12, abs=1e-12 if first > 1e-3 else 0)
+    assert round_means(np.array([first]))[0] == pytest.approx(round_mean(first), rel=1e-8)
+
+
+def test_deviations_have_the_digits_of_their_means():
+    means, noise = np.array([3e-14, 0.5, 2e6]), np.array([2e-29, 3e-17, 1e-10])
+    assert round_means(noise, like=means).tolist() == [0, 0, 0]
+    assert round_means(means / 7, like=means).tolist() == pytest.approx((means / 7).tolist(), rel=1e-10)
+
+
+def test_small_costs_have_a_front_in_every_draw():
+    costs = 1e-14 * np.array([[3.7, 3.8], [1.8, 1.9]])
+    assert front_probability(costs, [2, 1]).tolist() == [0, 1]

@@ -70,11 +70,11 @@ def test_neighbours_of(risk, count):
 
 
 def test_progress_grows_with_the_score_and_ends():
-    assert progress(0.9, True) == pytest.approx(math.log(10))
-    assert progress(1.0, True) == progress(0.9995, True)
-    assert progress(-0.1, False) == pytest.approx(math.log(10))
-    assert progress(-3.0, True) < progress(0.0, True)  # an R² below 0
-    assert math.isfinite(progress(0.0, False))
+    assert progress(0.9, True, 0.001) == pytest.approx(math.log(10))
+    assert progress(1.0, True, 0.001) == progress(0.9995, True, 0.001)
+    assert progress(-0.1, False, 0.001) == pytest.approx(math.log(10))
+    assert progress(-3.0, True, 0.001) < progress(0.0, True, 0.001)  # an R² below 0
+    assert math.isfinite(progress(0.0, False, 0.001))
 
 
 def test_who_has_what_it_needs_is_sure_and_shorter_curves_tell_nothing():

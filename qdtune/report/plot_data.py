@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qdtune.pareto import round_mean
 from qdtune.spec.axes import AXIS_NAMES, axis_of
 from qdtune.spec.axis import Axis
 from qdtune.spec.metric_text import format_metric
@@ -162,7 +163,7 @@ def _stopped(run: Recorded, own: dict[str, int]) -> dict[int, tuple[float, int]]
     rows = rows.group_by("trial_id", use_threads=False).aggregate([(name, "mean"), (name, "count")])
     columns = [rows[each].to_pylist() for each in ("trial_id", f"{name}_mean", f"{name}_count")]
     return {
-        own[trial_id]: (round(mean, 12), n)
+        own[trial_id]: (round_mean(mean), n)
         for trial_id, mean, n in zip(*columns, strict=True)
         if trial_id in own and mean is not None and np.isfinite(mean)
     }

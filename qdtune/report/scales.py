@@ -18,15 +18,13 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 1])
 MARGIN = 1.15  # free space at both ends of an axis of bytes, as a factor
-LEAST = 0.0005  # error below which an axis does not reach, of a metric that goes up to 1
-TINY = 1e-12  # the same of a metric that goes down
 _MANTISSAS: tuple[tuple[float, ...], ...] = (
     (1, 2, 5),
     (1, 1.5, 2, 3, 4, 5, 7),
     (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
     tuple(k / 10 for k in range(10, 100)),
 )
-_POWERS = range(-12, 13)  # of ten, in ticks of a metric
+_POWERS = range(-60, 101)  # of ten, in ticks of a metric
 _BYTES = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, '.4~g') + ' KiB'"
 _CONFIG: dict[str, Any] = {
     "background": "white",
@@ -79,18 +77,21 @@ def metric_axis(metric: Metric, split: str, values: Sequence[float]) -> alt.Y:
         values: of the metric; at least one.
     """
     errors = [error(metric, value) for value in values]
-    low, high = min(errors) / 1.2, max(errors) * 1.1
+    has_zero = not _is_share(metric) and min(errors) <= _least(metric)  # it has no place on a logarithmic axis
+    above = [one for one in errors if one > _least(metric)] or [1.0] if has_zero else errors
+    low, high = min(above) / 1.2, max(above) * 1.1
     labels, title = "format(datum.value, '.4~g')", f"{metric.name} (log scale, better is up)"
     if _is_share(metric):
-        low, high = max(LEAST, low), min(1.0, high)
+        low, high = max(_least(metric), low), min(1.0, high)
         factor, unit = ("100 * (1 - datum.value)", "%, ") if metric.is_fraction else ("1 - datum.value", "")
-        labels, title = f"format({factor}, '.4~g')", f"{metric.name} ({unit}error on a log scale)"
+        digits = 4 if low >= 1e-4 else 7
+        labels, title = f"format({factor}, '.{digits}~g')", f"{metric.name} ({unit}error on a log scale)"
     for mantissas in _MANTISSAS:
         ticks = sorted(m / 10.0**k for k in _POWERS for m in mantissas if low <= m / 10.0**k <= high)
         if len(ticks) >= 5:
             break
     ticks = ticks[:: 1 + len(ticks) // 12]
-    scale = alt.Scale(type="log", domain=[high, low], nice=False)
+    scale = alt.Scale(type="log", domain=[high, low], nice=False, **({"clamp": True} if has_zero else {}))
     axis = alt.Axis(values=ticks, labelExpr=labels, labelOverlap=True)
     return alt.Y("error:Q", title=f"{split} {title}", scale=scale, axis=axis)
 
@@ -102,9 +103,15 @@ def short_title(metric: Metric, split: str) -> str:
 
 def note_clipped(metric: Metric, values: Sequence[float | None]) -> str:
     """A sentence for a caption if some values lie beyond the axis, with a space before it; else empty."""
-    low = metric.bounds[0]
-    below = _is_share(metric) and low < 0 and any(value is not None and value < 0 for value in values)
-    return f" Marks with a negative {metric.name} are drawn at 0." if below else ""
+    known, text = [value for value in values if value is not None], ""
+    if not _is_share(metric):
+        return f" Marks with {metric.name} 0 are drawn at the upper edge." if 0 in known else ""
+    if metric.bounds[0] < 0 and any(value < 0 for value in known):
+        text += f" Marks with a negative {metric.name} are drawn at 0."
+    if any(1 - value < _least(metric) for value in known):
+        most = f"{100 * (1 - _least(metric)):.6g} %" if metric.is_fraction else f"{1 - _least(metric):.7g}"
+        text += f" Marks above {most} are drawn there."
+    return text
 
 
 def number_format(metric: Metric) -> str:
@@ -117,6 +124,11 @@ def _is_share(metric: Metric) -> bool:
     return metric.bounds[1] == 1
 
 
+def _least(metric: Metric) -> float:
+    """The error below which an axis does not reach."""
+    return metric.least_error / 2 if _is_share(metric) else metric.least_error
+
+
 def lower(axis: alt.Y) -> alt.Y:
     """The same axis for the field `error_low`, the far end of an interval."""
     other = axis.copy()
@@ -127,15 +139,15 @@ def lower(axis: alt.Y) -> alt.Y:
 def error(metric: Metric, value: float) -> float:
     """The error at a value of a metric, as it stands on the axis."""
     if not _is_share(metric):
-        return max(value, TINY)
-    return round(min(max(1 - value, LEAST), 1.0), 6)
+        return max(value, _least(metric))
+    return round(min(max(1 - value, _least(metric)), 1.0), 6 if _least(metric) > 1e-4 else 9)
 
 
 def with_error(metric: Metric, chart: Any, field: str) -> Any:
     """The chart with the field `error`, made of a field with a metric."""
     if not _is_share(metric):
-        return chart.transform_calculate(error=f"max(datum.{field}, {TINY})")
-    formula = f"max(1 - datum.{field}, {LEAST})"
+        return chart.transform_calculate(error=f"max(datum.{field}, {_least(metric)})")
+    formula = f"max(1 - datum.{field}, {_least(metric)})"
     return chart.transform_calculate(error=formula if metric.is_fraction else f"min({formula}, 1)")
 
 

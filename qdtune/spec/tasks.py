@@ -23,12 +23,14 @@ class Metric:
         direction: which way is better, in Optuna's words.
         is_fraction: whether it lies in 0..1, and is shown in per cent and compared in percentage points.
         text: a few words for the docs, without a full stop.
+        least_error: smaller errors, or distances to 1, count as this one on a logarithmic scale.
     """
 
     name: str
     direction: Literal["maximize", "minimize"]
     is_fraction: bool
     text: str
+    least_error: float
 
     def __reduce__(self) -> tuple[object, ...]:
         return metric_of, (self.name,)  # there is one object of each name, also after a copy
@@ -62,15 +64,18 @@ class Metric:
 
     def progress(self, score: float) -> float:
         """How far a training has come, from its score, `sign` times the metric: -ln(error), see `reach`."""
-        return progress(score, is_share=self.direction == "maximize")
+        return progress(score, self.direction == "maximize", self.least_error)
 
 
-ACCURACY = Metric("accuracy", "maximize", True, "share of samples whose label is right")
-F1 = Metric("f1", "maximize", True, "F1 score: of the label 1; of several labels, over all labels together (micro)")
-AUC = Metric("auc", "maximize", True, "area under the ROC curve")
-R2 = Metric("r2", "maximize", False, "R², the share of the variance that is explained; mean of the outputs")
-MAE = Metric("mae", "minimize", False, "mean absolute error, in the unit of the targets")
-MSE = Metric("mse", "minimize", False, "mean squared error")
+TINY = 1e-100  # less than the square of any float32 but 0
+ACCURACY = Metric("accuracy", "maximize", True, "share of samples whose label is right", 1e-3)
+F1 = Metric(
+    "f1", "maximize", True, "F1 score: of the label 1; of several labels, over all labels together (micro)", 1e-6
+)
+AUC = Metric("auc", "maximize", True, "area under the ROC curve", 1e-6)
+R2 = Metric("r2", "maximize", False, "R², the share of the variance that is explained; mean of the outputs", 1e-6)
+MAE = Metric("mae", "minimize", False, "mean absolute error, in the unit of the targets", TINY)
+MSE = Metric("mse", "minimize", False, "mean squared error", TINY)
 METRICS = (ACCURACY, F1, AUC, R2, MAE, MSE)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from qdtune.pareto import front_probability, rank
+from qdtune.pareto import front_probability, rank, round_means
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.objectives import FRONT_COSTS, front_of
 from qdtune.spec.tasks import Metric
@@ -130,8 +130,8 @@ def table_front(pareto: pa.Table) -> pa.Table:
 def _spread(groups: pa.Table, name: str, metric: Metric) -> dict[str, pa.Array]:
     """Mean, standard deviation and interval of a column of the metric; NaN becomes null."""
     n = groups["ok_sum"].to_numpy()
-    # Rounded to 12 digits, so that equal means tie although their sums round differently.
-    mean, std = (_floats(groups[f"{name}_{of}"]).round(12) for of in ("mean", "stddev"))
+    mean, std = (_floats(groups[f"{name}_{of}"]) for of in ("mean", "stddev"))
+    mean, std = round_means(mean), round_means(std, like=mean)  # so that equal means tie, and have no deviation
     from scipy.special import stdtrit  # here, because it takes 0.2 s and a launch does not need it to start
 
     half = stdtrit(n - 1, 0.975) * std / np.sqrt(np.maximum(n, 1))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from qdtune.pareto import round_mean
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import keep_possible, make_trial
@@ -97,9 +98,9 @@ class Result:
 
 
 def mean(values: Sequence[float | None]) -> float:
-    """The mean over seeds, rounded to 12 digits so that equal means tie; NaN if a seed has diverged."""
+    """The mean over seeds, see `round_mean`; NaN if a seed has diverged."""
     known = [value for value in values if value is not None]
-    return round(sum(known) / len(known), 12) if known and len(known) == len(values) else math.nan
+    return round_mean(sum(known) / len(known)) if known and len(known) == len(values) else math.nan
 
 
 def result_of(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from qdtune.datasets.dataset import DatasetInfo
+from qdtune.pareto import round_mean
 from qdtune.reach import Curve, Prospect, neighbours_of, rank_prospects
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.objectives import UNTRAINED_MARGIN, untrained_value
@@ -299,5 +300,5 @@ def _find_curves(history: Table, seeds: Mapping[str, int]) -> dict[str, tuple[fl
     for trial_id, total, count in zip(*columns, strict=True):
         if count == seeds[trial_id] and not math.isnan(total):
             best = found.setdefault(trial_id, [])
-            best.append(max([metric.sign * round(total / count, 12), *best[-1:]]))
+            best.append(max([metric.sign * round_mean(total / count), *best[-1:]]))
     return {trial_id: tuple(best) for trial_id, best in found.items()}

@@ -48,7 +48,7 @@ def test_the_terminal_shows_a_metric_that_goes_down(runs, capsys, monkeypatch):
     assert "A negative effect favours the value in the column activation over identity." in said
     assert "1 relu -0.00159 [-0.00234, -0.00084] 4 helps" in said
     assert not re.search(
-        "accurac|points|%(?! interval| of bootstrap| larger)", said.replace(" %", "%").replace("5%.", "")
+        "accurac|points|%(?! interval| of bootstrap| more)", said.replace(" %", "%").replace("5%.", "")
     )
 
 
@@ -120,7 +120,7 @@ def test_axes_of_fractions_are_as_they_were():
     assert axis["axis"]["labelExpr"] == "format(100 * (1 - datum.value), '.4~g')"
     assert metric_axis(F1, "test", [0.9]).to_dict()["title"] == "test f1 (%, error on a log scale)"
     assert [error(one, 0.25) for one in (ACCURACY, R2, MAE)] == [0.75, 0.75, 0.25]
-    assert [error(R2, -3.0), error(MAE, 3.0), error(MAE, 0.0)] == [1.0, 3.0, 1e-12]
+    assert [error(R2, -3.0), error(MAE, 3.0), error(MAE, 1e-15)] == [1.0, 3.0, 1e-15]
 
 
 def test_runs_of_different_metrics_have_no_page_in_common(runs, tmp_path, capsys):
@@ -150,3 +150,19 @@ def test_a_run_is_verified(runs, capsys):
     assert main(["verify", str(runs / "mae")]) == 0
     assert "all whole" in capsys.readouterr().out
     assert Store(runs / "mae").find_damaged() == []
+
+
+def test_values_close_to_the_best_one_are_told_apart_or_the_caption_says_so():
+    assert error(R2, 0.9991) > error(R2, 0.99999) > error(R2, 1.0) > 0
+    assert note_clipped(R2, [0.99999]) == note_clipped(F1, [0.9996]) == note_clipped(ACCURACY, [0.9994]) == ""
+    assert note_clipped(ACCURACY, [0.9996]) == " Marks above 99.95 % are drawn there."
+    assert note_clipped(R2, [1.0, -1.0]).endswith("drawn at 0. Marks above 0.9999995 are drawn there.")
+    assert note_clipped(MAE, [0.0, 1.0]) == " Marks with mae 0 are drawn at the upper edge."
+
+
+def test_an_axis_reaches_from_the_least_error_above_zero_however_small():
+    axis = metric_axis(MAE, "validation", [0.0, 2e-15, 4e-14]).to_dict()
+    assert axis["scale"]["domain"] == [pytest.approx(4.4e-14), pytest.approx(2e-15 / 1.2)]
+    assert (axis["scale"]["clamp"], len(axis["axis"]["values"]) > 3) == (True, True)
+    assert "clamp" not in metric_axis(MAE, "validation", [2e-15, 4e-14]).to_dict()["scale"]
+    assert metric_axis(MAE, "validation", [0.0]).to_dict()["scale"]["domain"] == [pytest.approx(1.1), 1 / 1.2]

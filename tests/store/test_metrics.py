@@ -103,3 +103,21 @@ def test_rows_of_another_metric_are_refused(tmp_path):
 
 def test_a_part_of_a_path_may_name_a_column_of_any_metric():
     assert find_partition("runs/val_mae=1/a") == "val_mae=1"
+
+
+@pytest.mark.parametrize("metric", ["mse", "mae"])
+def test_small_errors_are_ranked_as_large_ones(tmp_path, metric):
+    tables = []
+    for scale in (1.0, 1e-13):
+        rows = read(tmp_path / str(scale), "regression", metric, lambda skill, scale=scale: (1.2 - skill) * scale)
+        tables.append(aggregate(rows.trials, bootstrap=True).sort_by([("trial_id", "ascending")]))
+        best = max(one.score for one in find_stored_cohorts(rows.trials, rows.history))
+        assert max(result.score for result in rows.results) == best < 0
+        curves = [one.scores for one in find_stored_cohorts(rows.trials, rows.history)]
+        assert all(len(set(curve)) > 2 for curve in curves)
+    large, small = tables
+    for name in ("pareto_rank", "is_pareto", "p_front"):
+        assert small[name].to_pylist() == large[name].to_pylist()
+    for part in ("", "_std", "_low", "_high"):
+        wanted = [1e-13 * x for x in large[f"val_{metric}{part}"].to_pylist()]
+        assert small[f"val_{metric}{part}"].to_pylist() == pytest.approx(wanted, rel=1e-8, abs=0)
