@@ -38,6 +38,7 @@ def _main(given: list[str]) -> int:
     if name in ("-h", "--help"):
         print("usage: qdtune COMMAND ...\n")
         print("\n".join(f"  {verb:10} {declared.text}" for verb, declared in verbs.items()))
+        print("\nqdtune COMMAND --help lists the options of a command")
         return 0
     if name == "--version":
         print(__version__)

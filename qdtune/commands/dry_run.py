@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qdtune.datasets.known import dataset_of
 from qdtune.machine import count_cpus, count_gpus
 from qdtune.messages import format_count, one_line, user_error
+from qdtune.spec.axes import find_varying, short_label
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.metric_text import best_word
 from qdtune.spec.plan import Plan
@@ -16,7 +17,9 @@ from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.sweep.placement import Placement
 from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch
 
-MAX_LISTED = 8  # sizes that are listed one by one
+MAX_LISTED, MAX_ENDS = 12, 3  # configurations that are listed one by one; of more, how many at either end
+MAX_RULES = 12  # of `exclude` that are listed one by one; one more is, too
+MAX_SIZES = 8  # that are listed one by one
 Facts = Iterator[tuple[str, str]]  # name and text
 
 
@@ -89,9 +92,12 @@ def _space_facts(spec: Spec, planned: Plan) -> Facts:
         yield "a sample", f"{count:,} at random ({kinds})"
     else:
         yield "configurations", f"{count:,} ({kinds})"
-    for rule, n in planned.excluded[:MAX_LISTED]:
+        yield from _configuration_facts(planned)
+    rules = len(planned.excluded)
+    listed = rules if rules <= MAX_RULES + 1 else MAX_RULES
+    for rule, n in planned.excluded[:listed]:
         yield "  excluded", f"{n:,} by {rule}"
-    if more := planned.excluded[MAX_LISTED:]:
+    if more := planned.excluded[listed:]:
         yield "  excluded", f"{sum(n for _, n in more):,} by {format_count(len(more), 'more rule')}"
     if planned.infeasible:
         yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
@@ -99,6 +105,19 @@ def _space_facts(spec: Spec, planned: Plan) -> Facts:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.warning:
         yield "  warning", planned.warning
+
+
+def _configuration_facts(planned: Plan) -> Facts:
+    """The configurations by size, each with its bytes; of many the smallest and the largest."""
+    varying = find_varying(trial.cells for trial in planned.trials)
+    trials = sorted(planned.trials, key=lambda trial: trial.sizes.size_bytes)
+    ends = 0 if len(trials) <= MAX_LISTED else MAX_ENDS
+    for trial in trials[: ends or MAX_LISTED]:
+        yield f"  {trial.sizes.size_bytes:,} bytes", short_label(trial.cells, varying)
+    if ends:
+        yield f"  {len(trials) - 2 * ends:,} more", "of sizes between"
+        for trial in trials[-ends:]:
+            yield f"  {trial.sizes.size_bytes:,} bytes", short_label(trial.cells, varying)
 
 
 def _training_facts(spec: Spec, planned: Plan) -> Facts:
@@ -116,10 +135,12 @@ def _training_facts(spec: Spec, planned: Plan) -> Facts:
     of_sample = "" if spec.method in PLANNED else " in the sample"
     yield "float warm-ups", f"{planned.warmups:,}{of_sample}, each trained once and shared"
     sizes = planned.distinct_sizes
+    if len(planned.trials) <= MAX_LISTED and spec.method in PLANNED:
+        return  # each configuration is listed with its size
     few = ", ".join(f"{size:,}" for size in sizes)
     yield (
         "sizes",
-        f"{few} bytes" if len(sizes) <= MAX_LISTED else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
+        f"{few} bytes" if len(sizes) <= MAX_SIZES else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
     )
 
 

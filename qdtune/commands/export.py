@@ -34,7 +34,7 @@ from qdtune.model.formats.format import Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
 from qdtune.model.formats.packed import read_seed
 from qdtune.reader import Model, ReaderError
-from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.axes import AXIS_NAMES, find_varying, short_label
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.metric_text import column_head, format_metric
 from qdtune.spec.tasks import ACCURACY, Metric, metric_of
@@ -115,12 +115,14 @@ class Exported:
         files: name -> content of all files.
         left_out: a line for each file of rows that was left out.
         without_weights: a line for each configuration whose weights are damaged or lost, and what to do.
+        varying: the names of the axes that have several values in the sweep.
     """
 
     models: list[TrainedModel]
     files: dict[str, bytes]
     left_out: tuple[str, ...]
     without_weights: tuple[str, ...]
+    varying: frozenset[str]
 
 
 def export_models(
@@ -142,7 +144,7 @@ def export_models(
     """
     if is_url(out) or (os.path.lexists(out) and not os.path.isdir(out)):
         raise user_error(f"{name_option('--out')} must be a folder on this machine, got {one_line(out)}")
-    models, left_out, without_weights = _find_models(run, trials, seed)
+    models, left_out, without_weights, varying = _find_models(run, trials, seed)
     folder, files = DiskFolder(Path(out)), _make_files(models, form, options)
     _write_files(folder, files)
     for model in models:
@@ -151,7 +153,7 @@ def export_models(
             fault = form.find_fault(path, model, options)
         if fault is not None:
             raise StorageError(f"{path} {fault}")
-    return Exported(models, files, left_out, without_weights)
+    return Exported(models, files, left_out, without_weights, varying)
 
 
 def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[str, str]) -> dict[str, bytes]:
@@ -187,8 +189,8 @@ def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
 
 def _find_models(
     where: str, trials: Sequence[str] | None, seed: int | None
-) -> tuple[list[TrainedModel], tuple[str, ...], tuple[str, ...]]:
-    """The models that were asked for, their files read and checked; the other two are as in `Exported`."""
+) -> tuple[list[TrainedModel], tuple[str, ...], tuple[str, ...], frozenset[str]]:
+    """The models that were asked for, their files read and checked; the other three are as in `Exported`."""
     run = one_line(where)
     opened = open_run(where)
     read = opened.read_rows(with_history=False)
@@ -220,7 +222,7 @@ def _find_models(
     lines = [f"damaged, left out: {line}" for line in read.damaged] + [f"left out: {line}" for line in read.left_out]
     if faults and not models:
         raise SpecError([Problem(None, (), fault) for fault in faults])
-    return models, tuple(lines), tuple(faults)
+    return models, tuple(lines), tuple(faults), find_varying(one.cells for one in ours.values())
 
 
 class _WeightsError(ValueError):
@@ -302,7 +304,9 @@ def _print(out: str, form: Format, exported: Exported) -> None:
         row = model.row
         sizes = (f"{row['size_bytes']:,}", f"{len(files[model.name + form.suffix]):,}")
         measured = (format_metric(metric, row[metric.val]), format_metric(metric, row[metric.test]))
-        rows.append([model.name, model.trial.label, *sizes, str(row["seed"]), *measured])
+        rows.append(
+            [model.name, short_label(model.trial.cells, exported.varying), *sizes, str(row["seed"]), *measured]
+        )
     printed = console()
     for line in exported.left_out:
         printed.print(line, style="yellow")
@@ -314,7 +318,7 @@ def _print(out: str, form: Format, exported: Exported) -> None:
         "seed",
         *(column_head(metric, split) for split in ("validation", "test")),
     ]
-    printed.print(text_table(heads, rows, left=heads[:2]))
+    printed.print(text_table(heads, rows, left=heads[:1], folded=heads[1:2]))
     closing = f"; {form.closing}" if form.closing else ""
     names = f"TRIAL{form.suffix}, with a card TRIAL{form.card_suffix}"
     printed.print(f"{format_count(len(models), 'model')} in {one_line(out)}: {names}{closing}")

@@ -39,9 +39,9 @@ SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def main(argv: Sequence[str] | None = None) -> int:
     """Brings a run folder from a cluster and verifies it; returns the exit code, 3 where something is damaged."""
     parser = make_job_parser("fetch", "ID|NAME [--out DIR] [--runs-dir DIR]", "Brings the results of a sweep here.")
-    parser.add_argument("job", metavar="ID", nargs="?", help="id of the job, or name of the sweep")
+    parser.add_argument("job", metavar="ID|NAME", nargs="?", help="id of the job, or name of the sweep")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the run folder (default: runs)")
-    parser.add_argument("--runs-dir", help="its --runs-dir on the head, if the head no longer knows the job")
+    parser.add_argument("--runs-dir", help="the --runs-dir of the submit, if the head no longer knows the job")
     parser.remote_paths = ("runs_dir",)
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _fetch))
 

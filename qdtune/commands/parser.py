@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +18,7 @@ from qdtune.machine import expand_home
 from qdtune.messages import SpecError, describe_unknown, format_value, one_line, user_error
 
 FILE_ARGUMENTS = ("run", "runs", "out", "runs_dir", "data_dir")  # arguments that name folders or files
+USAGE_PART = re.compile(r"\[[^]]*\]|\([^)]*\)|--[\w-]+ [^\s[(]+|\S+")  # what stays on one line of a usage
 EXIT_STORAGE = 4  # the storage failed, or what a command prints has no room
 
 
@@ -23,8 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         command: its name.
-        usage: the line that a mistake is answered with.
-        description: the sentence that `--help` begins with.
+        usage: the line that a mistake is answered with and `--help` begins with.
+        description: the sentence below it in `--help`.
 
     Attributes:
         remote_paths: the names of arguments that are paths on another machine.
@@ -35,6 +39,20 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: str, usage: str, description: str) -> None:
         super().__init__(prog=f"qdtune {command}", description=description, allow_abbrev=False)
         self.line = usage
+
+    def format_help(self) -> str:
+        """argparse's help with our usage line: in its own one, an argument that a command needs looks optional."""
+        parts = [part.replace(" ", "\0") for part in USAGE_PART.findall(self.line.replace("%", "%%"))]
+        width = max(shutil.get_terminal_size().columns - 2, 20)
+        lines = textwrap.wrap(
+            "usage: " + " ".join(parts),
+            width,
+            subsequent_indent=" " * len(f"usage: {self.prog} "),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self.usage = "\n".join(lines).replace("\0", " ").removeprefix("usage: ")
+        return super().format_help()
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """The value of an argument, checked here because argparse's own words name Python's types."""

@@ -62,10 +62,18 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RULE",
         help="pruner, as in early_terminate: a type, or '{type: pareto, margin: 0.02}' (default: a selection)",
     )
-    parser.add_argument("--orders", type=int, default=100, help="number of shuffled orders of arrival (default: 100)")
-    parser.add_argument("--at-once", default="2,4,8", help="numbers of parallel trials (default: 2,4,8)")
-    parser.add_argument("--order", default="shuffled", help=f"order of the trials: {', '.join(ORDERS)}")
-    parser.add_argument("--jobs", type=int, default=count_cpus(), help="number of processes (default: one per core)")
+    parser.add_argument(
+        "--orders", metavar="N", type=int, default=100, help="simulated sweeps of each pruner (default: 100)"
+    )
+    parser.add_argument(
+        "--at-once", metavar="N,N", default="2,4,8", help="numbers of parallel trials (default: 2,4,8)"
+    )
+    default, *others = ORDERS
+    what = f"how trials arrive in a simulated sweep: {default} (default), {' or '.join(others)}"
+    parser.add_argument("--order", metavar="ORDER", default=default, help=what)
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=count_cpus(), help="number of processes (default: one per core)"
+    )
     arguments = parser.read(argv)
     if arguments.run is None:
         parser.error("no run folder given")
@@ -146,7 +154,8 @@ def read_recording(run: str) -> tuple[Spec, list[Result]]:
     stopped = sum(result.state == "pruned" for result in found)
     if stopped:
         what = f"{run} holds {format_count(stopped, 'trial')} without a whole curve, stopped early"
-        raise user_error(f"{what}: finish it with --set 'early_terminate={{type: none}}'")
+        how = "train them to their end with `qdtune launch SWEEP --set 'early_terminate={type: none}'`, then replay"
+        raise user_error(f"{what}: {how}")
     found = [r for r in found if r.state in ("ok", "diverged") and r.trial.seeds == spec.seeds]
     if not any(result.score is not None for result in found):
         raise user_error(f"{run} holds no finished trial: run its sweep first")

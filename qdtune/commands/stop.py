@@ -17,8 +17,8 @@ VERB = Verb(place=7, text="stop a submitted sweep")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Stops a submitted sweep, which writes its last results first; returns the exit code."""
-    parser = make_job_parser("stop", "ID", "Stops a submitted sweep. The same submit resumes it.")
-    parser.add_argument("job", metavar="ID", nargs="?", help="id of the job, or name of the sweep")
+    parser = make_job_parser("stop", "ID|NAME", "Stops a submitted sweep. The same submit resumes it.")
+    parser.add_argument("job", metavar="ID|NAME", nargs="?", help="id of the job, or name of the sweep")
     return run_command(lambda: run_job_command(read_arguments(parser, argv, "job"), _stop))
 
 

@@ -298,6 +298,24 @@ def label(cells: Mapping[str, Any], names: Collection[str] = AXIS_NAMES) -> str:
     return " ".join(words)
 
 
+def find_varying(points: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The names of the axes that have several values among configurations, each given as in `label`."""
+    seen = list(points)
+    return frozenset(name for name in AXIS_NAMES if len({cells[name] for cells in seen}) > 1)
+
+
+def short_label(cells: Mapping[str, Any], varying: Collection[str]) -> str:
+    """A configuration in a list of several: what all have in common is left out, all else is named.
+
+    Args:
+        cells: as in `label`.
+        varying: of `find_varying`; the whole label if nothing varies.
+    """
+    untagged = [axis for axis in SHOWN if axis.name in varying and not axis.tag]
+    words = [label(cells, varying), *(axis.said(cells[axis.name]) for axis in untagged)]
+    return ", ".join(filter(None, words)) or label(cells)
+
+
 # --- Types made from the axes, once.
 
 

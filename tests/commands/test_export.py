@@ -121,6 +121,7 @@ def test_front_is_exported_and_gives_the_tested_accuracy_to_the_last_sample(swep
         code, printed, err = told(capsys, store.root, "--front", "--out", out, "--format", kind)
         assert (code, err) == (0, "")
         assert max(map(len, printed.splitlines()[:-1])) <= 80
+        assert "h12" not in printed, "all configurations of the sweep have it"
         names |= {f"{e['trial_id']}{last}" for e in front for last in (suffix, end)}
         assert {p.name for p in out.iterdir()} == names
         for entry in front:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from qdtune import __main__
+from qdtune.commands.verb import read_verbs
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,38 @@ def test_an_error_is_wrapped_between_words_on_a_terminal_and_one_line_elsewhere(
     assert max(len(one) for one in (first, *more)) <= 40
     assert all(one.startswith("  ") for one in more)
     assert " ".join([first, *(one.strip() for one in more)]) == line
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("launch", "SWEEP"),
+        ("report", "RUN"),
+        ("verify", "RUN"),
+        ("export", "RUN (--front | --trial ID) --out DIR"),
+        ("replay", "RUN"),
+        ("submit", "SWEEP"),
+        ("jobs", "--address http://HOST:8265"),
+        ("stop", "ID|NAME"),
+        ("fetch", "ID|NAME"),
+    ],
+)
+def test_help_begins_with_what_a_command_needs_and_fits_the_terminal(
+    command: str, needed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        __main__.main([command, "--help"])
+    told = capsys.readouterr().out
+    assert " ".join(told.split()).startswith(f"usage: qdtune {command} {needed}")
+    assert max(map(len, told.splitlines())) <= 80
+    assert "in order." not in told
+    if command == "replay":
+        assert "shuffled (default)" in told
+
+
+def test_the_list_of_commands_says_where_their_options_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["--help"]) == 0
+    *listed, empty, last = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2 + len(read_verbs())
+    assert (empty, last) == ("", "qdtune COMMAND --help lists the options of a command")

@@ -167,7 +167,7 @@ def test_only_the_sweep_file_is_sent_with_every_key_in_it(server: Server, capsys
         (["submit", "tiny.yaml", "--runs-dir", "s3://key:word@b/x"], "s3://b/x must be nothing but bucket"),
         (["submit", "tiny.yaml", "--adress", "x"], "unknown option '--adress'; did you mean '--address'?"),
         (["submit", "tinyy.yaml"], "no such file: tinyy.yaml (did you mean tiny.yaml?)"),
-        (["stop"], "no job given (usage: qdtune stop ID --address http://HOST:8265)"),
+        (["stop"], "no job given (usage: qdtune stop ID|NAME --address http://HOST:8265)"),
         (["fetch"], "no job given (usage: qdtune fetch ID|NAME [--out DIR]"),
     ],
 )

@@ -116,4 +116,6 @@ def test_replay_refuses_what_holds_no_whole_curves(run, tmp_path, capsys):
     stopped = [{k: v for k, v in row.items() if v is not None} | {"state": "pruned"} for row in rows]
     other.write(rows[0]["trial_id"], stopped, [], {})
     assert main([str(other.root)]) == 2
-    assert "holds 1 trial without a whole curve, stopped early" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "holds 1 trial without a whole curve, stopped early" in err
+    assert "`qdtune launch SWEEP --set 'early_terminate={type: none}'`" in err
