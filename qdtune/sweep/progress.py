@@ -68,6 +68,9 @@ class SweepProgress:
     def start(self, trial_id: str, name: str) -> None:
         """Notes that a trial begins; it may have to compile before it reports its first epoch."""
         self.running[trial_id] = f"{name} starting"
+        if self.done + len(self.running) > self.total:  # more seeds, which were not foreseen
+            self.total = self.done + len(self.running)
+            self.screen.update(self.done, self.total)
         self.changed = True
 
     def update(self, trial_id: str, name: str, report: dict[str, Any]) -> None:

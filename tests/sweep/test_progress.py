@@ -171,3 +171,15 @@ def test_line_says_how_many_comparisons_are_decided(clock: Clock) -> None:
     assert "decided" not in shown.summary()
     shown.decisions = "12 of 30 comparisons decided, 9 given up, 9 live"
     assert shown.summary() == f"0/2 done, 1 running, 0/12 epochs, {shown.decisions}"
+
+
+def test_trials_that_were_not_foreseen_are_counted_once_they_start(clock: Clock) -> None:
+    shown = begun(1, "a")
+    shown.finish("a", "ok", FRONT, 1, 1)
+    assert shown.summary().startswith("1/1 done, 0 running, 6/6 epochs")
+    shown.start("b", "b")
+    assert shown.summary().startswith("1/2 done, 1 running, 6/12 epochs")
+    trained(shown, "b", 2)
+    assert shown.summary().startswith("1/2 done, 1 running, 8/12 epochs")
+    shown.start("b", "b")  # again, on another node
+    assert shown.summary().startswith("1/2 done, 1 running, ")
