@@ -91,7 +91,7 @@ def metric_axis(metric: Metric, split: str, values: Sequence[float]) -> alt.Y:
         if len(ticks) >= 5:
             break
     ticks = ticks[:: 1 + len(ticks) // 12]
-    scale = alt.Scale(type="log", domain=[high, low], nice=False, **({"clamp": True} if has_zero else {}))
+    scale = alt.Scale(type="log", domain=[high, low], nice=False, clamp=has_zero or alt.Undefined)
     axis = alt.Axis(values=ticks, labelExpr=labels, labelOverlap=True)
     return alt.Y("error:Q", title=f"{split} {title}", scale=scale, axis=axis)
 

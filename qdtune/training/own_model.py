@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -159,6 +159,7 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
     if not is_repeatable:
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
     _check_answers(own.factory, model, normalise(rows), outputs)
+    _check_input_is_kept(own.factory, twin.train(), normalise(rows))
     return describe_structure(model, _find_head(model, normalise(rows)), _hash_loaded(model, build(2)))
 
 
@@ -175,7 +176,7 @@ def _check_answers(factory: str, model: nn.Module, x: Tensor, outputs: int) -> N
     Raises:
         PluginError: the outputs are wrong.
     """
-    model.eval()
+    _check_input_is_kept(factory, model.eval(), x)
     together: Tensor | None = None
     for count in (len(x), *TRIED_COUNTS):
         with plugins.explain_errors(f"{factory} builds a model that cannot be called"):
@@ -191,6 +192,24 @@ def _check_answers(factory: str, model: nn.Module, x: Tensor, outputs: int) -> N
                 f"{factory} builds a model that answers a row otherwise when it comes with other rows, or again: "
                 "in evaluation each row must be answered by itself, and always in the same way"
             )
+
+
+@torch.no_grad()
+def _check_input_is_kept(factory: str, model: nn.Module, x: Tensor) -> None:
+    """Checks that a forward pass leaves its input (N, I) as it is: other trials read it, and so may the loss.
+
+    Raises:
+        PluginError: it writes to it, even if the values happen to stay the same.
+    """
+    given = x.clone()
+    before = given._version  # which torch counts up whenever the tensor, or a view of it, is written to
+    with suppress(Exception):  # told by the checks that follow
+        model(given)
+    if given._version != before or not torch.equal(given, x):
+        raise PluginError(
+            f"{factory} builds a model that changes its input in place, such as with clamp_, x[...] = or a first "
+            "layer with inplace=True: write to a copy, or use the function that returns a new tensor"
+        )
 
 
 def _are_close(a: Tensor, b: Tensor) -> bool:

@@ -116,6 +116,29 @@ def test_logits_are_tried_on_one_two_and_three_rows(tmp_path, forward, message):
     assert message in refusal(tmp_path, net(forward=forward))
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "x.mul_(0)",
+        "x[:, 0] = 0",
+        "x.clamp_(-100, 100)",  # changes no value here
+        "x.flatten(1).relu_()",
+        "nn.Hardtanh(inplace=True)(x)",
+        "if self.training: x.add_(1)",
+    ],
+)
+def test_a_model_that_changes_its_input_is_refused(tmp_path, forward):
+    message = refusal(tmp_path, net(forward=f"{forward}\n{PLAIN}"))
+    assert "builds a model that changes its input in place, such as with clamp_" in message
+
+
+def test_a_model_may_change_its_own_tensors_in_place(tmp_path):
+    taken(
+        tmp_path,
+        net("self.r = nn.ReLU(inplace=True)", "x = x.clone().mul_(2)\nreturn self.b(self.r(self.a(x)))"),
+    )
+
+
 def test_a_batch_of_one_row_is_tried_if_training_has_such(tmp_path):
     text = net(forward="y = self.b(torch.relu(self.a(x)))\nreturn y.squeeze(0) if self.training else y")
     taken(tmp_path, text)
