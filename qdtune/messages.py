@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 MAX_LINES = 20  # of an error
 KeyPath = tuple[str | int, ...]
+_is_called_from_python = ContextVar("_is_called_from_python", default=False)
 
 
 class Place(NamedTuple):
@@ -36,21 +37,30 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
+        return f"error: {self.text}"
+
+    @property
+    def text(self) -> str:
+        """The line without the word `error`."""
         parts = (str(self.place or ""), format_path(self.path), self.what)
-        return one_line("error: " + ": ".join(part for part in parts if part))
+        return one_line(": ".join(part for part in parts if part))
 
 
 class SpecError(ValueError):
-    """The mistakes of the user. `problems` holds every mistake; `str` is at most 20 lines, ready to print."""
+    """The mistakes of the user. `problems` holds every mistake; `str` is at most 20 lines, ready to print.
+
+    They begin with `error: `, except in a call from Python, where the traceback has the name of the exception there.
+    """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(problems)
         self.problems = tuple(problems)
+        self.start = "" if _is_called_from_python.get() else "error: "
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[:MAX_LINES]]
+        lines = [f"{self.start}{problem.text}" for problem in self.problems[:MAX_LINES]]
         more = len(self.problems) - len(lines)
-        return "\n".join([*lines, f"error: ... and {more} more"] if more else lines)
+        return "\n".join([*lines, f"{self.start}... and {more} more"] if more else lines)
 
 
 def user_error(what: str, *path: str | int) -> SpecError:
@@ -69,7 +79,6 @@ def blame_source(source: str) -> Iterator[None]:
 
 # Options of the commands whose argument in Python has another name, or has a value.
 PYTHON_NAMES = {"--allow-plugin": "plugins", "--set": "overrides", "--fresh": "fresh=True"}
-_is_called_from_python = ContextVar("_is_called_from_python", default=False)
 
 
 @contextmanager

@@ -28,9 +28,11 @@ from qdtune.commands.sweep_process import error_of, request_of
 from qdtune.messages import (
     KeyPath,
     Place,
+    Problem,
     SpecError,
     blame_source,
     describe_unknown,
+    format_value,
     python_names,
     user_error,
 )
@@ -102,6 +104,7 @@ def run(
         name = options.load_spec().name  # mistakes in the file are told before a process starts
         _run_process(options, dashboard)
     except SpecError as error:
+        error = _without_overrides(error, keys, overrides or {})
         raise (_without_lines(error) if is_dict else error) from None
     return load(join_location(options.runs_dir, name))
 
@@ -199,6 +202,17 @@ def _plain(value: Any, path: KeyPath) -> Any:
         return [_plain(inner, (*path, n)) for n, inner in enumerate(value)]
     kind = type(value).__name__
     raise user_error(f"must be text, a number, true, false, null, a list or a dict, got {kind}", *path)
+
+
+def _without_overrides(error: SpecError, keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> SpecError:
+    """The same mistakes; one in a keyword argument of the call does not name `overrides`, which it is not in."""
+    heads = {key.partition(".")[0] for key in overrides}
+
+    def is_keyword(one: Problem) -> bool:
+        named = one.path[:1] or [key for key in keys if format_value(key) in one.what]
+        return one.place == Place("overrides") and any(key in keys and key not in heads for key in named)
+
+    return SpecError([replace(one, place=None) if is_keyword(one) else one for one in error.problems])
 
 
 def _without_lines(error: SpecError) -> SpecError:

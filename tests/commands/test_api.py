@@ -179,14 +179,17 @@ def test_export_writes_what_the_command_writes(run: LoadedRun, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "keywords", "message"),
     [
-        ({"seed": [0]}, {}, "error: sweep: unknown key 'seed'; did you mean 'seeds'?"),
-        ({}, {"overrides": {"train.qat.epochs": 0}}, "error: overrides: train.qat.epochs: 0 is not allowed"),
-        ({}, {"data_dirr": "x"}, "error: unknown argument 'data_dirr'; did you mean 'data_dir'? (version, name, "),
-        ({}, {"overides": {}}, "error: unknown argument 'overides'; did you mean 'overrides'? (version, name, "),
-        ({}, {"sead": 1}, "error: overrides: unknown key 'sead'"),
-        ({}, {"seeds": [0], "overrides": {"seeds": [1]}}, "error: overrides: seeds: is given twice"),
-        ({"seeds": [0, {1}]}, {}, "error: sweep: seeds[1]: must be text, a number, true, false, null, a list or a"),
-        ({"parameters": {"depth": {"values": (1, 0)}}}, {}, "error: sweep: parameters.depth.values[1]: 0 is not al"),
+        ({"seed": [0]}, {}, "sweep: unknown key 'seed'; did you mean 'seeds'?"),
+        ({}, {"overrides": {"train.qat.epochs": 0}}, "overrides: train.qat.epochs: 0 is not allowed"),
+        ({}, {"data_dirr": "x"}, "unknown argument 'data_dirr'; did you mean 'data_dir'? (version, name, "),
+        ({}, {"overides": {}}, "unknown argument 'overides'; did you mean 'overrides'? (version, name, "),
+        ({}, {"sead": 1}, "unknown key 'sead'; did you mean 'seeds'?"),
+        ({}, {"sead": 1, "overrides": {"train.qat.epochs": 5}}, "unknown key 'sead'; did you mean 'seeds'?"),
+        ({}, {"seeds": [-1]}, "seeds[0]: -1 is not allowed"),
+        ({}, {"seeds": [0], "overrides": {"train.qat.epochs": 0}}, "overrides: train.qat.epochs: 0 is not allowed"),
+        ({}, {"seeds": [0], "overrides": {"seeds": [1]}}, "overrides: seeds: is given twice"),
+        ({"seeds": [0, {1}]}, {}, "sweep: seeds[1]: must be text, a number, true, false, null, a list or a"),
+        ({"parameters": {"depth": {"values": (1, 0)}}}, {}, "sweep: parameters.depth.values[1]: 0 is not al"),
     ],
 )
 def test_a_mistake_is_one_message_with_its_key(
@@ -205,7 +208,7 @@ def test_numbers_of_numpy_and_ranges_are_numbers() -> None:
 
 
 def test_what_the_other_process_refuses_is_raised_here(place: Path, run: LoadedRun) -> None:
-    with pytest.raises(SpecError, match=r"^error: sweep: data.factory: mine:waves .* the call says plugins=.mine.$"):
+    with pytest.raises(SpecError, match=r"^sweep: data.factory: mine:waves .* the call says plugins=.mine.$"):
         qdtune.run(SWEEP)
     with Store(run.where).lock(), pytest.raises(RunInUse):
         qdtune.run(run.spec.to_dict())
@@ -235,6 +238,20 @@ def test_errors_are_the_same_after_their_way_through_the_file() -> None:
         ["seeds", 1],
         "what",
     ]
+
+
+def test_what_a_run_prints_is_wrapped_on_a_terminal_and_as_it_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "the best of 20 configurations, " * 10
+    api._print_lines(io.BytesIO(text.encode()))
+    assert capsys.readouterr().out == f"{text}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    api._print_lines(io.BytesIO(text.encode()))
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(line.strip() for line in lines) == text.strip()
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_process_that_dies_is_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:

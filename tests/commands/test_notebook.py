@@ -46,7 +46,7 @@ def test_the_notebook_runs_and_answers_both_questions(executed: dict[str, list[n
         output.text for outputs in executed.values() for output in outputs if output.get("name") == "stderr"
     ] == []
     mistake = printed(next(outputs for source, outputs in executed.items() if source.startswith("try:")))
-    assert mistake.startswith("error: overrides: train.qat.epochs: 0 is not allowed")
+    assert mistake.startswith("overrides: train.qat.epochs: 0 is not allowed")
     assert "6/6 done" in printed(executed["run = qdtune.run(SWEEP)"])
     (answers,) = executed["answers = run.answers()\nanswers"]
     assert "Does an activation between the factors help?" in answers.data["text/markdown"]

@@ -668,6 +668,18 @@ def test_fetch_brings_the_folder_sets_aside_what_was_there_and_leaves_no_job(
     assert sorted(os.listdir("here")) == ["tiny", "tiny.1"]
 
 
+def test_fetch_fits_a_terminal(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched(server)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    code, out, _ = run(capsys, "fetch", "tiny", "--out", "here")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 50
+    assert out.endswith("to read it:\n  qdtune report here/tiny\n")
+
+
 def test_fetch_waits_for_nobody_and_touches_nothing_of_others(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
