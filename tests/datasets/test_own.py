@@ -142,6 +142,39 @@ def test_targets_of_a_task_are_float32_and_decide_the_outputs(tmp_path, task, me
         ("multilabel", "f1", "np.arange(200) % 2", r"train_y must be labels 0 or 1 of shape \(150, labels\)"),
         ("regression", "r2", "np.full(200, np.nan)", "train_y must be finite float32, got 150 numbers that are not"),
         ("regression", "r2", "np.arange(200) * 1e300", "train_y must be finite float32, got 149 numbers"),
+        (
+            "regression",
+            "r2",
+            "np.where(np.arange(200) < 3, 0, np.nan)",
+            "got 147 numbers that are not, the first in row 3",
+        ),
+        ("regression", "mae", "1e8 + np.arange(200) % 30", r"\(30 distinct values become 5\): subtract an offset"),
+        ("regression", "mae", "2**60 + np.arange(200) % 3", r"\(3 distinct values become 1\): subtract an offset"),
+        (
+            "regression",
+            "r2",
+            "1700000000 + x[:, :2]",
+            r"which rounds column 0 by up to 2.38, and its standard dev",
+        ),
+        (
+            "regression",
+            "mse",
+            "x[:, 0] * 1e20",
+            r"because squared errors overflow float32 above that, got 2.\d*e\+20",
+        ),
+        (
+            "binary",
+            "f1",
+            "np.where(np.arange(200) == 7, np.nan, 1)",
+            "got 1 numbers that are not, the first in row 7",
+        ),
+        (
+            "multilabel",
+            "f1",
+            "np.full((200, 2), np.nan)",
+            "train_y must be finite float32, got 300 numbers that are not",
+        ),
+        ("autoencoder", "mse", "np.full(200, np.nan)", "test_y must be finite float32, got 50 numbers that are not"),
         ("regression", "r2", "np.ones((200, 2))", "each target in train_y must vary: column 0 is the same"),
         ("regression", "r2", "np.array(['a'] * 200)", "train_y must be numbers of shape"),
         ("autoencoder", "mse", "np.arange(200)", "test_y must be a label, 0 for normal and 1 for an anomaly"),
@@ -157,3 +190,8 @@ def test_a_metric_that_the_validation_split_leaves_undefined_is_told_before_trai
     with pytest.raises(SpecError, match=r"data.val_size: 1 leaves a target that is the same .*: auc is undefined"):
         targeted(tmp_path, "np.arange(200) % 2", "binary", "auc", val_size=1)
     targeted(tmp_path, "np.arange(200) % 2", "binary", "f1", val_size=1)
+
+
+def test_targets_far_from_zero_are_taken_if_float32_keeps_their_differences(tmp_path):
+    _, data = targeted(tmp_path, "np.stack([1e8 + 1e6 * x[:, 0], 300 + x[:, 1] / 10], 1)", "regression", "r2")
+    assert data.train_y.std(0) == pytest.approx([1e6, 0.1], rel=0.3)
