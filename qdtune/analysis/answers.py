@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.best import FAILED, STOPPED, TOO_LARGE, Best, BestDepth, describe_setting
-from qdtune.analysis.comparison import Comparison
+from qdtune.analysis.comparison import Comparison, named_settings, wait_for_partner
 from qdtune.analysis.comparisons import compare_activations, compare_at_looks, compare_depths
 from qdtune.analysis.near_ties import NearTie, find_near_ties
 from qdtune.spec.axes import AXIS_NAMES, idle_at_depth
@@ -50,11 +50,15 @@ class Answers:
 
     @property
     def sentences(self) -> dict[str, tuple[str, ...]]:
-        """Name of the attribute -> its sentences."""
-        return {
-            name: tuple(one.sentence for one in getattr(self, name))
-            for name in ("depth", "activation", "by_bits", "by_size", "front")
-        } | {"best": (self.best.sentence,)}
+        """Name of the attribute -> its sentences, which name the settings that vary in the sweep."""
+        said = {}
+        for axis in QUESTION_AXES:
+            found: tuple[Comparison, ...] = getattr(self, axis)
+            said[axis] = tuple(one.describe(named_settings(found)) for one in found)
+        others = {
+            name: tuple(one.sentence for one in getattr(self, name)) for name in ("by_bits", "by_size", "front")
+        }
+        return said | others | {"best": (self.best.sentence,)}
 
 
 def answer(
@@ -65,6 +69,7 @@ def answer(
     curves: CurveBook | None = None,
     schedule: Schedule | None = None,
     whole: Table | None = None,
+    is_unfinished: bool = False,
 ) -> Answers:
     """The answers that the tables of one sweep give.
 
@@ -76,10 +81,13 @@ def answer(
         curves: all curves of the sweep; None: only the curves in `history`.
         schedule: the looks of a sweep that adds seeds until comparisons are decided, else None.
         whole: the Pareto table without a budget; None: `pareto`.
+        is_unfinished: whether configurations are left to train, which comparisons may wait for.
     """
     metric, varying = metric_in(trials), _find_varying(pareto)
     curves = curves or CurveBook(trials, history)
     depth, activation, ties = _compare(trials, curves, schedule)
+    if is_unfinished:
+        depth, activation = (tuple(map(wait_for_partner, found)) for found in (depth, activation))
     # Who has further seeds depends on results, so the tests of the best configurations use the first seeds alone.
     tested = trials if schedule is None else rows_of_seeds(trials, schedule.seeds)
     rows, values = _rank_rows(tested, pareto, metric)

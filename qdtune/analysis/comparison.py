@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits
@@ -22,6 +22,7 @@ OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the
     "unfinished": "training did not finish",
     "confounded": "no pair differs in {} alone",
     "seeds": "no seed was trained on both sides",
+    "waiting": "no pair of equal size that differs in {} alone is trained yet",
 }
 NAMED = (*ASKED_AT, "activation")  # the axes that a sentence names beside bits and depth, if they vary in the sweep
 TOO_FEW_SEEDS = "too few seeds for an interval"  # said of an interval that holds more than the metric can reach
@@ -205,7 +206,20 @@ def describe_bits(n: int) -> str:
     return f"{'With' if n == FLOAT_BITS else 'At'} {bits(n)}"
 
 
+def wait_for_partner(comparison: Comparison) -> Comparison:
+    """The comparison in a sweep that still trains: what is refused for lack of a partner may find one."""
+    if comparison.obstacle not in ("size", "confounded"):
+        return comparison
+    reason = OBSTACLES["waiting"].format(comparison.axis)
+    return replace(comparison, obstacle="waiting", reason=reason, confounders=())
+
+
 def largest_difference(metric: Metric) -> float:
     """The largest difference that two values of a metric can have; infinite for many."""
     low, high = metric.bounds
     return high - low
+
+
+def named_settings(found: Sequence[Comparison]) -> list[str]:
+    """The axes of `NAMED` that have several values among comparisons, for `Comparison.describe`."""
+    return [name for name in NAMED if len({getattr(one, name) for one in found} - {None}) > 1]

@@ -193,8 +193,8 @@ def _find_flags(comparison: Comparison, pairs: Pairs) -> Iterator[str]:
         yield "minmax at 2 bits rounds about 95 % of the first layer to zero, which may be the reason"
     apart = [(one.size - other.size) / min(one.size, other.size) for one, other in pairs if one.size and other.size]
     if apart and abs(widest := max(apart, key=abs)) >= SIZES_EQUAL:
-        size = "larger" if widest > 0 else "smaller"
-        yield f"{abs(widest):.1%} {size}".replace("%", " %")
+        larger, smaller = comparison.names if widest > 0 else comparison.names[::-1]
+        yield f"{larger} has {100 * abs(widest):.1f} % more bytes than {smaller}"
 
 
 def _describe_left_out(found: dict[str | None, Pairs], total: int) -> Iterator[str]:

@@ -134,7 +134,9 @@ class Run:
         whole = self.whole or self  # a side may be like configurations of any size
         curves = CurveBook(whole.trials, whole.history, self.spec.data.info)
         schedule = schedule_of(self.spec)
-        return answer(self.trials, self.history, self.pareto, self.budget, curves, schedule, whole.pareto)
+        return answer(
+            self.trials, self.history, self.pareto, self.budget, curves, schedule, whole.pareto, bool(self.left)
+        )
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]

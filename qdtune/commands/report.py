@@ -275,7 +275,7 @@ def _print_question(question: Question, out: Any, is_long: bool) -> None:
     if is_long:
         _print_sentences(question.best, out)
     if question.counts:
-        _print_sentences([f"{question.counts}.", *question.advice], out)
+        _print_sentences([f"{question.counts}. {question.correction}".strip(), *question.advice], out)
     if is_long:
         tables, notes = short_tables(question.axis, question.found, _text_width(out))
         for table in tables:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from qdtune.analysis.answers import Answers
 from qdtune.analysis.best import BestDepth
-from qdtune.analysis.comparison import NAMED, OBSTACLES, VERDICTS, Comparison
+from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison, named_settings
 from qdtune.messages import format_count
 from qdtune.spec.axes import ASKED_AT, axis_of
 from qdtune.spec.choices import FLOAT_BITS, QUESTION_AXES
@@ -53,38 +53,58 @@ def significant_sentences(found: Sequence[Comparison]) -> list[str]:
             groups.setdefault((one.names, one.verdict), []).append(one)
     settings = named_settings(found)
     counts = Counter(one.names for one in tested)
+    ordered = sorted(groups.values(), key=lambda members: -len(members))
+    if len(tested) <= FEW_TESTED:
+        return [one.describe(settings) for members in ordered for one in members]
     lines = []
-    for (names, _), members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        if len(tested) <= FEW_TESTED or len(members) == 1:
+    for members in ordered[:MAX_GROUPS]:
+        if len(members) == 1:
             lines += [one.describe(settings) for one in members]
         else:
-            lines.append(_describe_group(members, counts[names], _describe_shared(members, found, settings)))
-    if (more := len(lines) - MAX_GROUPS) > 0:
-        lines[MAX_GROUPS:] = [f"{format_count(more, 'more result')} {'is' if more == 1 else 'are'} significant."]
+            lines.append(_describe_group(members, counts[members[0].names], _describe_where(members, found)))
+    if rest := ordered[MAX_GROUPS:]:
+        short = "; ".join(
+            f"{' is better than ' if members[0].verdict == 'helps' else ' is worse than '}".join(members[0].names)
+            + f" ({_describe_where(members, found)})"
+            for members in rest
+        )
+        lines.append(
+            f"{format_count(len(rest), 'more result')} {'is' if len(rest) == 1 else 'are'} significant: {short}."
+        )
     return lines
 
 
 def behind_sentences(found: Sequence[Comparison]) -> list[str]:
     """One sentence for all comparisons in which the same side is behind, the largest group first."""
-    groups: dict[tuple[tuple[str, str], str], list[Comparison]] = {}
+    groups: dict[tuple[str, str], list[Comparison]] = {}
     for one in found:
         if one.verdict == "behind":
-            groups.setdefault((one.names, one.behind), []).append(one)
+            ahead = next(name for name in one.names if name != one.behind)
+            groups.setdefault((one.behind, ahead), []).append(one)
     settings, lines = named_settings(found), []
-    for (names, behind), members in sorted(groups.items(), key=lambda item: -len(item[1])):
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    for (behind, ahead), members in ordered[:MAX_GROUPS]:
         if len(members) == 1:
             lines.append(members[0].describe(settings))
             continue
-        ahead = next(name for name in names if name != behind)
-        where = describe_bits_list(sorted({member.weight_bits for member in members}))
-        where = ", ".join([where, *_describe_shared(members, found, settings)])
+        where = _describe_where(members, found)
         lines.append(
-            f"{_capital(behind)} is behind {ahead} in {len(members)} comparisons ({where}): it was stopped early, "
-            "and none of the finished trainings most like it gained as much as it would need."
+            f"{_capital(behind)} is behind {ahead} in {len(members)} comparisons ({where}): "
+            "it was stopped early, and none of the finished trainings most like it gained as much as it would need."
         )
-    if (more := len(lines) - MAX_GROUPS) > 0:
-        lines[MAX_GROUPS:] = [f"In {format_count(more, 'more group')} of comparisons a side is behind."]
+    if rest := ordered[MAX_GROUPS:]:
+        count = format_count(sum(len(members) for _, members in rest), "more comparison")
+        short = "; ".join(
+            f"{behind} is behind {ahead} ({_describe_where(members, found)})" for (behind, ahead), members in rest
+        )
+        lines.append(f"In {count} a side is behind: {short}.")
     return lines
+
+
+def _describe_where(members: Sequence[Comparison], found: Sequence[Comparison]) -> str:
+    """At which bits, and at which values of other settings: `at 1 and 2 bits, relu`."""
+    bits = describe_bits_list(sorted({member.weight_bits for member in members}))
+    return ", ".join([bits, *_describe_shared(members, found, named_settings(found))])
 
 
 def _describe_shared(
@@ -102,7 +122,7 @@ def _describe_shared(
     return words
 
 
-def _describe_group(members: Sequence[Comparison], total: int, shared: Sequence[str]) -> str:
+def _describe_group(members: Sequence[Comparison], total: int, where: str) -> str:
     """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons (at 1 bit, relu), by 0.5 to 1 points.`"""
     one, other = members[0].names
     better = "better" if members[0].verdict == "helps" else "worse"
@@ -110,7 +130,6 @@ def _describe_group(members: Sequence[Comparison], total: int, shared: Sequence[
     metric = members[0].metric
     low, high = (text.removeprefix("+") for text in format_differences(metric, sizes[0], sizes[-1]))
     points = say_distance(metric, low if low == high else f"{low} to {high}")
-    where = ", ".join([describe_bits_list(sorted({member.weight_bits for member in members})), *shared])
     count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
     return f"{_capital(one)} is significantly {better} than {other} {count} ({where}), by {points}."
 
@@ -221,6 +240,24 @@ def describe_counts(axis: str, found: Sequence[Comparison]) -> str:
     return f"{verdicts} because {reasons[0][1]}" if reasons else verdicts
 
 
+def describe_correction(found: Sequence[Comparison], budget: int | None) -> str:
+    """For how many tests the verdicts are corrected, and that a budget changes them; empty if that says nothing.
+
+    Args:
+        found: the comparisons of a question.
+        budget: bytes; None: no limit.
+    """
+    count = sum(one.p is not None for one in found)
+    if not count or (count == 1 and budget is None):
+        return ""
+    within = "" if budget is None else f", {'that' if count == 1 else 'those'} within the budget"
+    text = f"Corrected for {format_count(count, 'test')} (Holm){within}"
+    advice = "hoose a budget before you look at results, because verdicts depend on it."
+    if any(one.look for one in found):  # whose family also holds comparisons that are not tested yet
+        return "" if budget is None else f"C{advice}"
+    return f"{text}." if budget is None else f"{text}: c{advice}"
+
+
 def _count_reasons(axis: str, found: Sequence[Comparison]) -> list[tuple[int, str]]:
     """How many comparisons are refused for each reason, the most frequent first."""
     counts = Counter(one.obstacle for one in found if one.verdict == "refused").most_common()
@@ -242,11 +279,6 @@ def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:
         names = ", ".join(f"`{name}`" for name, _ in others.most_common())
         lines.append(f"A grid over `{axis}` has comparable pairs if it holds fixed: {names}.")
     return lines
-
-
-def named_settings(found: Sequence[Comparison]) -> list[str]:
-    """The axes of `NAMED` that have several values among comparisons, for `Comparison.describe`."""
-    return [name for name in NAMED if len({getattr(one, name) for one in found} - {None}) > 1]
 
 
 def varying_settings(found: Sequence[Comparison]) -> list[str]:

@@ -41,6 +41,7 @@ class ReadableAnswers(Answers):
         found = []
         for question in questions(self.run):
             counts = [f"{question.counts}.", *question.advice] if question.counts else []
+            counts += [question.correction] if question.correction else []
             lines = [*question.conclusions, *counts]
             found.append((question.title, [printable(line) for line in lines]))
         return found

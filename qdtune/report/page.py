@@ -192,7 +192,7 @@ def _front(run: Run, figure: Figure | None, data: str) -> Iterator[str]:
 def _question(question: Question, figure: Figure | None, data: str) -> Iterator[str]:
     """The conclusions, the figure with the effects, and the details, folded."""
     yield f"<section><h2>{_text(question.title)}</h2>"
-    yield _list(question.conclusions)
+    yield _list([*question.conclusions, *([question.correction] if question.correction else [])])
     yield _figure(figure, data) if figure else ""
     if question.refused:
         yield _fold(question.refusals, _list([*question.advice, *question.refused]), "twice")

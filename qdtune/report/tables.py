@@ -60,7 +60,8 @@ def full_table(axis: str, found: Sequence[Comparison]) -> Table | None:
         verdict = "; ".join([one.verdict_cell, *_reasons(one), *needed, *one.flags])
         sides = [str(one.value), str(one.baseline)]
         rows.append([*_cells(one, shared), *sides, format_effect(one), str(one.n_seeds), verdict])
-    return Table(f"A {favouring(metric)} effect favours the value in the column {axis}.", heads, rows)
+    title = f"A {favouring(metric)} effect favours the value in the column {axis}."
+    return Table(" ".join([title, *_describe_levels(found)]), heads, rows)
 
 
 def short_tables(axis: str, found: Sequence[Comparison], width: int) -> ShortTables:
@@ -84,6 +85,7 @@ def short_tables(axis: str, found: Sequence[Comparison], width: int) -> ShortTab
     others = " and ".join(dict.fromkeys(one.names[1] for one in found))
     what = f"effect favours the value in the column {axis} over {others}."
     favours = [f"A {favouring(found[0].metric)} {what}"] if found else []
+    favours += _describe_levels(found)
     return ShortTables(tables, [*favours, *needed, *(f"{letter}: {note}." for note, letter in letters.items())])
 
 
@@ -151,6 +153,16 @@ def format_effect(one: Comparison) -> str:
         return difference_cells(one.metric, one.effect)[0]
     effect, low, high = difference_cells(one.metric, one.effect, one.low, one.high)
     return f"{effect} [{low}, {high}]"
+
+
+def _describe_levels(found: Sequence[Comparison]) -> list[str]:
+    """A sentence about the intervals in brackets; none without any."""
+    levels = sorted({one.level for one in found if one.level and one.low is not None and not one.is_interval_useless})
+    if not levels:
+        return []
+    low, high = f"{100 * levels[0]:.4g}", f"{100 * levels[-1]:.4g}"
+    which, test = (low, "the test") if low == high else (f"{low} to {high}", "each test")
+    return [f"In brackets: the {which} % interval, at the level of {test} (Holm's correction)."]
 
 
 def effect_head(metric: Metric) -> str:

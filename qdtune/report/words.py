@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qdtune.analysis.comparison import Comparison
+from qdtune.analysis.comparison import Comparison, named_settings
 from qdtune.analysis.run import Run
 from qdtune.messages import format_count, one_line
 from qdtune.pareto import front
 from qdtune.report.conclusions import (
     advise_refusals,
     conclude,
+    describe_correction,
     describe_counts,
     describe_refusals,
     describe_verdicts,
-    named_settings,
 )
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
@@ -51,6 +51,7 @@ class Question(NamedTuple):
         verdicts: how the comparisons came out, in one line; empty without any.
         refusals: how many are refused for which reason, in one line; empty if none is.
         counts: both in one line.
+        correction: for how many tests the verdicts are corrected, in a sentence; empty without any.
         advice: what a sweep needs so that refused comparisons can be made.
         refused: a sentence for each refused comparison.
         best: a sentence for the best depth at each number of bits and within each size; empty for other questions.
@@ -64,6 +65,7 @@ class Question(NamedTuple):
     verdicts: str
     refusals: str
     counts: str
+    correction: str
     advice: list[str]
     refused: list[str]
     best: list[str]
@@ -156,6 +158,7 @@ def questions(run: Run) -> list[Question]:
                 describe_verdicts(found),
                 describe_refusals(axis, found),
                 describe_counts(axis, found),
+                describe_correction(found, run.budget),
                 advise_refusals(axis, found),
                 [one.describe(settings) for one in found if one.verdict == "refused"],
                 best,
@@ -164,7 +167,7 @@ def questions(run: Run) -> list[Question]:
             )
         )
     if ties := [one.sentence for one in answers.front]:
-        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", [], [], [], None, ()))
+        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", "", [], [], [], None, ()))
     return asked
 
 

@@ -314,7 +314,10 @@ def test_depths_of_other_widths_are_compared_where_their_sizes_are_equal():
     found = one(table(*rows))
     assert (found.n_pairs, found.baseline_bytes) == (1, 1170)
     assert found.effect == pytest.approx(0.0995)
-    assert found.flags == ("hidden width 24 instead of 28, for equal bytes", "2.6 % larger")
+    assert found.flags == (
+        "hidden width 24 instead of 28, for equal bytes",
+        "depth 2 has 2.6 % more bytes than depth 1",
+    )
     fits = one(table(*rows, configuration(2, 1, [0.7, 0.7], hidden="30", size_bytes=1250)))
     assert fits.n_pairs == 2
     assert fits.effect == pytest.approx((0.0995 + 0.3995) / 2)
@@ -328,8 +331,8 @@ def test_sizes_further_apart_than_a_twentieth_are_refused_and_a_hundredth_is_sai
 
     assert (sized(1051).verdict, sized(1051).reason) == ("refused", "sizes differ by more than 5 %")
     assert sized(950).verdict == "refused"
-    assert (sized(1050).verdict, sized(1050).flags) == ("helps", ("5.0 % larger",))
-    assert sized(990).flags == ("1.0 % smaller",)
+    assert (sized(1050).verdict, sized(1050).flags) == ("helps", ("depth 2 has 5.0 % more bytes than depth 1",))
+    assert sized(990).flags == ("depth 1 has 1.0 % more bytes than depth 2",)
     assert (sized(1009).flags, sized(1009).size_bytes, sized(1009).baseline_bytes) == ((), 1009, 1000)
 
 
@@ -406,6 +409,33 @@ def test_the_rank_of_the_last_layer_is_told_where_it_is_capped():
     assert one(table(*own)).flags == ()  # what its last layer was is not known
     deeper = configuration(3, 4, 0.9 + noise(1), inner_dims=[[20, 20], [6, 6]], model="nets:net")
     assert "the last layer has rank 6 instead of 7" in one(table(own[1], deeper)).sentence
+
+
+def test_sentences_of_a_sweep_name_only_what_varies_in_it():
+    rows = [configuration(d, 2, 0.8 + d / 100 + noise(d, 4), activation=a) for d, a in PAIRS]
+    trials = table(*rows)
+    said = answer(trials, NOTHING, aggregate(trials)).sentences
+    assert [line.partition(", ")[0] for line in said["depth"]] == ["At 2 bits (identity)", "At 2 bits (relu)"]
+    assert said["activation"][0].startswith("At 2 bits and depth 2, relu ")
+
+
+PAIRS = [(1, "identity"), (2, "identity"), (2, "relu")]
+
+
+@pytest.mark.parametrize("is_unfinished", [False, True])
+def test_what_has_no_partner_yet_is_not_refused_for_good(is_unfinished):
+    far = [configuration(1, 2, [0.8, 0.81], size_bytes=500), configuration(2, 2, [0.9, 0.92])]
+    alone = configuration(2, 4, [0.9, 0.92])
+    other = configuration(1, 4, [0.9, 0.92], qat_lr=0.5)
+    trials = table(*far, alone, other)
+    found = answer(trials, NOTHING, aggregate(trials), is_unfinished=is_unfinished).depth
+    assert {one.verdict for one in found} == {"refused"}
+    if is_unfinished:
+        assert {one.obstacle for one in found} == {"waiting"}
+        assert all(one.reason.startswith("no pair of equal size that differs in depth alone is ") for one in found)
+        assert not any(one.confounders for one in found)
+    else:
+        assert {one.obstacle for one in found} == {"size", "confounded"}
 
 
 def test_points_show_two_digits_where_one_would_show_a_zero():

@@ -10,8 +10,10 @@ from qdtune.analysis.comparison import Comparison
 from qdtune.report.conclusions import (
     MAX_GROUPS,
     advise_refusals,
+    behind_sentences,
     conclude,
     describe_bits_list,
+    describe_correction,
     describe_counts,
     describe_refusals,
     describe_verdicts,
@@ -74,9 +76,35 @@ def test_better_and_worse_are_not_mixed_and_a_single_result_is_said_in_full():
 
 def test_many_results_are_counted():
     names = ["relu", "gelu", "tanh", "hardtanh", "leaky_relu"]
-    lines = significant_sentences([replace(HELPS, value=name) for name in names])
+    found = [replace(HELPS, value=name) for name in names]
+    lines = significant_sentences([*found, *at(replace(HURTS, value="hardtanh"), 1), *at(UNDECIDED, 4)])
     assert len(lines) == MAX_GROUPS + 1
-    assert lines[-1] == "2 more results are significant."
+    assert lines[-1] == (
+        "3 more results are significant: hardtanh is better than identity (at 2 bits); leaky_relu is better than "
+        "identity (at 2 bits); hardtanh is worse than identity (at 1 bit)."
+    )
+    assert significant_sentences(found[:4])[-1] == (
+        "1 more result is significant: hardtanh is better than identity (at 2 bits)."
+    )
+    behind = [replace(BASE, verdict="behind", value=name, behind=name) for name in names]
+    assert behind_sentences(behind)[MAX_GROUPS:] == [
+        "In 2 more comparisons a side is behind: hardtanh is behind identity (at 2 bits); leaky_relu is behind "
+        "identity (at 2 bits)."
+    ]
+
+
+def test_the_correction_is_told_with_what_it_counts():
+    found = [*at(HELPS, 1, 2), UNDECIDED, replace(UNDECIDED, p=None), BASE]
+    assert describe_correction(found, None) == "Corrected for 3 tests (Holm)."
+    assert describe_correction(found, 900) == (
+        "Corrected for 3 tests (Holm), those within the budget: choose a budget before you look at results, because "
+        "verdicts depend on it."
+    )
+    assert describe_correction([HELPS], None) == describe_correction([BASE], 900) == ""
+    looked = [replace(HELPS, look=1)] * 2
+    assert describe_correction(looked, None) == ""
+    assert describe_correction(looked, 900).startswith("Choose a budget before you look")
+    assert describe_correction([HELPS], 900).startswith("Corrected for 1 test (Holm), that within the budget: ")
 
 
 def test_a_setting_is_said_only_if_it_varies():

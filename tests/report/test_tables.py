@@ -9,7 +9,7 @@ from qdtune.terminal import wrap_text
 from tests.report.test_conclusions import BASE, HELPS, UNDECIDED, at
 
 REFUSED = replace(BASE, reason="sizes differ by more than 5 %", obstacle="size")
-FOUND = [HELPS, *at(replace(UNDECIDED, flags=("1.2 % larger",)), 4), *at(REFUSED, 8)]
+FOUND = [HELPS, *at(replace(UNDECIDED, flags=("a note",)), 4), *at(REFUSED, 8)]
 
 
 def test_notes_are_letters_below_the_table():
@@ -17,9 +17,10 @@ def test_notes_are_letters_below_the_table():
     assert table.heads == ["bits", "activation", "effect (points)", "n", "needed", "verdict", "notes"]
     assert [row[-3:] for row in table.rows] == [["-", "helps", ""], ["9", "undecided", "a"], ["-", "refused", "b"]]
     assert notes[0] == "A positive effect favours the value in the column activation over identity."
-    assert notes[2:] == ["a: 1.2 % larger.", "b: sizes differ by more than 5 %."]
+    assert notes[1] == "In brackets: the 95 % interval, at the level of the test (Holm's correction)."
+    assert notes[3:] == ["a: a note.", "b: sizes differ by more than 5 %."]
     wide = full_table("activation", FOUND)
-    assert wide.rows[1][-1] == "undecided; about 9 seeds would be needed; 1.2 % larger"
+    assert wide.rows[1][-1] == "undecided; about 9 seeds would be needed; a note"
 
 
 def test_each_setting_has_a_table_if_one_is_too_wide():
@@ -29,7 +30,17 @@ def test_each_setting_has_a_table_if_one_is_too_wide():
     tables, notes = short_tables("activation", found, table.width - 1)
     assert [one.title for one in tables] == ["scale lsq", "scale minmax"]
     assert all("scale" not in one.heads and one.width < table.width and len(one.rows) == 3 for one in tables)
-    assert len(notes) == 4
+    assert len(notes) == 5
+
+
+def test_the_levels_of_the_intervals_are_told():
+    several = [HELPS, *at(replace(UNDECIDED, level=0.998), 4)]
+    assert short_tables("activation", several, 80).notes[1] == (
+        "In brackets: the 95 to 99.8 % interval, at the level of each test (Holm's correction)."
+    )
+    useless = [replace(UNDECIDED, low=-1.0), *at(REFUSED, 8)]
+    assert not any("In brackets" in note for note in short_tables("activation", useless, 80).notes)
+    assert "In brackets: the 95 % interval" in full_table("activation", FOUND).title
 
 
 def test_more_notes_than_letters_have_two_letters_each():
