@@ -59,9 +59,12 @@ class Model(NamedTuple):
         model, width, t, x = self.program["model"], self.program["inputs"], self.tensors, np.asarray(x)
         _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
         low, high, wanted = (0, 255, WANTED) if x.dtype.kind in "iu" else (-1.001, 1.001, WANTED)
+        kinds = "iuf"
         if (dtype := self.program.get(INPUT)) is not None:
-            low, high, wanted = -3e38, 3e38, f"finite {dtype} as the training data, not normalised"
-        fits = x.shape[1:] == (width,) and x.dtype.kind in "iuf" and bool(((low <= x) & (x <= high)).all())
+            limits = np.finfo(dtype) if dtype.startswith("f") else np.iinfo(dtype)
+            low, high, wanted = limits.min, limits.max, f"finite {dtype} as the training data, not normalised"
+            kinds = "iuf" if dtype.startswith("f") else "iu"
+        fits = x.shape[1:] == (width,) and x.dtype.kind in kinds and bool(((low <= x) & (x <= high)).all())
         _must(fits, f"x must be {wanted}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
         x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
         for op in self.program["ops"]:

@@ -363,6 +363,14 @@ BAD_DATA = [
         f"{DATA}np.full((200, 6), np.nan), y, x / 1, y",
         r"train_x must be finite float32, got 1200 numbers that are not, .* row 0",
     ),
+    (
+        f"{DATA}np.ma.masked_less(np.ones((200, 6)) * (np.arange(200) != 4)[:, None], 1), y, x / 1, y",
+        r"f: train_x must have no masked elements, got 1 rows with some, the first is row 4",
+    ),
+    (
+        f"{DATA}x, y, x, list(np.ma.masked_equal(y, 1))",
+        r"f: test_y must have no masked elements, got 67 rows .* row 1",
+    ),
     (f"{DATA}x, y, x.reshape(200, 2, 3), y", r"test_x must be uint8, .* got uint8 of shape \(200, 2, 3\)"),
     (f"{DATA}x.reshape(200, 1, 6, 1), y, x, y", rf"{ROWS}, as wide .*got shapes \(200, 1, 6, 1\) and \(200, 6\)"),
     (

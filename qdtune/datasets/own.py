@@ -15,6 +15,7 @@ from qdtune.plugins import PluginError, blame_group, explain_errors, load_functi
 if TYPE_CHECKING:
     from qdtune.datasets.dataset import Splits
 
+NAMES = ("train_x", "train_y", "test_x", "test_y")  # of the arrays of a factory
 MAX_CHANNELS = 4  # of an image whose last axis is taken for its channels
 
 
@@ -64,7 +65,7 @@ def _checked(factory: str, given: Any, targets: Targets) -> tuple[Splits, tuple[
     if not isinstance(given, tuple | list) or len(given) != 4:
         raise PluginError(f"{factory} must return (train_x, train_y, test_x, test_y), got {type(given).__name__}")
     with explain_errors(f"{factory} must return four arrays"):
-        arrays = [np.asarray(array) for array in given]
+        arrays = [_as_array(f"{factory}: {name}", array) for name, array in zip(NAMES, given, strict=True)]
     train_x, train_y, test_x, test_y = arrays
     train_x, test_x = (_check_rows(factory, split, x) for split, x in (("train", train_x), ("test", test_x)))
     if len(train_x) < 2 or not test_x.size or train_x.shape[1:] != test_x.shape[1:]:
@@ -81,11 +82,26 @@ def _checked(factory: str, given: Any, targets: Targets) -> tuple[Splits, tuple[
     return (train_x, train_y, test_x, test_y), image, count
 
 
+def _as_array(name: str, given: Any) -> np.ndarray:
+    """An array without a mask.
+
+    Raises:
+        PluginError: elements are masked, and would count as numbers.
+    """
+    rows = given if isinstance(given, np.ma.MaskedArray | list | tuple) else ()
+    masked = [k for k, row in enumerate(rows) if np.ma.is_masked(row)]
+    if masked:
+        what = f"must have no masked elements, got {len(masked)} rows with some, the first is row {masked[0]}"
+        raise PluginError(f"{name} {what} (fill them in, or leave these rows out)")
+    return np.asarray(given)
+
+
 def _check_rows(factory: str, split: str, x: np.ndarray) -> np.ndarray:
     """The rows of a split; floats as float32."""
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):  # told below
             x = x.astype(np.float32)
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)  # torch takes no other order of bytes
     if x.dtype.name not in DTYPES or x.ndim not in (2, 4):
         what = (
             f"{split}_x must be {', '.join(DTYPES[:-1])} or float of shape (rows, inputs), or images (rows, channels,"

@@ -144,7 +144,8 @@ def _check_precision(y: Array, rounded: Array) -> None:
         by, around = f"{rounding[column]:.3g}", f"{spread[column]:.3g} at values up to {most:.10g}"
         raise TargetError(
             f"train_y must keep its differences as float32, which rounds column {column} by up to {by}, and its "
-            f"standard deviation is {around} ({before:,} distinct values become {after:,}): subtract an offset, such as the mean"
+            f"standard deviation is {around} ({before:,} distinct values become {after:,}): subtract an offset, "
+            "such as the mean"
         )
 
 

@@ -195,3 +195,16 @@ def test_a_metric_that_the_validation_split_leaves_undefined_is_told_before_trai
 def test_targets_far_from_zero_are_taken_if_float32_keeps_their_differences(tmp_path):
     _, data = targeted(tmp_path, "np.stack([1e8 + 1e6 * x[:, 0], 300 + x[:, 1] / 10], 1)", "regression", "r2")
     assert data.train_y.std(0) == pytest.approx([1e6, 0.1], rel=0.3)
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">u2", ">f4", ">f8"])
+def test_rows_of_another_order_of_bytes_train_as_native_ones(tmp_path, dtype):
+    found = []
+    for order in (dtype, dtype.replace(">", "<")):
+        targets = f"x[:, 0]\n    x = (x * 10 + 5000).astype('{order}')"
+        found.append(targeted(tmp_path, targets, "regression", "r2"))
+    (spec, swapped), (plain, native) = found
+    assert swapped.train_x.dtype.isnative
+    assert (swapped.test_x == native.test_x).all()
+    assert spec.data.content == plain.data.content
+    assert len(Tensors.of(swapped, torch.device("cpu")).train_x) == 110

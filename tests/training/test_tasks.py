@@ -145,6 +145,27 @@ def test_a_reader_refuses_rows_that_are_not_finite_and_an_older_one_refuses_the_
         reader.load(alone).logits(rows)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
+def test_a_reader_takes_the_numbers_of_its_type_and_no_others(dtype):
+    _, data, report = trained(task_of("regression"), metric_of("r2"), dtype, "feature")
+    model = reader.load(one_seed(report["weights"], 0))
+    row = data.test_x[:1]
+    assert (model.logits(row.tolist()) == model.logits(row)).all()
+    limits = np.finfo(dtype) if dtype == "float32" else np.iinfo(dtype)
+    low, high = limits.min, limits.max
+    with np.errstate(over="ignore", invalid="ignore"):  # the normalisation of such floats
+        assert model.logits(np.array([[low, high] * (INPUTS // 2)], dtype)).shape == (1, 2)
+    if dtype == "float32":
+        wrong = [row.astype("f8") * 1e300, row * np.nan]
+    else:
+        wrong = [row / 1, row - row + (np.array(0) + (high + 1)), row.astype(int) * 0 + low - 1]
+    for given_rows in wrong:
+        with pytest.raises(
+            reader.ReaderError, match=f"x must be finite {dtype} as the training data, not normalised"
+        ):
+            model.logits(given_rows)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_network_without_hidden_layers_trains_and_ships(depth):
     task = task_of("regression")
