@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.decisions import Family
 from qdtune.store.further_seeds import find_further_seeds, judge_cohorts
 from qdtune.store.looks import DECIDED
 from qdtune.store.results import SeedEnd
 from qdtune.store.seed_tests import FAMILY_ALPHA, apply_holm, t_test
-from qdtune.store.unfinished import StoredCohort
+from qdtune.store.unfinished import Key, StoredCohort
 
 Values = NDArray[np.float64]
 MOST_SEEDS, UNIFORM = 12, (3, 5, 10)
@@ -139,20 +140,25 @@ def run_family(comparisons: int, noise: np.random.Generator, draw: Any, counts: 
     counts["until decided"].add(true, verdicts, trainings)
 
 
+def train(spec: Spec, keys: Sequence[Key], values: Values) -> tuple[list[StoredCohort], list[Family]]:
+    """What a launch of a sweep trains, and the verdicts; configurations are listed by rising size."""
+    place = {key: i for i, key in enumerate(keys)}
+
+    def cohort(key: Key, seeds: tuple[int, ...]) -> StoredCohort:
+        ends = tuple(SeedEnd(seed, "ok", float(values[place[key], seed])) for seed in seeds)
+        return StoredCohort(key, seeds, 10_000 + place[key], "ok", 0.5, (), f"{place[key]} {seeds[0]}", ends)
+
+    cohorts = [cohort(key, spec.seeds) for key in keys]
+    while further := find_further_seeds(spec, cohorts):
+        cohorts += [cohort(first.key, seeds) for first, seeds in further]
+    return cohorts, judge_cohorts(spec, cohorts)
+
+
 def decide(
     spec: Spec, keys: Sequence[tuple[tuple[Any, ...], int, tuple[Any, ...]]], values: Values
 ) -> tuple[dict[tuple[Any, ...], float], int]:
     """The signs of the verdicts by depth, bits and scale, and the number of trainings, as a launch comes to them."""
-    place = {key: i for i, (key, *_) in enumerate(keys)}
-
-    def cohort(key: tuple[Any, ...], seeds: tuple[int, ...]) -> StoredCohort:
-        ends = tuple(SeedEnd(seed, "ok", float(values[place[key], seed])) for seed in seeds)
-        return StoredCohort(key, seeds, 1000, "ok", 0.5, (), f"{place[key]} {seeds[0]}", ends)
-
-    cohorts = [cohort(key, spec.seeds) for key, *_ in keys]
-    while further := find_further_seeds(spec, cohorts):
-        cohorts += [cohort(first.key, seeds) for first, seeds in further]
-    (family,) = judge_cohorts(spec, cohorts)
+    cohorts, (family,) = train(spec, [key for key, *_ in keys], values)
     signs = {}
     for i, member in enumerate(family.members):
         side = member.at[0].group[0]  # type: ignore[union-attr]
@@ -171,6 +177,40 @@ def simulate(noise_name: str, families: int, sizes: Sequence[int] = tuple(SIZES)
     return counts
 
 
+@cache
+def sweep_of_front() -> Spec:
+    """A sweep of 12 configurations of rising size that asks about neighbours on its front."""
+    return Spec.model_validate(
+        {
+            "version": 1,
+            "name": "front",
+            "parameters": {"hidden": {"values": [[width] for width in range(8, 20)]}},
+            "data": {"dataset": "digits", "val_size": 100},
+            "early_terminate": {"type": "none"},
+            "replicate": {"until": "decided", "questions": ["front"]},
+        }
+    )
+
+
+def simulate_front(families: int, step: float, seed: int = 0) -> Count:
+    """The counts over sweeps in which each next size is better by `step` standard deviations of a difference.
+
+    If `step` is 0, all are equal and any verdict is wrong; the front then consists of lucky ones alone.
+    """
+    spec, noise, found = sweep_of_front(), np.random.default_rng(seed), Count()
+    keys = [trial.key for trial in plan(spec).trials]
+    for _ in range(families):
+        own, shared = noise.normal(size=(len(keys), MOST_SEEDS)) / np.sqrt(2), noise.normal(0, 2, size=MOST_SEEDS)
+        values = 0.5 + ONE_SD * (step * np.arange(len(keys))[:, None] + own + shared)
+        cohorts, (family,) = train(spec, keys, values)
+        signs = [
+            np.sign(family.walk.tests[family.walk.looks[i]].mean[i]) * (family.walk.endings[i] == DECIDED)
+            for i in range(len(family.members))
+        ]
+        found.add(np.full(len(signs), step), np.array(signs), sum(len(one.seeds) for one in cohorts))
+    return found
+
+
 def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -186,6 +226,14 @@ def main() -> None:
             each = count.trainings / count.families
             print(f"| {noise} | {way} | {wrong:.1%} | {found:.0%} | {each:.0f} |".replace("%", " %"), flush=True)
         print(f"<!-- {given.families} families in {time.monotonic() - start:.0f} s -->", flush=True)
+
+    print("\n| step between neighbours | fronts with a wrong verdict | near-ties decided | trainings per sweep |")
+    print("|---|---|---|---|")
+    for step in (0.0, 0.3, 1.0):
+        count = simulate_front(given.families // 5, step)
+        decided = f"{count.decided / count.effects:.0%}" if count.effects else "-"
+        wrong, each = count.wrong / count.families, count.trainings / count.families
+        print(f"| {step:g} | {wrong:.1%} | {decided} | {each:.0f} |".replace("%", " %"), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.decide import Count, simulate
+from tests.benchmarks.decide import Count, simulate, simulate_front
 
 FAMILIES = 2000
 
@@ -40,3 +40,11 @@ def test_other_noise_is_told_as_it_is(noise, capsys):
         print({name: share_wrong(one) for name, one in counts.items()})
     # Not promised: the t test itself is off. With looks it is not worse than a fixed number of seeds by much.
     assert share_wrong(counts["until decided"]) <= 0.05 + max(share_wrong(counts[f"uniform {n}"]) for n in (3, 5, 10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [0, 0.3, 1])
+def test_at_most_five_per_cent_of_fronts_have_a_wrong_verdict(step):
+    found = simulate_front(FAMILIES, step)
+    assert share_wrong(found) <= 0.05
+    assert found.decided > 0 or step == 0
