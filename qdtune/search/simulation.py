@@ -95,6 +95,22 @@ def simulate(
     return epochs, queue.twice, queue.results
 
 
+def _find_corner(
+    spec: Spec, costs: Sequence[tuple[float, float]], on_front: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """The reference point of the hypervolume: twice the largest size, and a network that has learned nothing.
+
+    The worst network takes its place if the metric has no such value, or if one on the front is worse than that, as
+    with an R² below 0: it would add nothing.
+    """
+    assert spec.data.info is not None
+    untrained = untrained_value(spec.metric, spec.data.info)
+    floor = math.inf if untrained is None else -spec.metric.sign * untrained
+    if untrained is None or any(cost > floor for cost, _ in on_front):
+        floor = max(cost for cost, _ in costs)
+    return floor, 1 + max(size for _, size in costs)
+
+
 def score(
     spec: Spec, results: Sequence[Result], at_once: int, seeds: Iterable[int], order: str = "shuffled"
 ) -> Score:
@@ -112,11 +128,7 @@ def score(
     costs = {i: (-r.score, math.log2(r.trial.sizes.size_bytes)) for i, r in recorded.items() if r.score is not None}
     ids = list(costs)
     members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
-    # The reference point: a network that has learned nothing, or the worst one; and twice the largest size.
-    assert spec.data.info is not None
-    untrained = untrained_value(spec.metric, spec.data.info)
-    worst = max(cost for cost, _ in costs.values()) if untrained is None else -spec.metric.sign * untrained
-    corner = (worst, 1 + max(size for _, size in costs.values()))
+    corner = _find_corner(spec, list(costs.values()), [costs[i] for i in members])
     whole = hypervolume(list(costs.values()), corner)
     epochs = sum(len(result.curve) for result in results)
     found = Score()

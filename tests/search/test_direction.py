@@ -100,3 +100,16 @@ def test_a_replay_scores_any_metric(tmp_path, metric):
     assert found.lost == [0, 0, 0]
     assert found.kept == [1, 1, 1]
     assert min(found.saved) > 0
+
+
+def test_a_replay_of_negative_r2_counts_what_a_pruner_loses(tmp_path):
+    found = []
+    for metric, value_of in (("r2", lambda skill: skill - 3), ("mse", lambda skill: 3 - skill)):
+        store = write_run(tmp_path / metric, make_spec("regression", metric), value_of)
+        rule = "early_terminate={type: percentile, percentile: 25, scope: all, n_startup_trials: 1}"
+        spec = make_spec("regression", metric, ["name=same", rule])
+        read = make_spec("regression", metric)
+        found.append(score(spec, results(read, store.trials(), store.history()), 2, range(3)))
+    assert min(found[0].lost) > 0
+    assert max(found[0].kept) < 1
+    assert found[0].kept == pytest.approx(found[1].kept)
