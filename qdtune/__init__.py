@@ -77,7 +77,7 @@ def run(
 ) -> LoadedRun:
     """Trains a sweep, or finishes it, as `qdtune launch` does, and returns its run. Progress is printed.
 
-    The sweep runs in a process of its own. An interrupt stops it in order; the same call goes on from there.
+    The sweep runs in a process of its own. An interrupt ends it cleanly; the same call goes on from there.
 
     Args:
         sweep: the path of a sweep file, or its content as a dict.

@@ -288,7 +288,7 @@ def _read_packed(store: Store, row: Mapping[str, Any], run: str, is_lost: bool) 
         raise _WeightsError(f"the weights of trial {trial_id} are lost: launch its sweep, which trains it again")
     if blob is None:
         what = f"no weights are kept of trial {trial_id}: it was trained by an older version of qdtune"
-        raise _WeightsError(f"{what} (train it again, with {name_option('--fresh')})")
+        raise _WeightsError(f"{what} (launch its sweep again with {name_option('--fresh')})")
     try:
         return read_seed(blob, row)
     except ReaderError as error:

@@ -117,7 +117,7 @@ def note_signals(received: list[int]) -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             _leave("stopped", 128 + number)
-        _say("\nstopping in order, what is finished is kept (once more: stop at once)\n")
+        _say("\nstopping: what is finished is kept (once more: stop at once)\n")
 
     with handle_signals(handle):
         yield

@@ -280,7 +280,7 @@ def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
     lines_until(script, " starting")  # a trial has begun
     script.send_signal(signal.SIGINT)
     said, _ = script.communicate(timeout=100)
-    assert "stopping in order" in said
+    assert "stopping: what is finished is kept" in said
     assert "stopped by SIGINT: 8 of 8 trials left to do; the same command goes on from here" in said
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert script.returncode == -signal.SIGINT

@@ -232,7 +232,9 @@ def test_what_cannot_be_exported_is_told_in_one_line(run, tmp_path, capsys):
     file.unlink()
     assert refused(capsys, out, run, "--trial", a).startswith(f"the weights of trial {a} are lost: launch its sweep")
     shutil.rmtree(run / "weights")  # as of a version that kept none
-    assert refused(capsys, out, run, "--trial", a).startswith(f"no weights are kept of trial {a}")
+    told = refused(capsys, out, run, "--trial", a)
+    assert told.startswith(f"no weights are kept of trial {a}")
+    assert told.endswith("(launch its sweep again with --fresh)")
 
 
 def test_trial_is_found_by_how_its_id_begins(swept, tmp_path, capsys):

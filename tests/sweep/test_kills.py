@@ -225,7 +225,7 @@ def test_ctrl_c_twice_ends_at_once_and_the_same_command_finishes(command):  # no
     process = command.start("[1, 2, 3, 4, 5, 6, 7, 8]", epochs=20)
     until(process, "at a time")
     process.send_signal(signal.SIGINT)
-    assert "stopping in order" in process.stderr.readline() + process.stderr.readline()
+    assert "stopping: what is finished is kept" in process.stderr.readline() + process.stderr.readline()
     process.send_signal(signal.SIGINT)
     code, told = ended(process)
     assert code == 130, told
