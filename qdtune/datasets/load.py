@@ -28,6 +28,9 @@ from qdtune.messages import name_option
 if TYPE_CHECKING:
     from qdtune.datasets.dataset import Splits
 
+LEAST_SPREAD = float(np.finfo(np.float32).eps)  # a standard deviation that normalises, as a share of the values
+SMALLEST = 1e-37  # the same; its inverse and the shift stay well within float32
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -155,10 +158,15 @@ def cut(
 
 
 def _measure(x: NDArray[Any], normalize: str) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """The scale and the shift that normalise rows x (N, I); what does not vary is only shifted."""
+    """The scale and the shift that normalise rows x (N, I); what does not vary by more than rounding is only shifted.
+
+    A spread within the rounding of float32, or too small for its inverse to be one, counts as none: its scale would
+    blow up the next row that differs.
+    """
     if normalize == "none":
         return None, None
     axis = 0 if normalize == "feature" else None
     mean, spread = np.atleast_1d(x.mean(axis, dtype=np.float64)), np.atleast_1d(x.std(axis, dtype=np.float64))
-    scale = 1 / np.where(spread > 0, spread, 1)
+    largest = np.atleast_1d(np.maximum(x.max(axis), -x.min(axis)).astype(np.float64)) if x.dtype.kind == "f" else 0
+    scale = 1 / np.where(spread > np.maximum(LEAST_SPREAD * largest, SMALLEST), spread, 1)
     return scale.astype(np.float32), (-mean * scale).astype(np.float32)

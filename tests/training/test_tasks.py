@@ -135,6 +135,29 @@ def test_rows_are_normalised_by_what_is_trained_on_and_a_constant_feature_is_shi
     assert torch.equal(plain.test_x, torch.from_numpy(splits[2]))
 
 
+@pytest.mark.parametrize("normalize", ["dataset", "feature"])
+@pytest.mark.parametrize("spread", [1e-7, 1e-44])
+def test_a_spread_that_is_rounding_does_not_blow_up_the_next_row(normalize, spread):
+    splits, info = given(task_of("regression"), "float32")
+    columns = slice(3, 4) if normalize == "feature" else slice(None)
+    splits[0][:, columns] = 1 if spread > 1e-37 else 0
+    splits[0][::150, columns] += np.float32(spread)
+    splits[2][:, columns] = 0.5
+    assert splits[0][:, columns].max() > splits[0][:, columns].min()
+    data = Tensors.of(cut("mine:data", splits, 100, info, normalize), CPU)
+    found = data.normalise(data.test_x)[:, columns]
+    assert abs(float(found.mean())) == pytest.approx(0.5)
+    assert bool(data.train_x.isfinite().all())
+
+
+def test_a_small_spread_that_is_real_is_normalised():
+    splits, info = given(task_of("regression"), "float32")
+    splits[0][:, 3] = splits[0][:, 3] * 1e-4 + 7
+    splits[0][:, 4] *= 1e-30
+    found = Tensors.of(cut("mine:data", splits, 100, info, "feature"), CPU).train_x.numpy().astype(float)
+    assert found.std(0) == pytest.approx(np.ones(found.shape[1]), rel=0.05)
+
+
 def test_a_reader_refuses_rows_that_are_not_finite_and_an_older_one_refuses_the_file():
     _, data, report = trained(task_of("regression"), metric_of("r2"))
     alone = one_seed(report["weights"], 0)
