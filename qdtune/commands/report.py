@@ -19,7 +19,16 @@ from qdtune.report.page import MARK, images, page
 from qdtune.report.plot_data import sheet
 from qdtune.report.published import CAVEAT
 from qdtune.report.tables import Table, short_tables
-from qdtune.report.words import BESIDE, Question, beside, provisional, questions, state, trouble
+from qdtune.report.words import (
+    BESIDE,
+    Question,
+    beside,
+    explain_nothing_beside,
+    provisional,
+    questions,
+    state,
+    trouble,
+)
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
@@ -264,7 +273,7 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
         _print_sentences([BESIDE, CAVEAT], out, style="dim")
         out.print()
     elif reference:
-        out.print(f"--reference: no published networks are known here for {run.spec.data.names[0]}")
+        _print_sentences([explain_nothing_beside(run.pareto, run.spec.data.names[0])], out)
 
 
 def _print_question(question: Question, out: Any, is_long: bool) -> None:

@@ -15,7 +15,7 @@ from altair.utils.schemapi import debug_mode
 from qdtune.report.curves import draw_curves
 from qdtune.report.figure import WIDTH, Figure
 from qdtune.report.forest import draw_forest
-from qdtune.report.front_figure import draw_front, front_layers, front_steps, point_layer, right_edge
+from qdtune.report.front_figure import draw_front, front_layers, front_steps, note_holes, point_layer, right_edge
 from qdtune.report.plot_data import Row, Sheet
 from qdtune.report.published import published
 from qdtune.report.scales import error, metric_axis, note_clipped, short_title, size_axis, styled
@@ -79,7 +79,7 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure | None:
         charts.append(chart.properties(width=PANEL_WIDTH, height=150, title=f"{title_of(axis)}: {value}"))
     caption = (
         "The grey line is the front of all configurations, the same in each panel. Hollow: stopped early or failed."
-        f"{note_clipped(metric, values)}"
+        f"{note_holes(drawn)}{note_clipped(metric, values)}"
     )
     return Figure(name, f"By {title_of(axis)}", caption, styled(alt.concat(*charts, columns=3)))
 

@@ -24,6 +24,7 @@ from qdtune.spec.tasks import Metric
 FOREST_WIDTH = 760  # pixels, labels included
 ROW_HEIGHT = 19  # pixels of a comparison
 MAX_ROWS = 60  # comparisons of a plot; of more, those with the smallest p
+TICKS = 7  # about so many on the axis of effects
 CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
 MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
@@ -84,7 +85,8 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
     title = f"← worse\u2003{head}\u2003better →"
     # Right is better, whichever way the metric goes.
     ends: dict[str, Any] = {} if metric.sign > 0 else {"reverse": True}
-    x = alt.X("effect:Q", title=title, scale=alt.Scale(nice=True, zero=True, **ends))
+    # So few ticks that every label fits, that of zero among them.
+    x = alt.X("effect:Q", title=title, scale=alt.Scale(nice=True, zero=True, **ends), axis=alt.Axis(tickCount=TICKS))
     scale = alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
     fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | HOLLOW).values()])
     tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", head, "seeds", "verdict", "needed")]
@@ -94,7 +96,7 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
         base.transform_filter("isValid(datum.low)")
         .mark_rule()
         .encode(
-            x=alt.X("low:Q", title=title),
+            x=alt.X("low:Q", title=title, axis=alt.Axis(tickCount=TICKS)),
             x2="high:Q",
             color=alt.Color("verdict:N", legend=None, scale=scale),
             strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1.2)),

@@ -15,6 +15,7 @@ from qdtune.report.plot_data import Recorded, Row, Sheet, sheet
 from qdtune.report.published import CAVEAT, Published
 from qdtune.report.scales import (
     DASHES,
+    HOLED_SHAPES,
     MARGIN,
     OKABE_ITO,
     SHAPES,
@@ -28,9 +29,11 @@ from qdtune.report.scales import (
     styled,
     with_error,
 )
-from qdtune.spec.axes import AXIS_NAMES, title_of
+from qdtune.spec.axes import AXIS_NAMES, axis_of, title_of
 from qdtune.spec.metric_text import best_word, column_head
 from qdtune.spec.tasks import ACCURACY, Metric
+
+NO_ACTIVATION = axis_of("activation").default
 
 
 def draw_front(drawn: Sheet, others: Sequence[Published], still: bool = False) -> Figure:
@@ -54,10 +57,10 @@ def draw_front(drawn: Sheet, others: Sequence[Published], still: bool = False) -
     band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
     name = drawn.metric.name
     best = "most accurate configuration" if drawn.metric is ACCURACY else f"configuration of {_best(drawn)}"
-    hollow = f"Hollow: stopped early or failed, with the last {name}."
+    hollow = f"Hollow: stopped early or failed, with the last {name}.{note_holes(drawn)}"
     text = f"Step line: the {best} up to a size{band}. {hollow}"
     if others:
-        text = f"Step line: the front, chosen by validation {name}{band}. {CAVEAT}"
+        text = f"Step line: the front, chosen by validation {name}{band}.{note_holes(drawn)} {CAVEAT}"
     text += note_clipped(drawn.metric, values)
     if still or not drawn.epochs:
         chart: Any = alt.layer(*layers, points, *named).properties(width=WIDTH, height=HEIGHT)
@@ -77,6 +80,11 @@ def draw_front(drawn: Sheet, others: Sequence[Published], still: bool = False) -
 
 def _best(drawn: Sheet) -> str:
     return f"{best_word(drawn.metric)} {drawn.metric.name}"
+
+
+def note_holes(drawn: Sheet) -> str:
+    """A sentence for a caption if some marks have a hole, with a space before it; else empty."""
+    return " With a hole: an activation between the factors." if _has_holes(drawn) else ""
 
 
 def front_figure(run: Recorded) -> Any:
@@ -169,12 +177,13 @@ def point_layer(drawn: Sheet, size: Any, height: Any, split: str) -> Any:
         for name, kind in (("stroke", alt.Stroke), ("fill", alt.Fill)):
             encodings[name] = kind(f"{colour}:O", title=title_of(colour), scale=colours(drawn.values(colour)))
     if shape:
-        scale = alt.Scale(domain=drawn.values(shape), range=list(SHAPES[: len(drawn.values(shape))]))
-        encodings["shape"] = alt.Shape(f"{shape}:N", title=title_of(shape), scale=scale)
+        encodings["shape"] = _shape_channel(drawn, shape, _has_holes(drawn))
     plain: dict[str, Any] = {} if colour else {"stroke": OKABE_ITO[0], "fill": OKABE_ITO[0]}
     marks = with_error(
         drawn.metric, alt.Chart(alt.NamedData(NAME)).transform_filter(f"isValid(datum.{split})"), split
     )
+    if shape:
+        marks = marks.transform_calculate(mark=_mark_formula(shape, _has_holes(drawn)))
     many = len(drawn.rows) > MANY
     return marks.mark_point(size=25 if many else 70, strokeWidth=1 if many else 1.5, **plain).encode(**encodings)
 
@@ -189,6 +198,39 @@ def _marked_axes(drawn: Sheet) -> tuple[str | None, str | None]:
     colour = next((a for a in ("weight_bits", "activation", *drawn.varying) if a in drawn.varying), None)
     rest = [a for a in ("depth", "activation", *drawn.varying) if a in drawn.varying and a != colour]
     return colour, next((axis for axis in rest if len(drawn.values(axis)) <= len(SHAPES)), None)
+
+
+def _has_holes(drawn: Sheet) -> bool:
+    """Whether marks with an activation between the factors have a hole, because colour and shape say other axes."""
+    colour, shape = _marked_axes(drawn)
+    return shape is not None and "activation" in drawn.varying and "activation" not in (colour, shape)
+
+
+def _mark_formula(shape: str, has_holes: bool) -> str:
+    """What tells the shapes apart: the value of their axis, with holes the activation too."""
+    activation = f"datum.activation === '{NO_ACTIVATION}' ? '' : ', ' + datum.activation"
+    return f"toString(datum.{shape})" + (f" + ({activation})" if has_holes else "")
+
+
+def _shape_channel(drawn: Sheet, shape: str, has_holes: bool) -> alt.Shape:
+    """A shape for each value of an axis; with holes another one for each activation between the factors.
+
+    Its field is text, because Vega would merge the legends of two axes with the same numbers.
+    """
+    values = drawn.values(shape)
+    outlines = {str(value): outline for value, outline in zip(values, SHAPES, strict=False)}
+    title = title_of(shape)
+    if has_holes:
+        title += f", {title_of('activation')}"
+        found = {(row[shape], row["activation"]) for row in drawn.rows}
+        outlines = {
+            str(value) if name == NO_ACTIVATION else f"{value}, {name}": solid if name == NO_ACTIVATION else holed
+            for value, solid, holed in zip(values, SHAPES, HOLED_SHAPES, strict=False)
+            for name in (NO_ACTIVATION, *(one for one in drawn.values("activation") if one != NO_ACTIVATION))
+            if (value, name) in found
+        }
+    scale = alt.Scale(domain=[*outlines], range=[*outlines.values()])
+    return alt.Shape("mark:N", title=title, scale=scale)
 
 
 def front_layers(steps: list[Row], size: Any, height: Any, faint: bool = False) -> list[Any]:

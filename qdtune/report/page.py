@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
@@ -27,7 +28,16 @@ from qdtune.report.figures import figures
 from qdtune.report.front_figure import apart, overlay
 from qdtune.report.plot_data import Sheet
 from qdtune.report.tables import Table
-from qdtune.report.words import BESIDE, Question, beside, facts, provisional, questions, trouble
+from qdtune.report.words import (
+    BESIDE,
+    Question,
+    beside,
+    explain_nothing_beside,
+    facts,
+    provisional,
+    questions,
+    trouble,
+)
 from qdtune.spec.metric_text import best_word
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.disk_folder import DiskFolder
@@ -38,6 +48,7 @@ from qdtune.store.tables import rows_known
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 _CODE = re.compile("`(.+?)`")  # in a sentence
+CAPTION_WIDTH = 115  # characters of a line of the caption in a file
 PIXELS = 2.0  # of a PNG per pixel of a figure
 MARK = '<meta name="generator" content="qdtune">'  # by which a page of ours is known
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
@@ -111,12 +122,13 @@ def _notes(metric: Metric) -> dict[str, str]:
 
 
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:
-    """The figures as (file name, bytes): an SVG and a PNG of each."""
+    """The figures as (file name, bytes): an SVG and a PNG of each, with its caption."""
     marks = [{key: value for key, value in row.items() if key != "curve"} for row in apart(drawn)]
     curves = [row | {"epoch": drawn.epochs} for row in drawn.rows if row["drawn"]]
     for figure in figures(drawn, reference, still=True):
         rows = curves if figure.has_curves else marks
         spec = figure.chart.to_dict(validate=False) | {"datasets": {NAME: rows}}
+        spec["title"] = {"text": figure.title, "subtitle": textwrap.wrap(figure.caption, CAPTION_WIDTH)}
         spec["config"]["aria"] = len(drawn.rows) <= MANY  # a label for each mark would be most of the file
         svg = draw_svg(json.dumps(spec))
         yield f"{figure.name}.svg", svg.encode()
@@ -169,7 +181,7 @@ def _run(drawn: Sheet, data: str, reference: bool, live: bool) -> Iterator[str]:
     if reference and (table := beside(run.pareto, run.spec.data.names[0])):
         yield _fold("Published networks and ours", f"{_wide(table)}<p>{_text(BESIDE)}</p>")
     elif reference:
-        yield f"<p>{_text(f'No published networks are known here for {run.spec.data.names[0]}.')}</p>"
+        yield f"<p>{_text(explain_nothing_beside(run.pareto, run.spec.data.names[0]))}</p>"
     yield "</section>"
     made = ", ".join(f"{name} {text}" for name, text in provenance(run).items())
     yield f"<footer><p>{_text(f'Made with {made}') if made else ''}</p></footer></article>"

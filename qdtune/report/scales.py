@@ -16,6 +16,16 @@ from qdtune.spec.tasks import Metric
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# The same with a hole, as paths of Vega within [-1, 1].
+_HOLE = "M.6,{0}A.6,.6,0,1,0,-.6,{0}A.6,.6,0,1,0,.6,{0}Z"
+HOLED_SHAPES = (
+    "M1.1,0A1.1,1.1,0,1,1,-1.1,0A1.1,1.1,0,1,1,1.1,0Z" + _HOLE.format(0),
+    "M-1,-1H1V1H-1Z" + _HOLE.format(0),
+    "M0,-1.5L1.6,1.3L-1.6,1.3Z" + _HOLE.format(0.4),
+    "M0,-1.6L1.6,0L0,1.6L-1.6,0Z" + _HOLE.format(0),
+    "M-.8,-1.5H.8V-.8H1.5V.8H.8V1.5H-.8V.8H-1.5V-.8H-.8Z" + _HOLE.format(0),
+    "M0,1.5L-1.6,-1.3L1.6,-1.3Z" + _HOLE.format(-0.4),
+)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 1])
 MARGIN = 1.15  # free space at both ends of an axis of bytes, as a factor
 _MANTISSAS: tuple[tuple[float, ...], ...] = (
@@ -32,7 +42,8 @@ _CONFIG: dict[str, Any] = {
     "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "titlePadding": 9}
     | {"gridColor": "#e8e8e8"},
     "legend": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 260},
-    "title": {"fontSize": 13, "fontWeight": "normal", "anchor": "start"},
+    "title": {"fontSize": 13, "fontWeight": "normal", "anchor": "start"}
+    | {"subtitleFontSize": 11, "subtitleColor": "#555555", "subtitlePadding": 4, "offset": 10},
     "view": {"stroke": "#bbbbbb"},
 }
 

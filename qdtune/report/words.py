@@ -106,7 +106,9 @@ def provisional(run: Run) -> str:
 
 
 def beside(pareto: Arrow, dataset: str) -> Table | None:
-    """Published networks, and for each the smallest of ours that is as accurate on the test set; None without any.
+    """Published networks, and for each the smallest of ours that is as accurate on the test set.
+
+    None if there is no such pair; `explain_nothing_beside` says why.
 
     Args:
         pareto: one row per configuration, as `columns.pareto_schema`; what is chosen from it is in `BESIDE`.
@@ -115,17 +117,34 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
     metric = metric_in(pareto)
     others = published(dataset, metric)
     ours = rows_known(pareto, "pareto_rank").to_pylist()
-    rows = []
+    rows, is_any_matched = [], False
     for other in others:
-        bits = math.inf if other.act_bits is None else other.act_bits
-        mine = [row for row in ours if (math.inf if row["act_bits"] is None else row["act_bits"]) <= bits]
+        mine = [row for row in ours if _input_bits(row["act_bits"]) <= _input_bits(other.act_bits)]
         costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in mine]).reshape(-1, 2)
         best = [row for row, first in zip(mine, front(costs), strict=True) if first]
         as_good = [row for row in best if (row[metric.test] or 0) >= other.test_accuracy]
+        is_any_matched |= bool(as_good)
         theirs = format_metric(metric, other.test_accuracy)
         rows.append([other.system, f"{other.weight_bytes:,}", theirs, *_matched(other, as_good, metric)])
     heads = ["published", "bytes", "test", "ours", "bytes", "test", "share"]
-    return Table("The smallest of our networks that is at least as accurate", heads, rows) if rows else None
+    return Table("The smallest of our networks that is at least as accurate", heads, rows) if is_any_matched else None
+
+
+def explain_nothing_beside(pareto: Arrow, dataset: str) -> str:
+    """Why `beside` has no table for these two, in a sentence."""
+    others = published(dataset, metric_in(pareto))
+    if not others:
+        return f"No published networks are known here for {dataset}."
+    most = max(_input_bits(other.act_bits) for other in others)
+    ours = rows_known(pareto, "pareto_rank")["act_bits"].to_pylist()
+    if all(_input_bits(bits) > most for bits in ours):
+        few = format_count(int(most), "bit")
+        return f"No published network is compared with ours: their inputs have at most {few}, ours more (`act_bits`)."
+    return "None of our networks with inputs of as few bits is as accurate as a published one."
+
+
+def _input_bits(act_bits: int | None) -> float:
+    return math.inf if act_bits is None else act_bits
 
 
 def _matched(other: Published, as_good: list[dict[str, Any]], metric: Metric) -> list[str]:

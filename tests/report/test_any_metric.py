@@ -143,7 +143,7 @@ def test_two_runs_of_one_metric_have_a_page(runs, tmp_path, capsys):
 
 def test_published_networks_are_beside_accuracy_only(runs, capsys):
     text = printed(capsys, runs / "mae", "--reference")
-    assert "no published networks are known here for houses:data" in text
+    assert "No published networks are known here for houses:data." in text
 
 
 def test_a_run_is_verified(runs, capsys):
