@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -53,7 +52,7 @@ COMPILED = {  # without a warm-up, which would be compiled, too
 
 
 def trial_of(case):
-    return a_trial(**(CASES | COMPILED)[case])
+    return a_trial(batch_size=64, **(CASES | COMPILED)[case])
 
 
 @contextlib.contextmanager
@@ -210,7 +209,7 @@ def test_a_training_that_goes_on_reports_the_epochs_that_are_left_and_knows_all(
 def test_the_seconds_of_a_shared_warmup_stay_with_the_trial_that_trained_it(data):
     kept = Memory()
     kept.claim = kept.get
-    for trial in (trial_of("sgd"), a_trial(qat=SGD, weight_bits=2)):
+    for trial in (trial_of("sgd"), a_trial(batch_size=64, qat=SGD, weight_bits=2)):
         store = Memory()
         whole = train(trial, data, store, kept)
     again = train(trial, data, store, OnlyOnce())
@@ -250,7 +249,7 @@ UNSOUND = {
     "empty": lambda blob: b"",
     "without a checksum": lambda blob: safetensors.torch.save(safetensors.torch.load(blob), {}),
     "of another trial": lambda blob: changed(blob, **{"qdtune.trial_id": "0" * 12}),
-    "of another network": lambda blob: changed(blob, {"params/0.factors.0.weight": torch.zeros(3, 2, 2)}),
+    "of another network": lambda blob: changed(blob, {"params/0.factors.0.weight": torch.zeros(1)}),
     "without a tensor": remove_tensor,
     "without a generator": lambda blob: changed(blob, {"/generators": torch.zeros(1, 5056, dtype=torch.uint8)}),
 }
@@ -354,14 +353,14 @@ def train_killed(folder):
 
 def test_kill_9_at_any_moment_loses_no_epoch_and_changes_no_bit(data, tmp_path):
     whole = train(a_trial(qat=KILLED), data)
-    line, chance, blows = [sys.executable, "-m", "tests.training.test_paused", str(tmp_path)], random.Random(1), 0
-    reached = 0
+    line = [sys.executable, "-m", "tests.training.test_paused", str(tmp_path)]
+    blows = reached = 0
     while True:
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
             told = [process.stdout.readline().split() for _ in range(2 if reached else 6)]
             if reached:
                 assert told[0] in (["qat", str(reached)], ["qat", str(reached + 1)])
-            if blows < 3:
+            if blows < 2:
                 os.kill(process.pid, signal.SIGKILL)
                 blows += 1
             rest = process.stdout.read().splitlines()
@@ -370,8 +369,7 @@ def test_kill_9_at_any_moment_loses_no_epoch_and_changes_no_bit(data, tmp_path):
             break
         assert process.returncode == -signal.SIGKILL
         reached = int(told[-1][1])
-        assert chance
-    assert blows == 3
+    assert blows == 2
     assert rest[-1] == numbers(whole[-1])
 
 
