@@ -87,6 +87,8 @@ class Task:
         name: in sweep files.
         text: what the targets are, and what is trained, for the docs.
         targets: their kind.
+        answers: what the outputs of its network are, for model cards.
+        decision: what to make of them, for model cards.
         metrics: by which it may be judged; the first is the default.
         tested: metrics that are measured on the test set only, besides the one that judges.
     """
@@ -94,6 +96,8 @@ class Task:
     name: str
     text: str
     targets: Targets
+    answers: str
+    decision: str
     metrics: tuple[Metric, ...]
     tested: tuple[Metric, ...] = ()
 
@@ -115,24 +119,32 @@ CLASSIFICATION = Task(
     "classification",
     "one label from 0 to the number of classes - 1 per sample; softmax and cross-entropy",
     LABELS,
+    "a logit for each class; their softmax has the probabilities",
+    "the class of the largest output, counted from 0",
     (ACCURACY,),
 )
 BINARY = Task(
     "binary",
     "a label 0 or 1 per sample; one output, whose sigmoid is the probability of 1; binary cross-entropy",
     LABEL,
+    "one logit; its sigmoid is the probability of label 1",
+    "label 1 if the output is above 0, else label 0",
     (ACCURACY, F1, AUC),
 )
 MULTILABEL = Task(
     "multilabel",
     "a row of labels 0 or 1 per sample; one output for each; binary cross-entropy, a label is 1 if its output is > 0",
     FLAGS,
+    "a logit for each label; its sigmoid is the probability that the label is 1",
+    "a label is 1 if its output is above 0, else 0",
     (F1,),
 )
 REGRESSION = Task(
     "regression",
     "a float, or a row of floats, per sample; one output for each; squared error",
     NUMBERS,
+    "the targets themselves, in the units of the training targets",
+    "none: each output is the predicted number",
     (R2, MAE, MSE),
     tested=(R2, MAE),
 )
@@ -141,6 +153,9 @@ AUTOENCODER = Task(
     "the normalised inputs themselves; squared error. Test labels 0 (normal) and 1 (anomaly) give the test AUC of "
     "the squared error of a sample",
     ANOMALIES,
+    "the input in normalised units, row * scale + shift, as `normalisation` has them",
+    "the anomaly score of a row is the mean of (output - (row * scale + shift))^2 over its numbers; take the "
+    "threshold from the scores of normal rows",
     (MSE,),
     tested=(AUC,),
 )

@@ -1,5 +1,6 @@
 """Each task trains on rows of each type, and what is shipped gives the numbers of the table."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from qdtune import reader
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.datasets.load import cut
+from qdtune.model.formats.card import make_card
+from qdtune.model.formats.format import TrainedModel
+from qdtune.model.formats.known import FORMATS
 from qdtune.model.formats.onnx import to_onnx
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import split_file
@@ -187,6 +191,34 @@ def test_a_reader_takes_the_numbers_of_its_type_and_no_others(dtype):
             reader.ReaderError, match=f"x must be finite {dtype} as the training data, not normalised"
         ):
             model.logits(given_rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((task.name, "float32") for task in TASKS), ("autoencoder", "uint8"), ("classification", "uint8")],
+)
+def test_a_card_says_what_the_outputs_are_and_what_to_make_of_them(name, dtype):
+    task = task_of(name)
+    metric = task.metrics[0]
+    trial, data, report = trained(task, metric, dtype, "none" if dtype == "uint8" else "feature")
+    row = report["rows"][0]
+    blob = one_seed(report["weights"], row["seed"])
+    spread = {f"{split}{end}": 0.0 for split in (metric.val, metric.test) for end in ("", "_low", "_high")}
+    entry = trial.columns | spread | {"model": "mlp", "n_seeds": 2}
+    model = TrainedModel(entry, row, trial, blob, reader.load(blob), {})
+    for form in FORMATS:
+        card = json.loads(make_card(model, form, "a", 1))
+        assert (card["task"], card["outputs"], card["decision"]) == (name, task.answers, task.decision)
+        assert ("normalisation" in card) == (name == "autoencoder")
+        has_classes = dtype == "uint8" and name == "classification" and "{outputs}" in form.usage
+        assert ("classes" in card["read_with"]) == has_classes
+    outputs = model.model.logits(data.test_x)
+    if name == "autoencoder":
+        scale, shift = (np.array(card["normalisation"][part]) for part in ("scale", "shift"))
+        errors = (outputs - (data.test_x * scale + shift)) ** 2
+        assert errors.mean() == pytest.approx(row["test_mse"], rel=1e-4)
+    if name == "binary":
+        assert ((outputs > 0) == data.test_y).mean() == row["test_accuracy"]
 
 
 @pytest.mark.parametrize("depth", [1, 2])

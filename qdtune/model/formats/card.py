@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from qdtune.model.formats.format import Format, TrainedModel, input_words
+from qdtune.model.formats.format import Format, TrainedModel, input_words, is_pixels
 from qdtune.spec.axes import AXIS_NAMES
-from qdtune.spec.tasks import metric_of, task_of
+from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION, metric_of, task_of
 
 MADE_WITH = ("qdtune.version.", "qdtune.git_commit")  # how the metadata begins that goes into the card
 
@@ -29,6 +29,8 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
     }
     training = {"batch_size": trial.batch_size, "warmup": trial.warmup.recipe, "qat": trial.qat.recipe}
     versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
+    task = task_of(trial.task)
+    words = input_words(model.model.program) | ({} if task is CLASSIFICATION else {"outputs": "outputs"})
     usage = form.usage if entry["model"] == "mlp" else form.own_usage or form.usage
     card = {
         "trial_id": entry["trial_id"],
@@ -36,17 +38,30 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "model": entry["model"],
         "batch_norm": trial.batch_norm,
         "training": training,
+        "task": task.name,
+        "outputs": task.answers,
+        "decision": task.decision,
+        **({"normalisation": _find_normalisation(model)} if task is AUTOENCODER else {}),
         "dataset": entry["dataset"],
         "seed": row["seed"],
         "trained_by": row["trial_id"],
         metric.name: {split: row[name] for split, name in splits.items()},
-        **{one.name: {"test": row[one.test]} for one in task_of(trial.task).also_tested(metric)},
+        **{one.name: {"test": row[one.test]} for one in task.also_tested(metric)},
         f"{metric.name}_of_the_configuration": {"seeds": entry["n_seeds"], "interval": 0.95, **spread},
         "size_bytes": entry["size_bytes"],
         "file": file,
         "file_bytes": file_bytes,
         "format": form.name,
-        "read_with": usage.format(**input_words(model.model.program)),
+        "read_with": usage.format(**words),
         "made_with": {key.removeprefix("qdtune."): value for key, value in versions.items()},
     }
     return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _find_normalisation(model: TrainedModel) -> dict[str, list[float]]:
+    """The scale and the shift of the rows, which the file applies itself: a number each, or one for each input."""
+    if is_pixels(model.model.program):
+        return {"scale": [1 / 127.5], "shift": [-1.0]}
+    found = {name: model.model.stored.get(f"input.{name}") for name in ("scale", "shift")}
+    as_it_is = {"scale": [1.0], "shift": [0.0]}
+    return {name: as_it_is[name] if part is None else part.astype(float).tolist() for name, part in found.items()}
