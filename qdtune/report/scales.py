@@ -16,11 +16,11 @@ from qdtune.spec.tasks import Metric
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-# The same with a hole, as paths of Vega within [-1, 1].
-_HOLE = "M.6,{0}A.6,.6,0,1,0,-.6,{0}A.6,.6,0,1,0,.6,{0}Z"
+# The same with a hole, as paths of Vega: 1 is half the side of the square above. A little larger, so that it shows.
+_HOLE = "M.7,{0}A.7,.7,0,1,0,-.7,{0}A.7,.7,0,1,0,.7,{0}Z"
 HOLED_SHAPES = (
-    "M1.1,0A1.1,1.1,0,1,1,-1.1,0A1.1,1.1,0,1,1,1.1,0Z" + _HOLE.format(0),
-    "M-1,-1H1V1H-1Z" + _HOLE.format(0),
+    "M1.2,0A1.2,1.2,0,1,1,-1.2,0A1.2,1.2,0,1,1,1.2,0Z" + _HOLE.format(0),
+    "M-1.15,-1.15H1.15V1.15H-1.15Z" + _HOLE.format(0),
     "M0,-1.5L1.6,1.3L-1.6,1.3Z" + _HOLE.format(0.4),
     "M0,-1.6L1.6,0L0,1.6L-1.6,0Z" + _HOLE.format(0),
     "M-.8,-1.5H.8V-.8H1.5V.8H.8V1.5H-.8V.8H-1.5V-.8H-.8Z" + _HOLE.format(0),
