@@ -73,6 +73,7 @@ def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
     yield from _training_facts(spec, planned)
     yield "data", _format_data(prepared)
     yield from (("longer", line) for line in prepared.lengthened)
+    yield from (("test", line) for line in prepared.test_notes)
     if spec.factories:
         from qdtune.plugins import sources
 

@@ -19,7 +19,7 @@ from qdtune.messages import SpecError, blame_source, one_line, user_error
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
 from qdtune.spec.sweep_file import Spec, load, loads
-from qdtune.spec.tasks import AUC, R2
+from qdtune.spec.tasks import AUC, AUTOENCODER, R2
 from qdtune.sweep.placement import Node, Placement, place_trials
 
 if TYPE_CHECKING:
@@ -126,6 +126,22 @@ class Prepared:
                     f"{name}: {given.epochs} epochs instead of {asked.epochs}, because those of {data} are short "
                     f"(min_steps {asked.min_steps:,})"
                 )
+        return lines
+
+    @property
+    def test_notes(self) -> list[str]:
+        """A line for each metric of the test set that is not what its name suggests: undefined, or of all rows."""
+        if isinstance(self.data, Unread):
+            return []
+        from qdtune.datasets.targets import varies
+
+        metric, task, lines = self.spec.metric, self.spec.task, []
+        if not varies(self.data.test_y):
+            why = "null, because a target is the same in all rows of the test set"
+            lines += [f"{one.test}: {why}" for one in (metric, *task.also_tested(metric)) if one in (R2, AUC)]
+        if task is AUTOENCODER and self.data.test_y.any():
+            rows = f"{int(self.data.test_y.sum()):,} anomalies among {len(self.data.test_y):,}"
+            lines.append(f"{metric.test}: of all test rows, {rows}")
         return lines
 
 

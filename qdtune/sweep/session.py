@@ -94,7 +94,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
         try:
             has_more = run.queue.more()
             announce(prepared.spec, data, prepared.plan, run.queue, notes, out)
-            for line in prepared.lengthened:
+            for line in (*prepared.lengthened, *prepared.test_notes):
                 out.print(line)
             stopped, error = _train(run, data, join, drawing, early, out) if has_more else (None, None)
             if error is None and not run.queue.left:

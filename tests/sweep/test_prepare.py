@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qdtune import plugins
@@ -20,9 +21,10 @@ from qdtune.spec.sweep_file import load
 from qdtune.store.folder import LocationError
 from qdtune.store.store import Store
 from qdtune.sweep import prepare
-from qdtune.sweep.prepare import LaunchOptions, Unread, prepare_launch, read_data
+from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch, read_data
 from qdtune.terminal import console
 from qdtune.training import own_model
+from tests.judged import make_spec
 
 SWEEP = """\
 version: 1
@@ -213,3 +215,28 @@ def test_a_dry_run_refuses_what_a_launch_refuses(
         prepare_launch(LaunchOptions("a.yaml", is_dry=is_dry, **changes))
     assert str(caught.value).count("\n") == 0
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "test_y", "notes"),
+    [
+        (
+            "regression",
+            "mae",
+            [[0.0, 1], [2, 1]],
+            ["test_r2: null, because a target is the same in all rows of the test"],
+        ),
+        ("regression", "r2", [[0.0, 1]], ["test_r2: null, because a target is the same"]),
+        ("regression", "r2", [[0.0, 1], [1, 0]], []),
+        ("binary", "auc", [[1.0], [1]], ["test_auc: null, because a target is the same"]),
+        ("binary", "f1", [[1.0], [1]], []),
+        ("autoencoder", "mse", [[0.0], [0]], ["test_auc: null, because a target is the same"]),
+        ("autoencoder", "mse", [[0.0], [1], [1]], ["test_mse: of all test rows, 2 anomalies among 3"]),
+    ],
+)
+def test_what_the_test_set_cannot_say_is_told_before_training(task, metric, test_y, notes):
+    spec, rows = make_spec(task, metric), np.zeros((1, 8), np.float32)
+    data = Samples("a", rows, rows, rows, rows, rows, np.array(test_y, np.float32), 8, 2)
+    options = LaunchOptions("a.yaml")
+    prepared = Prepared(options, spec, spec, plan(spec), data, Path(), "run", None, frozenset(), None)
+    assert [line[: len(note)] for line, note in zip(prepared.test_notes, notes, strict=True)] == notes
