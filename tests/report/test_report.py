@@ -207,7 +207,7 @@ def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys
     assert main([str(run.root)]) == 0
     short = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in short if not line.startswith("report: "))
-    assert "30 comparisons: 30 undecided." in short
+    assert "30 comparisons: 30 undecided. Corrected for 30 tests (Holm)." in short
     assert "every comparison: the page, or `qdtune report --all`" in short
     assert not any("against" in line.split() for line in short)
     assert main([str(run.root), "--all"]) == 0
