@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdtune.messages import format_count
-from qdtune.spec.axes import AXIS_NAMES, label
+from qdtune.spec.axes import AXIS_NAMES, find_varying, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_differences, say_difference
 from qdtune.spec.tasks import Metric
@@ -35,6 +35,7 @@ class NearTie:
         low, high, level: its confidence interval, and the confidence; None if there is none.
         p: the p value before correction; None below two further seeds.
         metric: of the effect.
+        varying: the axes with several values among the configurations, which the sentence names.
     """
 
     larger: Mapping[str, Any]
@@ -50,12 +51,13 @@ class NearTie:
     level: float | None
     p: float | None
     metric: Metric
+    varying: frozenset[str] = frozenset(AXIS_NAMES)
 
     @property
     def sentence(self) -> str:
         """The verdict in one or two sentences."""
-        larger = f"{label(self.larger)} ({format_count(self.larger_bytes, 'byte')})"
-        smaller = f"{label(self.smaller)} ({format_count(self.smaller_bytes, 'byte')})"
+        larger = f"{label(self.larger, self.varying)} ({format_count(self.larger_bytes, 'byte')})"
+        smaller = f"{label(self.smaller, self.varying)} ({format_count(self.smaller_bytes, 'byte')})"
         if self.effect is None:
             what = "the first seeds do not tell them apart, and there are no others yet"
             return f"{larger} against {smaller}: {what}."
@@ -81,6 +83,7 @@ def find_near_ties(schedule: Schedule, sides: Sequence[list[Side]]) -> tuple[Nea
     """
     if FRONT_QUESTION not in schedule.questions:
         return ()
+    varying = find_varying(side.key for side in sides[0])
     family, found = judge_question(FRONT_QUESTION, schedule, sides), []
     for i, member in enumerate(family.members):
         look, pair = family.walk.looks[i], member.at[0]
@@ -103,6 +106,7 @@ def find_near_ties(schedule: Schedule, sides: Sequence[list[Side]]) -> tuple[Nea
                 None if half is None else 1 - alpha,
                 float(test.p[i]) if n > 1 else None,
                 pair.larger.metric,
+                varying,
             )
         )
     return tuple(found)

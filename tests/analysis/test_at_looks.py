@@ -17,7 +17,7 @@ from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE
 from qdtune.store.pairs import find_sides
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.tables import rows_of_seeds
-from tests.decided import Launches, noisy, sweep, table_of
+from tests.decided import AXES, Launches, noisy, sweep, table_of
 from tests.schemas import HISTORY
 
 QUESTIONS = ["depth", "activation", "front"]
@@ -142,3 +142,11 @@ def test_near_ties_have_sentences_too():
     assert {one.n_seeds for one in after} <= {3, 6, 9}
     assert all(f" further seeds, look {one.look})" in one.sentence for one in after)
     assert {one.sentence.rpartition(". ")[2] for one in after if one.ending == GIVEN_UP} == {"Not significant."}
+
+
+def test_near_ties_do_not_name_what_is_the_same_in_all_configurations():
+    launches = Launches(sweep(AXES | {"weight_bits": [8]}, replicate={"questions": QUESTIONS}), noisy())
+    launches.launch(random.Random(0))
+    found = answers_of(launches).front
+    assert found
+    assert not any("w8" in one.sentence for one in found)
