@@ -39,7 +39,7 @@ class EarlyTerminate(_Keys):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
-        return {**pruner_of(data.get("type")).defaults(), **data} if isinstance(data, dict) else data
+        return {**pruner_of(data.get("type")).defaults_beside(data), **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_keys(self) -> EarlyTerminate:
@@ -48,7 +48,7 @@ class EarlyTerminate(_Keys):
             if key != "type" and key not in own and getattr(self, key) is not None:
                 own_keys = ", ".join(own) or "it has none: name a type, such as pareto"
                 raise ValueError(f"{key} is no key of type {self.type} ({own_keys})")
-            if key in own and getattr(self, key) is None and own[key] is not None:
+            if key in own and getattr(self, key) is None and pruner_of(self.type).needs(key):
                 raise ValueError(f"{key} must have a value (default: {own[key]})")
         return self
 

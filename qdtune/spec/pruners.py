@@ -10,9 +10,9 @@ epochs never count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.checks import choice, measure, number, whole
@@ -54,6 +54,16 @@ class Pruner:
     def defaults(cls) -> dict[str, Any]:
         """Its keys in the order in which messages list them, with their defaults."""
         return {key.name: key.default for key in fields(cls)}
+
+    @classmethod
+    def defaults_beside(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Its keys with their defaults in a sweep file that gives these values."""
+        return cls.defaults()
+
+    @classmethod
+    def needs(cls, key: str) -> bool:
+        """Whether one of its keys must have a value, and not null."""
+        return type(None) not in get_args(get_type_hints(cls)[key])
 
     @property
     def keeps_front(self) -> bool:
@@ -101,12 +111,20 @@ class Pareto(Pruner):
         "trials more than `margin` behind another one of equal or smaller size, at each of the last `patience` epochs"
     )
 
-    margin: Measure = 0.01
+    # Margin and risk were chosen on recordings, see docs/pruning.md.
+    margin: Measure = 0.005
     signal: Signal = "best_so_far"
     min_epochs: EpochCount = 2
     patience: EpochCount = 1
-    risk: Risk | None = None
+    risk: Risk | None = 0.1
     within: GroupAxes | None = None
+
+    @classmethod
+    def defaults_beside(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        # A file with all of these keys and no risk is from before there was one, and has a right to the old rule.
+        is_old = {"margin", "signal", "min_epochs", "patience"} <= given.keys()
+        is_other = given.get("signal", cls.signal) != cls.signal  # a risk is judged by the best so far
+        return cls.defaults() | ({"risk": None} if is_old or is_other else {})
 
     def misfits(self, n_seeds: int) -> Iterator[tuple[str, str]]:
         if self.risk is not None and self.signal != "best_so_far":

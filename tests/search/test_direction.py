@@ -16,7 +16,7 @@ EPOCHS = 4
 UP, DOWN = ("r2", lambda skill: skill), ("mse", lambda skill: 2 - skill)
 RULES = [
     ("{type: none}", "{type: none}"),
-    ("{type: pareto, margin: 0.004, min_epochs: 1}",) * 2,
+    ("{type: pareto, margin: 0.004, min_epochs: 1, risk: null}",) * 2,
     ("{type: pareto, margin: 0.004, min_epochs: 1, signal: ema}",) * 2,
     ("{type: median, n_startup_trials: 1}",) * 2,
     ("{type: median, scope: all, n_startup_trials: 1}",) * 2,
@@ -95,7 +95,8 @@ def test_earlier_results_are_restored_as_they_were_told(tmp_path):
 def test_a_replay_scores_any_metric(tmp_path, metric):
     value_of = dict((UP, DOWN))[metric]
     store = write_run(tmp_path / "run", make_spec("regression", metric), value_of)
-    spec = make_spec("regression", metric, ["early_terminate={type: pareto, margin: 0.004, min_epochs: 1}"])
+    rule = "early_terminate={type: pareto, margin: 0.004, min_epochs: 1, risk: null}"
+    spec = make_spec("regression", metric, [rule])
     found = score(spec, results(spec, store.trials(), store.history()), 2, range(3))
     assert found.lost == [0, 0, 0]
     assert found.kept == [1, 1, 1]

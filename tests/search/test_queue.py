@@ -31,6 +31,7 @@ from qdtune.store.unfinished import find_to_release
 EPOCHS = 6
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
 GRID = {"depth": [1, 2, 3], "weight_bits": [1, 2, 4, 8], "activation": ["identity", "relu"]}
+STRICT = {"type": "pareto", "margin": 0.01, "risk": None}  # what is stopped stays stopped, unless nobody beats it
 SMALL = {"depth": [1, 2], "weight_bits": [1, 4, 8]}
 SEARCHES = ["random", "tpe", "nsga2", "qmc"]
 
@@ -42,7 +43,7 @@ def spec(axes: dict[str, list[Any]] = GRID, **given: Any) -> Spec:
         "parameters": {axis: {"values": values} for axis, values in axes.items()},
         "data": {"dataset": "digits", "val_size": 100},
         "train": {"qat": {"epochs": EPOCHS}},
-        "early_terminate": {"type": "pareto"},
+        "early_terminate": STRICT,
     }
     return Spec.model_validate(data | given)
 
@@ -440,7 +441,7 @@ def test_after_a_launch_with_a_risk_nothing_is_left_that_should_be_released(seed
 
 
 @pytest.mark.parametrize(
-    "rule", [{"type": "pareto", "margin": 0}, {"type": "median"}, {"type": "median", "scope": "all"}]
+    "rule", [STRICT | {"margin": 0}, {"type": "median"}, {"type": "median", "scope": "all"}]
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_a_group_is_judged_as_if_it_were_alone(rule, seed):
@@ -558,7 +559,7 @@ def test_a_configuration_whose_replicate_diverged_gets_no_further_seeds_later():
 @pytest.mark.parametrize("method", ["grid", "tpe"])
 def test_only_what_may_end_otherwise_runs_again(method, kind, state, again):
     given = {"method": method} | ({"run_cap": 2} if method == "tpe" else {})
-    sweep = spec({"weight_bits": [1, 8]}, early_terminate={"type": kind}, **given)
+    sweep = spec({"weight_bits": [1, 8]}, early_terminate=STRICT if kind == "pareto" else {"type": kind}, **given)
     small, large = sorted(plan(sweep).trials, key=lambda trial: trial.weight_bits)
     queue = queue_of(sweep, [result(small, accuracy=0.9), result(large, state, accuracy=0.2)])
     runs = flat_trainer({8: 0.5}).train(queue)

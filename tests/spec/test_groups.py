@@ -68,7 +68,7 @@ def test_the_floor_is_a_whole_number_of_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        ("{type: pareto, min_epochs: 2, patience: 1}", {"min_epochs": 6, "patience": 3, "margin": 0.01}),
+        ("{type: pareto, min_epochs: 2, patience: 1}", {"min_epochs": 6, "patience": 3, "margin": 0.005}),
         ("{type: median, n_warmup_steps: 0}", {"n_warmup_steps": 0, "interval_steps": 3, "n_startup_trials": 5}),
         ("{type: hyperband}", {"min_resource": 3, "reduction_factor": 3}),
         ("{type: patient}", {"patience": 6, "min_delta": 0.0}),

@@ -249,7 +249,7 @@ MATRIX = [
         "early_terminate={margn: 0.1}",
         f"early_terminate: unknown key 'margn'; did you mean 'margin'? ({PRUNER_KEYS})",
     ),
-    (38, "early_terminate={type: pareto, margin: }", "early_terminate: margin must have a value (default: 0.01)"),
+    (38, "early_terminate={type: pareto, margin: }", "early_terminate: margin must have a value (default: 0.005)"),
     (38, "early_terminate={type: median, scope: ~}", "early_terminate: scope must have a value (default: size)"),
     *[
         (38, f"early_terminate={{type: {kind}, {key}: {value}}}", f"early_terminate.{key}: {value} is not {what}")
@@ -463,7 +463,16 @@ def test_wilcoxon_needs_seeds_enough_to_reach_its_threshold(seeds: int, p: float
     ("given", "text", "keeps_front"),
     [
         ("type: none", "{type: none}", False),
-        ("type: pareto", "{type: pareto, margin: 0.01, signal: best_so_far, min_epochs: 2, patience: 1}", True),
+        (
+            "type: pareto",
+            "{type: pareto, margin: 0.005, signal: best_so_far, min_epochs: 2, patience: 1, risk: 0.1}",
+            True,
+        ),
+        (  # from before there was a risk
+            "type: pareto, margin: 0.01, signal: best_so_far, min_epochs: 2, patience: 1",
+            "{type: pareto, margin: 0.01, signal: best_so_far, min_epochs: 2, patience: 1}",
+            True,
+        ),
         (
             "type: pareto, patience: 3, margin: 0, signal: ema",
             "{type: pareto, margin: 0.0, signal: ema, min_epochs: 2, patience: 3}",

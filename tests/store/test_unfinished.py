@@ -43,7 +43,7 @@ def spec(method: str = "grid", pruner: Any = None, replicate: Any = None) -> Spe
             "seeds": list(SEEDS),
             "data": {"dataset": "digits", "val_size": 100},
             "train": {"qat": {"epochs": EPOCHS}},
-            "early_terminate": pruner or {"type": "pareto"},
+            "early_terminate": pruner or {"type": "pareto", "risk": None},
             "replicate": replicate,
         }
     )
@@ -52,7 +52,7 @@ def spec(method: str = "grid", pruner: Any = None, replicate: Any = None) -> Spe
 SPECS = [
     spec(method, pruner, replicate)
     for method in ("grid", "tpe")
-    for pruner in ({"type": "pareto"}, {"type": "none"}, {"type": "median", "scope": "all"})
+    for pruner in ({"type": "pareto", "risk": None}, {"type": "none"}, {"type": "median", "scope": "all"})
     for replicate in (
         None,
         {"front": 5, "within": 0.0},
