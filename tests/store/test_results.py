@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.results import Result, mean, result_of, results
+from qdtune.store.results import Result, SeedEnd, mean, result_of, results
 from qdtune.store.store import Store
 
 START = datetime(2030, 1, 2, tzinfo=timezone.utc)
@@ -79,8 +79,10 @@ def test_a_trial_of_several_seeds_comes_back_whole(store):
     warmup = history_of(trial, [[0.1, 0.2]] * 3, "warmup")
     qat = history_of(trial, [[0.5, 0.75], [0.25, 0.5], [0.75, 1.0]])
     save(store, trial, rows_of(trial, [0.75, 0.5, 1.0]), warmup + qat)
+    ends = tuple(SeedEnd(seed, "ok", value) for seed, value in zip(trial.seeds, [0.75, 0.5, 1.0], strict=True))
+    curve = {1: [0.5, 0.25, 0.75], 2: [0.75, 0.5, 1.0]}
     assert read(store, spec(seeds=[7, 3, 5])) == [
-        Result(trial, "ok", 0.75, {1: [0.5, 0.25, 0.75], 2: [0.75, 0.5, 1.0]}, {1: 0.75, 2: 0.75}, None, START)
+        Result(trial, "ok", 0.75, curve, {1: 0.75, 2: 0.75}, None, START, ends)
     ]
 
 
