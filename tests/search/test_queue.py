@@ -440,9 +440,7 @@ def test_after_a_launch_with_a_risk_nothing_is_left_that_should_be_released(seed
 # --- groups
 
 
-@pytest.mark.parametrize(
-    "rule", [STRICT | {"margin": 0}, {"type": "median"}, {"type": "median", "scope": "all"}]
-)
+@pytest.mark.parametrize("rule", [STRICT | {"margin": 0}, {"type": "median"}, {"type": "median", "scope": "all"}])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_group_is_judged_as_if_it_were_alone(rule, seed):
     """Twice the same sweep: with all groups, and one group at a time."""
