@@ -23,6 +23,7 @@ def share_wrong(found: Count) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_at_most_five_per_cent_of_questions_have_a_wrong_verdict():
     counts = simulate("normal", FAMILIES)
     found, many = counts["until decided"], counts["uniform 10"]
@@ -33,6 +34,7 @@ def test_at_most_five_per_cent_of_questions_have_a_wrong_verdict():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("noise", ["t3", "skewed"])
 def test_other_noise_is_told_as_it_is(noise, capsys):
     counts = simulate(noise, FAMILIES)
@@ -43,6 +45,7 @@ def test_other_noise_is_told_as_it_is(noise, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("step", [0, 0.3, 1])
 def test_at_most_five_per_cent_of_fronts_have_a_wrong_verdict(step):
     found = simulate_front(FAMILIES, step)
