@@ -30,7 +30,7 @@ def spec(bits: list[int], kind: str = "pareto", **options: Any) -> Spec:
             "exclude": [{"activation": "relu"}] if len(bits) == 3 else [],
             "data": {"dataset": "digits", "val_size": 100},
             "train": {"qat": {"epochs": 4}},
-            "early_terminate": {"type": kind, **options},
+            "early_terminate": {"type": kind, **({"risk": None} if kind == "pareto" else {}), **options},
         }
     )
 

@@ -27,7 +27,7 @@ seeds: [0]
 data: {dataset: synthetic, val_size: 128}
 model: {name: mlp, hidden: [8]}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 3}}
-early_terminate: {type: pareto}
+early_terminate: {type: pareto, risk: null}
 """
 MEASURED = """
 import resource, sys, time

@@ -60,7 +60,8 @@ def test_reports_come_epoch_by_epoch_and_the_last_is_done(data):
     assert all(r["history"] == reports[-1]["history"][: len(r["history"])] for r in reports)
     rows, history = reports[-1]["rows"], reports[-1]["history"]
     assert {row["seed"] for row in rows} == {0, 1, 2}
-    assert all(set(row) | {"attempt", "pruned_by"} == set(TRIALS.names) for row in rows)
+    driver = {"attempt", "pruned_by", "p_reach", "released"}  # it knows these
+    assert all(set(row) | driver == set(TRIALS.names) for row in rows)
     assert all(set(entry) | {"trial_id"} == set(HISTORY.names) for entry in history)
     assert all(row["state"] == "ok" and row["epochs"] == 4 and row["error"] is None for row in rows)
     assert [row["val_accuracy"] for row in rows] == reports[-1]["val_accuracy"]

@@ -222,7 +222,7 @@ PRUNED = [
     f"exclude=[{', '.join(f'{{weight_bits: {b}, qat_lr: {0.01 if b == 5 else 1e30}}}' for b in LEVELS)}]",
     "model.hidden=[8]",
     "train.qat.epochs=4",
-    "early_terminate={type: pareto, margin: 0.02, min_epochs: 2}",
+    "early_terminate={type: pareto, margin: 0.02, min_epochs: 2, risk: null}",
     "run={max_failures: 0, max_concurrent_trials: 1}",
 ]
 
