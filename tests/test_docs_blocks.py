@@ -177,7 +177,12 @@ def test_block_that_loads_a_run_gives_its_front_and_answers(place, monkeypatch, 
     assert len(answers["depth"]) > 1
 
 
-SMALLEST = "version: 1\nname: page\nparameters: {depth: {values: [1, 2]}, activation: {values: [identity, relu]}}\ndata: {dataset: mnist}\n"
+SMALLEST = """\
+version: 1
+name: page
+parameters: {depth: {values: [1, 2]}, activation: {values: [identity, relu]}}
+data: {dataset: mnist}
+"""
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.marker != "mistakes"], ids=str)

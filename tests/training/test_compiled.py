@@ -111,6 +111,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
+@pytest.mark.slow
 def test_a_cache_without_execution_keeps_libraries_all_the_same(mounted: Callable[[str], Path]) -> None:
     place = mounted("noexec")
     assert compiled_in(XDG_CACHE_HOME=str(place)) == "compiled None"

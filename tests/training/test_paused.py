@@ -351,6 +351,8 @@ def train_killed(folder):
     print(numbers(report), flush=True)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_kill_9_at_any_moment_loses_no_epoch_and_changes_no_bit(data, tmp_path):
     whole = train(a_trial(qat=KILLED), data)
     line = [sys.executable, "-m", "tests.training.test_paused", str(tmp_path)]
