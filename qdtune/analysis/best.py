@@ -213,7 +213,8 @@ class BestDepth:
         if not self.ended:
             return f"only depth {self.depth} has finished{colon}"
         if set(self.ended.values()) == {TOO_LARGE}:
-            return f"only depth {self.depth} fits{' the budget' if self.budget is None else ''}{colon}"
+            within = " within the budget" if self.budget is None else ""
+            return f"only depth {self.depth} was trained{within}{colon}"
         brackets = f" ({value})" if value else ""
         return f"only depth {self.depth} was trained to its end{brackets}: {describe_ended(self.ended)}"
 

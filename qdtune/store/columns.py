@@ -45,8 +45,8 @@ _RELEASES = (
     Column(
         "p_reach",
         pa.float64(),
-        "share of similar finished trials that gained as much as this stopped one needs for the front; null without "
-        "a `risk`",
+        "of a stopped trial: (1 + how many similar finished trials gained what it needs for the front) /"
+        " (1 + their number); null without a `risk`",
     ),
     Column("released", pa.bool_(), "true if it was stopped early and then trained to its end all the same"),
 )

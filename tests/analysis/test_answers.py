@@ -543,8 +543,8 @@ def test_depths_that_were_not_trained_to_their_end_are_told_with_the_one_that_wa
     [
         (
             False,
-            "At 2 bits, only depth 1 fits the budget: 70.5 %.",
-            "At 2 bits, only depth 1 fits the budget.",
+            "At 2 bits, only depth 1 was trained within the budget: 70.5 %.",
+            "At 2 bits, only depth 1 was trained within the budget.",
         ),
         (
             True,
@@ -563,7 +563,7 @@ def test_depths_that_finished_but_do_not_fit_are_not_said_to_be_unfinished(stopp
     whole, within = table(*small, *large), table(*small)
     if not stopped:
         assert answer(whole, NOTHING, aggregate(whole)).by_size[0].sentence == (
-            "Within 100 bytes, only depth 1 fits: 70.5 %."
+            "Within 100 bytes, only depth 1 was trained: 70.5 %."
         )
     found = answer(within, NOTHING, aggregate(within), 100, whole=aggregate(whole))
     assert found.by_bits[0].sentence == told

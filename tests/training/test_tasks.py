@@ -54,7 +54,10 @@ def given(task, dtype):
     return (train_x, train_y, test_x, test_y), DatasetInfo(400, INPUTS, count, dtype=dtype)
 
 
-def trained(task, metric, dtype="float32", normalize="feature", **changes):
+LEARN = 40  # epochs of warm-up after which every task is learned
+
+
+def trained(task, metric, dtype="float32", normalize="feature", epochs=4, **changes):
     splits, info = given(task, dtype)
     data = cut("mine:data", splits, 100, info, normalize)
     values = {"hidden": (24,), "depth": 2, "activation": "tanh", "weight_bits": 8, "act_bits": 8, "scale": "lsq"}
@@ -64,7 +67,7 @@ def trained(task, metric, dtype="float32", normalize="feature", **changes):
         dataset="mine:data",
         val_size=100,
         batch_size=20,
-        warmup=Warmup(epochs=40, lr=0.01, optimizer="adam"),
+        warmup=Warmup(epochs=epochs, lr=0.01, optimizer="adam"),
         qat=Qat(epochs=3, lr=0.003, optimizer="adam"),
         own_data=OwnData("0" * 64, "1" * 64, info),
         task=task.name,
@@ -84,7 +87,7 @@ def test_each_metric_is_one_of_a_task():
 
 @pytest.mark.parametrize(("task", "metric"), METRICS, ids=lambda one: one.name)
 def test_a_task_is_learned_and_judged_by_its_metric(task, metric):
-    _, _, report = trained(task, metric)
+    _, _, report = trained(task, metric, epochs=LEARN)
     for row in report["rows"]:
         assert row["state"] == "ok", row["error"]
         assert metric.val in row
@@ -224,7 +227,7 @@ def test_a_card_says_what_the_outputs_are_and_what_to_make_of_them(name, dtype):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_network_without_hidden_layers_trains_and_ships(depth):
     task = task_of("regression")
-    trial, data, report = trained(task, task.metrics[0], hidden=(), depth=depth, decompose="all")
+    trial, data, report = trained(task, task.metrics[0], epochs=LEARN, hidden=(), depth=depth, decompose="all")
     assert trial.cells["hidden"] == "none"
     assert len(trial.structure.layers) == 1
     alone = one_seed(report["weights"], 0)
