@@ -117,6 +117,8 @@ def test_the_c_program_gives_the_logits_of_the_reader(tmp_path):
         logits = reader.load(blob).logits(pixels[None])[0]
         assert np.ptp(logits) > 0.01
         assert np.allclose([float(word) for word in done.stdout.split()], logits, rtol=1e-4, atol=1e-5)
+    (tmp_path / "model.safetensors").write_bytes(blob + bytes(96))  # the data of a larger network
+    assert subprocess.run(command, cwd=tmp_path, input=pixels.tobytes(), stdout=subprocess.DEVNULL).returncode == 1
 
 
 def test_the_split_of_digits_is_that_of_the_page(monkeypatch, tmp_path):
