@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DIGITS = 12  # of a mean; the sums of at most some hundred seeds differ in later ones
+MEAN_DIGITS = 12  # of a mean; the sums of at most some hundred seeds differ in later ones
 EXACT_POWER = 22  # the highest power of ten that is a float exactly
-LEAST_SHARE = 1e-3  # from here to 1, a mean has `DIGITS` after the point
+LEAST_SHARE = 1e-3  # from here to 1, a mean has `MEAN_DIGITS` after the point
 DRAWS, DRAWS_AT_ONCE = 1000, 50  # of a bootstrap; how many draws are in memory at a time
 
 
@@ -136,8 +136,8 @@ def round_mean(mean: float) -> float:
     """
     size = abs(mean)
     if LEAST_SHARE <= size <= 1 or not size or not math.isfinite(size):
-        return round(mean, DIGITS)
-    return round(mean, DIGITS - 1 - math.floor(math.log10(size)))
+        return round(mean, MEAN_DIGITS)
+    return round(mean, MEAN_DIGITS - 1 - math.floor(math.log10(size)))
 
 
 def round_means(means: NDArray[np.float64], like: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -148,10 +148,10 @@ def round_means(means: NDArray[np.float64], like: NDArray[np.float64] | None = N
         like: the means that decide on the digits, such as those to which standard deviations belong.
     """
     size = np.abs(means if like is None else like)
-    found: NDArray[np.float64] = means.round(DIGITS)
+    found: NDArray[np.float64] = means.round(MEAN_DIGITS)
     other = ((size < LEAST_SHARE) | (size > 1)) & (size > 0) & np.isfinite(size)
     if other.any():
-        numbers, places = means[other], DIGITS - 1 - np.floor(np.log10(size[other])).astype(int)
+        numbers, places = means[other], MEAN_DIGITS - 1 - np.floor(np.log10(size[other])).astype(int)
         power = 10.0 ** np.clip(places, 0, EXACT_POWER)
         rounded = np.rint(numbers * power) / power
         for k in np.flatnonzero((places < 0) | (places > EXACT_POWER)):  # ten to their power is not exact

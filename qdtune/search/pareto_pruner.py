@@ -129,7 +129,10 @@ class _Standings:
                 column = _with_room(self.by_epoch.get(epoch, np.empty(0)), len(trials))
                 column[number] = score if counts else -math.inf
                 self.by_epoch[epoch] = column
-            (self.running.discard if trial.state.is_finished() else self.running.add)(number)
+            if trial.state.is_finished():
+                self.running.discard(number)
+            else:
+                self.running.add(number)
 
     def find_leader(self, epoch: int, trial: FrozenTrial) -> tuple[float, FrozenTrial | None]:
         """The best score of others of no larger size at an epoch, and the smallest, oldest trial that has it."""
