@@ -86,11 +86,13 @@ class Prospect:
         place: its index.
         share: see `share_reaching`.
         gap: the progress that it lacks.
+        alike: how many finished ones it was compared with.
     """
 
     place: int
     share: float
     gap: float
+    alike: int
 
 
 def rank_prospects(stopped: Sequence[tuple[Curve, float]], finished: Sequence[Curve], count: int) -> list[Prospect]:
@@ -119,5 +121,5 @@ def rank_prospects(stopped: Sequence[tuple[Curve, float]], finished: Sequence[Cu
         gap = needed - curve.best[last]
         alike = gains[np.argsort(np.abs(at - curve.best[last]), kind="stable")[:count]]
         share = 1.0 if gap <= 0 else float(1 + (alike >= gap).sum()) / (len(alike) + 1)
-        found.append(Prospect(place, share, gap))
+        found.append(Prospect(place, share, gap, len(alike)))
     return sorted(found, key=lambda prospect: (-prospect.share, prospect.gap, stopped[prospect.place][0].name))

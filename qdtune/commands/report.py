@@ -33,6 +33,7 @@ from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import ReadOnlyError
 from qdtune.store.front import print_front
 from qdtune.store.opened import open_run
+from qdtune.store.releases import describe_releases
 from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table, wrap_text
 
@@ -260,6 +261,8 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
     for line in run.left_out:
         out.print(f"left out: {line}", style="yellow")
     print_front(run.pareto, run.spec.data.names[0], out, budget=run.budget, width=_text_width(out))
+    if releases := describe_releases(run.pareto):
+        _print_sentences([f"{releases}."], out)
     _print_sentences(trouble(run), out, style="yellow")
     if warning := provisional(run):
         out.print()

@@ -12,6 +12,7 @@ from typing import Any
 
 CHECKSUM = "qdtune.sha256"
 TRIAL = "qdtune.trial_id"  # of the trial that trained what a file of weights holds
+PROGRESS = "qdtune.paused"  # of a checkpoint: what is no tensor, as JSON
 
 
 def sign_file(header: dict[str, Any], data: bytes) -> bytes:
@@ -57,6 +58,17 @@ def read_owner(blob: bytes) -> str | None:
     """
     owner = (split_file(blob)[0].get("__metadata__") or {}).get(TRIAL)
     return None if owner is None else str(owner)
+
+
+def read_paused_epoch(blob: bytes) -> int | None:
+    """The QAT epoch at which a training goes on from a checkpoint; None if the file does not say it.
+
+    Args:
+        blob: a file without a fault.
+    """
+    metadata = split_file(blob)[0].get("__metadata__") or {}
+    epoch = json.loads(metadata.get(PROGRESS, "{}")).get("epoch")
+    return epoch if isinstance(epoch, int) else None
 
 
 def split_file(blob: bytes) -> tuple[dict[str, Any], bytes]:

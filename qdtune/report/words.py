@@ -27,6 +27,7 @@ from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
+from qdtune.store.releases import describe_releases
 from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
 
@@ -87,6 +88,8 @@ def facts(run: Run) -> Iterator[str]:
     yield f"{phases.warmup.epochs} epochs of float warm-up and {phases.qat.epochs} of QAT"
     rule = run.spec.early_terminate.type
     yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
+    if releases := describe_releases(run.pareto):
+        yield releases
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
     if newest is not None:
         yield f"last result {newest:%Y-%m-%d %H:%M} UTC"

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from qdtune.reach import neighbours_of
 from qdtune.search.study import Study, choose_further_seeds
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
@@ -18,7 +19,7 @@ from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.further_seeds import Tally, count_decisions, find_further_seeds
 from qdtune.store.results import Result
-from qdtune.store.unfinished import count_unasked, find_to_release, find_to_replicate, is_ended, shares_to_reach
+from qdtune.store.unfinished import count_unasked, find_prospects, find_to_release, find_to_replicate, is_ended
 
 
 class Queue:
@@ -51,8 +52,9 @@ class Queue:
         self.alone = False
         self.tried_alone: set[str] = set()
         self.nothing_to_release = False  # as found since the last trial ended, because the search takes time
-        # Stopped trials that are trained to their end all the same, each with its prospect, see `shares_to_reach`.
+        # Stopped trials that are trained to their end all the same, each with the share of its prospect.
         self.released: dict[str, float | None] = {}
+        self.unjudged: set[str] = set()  # those of them that too few finished trials could be compared with
         self.again: set[str] = set()  # trials started after the plan or the search was finished
 
     def next(self) -> Configuration | None:
@@ -78,8 +80,6 @@ class Queue:
         if not self.waiting and not (self.running and self.judged):  # a released trial may start beside others
             self.judged = False
             self.waiting = deque(self._released())
-            shares = shares_to_reach(self.spec, self.results.values()) if self.waiting else {}
-            self.released |= {trial.trial_id: shares.get(trial.trial_id) for trial in self.waiting}
         if not self.waiting and not self.running:
             self.waiting = deque(self._replicates())
             self.alone = not self.waiting
@@ -126,7 +126,7 @@ class Queue:
         self.study.finish(trial_id, result.state, result.score, result.curve)
 
     def _released(self) -> list[Configuration]:
-        """The stopped trials to train to their end all the same.
+        """The stopped trials to train to their end all the same, noted as released.
 
         With a risk they start one by one, the most promising one first, because what a finished one comes to decides
         about the others. Without a risk all of them start, once nothing runs that could still beat them.
@@ -134,8 +134,20 @@ class Queue:
         risk = self.spec.early_terminate.risk
         if (risk is None and self.running) or self.nothing_to_release:
             return []
-        found = [result.trial for result in find_to_release(self.spec, self.results.values())]
-        found = self._not_yet(found) if risk is None else [t for t in found if t.trial_id not in self.again][:1]
+        if risk is None:
+            found = self._not_yet(one.trial for one in find_to_release(self.spec, self.results.values()))
+            self.released |= dict.fromkeys(trial.trial_id for trial in found)
+        else:
+            found = []
+            for result, prospect in find_prospects(self.spec, self.results.values()):
+                if prospect.share <= risk:
+                    break
+                if result.trial_id not in self.again:
+                    found = [result.trial]
+                    self.released[result.trial_id] = prospect.share
+                    if prospect.gap > 0 and prospect.alike < neighbours_of(risk):
+                        self.unjudged.add(result.trial_id)
+                    break
         self.nothing_to_release = not found
         return found
 

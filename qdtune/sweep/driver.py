@@ -22,15 +22,17 @@ from qdtune.datasets.load import Samples
 from qdtune.machine import own_folder
 from qdtune.messages import format_count
 from qdtune.search.queue import Queue
+from qdtune.spec.axes import find_varying
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import StorageError
-from qdtune.store.results import Rows
 from qdtune.store.store import Store
 from qdtune.sweep.cluster import Cluster, nodes_now
 from qdtune.sweep.gpu_share import measure_share
+from qdtune.sweep.held_run import HeldRun
 from qdtune.sweep.kept_files import KeptFiles
 from qdtune.sweep.loggers import sweep_loggers
+from qdtune.sweep.pace import Start
 from qdtune.sweep.placement import Node, Placement, place_trials
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.ray_hooks import PruningScheduler, QueueSearcher
@@ -43,23 +45,14 @@ Connect = Callable[[int], AbstractContextManager[Cluster]]
 
 
 def run_trials(
-    spec: Spec,
-    data: Samples,
-    queue: Queue,
-    store: Store,
-    known: Rows,
-    connect: Connect,
-    stopped: list[int],
-    out: Any,
+    run: HeldRun, start: Start, data: Samples, connect: Connect, stopped: list[int], out: Any
 ) -> tuple[int | None, StorageError | None]:
     """Trains the trials of the queue; returns the signal that stopped it and the storage error, None if none.
 
     Args:
-        spec: resolved.
+        run: the run folder; later rows are added to `known`.
+        start: what it holds.
         data: to train on.
-        queue: the trials.
-        store: where results go.
-        known: the rows of earlier results; later rows are added.
         connect: joins the cluster, given the bytes of the data; it has room for at least one trial.
         stopped: the signals received so far; later signals are added, and the first one ends the sweep.
         out: where to print progress.
@@ -68,6 +61,7 @@ def run_trials(
         SpecError: a trial asks for more than the cluster has.
         NoClusterError: no cluster answers.
     """
+    spec, queue, store, known = run.spec, run.queue, run.store, run.known
     data_bytes = sum(x.nbytes for x in (data.train_x, data.val_x, data.test_x))
     with connect(data_bytes) as cluster, note_signals(stopped), own_folder() as scratch:
         place, nodes = decide_placement(spec, cluster, data, queue, stopped, out)
@@ -75,10 +69,9 @@ def run_trials(
         files = _start_files_actor(store)
         # A launch that was killed may have stored a result and left the checkpoint.
         files.forget_paused.remote([i for i, result in queue.results.items() if result.state in ("ok", "diverged")])
-        varying = {name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1}
         epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
         with (
-            SweepProgress(out, queue.total, queue.total - queue.left, varying, epochs, spec.metric) as progress,
+            SweepProgress(out, queue.total, start, _find_varying(spec, queue), epochs, spec.metric) as progress,
             sweep_loggers(spec, store, stopped, out) as loggers,
         ):
             recorder = Recorder(queue, store, progress, files, known, stopped, Path(scratch), loggers, files)
@@ -91,6 +84,13 @@ def run_trials(
                     _tune(spec, kind, place, recorder, scratch, NodeWatch(nodes, place, _most(spec, place), out))
             recorder.close()
         return (stopped[0] if stopped else None), recorder.error
+
+
+def _find_varying(spec: Spec, queue: Queue) -> frozenset[str]:
+    """The axes that tell trials apart."""
+    if spec.method in PLANNED:
+        return find_varying(trial.cells for trial in queue.planned)
+    return frozenset(name for name, axis in spec.axes.items() if axis.choices is None or len(axis.choices) > 1)
 
 
 def decide_placement(

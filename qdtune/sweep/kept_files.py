@@ -28,6 +28,7 @@ class KeptFiles:
     def __init__(self, run_folder: str) -> None:
         self.warmups = WarmupFolder(join_location(run_folder, "warmup"))
         self.paused = PausedFolder(join_location(run_folder, "paused"))
+        self.preparing: dict[str, str] = {}  # trial_id -> what a trial does instead of training
 
     def claim(self, key: str, holder: str) -> tuple[Answer, bytes | None]:
         """As `WarmupFolder.claim`."""
@@ -38,8 +39,9 @@ class KeptFiles:
         self.warmups.keep(key, blob)
 
     def release(self, holder: str) -> None:
-        """As `WarmupFolder.release`."""
+        """As `WarmupFolder.release`; the trial no longer runs, so it prepares nothing either."""
         self.warmups.release(holder)
+        self.preparing.pop(holder, None)
 
     def find_paused(self, trial_id: str) -> bytes | None:
         """As `PausedFolder.find`."""
@@ -56,6 +58,16 @@ class KeptFiles:
     def forget_paused(self, trial_ids: Iterable[str]) -> None:
         """As `PausedFolder.forget`."""
         self.paused.forget(trial_ids)
+
+    def set_preparing(self, trial_id: str, text: str | None) -> None:
+        """Notes what a trial does instead of training, such as `compiling`; None if it trains."""
+        self.preparing.pop(trial_id, None)
+        if text is not None:
+            self.preparing[trial_id] = text
+
+    def list_preparing(self) -> dict[str, str]:
+        """The trials that do not train now, with what they do."""
+        return self.preparing
 
 
 class SharedPaused:

@@ -27,6 +27,7 @@ from qdtune.sweep.metrics import SweepMetrics
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.result_writer import ResultWriter
 from qdtune.sweep.trainable import describe_timeout
+from qdtune.sweep.watches import PreparingWatch
 
 FRONT_EVERY_S = 2.0  # between two computations of the front
 HOPELESS = 5  # if the first so many trials fail alike, the fault is in the sweep, so it stops
@@ -78,6 +79,7 @@ class Recorder(tune.Callback):
         self.front_at, self.is_noted = 0.0, False
         self.noting: Any = signal.getsignal(signal.SIGUSR1)  # notes the signals of the user
         self.ending_tune: Callable[[int, Any], Any] = lambda number, frame: None  # see `setup`
+        self.preparing = PreparingWatch(paused)
         self.metrics = SweepMetrics(queue.spec, queue.planned)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,6 +116,8 @@ class Recorder(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.metrics.again()
+        if (texts := self.preparing.poll()) is not None:
+            self.progress.set_preparing(texts)
         self.progress.tick()
         self._note_written()
         if (self.signals or self.error) and not self.ending:
@@ -124,7 +128,7 @@ class Recorder(tune.Callback):
         self.curves[ours.trial_id] = []
         self.heard[ours.trial_id] = time.monotonic()
         self.recovering.discard(ours.trial_id)
-        self.progress.start(ours.trial_id, ours.label)
+        self.progress.start(ours.trial_id, self.progress.name(ours, self.queue.spec.seeds))
         self.loggers.start(ours)
         self._moved()
 
@@ -160,7 +164,7 @@ class Recorder(tune.Callback):
         else:
             self.heard[ours.trial_id] = time.monotonic()
             self.curves[ours.trial_id] = result["history"]
-            self.progress.update(ours.trial_id, ours.label, result)
+            self.progress.update(ours.trial_id, result)
             self.loggers.update(ours.trial_id, result["history"])
 
     def _see_move(self, ours: Configuration, result: dict[str, Any], losses: int) -> None:
@@ -281,7 +285,7 @@ class Recorder(tune.Callback):
             self.metrics.stand((result.state for result in self.queue.results.values()), table)
             if self.queue.is_replicating:
                 self.progress.decisions = str(self.queue.count_decisions() or "")
-        self.progress.finish(ended.trial.trial_id, ended.state, front, total - left, total)
+        self.progress.finish(ended.trial.trial_id, ended.state, front, total, len(ended.curve))
         self._moved()
 
     def _moved(self) -> None:

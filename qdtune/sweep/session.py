@@ -23,8 +23,10 @@ from qdtune.store.store import Store
 from qdtune.store.unfinished import shares_to_reach
 from qdtune.sweep.cluster import Cluster, RayAt, connect
 from qdtune.sweep.held_run import JOURNAL, HeldRun, hold_run
+from qdtune.sweep.pace import Start
 from qdtune.sweep.placement import check_fits
 from qdtune.sweep.prepare import Prepared, read_data
+from qdtune.sweep.resumed import find_start
 from qdtune.sweep.summary import announce, print_summary
 from qdtune.terminal import console
 
@@ -93,10 +95,11 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
         run = hold_run(prepared.spec, prepared.plan, store, work, out)
         try:
             has_more = run.queue.more()
-            announce(prepared.spec, data, prepared.plan, run.queue, notes, out)
+            start = find_start(run)
+            announce(prepared.spec, data, prepared.plan, run.queue, start, notes, out)
             for line in (*prepared.lengthened, *prepared.test_notes):
                 out.print(line)
-            stopped, error = _train(run, data, join, drawing, early, out) if has_more else (None, None)
+            stopped, error = _train(run, start, data, join, drawing, early, out) if has_more else (None, None)
             if error is None and not run.queue.left:
                 run.queue.more()  # stopped as the last one ended, it may have more to do all the same
         finally:
@@ -110,13 +113,13 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
 
 
 def _train(
-    run: HeldRun, data: Samples, join: Any, drawing: Drawing, early: list[int], out: Any
+    run: HeldRun, start: Start, data: Samples, join: Any, drawing: Drawing, early: list[int], out: Any
 ) -> tuple[int | None, StorageError | None]:
     """Trains what is left while the page is drawn; as `driver.run_trials`."""
     from qdtune.sweep.driver import run_trials  # Ray: a sweep that is finished answers without it
 
     try:
         with drawing(run.store.folder.where, out):
-            return run_trials(run.spec, data, run.queue, run.store, run.known, join, early, out)
+            return run_trials(run, start, data, join, early, out)
     except SystemExit:
         return (early[0] if early else signal.SIGTERM), None

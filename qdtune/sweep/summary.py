@@ -9,6 +9,7 @@ from typing import Any
 from qdtune.datasets.load import Samples
 from qdtune.machine import cache_dir, has_compiler, is_compiled
 from qdtune.messages import format_count, one_line
+from qdtune.reach import neighbours_of
 from qdtune.search.queue import Queue
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
@@ -16,20 +17,27 @@ from qdtune.store.columns import FINAL
 from qdtune.store.folder import StorageError
 from qdtune.store.front import print_front
 from qdtune.store.pareto_table import table_front
+from qdtune.store.releases import describe_releases
 from qdtune.store.store import PAGE
 from qdtune.store.tables import Table
 from qdtune.sweep.held_run import HeldRun
+from qdtune.sweep.pace import Start
+from qdtune.sweep.resumed import describe_checkpoints
 
 DONE, FAILED_TRIALS = 0, 3  # exit codes; 128 + its number after a signal
 
 
-def announce(spec: Spec, data: Samples, planned: Plan, queue: Queue, notes: list[str], out: Any) -> None:
-    """Prints what will be trained, how much is already done, and warnings."""
+def announce(
+    spec: Spec, data: Samples, planned: Plan, queue: Queue, start: Start, notes: list[str], out: Any
+) -> None:
+    """Prints what will be trained, how much is already done, from where trials go on, and warnings."""
     count = (spec.run_cap or 0) if queue.searching else len(planned.trials)
     size = f"{format_count(count, 'configuration')} x {format_count(len(spec.seeds), 'seed')} on {data.name}"
     samples = f"({len(data.train_x):,} training, {len(data.val_x):,} validation samples)"
-    done = f"{queue.total - queue.left} done before" if queue.left else "all done before"
+    done = f"{len(start.states)} done before" if queue.left else "all done before"
     out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
+    if text := describe_checkpoints(start.checkpoints, spec.train.qat.epochs):
+        out.print(text)
     if queue.left and not has_compiler():
         what = "training is slow, because it runs uncompiled: install a C++ compiler (g++, or set CXX) and openssl"
         out.print(what, style="yellow")
@@ -94,14 +102,17 @@ def _print_front(run: HeldRun, table: Table, out: Any) -> None:
 def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) -> None:
     """Prints how many trials were stopped early, how many of them were released, and how many failed."""
     spec, queue = run.spec, run.queue
-    if states["pruned"] and spec.early_terminate.type != "none":  # else they are left to do
-        out.print(_pruned_line(spec, queue, states["pruned"]))
-    ends = {trial_id: queue.results[trial_id].state for trial_id in queue.released.keys() & queue.results}
-    if released := {trial_id for trial_id, state in ends.items() if state in ("ok", "diverged")}:
-        joined = len(released & {row["trial_id"] for row in table_front(table).to_pylist()})
-        were = "was" if len(released) == 1 else "were"
-        count = format_count(len(released), "stopped trial")
-        out.print(f"{count} {were} released, {joined} of them joined the front")
+    if spec.early_terminate.type != "none":  # else they are left to do
+        released = {trial_id for trial_id, rows in run.known.items() if any(row["released"] for row in rows)}
+        released = {trial_id for trial_id in released if queue.results[trial_id].state != "pruned"}
+        if states["pruned"] or released:
+            out.print(_pruned_line(spec, queue, states["pruned"], len(released)))
+        if released:
+            out.print(describe_releases(table))
+        if unjudged := len(queue.unjudged & released):
+            least = neighbours_of(spec.early_terminate.risk)
+            why = f"fewer than {least} trials had finished that they could be compared with"
+            out.print(f"{unjudged} of them were released because {why}")
     for state in sorted(set(states) - {"ok", "pruned"}):
         theirs = (row for t, rows in run.known.items() if queue.results[t].state == state for row in rows)
         why = next((f": {one_line(row['error'])}" for row in theirs if row["error"]), "")
@@ -109,11 +120,18 @@ def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) ->
         out.print(what, style="yellow")
 
 
-def _pruned_line(spec: Spec, queue: Queue, pruned: int) -> str:
-    """How many trials were stopped early, and the share of QAT epochs that this saved."""
+def _pruned_line(spec: Spec, queue: Queue, pruned: int, released: int) -> str:
+    """How many trials were stopped early, and the share of QAT epochs that this saved.
+
+    Args:
+        spec: resolved.
+        queue: at its end.
+        pruned: how many trials are stopped.
+        released: how many of those that were stopped have a result now.
+    """
     planned = spec.train.qat.epochs * len(queue.results)
     spared = sum(spec.train.qat.epochs - len(r.curve) for r in queue.results.values() if r.state == "pruned")
-    rule = f"{format_count(pruned, 'trial')} stopped early by {spec.early_terminate.type}"
+    rule = f"{format_count(pruned + released, 'trial')} stopped early by {spec.early_terminate.type}"
     return f"{rule}: {(spared - queue.twice) / planned:.0%} of all QAT epochs saved; see the column `pruned_by`"
 
 

@@ -29,6 +29,7 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import mean
 from qdtune.sweep.kept_files import SharedPaused
 from qdtune.sweep.placement import MEMORY_SHARE, Placement
+from qdtune.training.compile_watch import COMPILE_WATCH
 
 if TYPE_CHECKING:
     from qdtune.training.cohort import Tensors
@@ -47,19 +48,37 @@ class SharedWarmups:
         folder: the actor.
         holder: the name under which this trial claims.
         report_alive: called while the trial waits.
+        report_preparing: called with what the trial does instead of training, and with None once it trains.
     """
 
-    def __init__(self, folder: Any, holder: str, report_alive: Callable[[], None]) -> None:
-        self.folder, self.holder, self.report_alive = folder, holder, report_alive
+    def __init__(
+        self,
+        folder: Any,
+        holder: str,
+        report_alive: Callable[[], None],
+        report_preparing: Callable[[str | None], None] = lambda text: None,
+    ) -> None:
+        self.folder, self.holder, self.report_alive, self.report_preparing = (
+            folder,
+            holder,
+            report_alive,
+            report_preparing,
+        )
         self.waited_s = 0.0
         self.is_training = False  # whether this trial has claimed a warm-up and not kept it yet
 
     def claim(self, key: str) -> bytes | None:
+        is_waiting = False
         while True:
             answer, blob = ray.get(self.folder.claim.remote(key, self.holder))
             if answer != "wait":
                 self.is_training = answer == "train"
+                if is_waiting:
+                    self.report_preparing(None)
                 return blob
+            if not is_waiting:
+                is_waiting = True
+                self.report_preparing("waiting for its warm-up")
             time.sleep(POLL_S)
             self.waited_s += POLL_S
             self.report_alive()
@@ -110,6 +129,7 @@ class QATTrial(tune.Trainable):
         self._paused = paused
         self._checkpoints: Checkpoints | None = None
         self._began, self._stacks = 0.0, stacks
+        self._preparing_s = 0.0  # see `_count_preparing`
         self._stack: int | None = None  # the open file for the stack, only while an epoch runs
         self._warmups = SharedWarmups(warmups, "", self._watch)
 
@@ -151,7 +171,8 @@ class QATTrial(tune.Trainable):
             f"mean_{self._spec.metric.val}": mean(report.get(self._spec.metric.val, ())),
         }
         where = {"node": ray.get_runtime_context().get_node_id()}
-        return {"done": False} | where | numbers | report | self._gpu_memory() | self._notes()
+        preparing = {"preparing_s": self._count_preparing()}
+        return {"done": False} | where | numbers | report | preparing | self._gpu_memory() | self._notes()
 
     def _end(self, failure: dict[str, Any]) -> dict[str, Any]:
         """The last report of a trial that failed; Tune requires the metric in every report."""
@@ -171,6 +192,16 @@ class QATTrial(tune.Trainable):
         from qdtune.training.device import memory_peak
 
         return memory_peak(self._tensors.train_x.device)
+
+    def _count_preparing(self) -> float:
+        """The seconds since the last report in which this process made steps or waited for another trial."""
+        before, self._preparing_s = self._preparing_s, COMPILE_WATCH.seconds + self._warmups.waited_s
+        return self._preparing_s - before
+
+    def _report_preparing(self, text: str | None) -> None:
+        """Tells the driver what this trial does instead of training; None: it trains."""
+        if self._paused is not None:
+            self._paused.set_preparing.remote(self.config.get("trial_id", self.trial_id), text)
 
     def _taken(self) -> float:
         """The seconds since the trial began, without those in which it waited for another trial."""
@@ -226,7 +257,9 @@ class QATTrial(tune.Trainable):
         # The sweep's recorder releases claims by the configuration's id. A search by hand gives no such id and may
         # try one configuration twice, so that there the holder is Tune's trial.
         holder = self.config.get("trial_id") or self.trial_id
-        self._warmups = SharedWarmups(self._folder, holder, self._watch)
+        self._warmups = SharedWarmups(self._folder, holder, self._watch, self._report_preparing)
+        COMPILE_WATCH.listener = lambda is_on: self._report_preparing("compiling" if is_on else None)
+        self._preparing_s = COMPILE_WATCH.seconds
         if self._paused is not None and self._checkpoints is None:
             # Only with a risk a stopped trial is likely to be released.
             self._checkpoints = Checkpoints(SharedPaused(self._paused), self._spec.early_terminate.risk is not None)

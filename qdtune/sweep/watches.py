@@ -20,6 +20,7 @@ from qdtune.messages import format_count
 from qdtune.sweep.cluster import nodes_now
 from qdtune.sweep.placement import Node, Placement
 
+ASK_S = 1.0  # between two questions to the workers what they do
 BEAT_S, GONE_S = 1.0, 10.0  # the time between two checks of Ray's head, and how long it may be silent
 LOOK_S = 3.0  # between two looks at the nodes
 
@@ -52,6 +53,33 @@ class NodeWatch(tune.Callback):
             n = n if self.most is None else min(n, self.most)
             wait = "" if n else ", until a node has room for one"
             self.out.print(f"{', '.join(changes)}: {format_count(n, 'trial')} at a time now{wait}")
+
+
+class PreparingWatch:
+    """Asks the actor of the kept files what trials do instead of training, and never waits for its answer.
+
+    Args:
+        files: the actor, a `KeptFiles`; None if there is none.
+    """
+
+    def __init__(self, files: Any) -> None:
+        self.files, self.asked_at = files, 0.0
+        self.answer: Any = None  # that has not come yet
+
+    def poll(self) -> dict[str, str] | None:
+        """What trials do that do not train now, by trial_id; None if nothing new is known."""
+        if self.files is None:
+            return None
+        if self.answer is None:
+            if time.monotonic() - self.asked_at >= ASK_S:
+                self.answer, self.asked_at = self.files.list_preparing.remote(), time.monotonic()
+            return None
+        found: dict[str, str] | None = None
+        if ray.wait([self.answer], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # it is lost, and starts again
+                found = ray.get(self.answer)
+            self.answer = None
+        return found
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch.func import vmap
 from qdtune.datasets.load import Samples
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.augment import distort_images
+from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
 from qdtune.training.losses import Meter
 from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
@@ -147,11 +148,12 @@ class Cohort:
         data = (self.inputs, self.data.train_y)
         batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
         rate = torch.zeros((), device=self.device)
-        if self.device.type == "cuda":
-            return capture_step(self.function, state, data, batch, rate, compile=self.compile)
-        if self.compile:
+        if self.device.type != "cuda" and not self.compile:
+            return make_eager_step(self.function, state, data)
+        with COMPILE_WATCH.measure():
+            if self.device.type == "cuda":
+                return capture_step(self.function, state, data, batch, rate, compile=self.compile)
             return compile_step(self.shape, self.function, state, data, batch, rate)
-        return make_eager_step(self.function, state, data)
 
     def prepare(self) -> None:
         """Makes the step, which takes some seconds if it has to be compiled."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qdtune.model.quantize import read_signs, set_signs
-from qdtune.model.signed_file import TRIAL, find_fault, read_owner, sign_file, split_file
+from qdtune.model.signed_file import PROGRESS, TRIAL, find_fault, read_owner, sign_file, split_file
 from qdtune.spec.configuration import Configuration
 from qdtune.training.cohort import Cohort
 from qdtune.training.compiled import describe_machine, why_eager
@@ -27,7 +27,6 @@ from qdtune.training.device import name_device
 from qdtune.training.training_log import OWNERS, POINTS, TrainingLog, pack_log, unpack_log
 
 FORMAT = 1  # of the file; raise it when older checkpoints cannot be read any more
-PROGRESS = "qdtune.paused"  # in the metadata: what is no tensor, as JSON
 GENERATORS = "/generators"  # (K, bytes): the state of each seed's generator
 TRAINING_PER_COST = 20  # a checkpoint is kept after so many times the seconds that the last one took: at most 5 %
 STOP_PER_COST = 4  # the same if a trial is stopped: about one stopped trial in four is released later

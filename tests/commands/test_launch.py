@@ -21,6 +21,7 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
 from qdtune.sweep import summary
 from qdtune.sweep.cluster import RayAt
+from qdtune.sweep.pace import Start
 from qdtune.sweep.prepare import Prepared, Unread
 from qdtune.terminal import console
 
@@ -216,7 +217,7 @@ def test_launch_and_dry_run_warn_of_what_would_be_trained_twice(
         found = load(folder / "a.yaml", [f"exclude={exclude}"]).resolve("digits")
         queue = SimpleNamespace(searching=False, total=12, left=12)
         data = SimpleNamespace(name="digits", train_x=[], val_x=[])
-        summary.announce(found, data, plan(found), queue, [], console())  # type: ignore[arg-type]
+        summary.announce(found, data, plan(found), queue, Start(), [], console())  # type: ignore[arg-type]
         out = capsys.readouterr().out
         assert [line.startswith(f"warning: {warned}") for line in out.splitlines() if "warning" in line] == [
             True

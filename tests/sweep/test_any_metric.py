@@ -11,6 +11,7 @@ from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.sweep import metrics as sweep_metrics
 from qdtune.sweep.loggers import SweepLoggers, epoch_means, final_numbers
 from qdtune.sweep.metrics import SweepMetrics, list_gauges
+from qdtune.sweep.pace import Start
 from qdtune.sweep.progress import SweepProgress
 from qdtune.terminal import console
 from tests.judged import make_spec, write_run
@@ -25,12 +26,12 @@ def table(tmp_path):
 
 def test_progress_shows_the_value_and_names_it(table, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    shown = SweepProgress(console(), 12, 0, set(), {"warmup": 2, "qat": 4}, MAE)
+    shown = SweepProgress(console(), 1, Start(), set(), {"warmup": 2, "qat": 4}, MAE)
     shown.start("a", "d1 w2")
-    shown.update("a", "d1 w2", {"phase": "qat", "epoch": 1, MAE.val: [0.02, None, 0.021]})
-    assert shown.running["a"] == "d1 w2 qat 1/4 0.0205"
+    shown.update("a", {"phase": "qat", "epoch": 1, MAE.val: [0.02, None, 0.021]})
+    assert shown._texts() == ["d1 w2 qat 1/4 0.0205"]
     front = table_front(table)
-    shown.finish("a", "ok", front, 12, 12)
+    shown.finish("a", "ok", front, 1, 4)
     best = front.to_pylist()[-1]
     assert f"best mae {best[MAE.val]:.4f} at {best['size_bytes']} bytes" in capsys.readouterr().out
 

@@ -23,6 +23,7 @@ from qdtune.store.pareto_table import aggregate
 from qdtune.store.store import Store
 from qdtune.sweep import metrics
 from qdtune.sweep.metrics import AGAIN_S, GAUGES, SweepMetrics
+from qdtune.sweep.pace import Start
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.recorder import Recorder
 from qdtune.terminal import console
@@ -160,7 +161,7 @@ def recording(folder):
     store.create(SPEC.to_yaml())
     queue = Queue(SPEC, plan(SPEC).trials, Study(SPEC, folder / "study.journal"), [])
     warmups = SimpleNamespace(release=SimpleNamespace(remote=lambda trial_id: None))
-    progress = SweepProgress(console(), queue.total, 0, set(), {"warmup": 1, "qat": 3})
+    progress = SweepProgress(console(), queue.total, Start(), set(), {"warmup": 1, "qat": 3})
     return Recorder(queue, store, progress, warmups, {}, [])
 
 

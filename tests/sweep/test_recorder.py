@@ -24,6 +24,7 @@ from qdtune.store.results import result_of
 from qdtune.store.store import Store
 from qdtune.sweep import recorder as module
 from qdtune.sweep import result_writer
+from qdtune.sweep.pace import Start
 from qdtune.sweep.progress import SweepProgress
 from qdtune.sweep.recorder import Recorder
 from qdtune.terminal import console
@@ -57,7 +58,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record
     monkeypatch.setattr(result_writer, "RETRY_S", 0.02)
     spec = loads(SWEEP, "written.yaml")
     queue = Queue(spec, plan(spec).trials, Study(spec, tmp_path / "study.journal"), [])
-    progress = SweepProgress(console(), queue.total, 0, set(), {"warmup": 1, "qat": 3})
+    progress = SweepProgress(console(), queue.total, Start(), set(), {"warmup": 1, "qat": 3})
     recorder = Recorder(queue, FullDisk(tmp_path / "written"), progress, MagicMock(), {}, [])
     yield recorder
     recorder.close()

@@ -143,6 +143,7 @@ def swept(ray, tmp_path, spec, kind, place):
     from qdtune.store.results import results
     from qdtune.store.store import Store
     from qdtune.sweep.driver import _tune
+    from qdtune.sweep.pace import Start
     from qdtune.sweep.progress import SweepProgress
     from qdtune.sweep.recorder import Recorder
     from qdtune.sweep.trainable import QATTrial, set_share
@@ -153,7 +154,7 @@ def swept(ray, tmp_path, spec, kind, place):
     earlier = results(spec, store.trials(), store.history())
     queue = Queue(spec, plan(spec).trials, Study(spec, store.root / "study.journal"), earlier)
     epochs = {"warmup": spec.train.warmup.epochs, "qat": spec.train.qat.epochs}
-    with SweepProgress(console(), queue.total, queue.total - queue.left, {"depth"}, epochs) as progress:
+    with SweepProgress(console(), queue.total, Start(), {"depth"}, epochs) as progress:
         actors = {"warmups": parameters["warmups"], "paused": parameters.get("paused")}
         recorder = Recorder(queue, store, progress, known={}, signals=[], stacks=tmp_path, **actors)
         sizes = {"cpu": place.cpu, "gpu": 0.0}

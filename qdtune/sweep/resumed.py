@@ -1,0 +1,72 @@
+"""What a launch goes on from: results, checkpoints of trainings that were interrupted, and warm-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from qdtune.messages import format_count
+from qdtune.model.signed_file import find_fault, read_paused_epoch
+from qdtune.store.folder import Folder, StorageError
+from qdtune.sweep.held_run import HeldRun
+from qdtune.sweep.pace import Start
+
+SUFFIX = ".safetensors"
+
+
+def find_checkpoints(folder: Folder, trial_ids: Collection[str]) -> dict[str, int]:
+    """trial_id -> the QAT epoch of its checkpoint, of those of the trials that have a whole one.
+
+    A worker may still refuse one, because another kind of machine made it; its trial then starts from the beginning.
+
+    Args:
+        folder: the run folder.
+        trial_ids: whose checkpoints are asked for.
+    """
+    found = {}
+    try:
+        names = {file.removesuffix(SUFFIX) for file in folder.list_files("paused") if file.endswith(SUFFIX)}
+        for trial_id in sorted(names & set(trial_ids)):
+            blob = folder.read_file(f"paused/{trial_id}{SUFFIX}")
+            if blob and not find_fault(blob, older=False) and (epoch := read_paused_epoch(blob)):
+                found[trial_id] = epoch
+    except StorageError:  # checkpoints save time and nothing else
+        pass
+    return found
+
+
+def describe_checkpoints(checkpoints: Mapping[str, int], epochs: int) -> str:
+    """`3 trials go on from their checkpoints, at epoch 4 of 10`; empty if there are none.
+
+    Args:
+        checkpoints: as `find_checkpoints`.
+        epochs: of QAT.
+    """
+    if not checkpoints:
+        return ""
+    first, last = min(checkpoints.values()), max(checkpoints.values())
+    at = f"at epoch {first}" if first == last else f"at epochs {first} to {last}"
+    one = len(checkpoints) == 1
+    which = "goes on from its checkpoint" if one else "go on from their checkpoints"
+    return f"{format_count(len(checkpoints), 'trial')} {which}, {at} of {epochs}"
+
+
+def find_start(run: HeldRun) -> Start:
+    """What the progress of a launch begins with; none of its trials has begun."""
+    spec, queue, folder = run.spec, run.queue, run.store.folder
+    waiting = {trial.trial_id: trial for trial in queue.waiting}
+    states = {trial_id: one.state for trial_id, one in queue.results.items() if trial_id not in waiting}
+    checkpoints = find_checkpoints(folder, waiting)
+    ended = {one.trial.warmup_key for one in queue.results.values()}
+    needed = {trial.warmup_key: trial for i, trial in waiting.items() if i not in checkpoints}
+    kept = set(folder.list_files("warmup"))
+    left = sum(f"{trial.warmup_id}{SUFFIX}" not in kept for trial in needed.values())
+    if unasked := queue.left - len(waiting):  # as many as in a sample
+        left += round(unasked * len({trial.warmup_key for trial in queue.planned}) / len(queue.planned))
+    trained = sum(len(one.curve) for one in queue.results.values()) + sum(checkpoints.values())
+    return Start(
+        states,
+        trained + spec.train.warmup.epochs * len(ended),
+        checkpoints,
+        left if spec.train.warmup.epochs else 0,
+        frozenset(trial_id for trial_id, rows in run.known.items() if any(row.get("released") for row in rows)),
+    )
