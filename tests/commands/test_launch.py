@@ -286,6 +286,7 @@ def test_excluded_points_of_rules_that_are_not_named_are_summed_up(
     assert ("by 5 more rules" in out) == (most == 8)
 
 
+@pytest.mark.slow
 def test_largest_grid_is_described_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     big = (
         f"parameters={{depth: {{values: {list(range(1, 51))}}}, weight_bits: {{values: {list(range(1, 11))}}},"

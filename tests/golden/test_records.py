@@ -27,7 +27,7 @@ def test_commands_print_what_they_printed():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["eager", "compiled"])
+@pytest.mark.parametrize("name", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_trainings_give_the_recorded_numbers(name, tmp_path):
     """To the last bit on the machine of the record; on another one as near as another order of sums allows."""
     run = trees.sweep(name, tmp_path)

@@ -138,6 +138,7 @@ def test_a_reader_that_goes_away_does_not_end_the_sweep(command):
     assert len(finished(command)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_spent_time_budget_leaves_nothing_running(command):
     code, out, err = command(

@@ -16,6 +16,8 @@ from qdtune import __main__, reader
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-code.md").read_text(encoding="utf-8")
 PY, YAML = (PAGE.split("<!-- sensors -->")[1].split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
 
+pytestmark = pytest.mark.slow  # test_plugins.py has the other example of the page; training/test_tasks.py the metrics
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -51,7 +51,8 @@ def left_behind(root):
     return [p for p in Path(root).rglob(".*") if p.name != ".lock"]
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.slow  # store/test_store.py kills what writes; with_ray/test_paused.py kills a worker
+@pytest.mark.parametrize("rounds", [5, pytest.param(20, marks=pytest.mark.timeout(900))])
 def test_kill_9_again_and_again_ends_in_the_undisturbed_table(tmp_path, rounds):
     path = tmp_path / "fake.yaml"
     path.write_text(FAKE)

@@ -50,6 +50,7 @@ def files(folder):
     return len(os.listdir(folder / "trials")), len(os.listdir(folder / "history"))
 
 
+@pytest.mark.slow
 def test_five_hundred_configurations_end_in_few_files_and_one_table(tmp_path, monkeypatch):
     """The same table whatever is packed, and whatever was there before."""
     path, chance = sweep(tmp_path, 500), random.Random(0)

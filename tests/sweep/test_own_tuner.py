@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own-tuner.md").read_text()
 
 
+@pytest.mark.slow  # with_ray/test_trainable.py has an ordinary Tuner in the suite of every day
 @pytest.mark.timeout(300)
 def test_the_code_of_the_page_runs_as_it_stands(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
