@@ -17,6 +17,8 @@ import numpy as np
 
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
 INPUT, INPUT_VERSION = "input", "3"  # version 3 has the key "input": the type of rows that are not uint8
+AVERAGE, LATEST_VERSION = "average", "4"  # version 4 has operations that older readers do not know, such as this one
+MAX_SIDE = 8192  # pixels; a lying header asks for no more memory than this
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
 WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
 # (bits, levels) -> lowest code, highest code, whether these two are the only ones. Version 1 has no levels (None).
@@ -56,8 +58,27 @@ class Model(NamedTuple):
         Raises:
             ReaderError: x does not fit, or the forward pass is in a user's own code.
         """
-        model, width, t, x = self.program["model"], self.program["inputs"], self.tensors, np.asarray(x)
+        model, t = self.program["model"], self.tensors
         _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
+        x = self.first_inputs(x)
+        for op in self.layers:
+            x = OPERATIONS[op["op"]](x, op, t) if op["op"] in OPERATIONS else ACTIVATIONS[op["op"]](x)
+        _must(x.shape[1:] == (self.program["outputs"],), f"the logits do not fit the outputs, got shape {x.shape}")
+        return x
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The operations without the averaging of images, which `first_inputs` does."""
+        ops: list[dict[str, Any]] = self.program["ops"]
+        return ops[1:] if ops and ops[0]["op"] == AVERAGE else ops
+
+    def first_inputs(self, x: Any) -> np.ndarray:
+        """The inputs of the first layer, float32 (B, I): averaged down and normalised; x as for `logits`.
+
+        Raises:
+            ReaderError: x does not fit.
+        """
+        width, x = self.program["inputs"], np.asarray(x)
         low, high, wanted = (0, 255, WANTED) if x.dtype.kind in "iu" else (-1.001, 1.001, WANTED)
         kinds = "iuf"
         if (dtype := self.program.get(INPUT)) is not None:
@@ -66,11 +87,10 @@ class Model(NamedTuple):
             kinds = "iuf" if dtype.startswith("f") else "iu"
         fits = x.shape[1:] == (width,) and x.dtype.kind in kinds and bool(((low <= x) & (x <= high)).all())
         _must(fits, f"x must be {wanted}, of shape (B, {width}), got {x.dtype} of shape {x.shape}")
-        x = x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
-        for op in self.program["ops"]:
-            x = OPERATIONS[op["op"]](x, op, t) if op["op"] in OPERATIONS else ACTIVATIONS[op["op"]](x)
-        _must(x.shape[1:] == (self.program["outputs"],), f"the logits do not fit the outputs, got shape {x.shape}")
-        return x
+        if len(self.layers) < len(self.program["ops"]):
+            pixels = x if high == 255 else np.rint((x.astype(np.float64) + 1) * 127.5)
+            x, high = average(pixels, self.program["ops"][0]), 255
+        return x.astype(np.float32) / np.float32(127.5) - 1 if high == 255 else x.astype(np.float32)
 
 
 def load(file: str | Path | bytes) -> Model:
@@ -85,7 +105,8 @@ def load(file: str | Path | bytes) -> Model:
     try:
         header, data = json.loads(blob[8:start]), blob[start:]
         version, promised = header["__metadata__"].get(PACKED), header["__metadata__"].pop(CHECKSUM, None)
-        _must(version in ("1", VERSION, INPUT_VERSION), f"a packed model must be of version 1 to 3, got {version!r}")
+        versions = ("1", VERSION, INPUT_VERSION, LATEST_VERSION)
+        _must(version in versions, f"a packed model must be of version 1 to 4, got {version!r}")
         found = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
         _must(found == promised, f"the file must fit its checksum {promised!r}, got {found}: it is damaged")
         program = json.loads(header.pop("__metadata__")[MODEL])
@@ -104,6 +125,29 @@ def load(file: str | Path | bytes) -> Model:
         return Model(program, stored, stored | weights)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReaderError(f"{'' if isinstance(error, ReaderError) else 'no packed model: '}{error}"[:300]) from None
+
+
+def average(x: np.ndarray, op: dict[str, Any]) -> np.ndarray:
+    """Images with fewer pixels, uint8 (B, C h w): each is the mean of those under it, weighted by area, halves up.
+
+    Args:
+        x: rows (B, C H W) of pixels 0 to 255, channel by channel.
+        op: "image": [C, H, W], "size": [h, w], at most H and W.
+    """
+    (channels, *sides), size = op["image"], op["size"]
+    for n, m in zip(sides, size, strict=True):
+        _must(1 <= m <= n <= MAX_SIDE, f"an image of {n} pixels cannot be averaged down to {m}")
+    down, right = (area_weights(n, m).astype("f8") for n, m in zip(sides, size, strict=True))
+    total = int(down[0].sum() * right[0].sum())
+    sums = down @ (x.astype("f8").reshape(len(x), channels, *sides) @ right.T)  # whole numbers, exact in float64
+    return ((2 * sums.astype("i8") + total) // (2 * total)).astype("u1").reshape(len(x), channels * math.prod(size))
+
+
+def area_weights(side: int, fewer: int) -> np.ndarray:
+    """How much of each of `side` pixels lies under each of `fewer`: (fewer, side), whole numbers, equal row sums."""
+    new, old = np.arange(fewer)[:, None], np.arange(side)
+    shared = np.minimum((new + 1) * side, (old + 1) * fewer) - np.maximum(new * side, old * fewer)
+    return np.maximum(shared, 0) // math.gcd(side, fewer)
 
 
 def codes(stored: dict[str, np.ndarray], op: dict[str, Any]) -> np.ndarray:

@@ -24,6 +24,23 @@ class DataError(ValueError):
     """A data set that cannot be had, or whose files are damaged; the message says what to do."""
 
 
+class Averaging(NamedTuple):
+    """How images are averaged down, once, before training.
+
+    Attributes:
+        image: channels, height and width of the images.
+        size: height and width of what comes out.
+    """
+
+    image: tuple[int, int, int]
+    size: tuple[int, int]
+
+    @property
+    def smaller(self) -> tuple[int, int, int]:
+        """Channels, height and width of what comes out."""
+        return (self.image[0], *self.size)
+
+
 class DatasetInfo(NamedTuple):
     """Training samples (validation split included), input features, classes (or targets per sample), and the rows.
 
@@ -45,6 +62,28 @@ class DatasetInfo(NamedTuple):
             side = image_side(self.inputs)
             return None if side is None else (self.inputs // side**2, side, side)
         return self.image if self.image[1] == self.image[2] else None
+
+    def averaging(self, resolution: int | None) -> Averaging | None:
+        """How its images are averaged down to a resolution; None if they stay as they are.
+
+        Both sides become shorter by the same factor, the longer one to the nearest whole number, halves up.
+
+        Args:
+            resolution: pixels of the shorter side, at most those of the images; None: the images stay as they are.
+        """
+        image = self.square if self.image is None else self.image
+        if resolution is None or image is None or resolution == min(image[1:]):
+            return None
+        shorter = min(image[1:])
+        height, width = ((2 * side * resolution + shorter) // (2 * shorter) for side in image[1:])
+        return Averaging(image, (height, width))
+
+    def averaged(self, resolution: int | None) -> DatasetInfo:
+        """The same data set with images averaged down, see `averaging`."""
+        how = self.averaging(resolution)
+        if how is None:
+            return self
+        return self._replace(inputs=math.prod(how.smaller), image=how.smaller)
 
 
 class DataFile(NamedTuple):

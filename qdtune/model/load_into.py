@@ -83,8 +83,9 @@ def _fixed_class(quantized: type[Quantized]) -> type[Quantized]:
 def load_into(module: nn.Module, file: str | os.PathLike[str] | bytes) -> nn.Module:
     """The module with the numbers of a packed file, in evaluation mode; it computes what was tested.
 
-    Its inputs are floats (B, I) as in training: pixels / 127.5 - 1, or rows of another type as they are. It is for
-    inference.
+    Its inputs are floats (B, I) as in training: pixels / 127.5 - 1, or rows of another type as they are. With a
+    `resolution` the pixels are averaged down first: `reader.load(file).first_inputs(pixels)` makes these inputs. It
+    is for inference.
 
     Args:
         module: as the factory builds it at the same widths, not split yet; it is changed in place. If it is a layer
@@ -126,6 +127,8 @@ def _group_by_layer(module: nn.Module, ops: list[Op]) -> dict[str, list[Op]]:
     modules = dict(module.named_modules())
     groups: dict[str, list[Op]] = {}
     for op in ops:
+        if op["op"] == reader.AVERAGE:  # it belongs to no module
+            continue
         path = _path_of(op)
         for marker in ("factors.", "norms."):
             before, found, number = path.rpartition(marker)

@@ -9,7 +9,7 @@ model's `size_bytes`. All numbers are little-endian. The JSON maps the name of e
 `data_offsets` [begin, end) in the data, which the tensors fill without a gap (so far this is safetensors). Its entry
 `__metadata__` maps text to text:
 
-    qdtune.packed  2, or 3 if the rows are not uint8
+    qdtune.packed  2, 3 if the rows are not uint8, or 4 if there is an operation that is marked with 4 below
     qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}; in version 3 also "input": the
                    type of the rows, int16, uint16 or float32
     qdtune.sha256  in hexadecimal, of the JSON above without this entry (keys sorted, ASCII, ", " and ": " between),
@@ -19,7 +19,8 @@ The writer makes equal bytes of equal models. It sorts the keys of every object 
 It writes ASCII with ", " and ": " between, and adds spaces at the end until N is a multiple of 8. The tensors lie as
 safetensors lays them out: wider dtypes first, then by name. A reader accepts any order: older writers kept none.
 
-`ops` are applied in turn, the first to pixels / 127.5 - 1, or in version 3 to the rows as float32; all in float32.
+`ops` are applied in turn, the first to pixels / 127.5 - 1, or if there is an "input" to the rows as float32; all in
+float32. "average" alone is applied before that, to the pixels, and is always the first.
 RowFormat that are to be normalised have an `affine` operation as the first. NAME is that of a tensor, or null:
 
     {"op": "linear", "shape": [O, I], "bits": b, "levels": one of LEVELS, "weight": NAME, "step": NAME,
@@ -32,6 +33,16 @@ RowFormat that are to be normalised have an `affine` operation as the first. NAM
     {"op": "gelu"}                                     x <- x (1 + erf(x / sqrt(2))) / 2: exact, not by tanh
     {"op": "tanh"}                                     x <- tanh(x)
     {"op": "hardtanh"}                                 x <- min(max(x, -1), 1)
+  4 {"op": "average", "image": [C, H, W], "size": [h, w]}
+                                                       x <- images of fewer pixels, see below
+
+"average" makes C images of h x w pixels of C images of H x W, h <= H and w <= W, which lie row by row. A new pixel is
+the mean of the pixels under it, weighted by the areas that they share. With H = 5 and h = 2, rows 0 and 1 and half of
+row 2 lie under new row 0. Along a side, old pixel j and new pixel i share
+max(0, min((i+1) H, (j+1) h) - max(i H, j h)) / g, where g is the greatest common divisor of H and h. These are whole
+numbers that add up to H / g for each i. So the weighted sum S of the pixels is a whole number, and so is T, the
+product of H / g and its like for the other side. The new pixel is the whole part of (2 S + T) / (2 T): the mean,
+rounded to the nearest whole number, halves up.
 
 With b = 1..16, W is stored as O * I codes of b bits, row by row, in one stream of bits. Code k takes the bits from
 k*b to k*b + b - 1, its lowest bit first; bit n of the stream is bit n mod 8 of byte n div 8, where bit 0 is worth 1.
@@ -63,13 +74,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qdtune.datasets.dataset import DTYPES
+from qdtune.datasets.dataset import DTYPES, Averaging
 from qdtune.model.chain import Chain
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of, kind_of_op
 from qdtune.model.quantize import saved_buffers
 from qdtune.model.signed_file import TRIAL, sign_file, split_file
-from qdtune.reader import INPUT, INPUT_VERSION, MODEL, PACKED, VERSION
+from qdtune.reader import AVERAGE, INPUT, INPUT_VERSION, LATEST_VERSION, MODEL, PACKED, VERSION
 
 
 class RowFormat(NamedTuple):
@@ -78,11 +89,13 @@ class RowFormat(NamedTuple):
     Attributes:
         dtype: of the rows, one of `DTYPES`.
         scale, shift: (1,) or (I,); rows that are not uint8 are normalised as x * scale + shift. None: as they are.
+        averaging: of rows that are images; None: as they are.
     """
 
     dtype: str = DTYPES[0]
     scale: Tensor | None = None
     shift: Tensor | None = None
+    averaging: Averaging | None = None
 
 
 PIXEL_ROWS = RowFormat()
@@ -117,6 +130,9 @@ def pack_replicas(
         ops = [op for op in ops if kind_of_op(op["op"]).has_tensors]
         program["between"] = name_activations(next(iter(replicas.values())))
     version = VERSION
+    if rows.averaging is not None:
+        ops.insert(0, {"op": AVERAGE, "image": list(rows.averaging.image), "size": list(rows.averaging.size)})
+        version = LATEST_VERSION
     if rows.dtype != DTYPES[0]:
         program[INPUT], version = rows.dtype, INPUT_VERSION
     metadata = {PACKED: version, MODEL: json.dumps(program | {"ops": ops}), TRIAL: trial_id}

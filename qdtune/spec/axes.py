@@ -41,6 +41,19 @@ def _needs_images(kind: str, data: DatasetInfo) -> str | None:
     return f"{kind} needs square images, which a factory returns as (rows, channels, height, width)"
 
 
+def _needs_larger_images(resolution: int | None, data: DatasetInfo) -> str | None:
+    image = data.square if data.image is None else data.image
+    if resolution is None:
+        return None
+    if data.dtype != DTYPES[0]:
+        return f"resolution needs uint8 images, and the rows are {data.dtype}"
+    if image is None or min(image[1:]) == 1:
+        return "resolution needs images, which a factory returns as (rows, channels, height, width)"
+    if resolution > min(image[1:]):
+        return f"{resolution} is more than the {min(image[1:])} pixels of the shorter side"
+    return None
+
+
 DEPTH = Axis(
     "depth",
     Annotated[int, whole(1, 64)],
@@ -218,6 +231,23 @@ AUGMENT = Axis(
     misfit=_needs_images,
     tag="{}",
 )
+RESOLUTION = Axis(
+    "resolution",
+    Annotated[int, whole(1, 8192)] | None,
+    None,
+    "structure",
+    "int32",
+    "pixels of the shorter side, to which images are averaged down before training; null: as they are",
+    place=13,
+    has_range=True,
+    since=7,
+    before=None,
+    misfit=_needs_larger_images,
+    head="pixels",
+    tag="r{}",
+    words=lambda n: "whole images" if n is None else f"{n} pixels a side",
+    asked="{} pixels a side",
+)
 AXES = (
     DEPTH,
     WEIGHT_BITS,
@@ -232,6 +262,7 @@ AXES = (
     WARMUP_LR,
     QAT_LR,
     AUGMENT,
+    RESOLUTION,
 )
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)

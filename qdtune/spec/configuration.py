@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from qdtune.datasets.dataset import DatasetInfo
+from qdtune.datasets.dataset import Averaging, DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.spec.axes import AXES, axis_fields, label
 from qdtune.spec.axis import LATER_STAGES, Axis
@@ -139,7 +139,16 @@ class Configuration(_AxisFields):
 
     @property
     def info(self) -> DatasetInfo:
-        """The sizes of its data."""
+        """The sizes of its data, as the network sees them: with images averaged down."""
+        return self._whole_info.averaged(self.resolution)
+
+    @property
+    def averaging(self) -> Averaging | None:
+        """How its images are averaged down; None if they stay as they are."""
+        return self._whole_info.averaging(self.resolution)
+
+    @property
+    def _whole_info(self) -> DatasetInfo:
         return self.own_data.info if self.own_data else dataset_of(self.dataset).info
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import KeyPath
-from qdtune.spec.axes import AXES
+from qdtune.spec.axes import AXES, RESOLUTION
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.replicate import list_replicate_disagreements
@@ -59,6 +59,10 @@ def _list_task_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     if not data.factory and task not in (CLASSIFICATION, AUTOENCODER):
         what = f"{task.name} needs targets that {data.names[0]} does not have"
         yield ("data", "task"), f"{what} (name a factory that gives them, or {CLASSIFICATION.name})"
+    resolutions = spec.axes[RESOLUTION.name].values
+    if task is AUTOENCODER and (resolutions is None or len(resolutions) > 1):
+        what = f"one value only with task {task.name}: errors on images of different sizes cannot be compared"
+        yield ("parameters", RESOLUTION.name), what
     if data.normalize != "none":
         if not data.factory or (data.info and data.info.dtype == "uint8"):
             yield (
@@ -74,7 +78,7 @@ def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterat
     for axis in AXES:
         for path, value in _list_values(spec, axis) if axis.misfit else ():
             if axis.misfit and (why := axis.misfit(value, info)):
-                yield path, f"{why}; {name} has {info.inputs} numbers a sample (or {axis.before})"
+                yield path, f"{why}; {name} has {info.inputs} numbers a sample (or {cell_text(axis.before)})"
     train = info.train
     left = train - spec.data.val_size
     if left < 1:
@@ -87,13 +91,20 @@ def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterat
 
 
 def _list_values(spec: Spec, axis: Axis) -> Iterator[tuple[KeyPath, Any]]:
-    """The values that an axis of names can have, each with the key that holds it; the other phase comes first."""
-    *group, key = axis.home
-    for phase in ("warmup", "qat"):
-        if group[:1] == ["train"] and group != ["train", phase]:
-            yield ("train", phase, key), spec.at(("train", phase, key))
+    """The values that an axis can have, each with the key that holds it; the other phase comes first.
+
+    Of a range of numbers, these are its ends.
+    """
+    for phase in ("warmup", "qat") if axis.phase else ():
+        if axis.phase != phase:
+            yield ("train", phase, axis.home[-1]), spec.at(("train", phase, axis.home[-1]))
     path = axis.home if getattr(spec.parameters, axis.name) is None else ("parameters", axis.name)
-    yield from ((path, value) for value in axis.names if spec.axes[axis.name].holds(value))
+    found = spec.axes[axis.name]
+    if axis.names:
+        yield from ((path, value) for value in axis.names if found.holds(value))
+        return
+    ends = (getattr(found, "min", None), getattr(found, "max", None))
+    yield from ((path, value) for value in (ends if found.values is None else found.values))
 
 
 def _list_grid_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

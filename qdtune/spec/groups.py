@@ -20,7 +20,7 @@ from qdtune.spec.loggers import LOGGER_NAMES
 from qdtune.spec.objectives import BOUNDED
 from qdtune.spec.sizes import Structure
 from qdtune.spec.tasks import METRIC_NAMES, TASK_NAMES
-from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list
+from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list, cell_text
 
 
 def _name(text: str) -> str | None:
@@ -137,7 +137,7 @@ class DataGroup(Plugged):
 class ModelGroup(Plugged):
     """The network before it is split: its hidden widths, and which layers are normalised (see `choices.NORMS`).
 
-    For a factory, `built` holds the layers by hidden widths, which are text as in tables.
+    For a factory, `built` holds the layers by `name_built`.
 
     Attributes:
         name: linear layers with ReLU between them
@@ -163,6 +163,12 @@ class ModelGroup(Plugged):
         if self.factory and self.batch_norm:
             raise ValueError("batch_norm is for mlp only (a factory has the layers that it builds)")
         return self
+
+
+def name_built(hidden: tuple[int, ...], resolution: int | None) -> str:
+    """The key in `ModelGroup.built`: the hidden widths as in tables, such as `64-32`, or `64-32 of 8 pixels`."""
+    widths = cell_text(hidden)
+    return widths if resolution is None else f"{widths} of {resolution} pixels"
 
 
 class Phase(Frozen):

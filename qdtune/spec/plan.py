@@ -13,7 +13,7 @@ from qdtune.messages import user_error
 from qdtune.spec.axes import AXES, AXIS_NAMES, decisive_axes
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
-from qdtune.spec.groups import DataGroup, ModelGroup, Phase
+from qdtune.spec.groups import DataGroup, ModelGroup, Phase, name_built
 from qdtune.spec.objectives import known_before
 from qdtune.spec.points import Point, list_points
 from qdtune.spec.sweep_file import Spec
@@ -209,7 +209,7 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
         warmup=_with(spec.train.warmup, **phases["warmup"]),
         qat=_with(spec.train.qat, **phases["qat"]),
         seeds=spec.seeds if seeds is None else seeds,
-        own_model=_own_model(spec.model, axes["hidden"]),
+        own_model=_own_model(spec.model, axes["hidden"], axes["resolution"]),
         own_data=_own_data(spec.data),
         task=spec.task.name,
         metric=spec.metric.name,
@@ -217,10 +217,10 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
     )
 
 
-def _own_model(model: ModelGroup, hidden: tuple[int, ...]) -> OwnModel | None:
+def _own_model(model: ModelGroup, hidden: tuple[int, ...], resolution: int | None) -> OwnModel | None:
     if not (model.factory and model.sha256 and model.built):
         return None
-    return OwnModel(model.factory, model.sha256, model.built.get(cell_text(hidden)))
+    return OwnModel(model.factory, model.sha256, model.built.get(name_built(hidden, resolution)))
 
 
 def _own_data(data: DataGroup) -> OwnData | None:

@@ -34,11 +34,11 @@ def list_points(spec: Spec) -> Iterator[Point]:
         return (_pick_point(listed, number) for number in numbers)
     # A newer axis with one value takes no draw, so that a sweep that does not name it keeps its points.
     fixed = [
-        values.choices[0] if axis.since > ALL_DRAWN_UNTIL and values.choices and len(values.choices) == 1 else None
+        values.choices if axis.since > ALL_DRAWN_UNTIL and values.choices and len(values.choices) == 1 else ()
         for axis, values in zip(AXES, axes, strict=True)
     ]
     draws = (
-        tuple(_draw_value(axis, generator) if one is None else one for axis, one in zip(axes, fixed, strict=True))
+        tuple(one[0] if one else _draw_value(axis, generator) for axis, one in zip(axes, fixed, strict=True))
         for _ in range(DRAWS_PER_POINT * (spec.run_cap or 1))
     )
     return _drop_repeats(draws)

@@ -76,7 +76,8 @@ class Side:
         if info and self.key["model"] in (None, "mlp") and self.key["hidden"]:
             hidden = HIDDEN.of_cell(self.key["hidden"])
             task = AUTOENCODER if self.metric in AUTOENCODER.metrics else CLASSIFICATION  # no other task has it
-            widths += mlp_structure(info.inputs, hidden, task.outputs(info.info)).layers[-1][:2]
+            data = info.info.averaged(self.key["resolution"])
+            widths += mlp_structure(data.inputs, hidden, task.outputs(data)).layers[-1][:2]
         return min(widths, default=None)
 
 

@@ -12,18 +12,20 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from qdtune.datasets.dataset import Averaging
 from qdtune.datasets.load import Samples
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.augment import distort_images
+from qdtune.training.averaging import average_images
 from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
 from qdtune.training.losses import Meter
@@ -48,6 +50,7 @@ class Tensors:
         classes: as in `Samples`.
         image: the channels, height and width of inputs that are square images.
         scale, shift: as in `Samples`; they are shipped.
+        averaging: how the images of `test_x` become the inputs of the network; the others are averaged down already.
     """
 
     train_x: Tensor
@@ -61,6 +64,8 @@ class Tensors:
     image: tuple[int, int, int] | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
+    averaging: Averaging | None = None
+    _averaged: dict[Averaging, Tensors] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, data: Samples, device: torch.device) -> Tensors:
@@ -74,9 +79,10 @@ class Tensors:
 
         scale, shift = (None if part is None else put(part) for part in (data.scale, data.shift))
 
+        splits = ("train_x", "train_y", "val_x", "val_y", "test_x", "test_y")
+        arrays: dict[str, Any] = {name: put(getattr(data, name)) for name in splits}
         raw = cls(
-            **{k: put(getattr(data, k)) for k in ("train_x", "val_x", "test_x")},
-            **{k: put(getattr(data, k)) for k in ("train_y", "val_y", "test_y")},
+            **arrays,
             inputs=data.inputs,
             classes=data.classes,
             image=data.image,
@@ -87,9 +93,25 @@ class Tensors:
             return raw
         return replace(raw, train_x=raw.normalise(raw.train_x), val_x=raw.normalise(raw.val_x))
 
+    def averaged(self, how: Averaging | None) -> Tensors:
+        """The same data set with its training and validation images averaged down; made once, then kept.
+
+        The test images stay as they are, because what is shipped averages them down itself.
+        """
+        if how is None:
+            return self
+        if how not in self._averaged:
+            train_x, val_x = (average_images(x, how) for x in (self.train_x, self.val_x))
+            image = how.smaller if how.size[0] == how.size[1] else None
+            inputs = train_x.shape[1]
+            self._averaged[how] = replace(
+                self, train_x=train_x, val_x=val_x, inputs=inputs, image=image, averaging=how
+            )
+        return self._averaged[how]
+
     def normalise(self, rows: Tensor) -> Tensor:
         """Rows (B, I), as the data has them, as float32 inputs of a network."""
-        inputs = normalise(rows)
+        inputs = normalise(rows if self.averaging is None else average_images(rows, self.averaging))
         return inputs if self.scale is None or self.shift is None else inputs * self.scale + self.shift
 
 

@@ -26,11 +26,11 @@ from qdtune.model.rounding import match_rows
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
-from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.groups import Qat, Warmup, name_built
 from qdtune.spec.sizes import FLOAT_BYTES, Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
-from qdtune.spec.values import cell_text
+from qdtune.training.averaging import average_images
 from qdtune.training.cohort import Tensors
 from qdtune.training.own_faults import class_name, find_faults, find_quantisable
 from qdtune.training.shipped import load_shipped
@@ -46,7 +46,7 @@ TRIED_COUNTS = (1, 2, 3)  # rows of a forward pass: alone, even, odd
 
 
 def describe_own_model(spec: Spec, data: Samples | None = None) -> Spec:
-    """The spec with the structures that its model's factory builds, one for each choice of hidden widths.
+    """The spec with the structures that its model's factory builds, one for each hidden widths and resolution.
 
     Args:
         spec: its `model` has a factory; the sizes of its data set are known.
@@ -57,21 +57,21 @@ def describe_own_model(spec: Spec, data: Samples | None = None) -> Spec:
     """
     factory, info = spec.model.factory or "", spec.data.info
     assert info is not None, "the data comes first"
-    rows, outputs = _choose_rows(data, info), spec.task.outputs(info)
+    rows = _choose_rows(data, info)
     with plugins.blame_group("model"):
         plugins.load_function(factory, spec.model.sha256)
         own = OwnModel(factory, plugins.source_of(factory).sha256)
-        built = {
-            hidden: _check_and_describe(own, info.inputs, outputs, hidden, rows)
-            for hidden in spec.axes["hidden"].choices or ()
-        }
-    return spec.changed(
-        "model", sha256=own.sha256, built={cell_text(hidden): parts for hidden, parts in built.items()}
-    )
+        built = {}
+        for resolution in spec.axes["resolution"].choices or ():
+            seen, smaller = info.averaged(resolution), _average_rows(rows, info, resolution)
+            for hidden in spec.axes["hidden"].choices or ():
+                parts = _check_and_describe(own, seen.inputs, spec.task.outputs(seen), hidden, smaller)
+                built[name_built(hidden, resolution)] = parts
+    return spec.changed("model", sha256=own.sha256, built=built)
 
 
 def try_own_model(spec: Spec, data: Samples | None = None) -> None:
-    """Trains the model of the first hidden widths for a moment, split in two and quantised, as a trial does.
+    """Trains the model of the first hidden widths and resolution for a moment, split and quantised, as a trial does.
 
     Args:
         spec: returned by `describe_own_model`.
@@ -84,14 +84,14 @@ def try_own_model(spec: Spec, data: Samples | None = None) -> None:
     assert info is not None, "the model is described first"
     assert built, "the model is described first"
     assert spec.model.sha256, "the model is described first"
-    first = (spec.axes["hidden"].choices or ())[0]
-    own = OwnModel(factory, spec.model.sha256, built[cell_text(first)])
+    hidden, resolution = ((spec.axes[name].choices or ())[0] for name in ("hidden", "resolution"))
+    own = OwnModel(factory, spec.model.sha256, built[name_built(hidden, resolution)])
     with (
         plugins.blame_group("model"),
         _name_failing_module(),
         plugins.explain_errors(f"{factory} builds a model that cannot be split, quantised and trained"),
     ):
-        _train_for_a_moment(own, spec, first, _choose_rows(data, info))
+        _train_for_a_moment(own, spec, hidden, resolution, _choose_rows(data, info))
 
 
 @contextmanager
@@ -136,6 +136,12 @@ def _choose_rows(data: Samples | None, info: DatasetInfo) -> Tensor:
         ends = {int(x.argmin()) // x.shape[1], int(x.argmax()) // x.shape[1]}
         picked.append(x[sorted(ends)])
     return torch.from_numpy(np.concatenate(picked))
+
+
+def _average_rows(rows: Tensor, info: DatasetInfo, resolution: int | None) -> Tensor:
+    """The rows with their images averaged down."""
+    how = info.averaging(resolution)
+    return rows if how is None else average_images(rows, how)
 
 
 def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[int, ...], rows: Tensor) -> Structure:
@@ -274,14 +280,17 @@ def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _train_for_a_moment(own: OwnModel, spec: Spec, hidden: tuple[int, ...], rows: Tensor) -> None:
+def _train_for_a_moment(
+    own: OwnModel, spec: Spec, hidden: tuple[int, ...], resolution: int | None, rows: Tensor
+) -> None:
     """Trains two replicas for an epoch on rows (N, I), split in two and quantised, as a trial does."""
     info = spec.data.info
     assert info is not None, "the model is described first"
-    outputs, y = spec.task.outputs(info), torch.arange(len(rows)) % info.classes
+    seen = info.averaged(resolution)
+    outputs, y = spec.task.outputs(seen), torch.arange(len(rows)) % info.classes
     if spec.task is not CLASSIFICATION:
         y = torch.eye(2).repeat(len(rows), outputs)[: len(rows), :outputs].contiguous()
-    x = normalise(rows)
+    x = normalise(_average_rows(rows, info, resolution))
     trial = Configuration(
         depth=2,
         weight_bits=4,
@@ -290,6 +299,7 @@ def _train_for_a_moment(own: OwnModel, spec: Spec, hidden: tuple[int, ...], rows
         scale="lsq",
         factor_init="orthogonal",
         hidden=hidden,
+        resolution=resolution,
         batch_norm=False,
         dataset="",
         val_size=len(x),
@@ -302,8 +312,9 @@ def _train_for_a_moment(own: OwnModel, spec: Spec, hidden: tuple[int, ...], rows
         task=spec.task.name,
         metric=spec.metric.name,
     )
-    data = Tensors(x, y, x, y, rows, y, info.inputs, info.classes)
-    shape = StepShape.of(trial, info.inputs, outputs, "qat")
+    given = rows if rows.dtype == torch.uint8 else x
+    data = Tensors(given, y, given, y, rows, y, info.inputs, info.classes)
+    shape = StepShape.of(trial, seen.inputs, outputs, "qat")
 
     def check(replicas: Mapping[int, nn.Module], weights: bytes) -> None:
         for seed, replica in replicas.items():

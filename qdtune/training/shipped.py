@@ -17,7 +17,7 @@ from qdtune.model.load_into import load_into
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.cohort import Tensors
 from qdtune.training.losses import Meter
-from qdtune.training.step import StepShape, check_outputs, normalise
+from qdtune.training.step import StepShape, check_outputs
 
 ROWS = 2048  # samples per forward pass
 
@@ -41,7 +41,7 @@ def measure_shipped(
     task = task_of(shape.task)
     for seed in seeds:
         alone = one_seed(weights, seed)
-        predict = _predict_by_module(load_shipped(shape, alone), shape) if shape.own else _predict_by_reader(alone)
+        predict = _predict_by_module(shape, alone, data) if shape.own else _predict_by_reader(alone)
         meters = [Meter(task, metric, 1, data.test_x.device) for metric in metrics]
         for rows, targets in zip(data.test_x.split(ROWS), data.test_y.split(ROWS), strict=True):
             outputs, inputs = predict(rows)[None], data.normalise(rows)
@@ -60,9 +60,11 @@ def _predict_by_reader(alone: bytes) -> Callable[[Tensor], Tensor]:
     return lambda rows: torch.from_numpy(model.logits(rows.cpu().numpy())).to(rows.device)
 
 
-def _predict_by_module(module: nn.Module, own: StepShape) -> Callable[[Tensor], Tensor]:
+def _predict_by_module(own: StepShape, alone: bytes, data: Tensors) -> Callable[[Tensor], Tensor]:
+    module = load_shipped(own, alone)
+
     @torch.no_grad()
     def predict(rows: Tensor) -> Tensor:
-        return check_outputs(module.to(rows.device)(normalise(rows)), len(rows), own.outputs)
+        return check_outputs(module.to(rows.device)(data.normalise(rows)), len(rows), own.outputs)
 
     return predict

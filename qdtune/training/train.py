@@ -59,6 +59,7 @@ def train_configuration(
         on_end: called with the trained replicas by seed, without those that diverged, and their packed file.
         checkpoints: from which training goes on, and where it keeps others; None trains from the beginning.
     """
+    data = data.averaged(trial.averaging)
     training = None
     if checkpoints:
         training = checkpoints.load(lambda: _make_unloaded(trial, data, compile), trial.trial_id)
@@ -136,7 +137,7 @@ def _finish(
     if alive:
         shape = StepShape.of(trial, data.inputs, outputs, "qat")
         weights = pack_replicas(
-            alive, trial.trial_id, data.inputs, outputs, trial.columns["model"], _row_format(data)
+            alive, trial.trial_id, data.test_x.shape[1], outputs, trial.columns["model"], _row_format(data)
         )
         found = dict(measure_shipped(weights, alive, data, (metric, *task.also_tested(metric)), shape))
         if on_end:
@@ -147,7 +148,7 @@ def _finish(
 
 def _row_format(data: Tensors) -> RowFormat:
     """What is shipped of how the rows of a data set become inputs."""
-    return RowFormat(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift)
+    return RowFormat(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift, data.averaging)
 
 
 def _make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:

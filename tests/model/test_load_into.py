@@ -181,7 +181,7 @@ def test_the_card_says_how_a_model_of_this_kind_is_read(form, model):
     spread = [f"{split}_accuracy{end}" for split in ("val", "test") for end in ("", "_low", "_high")]
     row = {"seed": 0, "trial_id": "a", "val_accuracy": 1.0, "test_accuracy": 1.0}
     entry = dict.fromkeys([*names, *spread]) | {"model": model}
-    packed = Model({"inputs": 2}, {}, {})
+    packed = Model({"inputs": 2, "ops": []}, {}, {})
     card = json.loads(make_card(TrainedModel(entry, row, a_trial(), b"", packed, {}), form, "a", 1))
     assert ("qdtune.load_into(module, file)(x)" in card["read_with"]) == (model != "mlp" and form.name == "packed")
     assert ("load(file).logits(x)" in card["read_with"]) == (model == "mlp" and form.name == "packed")

@@ -351,8 +351,8 @@ def put(tree, place, value):
         (struct.pack("<Q", 2) + b"[]", "no packed model"),
         (struct.pack("<Q", 2) + b"{}", "no packed model"),
         (struct.pack("<Q", 40_000) + b"[" * 40_000, "no packed model"),
-        (sign_file({"__metadata__": {"qdtune.packed": "4"}}, b""), "of version 1 to 3, got '4'"),
-        (sign_file({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"x"), "version 1 to 3, got None"),
+        (sign_file({"__metadata__": {"qdtune.packed": "5"}}, b""), "of version 1 to 4, got '5'"),
+        (sign_file({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"x"), "version 1 to 4, got None"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused(tmp_path, content, why):

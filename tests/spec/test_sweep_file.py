@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdtune.datasets.dataset import DatasetInfo, image_side
+from qdtune.datasets.dataset import Averaging, DatasetInfo, image_side
 from qdtune.datasets.known import dataset_of
 from qdtune.messages import MAX_LINES, Problem, SpecError
 from qdtune.spec import configuration
@@ -102,6 +102,7 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "warmup_lr": (0.1,),
         "qat_lr": (0.01,),
         "augment": ("none",),
+        "resolution": (None,),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -682,6 +683,32 @@ def test_distortions_need_images() -> None:
     assert [image_side(n) for n in (784, 3072, 64, 12, 1, 20, 6)] == [28, 32, 8, 2, 1, None, None]
 
 
+def test_a_resolution_needs_larger_images() -> None:
+    images = "data={factory: 'mine:data', shape: [600, 80, 4], image: [1, 8, 10], val_size: 100}"
+    axis = "parameters={resolution: {values: [null, 8, 9]}}"
+    ends = "mine:data has 80 numbers a sample (or null)"
+    line = f"parameters.resolution: 9 is more than the 8 pixels of the shorter side; {ends}"
+    assert told(images, axis) == [line]
+    assert told(images, "method=random", "run_cap=4", "parameters={resolution: {min: 2, max: 9}}") == [line]
+    for wrong in ("image: [1, 1, 80]", "image: [1, 8, 10], dtype: int16"):
+        (line,) = told(f"data={{factory: 'mine:data', shape: [600, 80, 4], {wrong}, val_size: 100}}", axis)[:1]
+        assert line.startswith("parameters.resolution: resolution needs ")
+    coder = "data={dataset: mnist, task: autoencoder}"
+    (line,) = told(coder, "parameters={resolution: {values: [4, 8]}}")
+    assert line.startswith("parameters.resolution: one value only with task autoencoder")
+    assert small(coder, "parameters={resolution: {value: 4}}").task.name == "autoencoder"
+
+
+def test_a_resolution_changes_the_network_and_its_warmup() -> None:
+    axis = "parameters={resolution: {values: [14, null, 28]}}"
+    half, whole, same = plan(small("data={dataset: mnist}", axis)).trials  # the smallest first
+    assert [one.structure.layers[0].inputs for one in (whole, same, half)] == [784, 784, 196]
+    assert (same.averaging, half.averaging) == (None, Averaging((1, 28, 28), (14, 14)))
+    assert half.sizes.params == 196 * 24 + 24 + 24 * 10 + 10
+    assert len({one.warmup_id for one in (whole, same, half)}) == 3
+    assert (whole.label, half.label) == ("d1 w32 identity", "d1 w32 identity r14")
+
+
 # --- Canonical text, resolving, identity.
 
 axis_values = {
@@ -807,6 +834,7 @@ CHANGED: dict[str, Any] = {
     "levels": "full",
     "decompose": "hidden",
     "hidden": (64,),
+    "resolution": 8,
     "batch_norm": False,
     "dataset": "kmnist",
     "val_size": 4999,

@@ -12,8 +12,8 @@ ENTRY = """TOY = Axis(
     "quantisation",
     "string",
     "a toy",
-    place=13,
-    since=6,
+    place=99,
+    since=8,
     before="plain",
     idle=({"depth": 1},),
     head="toys",
@@ -52,7 +52,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A copy of the package with one entry more, and the file that holds it is the only one that differs."""
-    edits = {"AXES = (\n": f"{ENTRY}\n", "    AUGMENT,\n)": "    AUGMENT,\n    TOY,\n)"}
+    edits = {"AXES = (\n": f"{ENTRY}\n", ")\n\nAXIS_NAMES": "    TOY,\n)\n\nAXIS_NAMES"}
     folder = tmp_path_factory.mktemp("tree")
     return copy_package(folder, edits={"spec/axes.py": edits}, beside=("sweeps", "tests/golden", "tests/data"))
 
@@ -61,7 +61,7 @@ def test_everything_follows_from_the_entry(tree):
     found = evaluate(tree, SCRIPT)
     assert sorted(found["labels"]) == ["d1 w32 identity", "d1 w32 identity fancy", "d2 w32 identity fancy"]
     assert (found["ids"], found["warmups"], found["twins"]) == (3, 2, 1)  # at depth 1 it changes nothing
-    assert (found["columns"], found["version"], found["head"]) == ([True, True], 6, "toys")
+    assert (found["columns"], found["version"], found["head"]) == ([True, True], 8, "toys")
     assert found["tune"] == {"grid_search": ["plain", "fancy"]}
     assert found["optuna"] == ["plain", "fancy"]
 

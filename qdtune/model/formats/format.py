@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdtune.reader import INPUT, Model
+from qdtune.reader import AVERAGE, INPUT, Model
 from qdtune.spec.configuration import Configuration
 
 
@@ -48,13 +48,27 @@ def is_pixels(program: Mapping[str, Any]) -> bool:
     return INPUT not in program
 
 
+def averaging_of(program: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The operation of a packed program that averages its images down; None if it takes them as they are."""
+    ops: list[dict[str, Any]] = program["ops"]
+    return ops[0] if ops and ops[0]["op"] == AVERAGE else None
+
+
 def input_words(program: Mapping[str, Any]) -> dict[str, str]:
-    """What is said of the rows that a packed program takes: `input`, `dtype`, `values`, `floats`, and `outputs`."""
+    """What is said of the rows that a packed program takes.
+
+    The keys are `input`, `dtype`, `values`, `inside` (what the program does first), `floats` and `outputs`.
+    """
     if is_pixels(program):
-        floats = "pixels / 127.5 - 1"
-        return {"input": "pixels", "dtype": "uint8", "values": "0 to 255", "floats": floats, "outputs": "classes"}
+        inside, floats, averaging = "normalised", "pixels / 127.5 - 1", averaging_of(program)
+        if averaging is not None:
+            size = " x ".join(map(str, averaging["size"]))
+            inside = f"averaged down to {size} and normalised"
+            floats = f"pixels, averaged down to {size}, / 127.5 - 1"
+        words = {"input": "pixels", "dtype": "uint8", "values": "0 to 255", "outputs": "classes"}
+        return words | {"inside": inside, "floats": floats}
     dtype = str(program[INPUT])
-    words = {"input": "rows", "dtype": dtype, "values": "as the training data had them"}
+    words = {"input": "rows", "dtype": dtype, "values": "as the training data had them", "inside": "normalised"}
     return words | {"floats": "the rows as the training data had them", "outputs": "outputs"}
 
 

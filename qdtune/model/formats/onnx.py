@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from qdtune.messages import format_value, one_line, user_error
-from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel, input_words, is_pixels
-from qdtune.reader import GRIDS, Model, codes
+from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel, averaging_of, input_words, is_pixels
+from qdtune.reader import GRIDS, Model, area_weights, codes
 from qdtune.spec.choices import FLOAT_BITS
 
 OPSET, IR_VERSION = 21, 10
 EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
-INTERFACE = "{input}: {dtype} (batch, inputs), {values}, normalised inside; logits: float32 (batch, {outputs})"
+INTERFACE = "{input}: {dtype} (batch, inputs), {values}, {inside} inside; logits: float32 (batch, {outputs})"
+EXACT_AREA = 2**13  # sums of pixels by weights that add up to less are rounded alike in float32 by any division
 RAW_DTYPES = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes
+RAW_DTYPES |= {"DOUBLE": "<f8", "INT64": "<i8"}
 
 
 class OnnxFormat(Format):
@@ -71,9 +73,11 @@ def to_onnx(model: Model, name: str) -> bytes:
     graph = Graph(model)
     words = input_words(model.program)
     x = graph.add("Cast", [words["input"]], to=helper.TensorProto.FLOAT)
+    if (averaging := averaging_of(model.program)) is not None:
+        x = graph.average(averaging, x)
     if is_pixels(model.program):
         x = graph.add("Sub", [graph.add("Div", [x, graph.number(127.5)]), graph.number(1.0)])
-    for op in model.program["ops"]:
+    for op in model.layers:
         x = kind_of_op(op["op"]).add_nodes(graph, op, x)
     graph.nodes.append(helper.make_node("Identity", [x], ["logits"]))
     ends = [
@@ -132,8 +136,30 @@ class Graph:
     def tensor(self, name: str) -> str:
         return self.constant(self.model.stored[name], name=name)
 
-    def product(self, op: dict[str, Any], x: str, kind: str, **attributes: Any) -> str:
+    def average(self, op: dict[str, Any], x: str) -> str:
+        """Adds the averaging of images (B, C H W), which are whole numbers, as floats.
+
+        The sums are whole numbers. Half of one is added before they are divided, so that no rounding of a quotient
+        crosses a whole number.
+        """
+        image, size = op["image"], op["size"]
+        down, right = (area_weights(n, m) for n, m in zip(image[1:], size, strict=True))
+        total = int(down[0].sum() * right[0].sum())
+        kind = "FLOAT" if total < EXACT_AREA else "DOUBLE"
+        if kind == "DOUBLE":
+            x = self.add("Cast", [x], to=_library().TensorProto.DOUBLE)
+        x = self.add("Reshape", [x, self.constant(np.array([-1, *image]), "INT64")])
+        x = self.add("MatMul", [self.constant(down, kind), self.add("MatMul", [x, self.constant(right.T, kind)])])
+        x = self.add("Add", [x, self.constant(np.array(total / 2 + 0.25), kind)])
+        x = self.add("Floor", [self.add("Div", [x, self.constant(np.array(total), kind)])])
+        if kind == "DOUBLE":
+            x = self.add("Cast", [x], to=_library().TensorProto.FLOAT)
+        return self.add("Reshape", [x, self.constant(np.array([-1, image[0] * math.prod(size)]), "INT64")])
+
+    def product(self, op: dict[str, Any], x: str, kind: str, axes_after: int = 0, **attributes: Any) -> str:
         """Adds the product of an operation's input and weight, a node of a `kind` such as `Gemm`, without its bias.
+
+        `axes_after` axes of the product follow that of its output channels.
 
         If both are quantised, it multiplies codes, in a type that holds their sums exactly, and both steps
         afterwards. So every runtime finds the same sums. QuantizeLinear and DequantizeLinear around a Gemm would
@@ -152,7 +178,8 @@ class Graph:
         sums = self.add(kind, [inputs, weights], **attributes)
         if is_long:
             sums = self.add("Cast", [sums], to=_library().TensorProto.FLOAT)
-        return self.add("Mul", [sums, self.constant((step * self.model.stored[op["step"]]).ravel())])
+        steps = (step * self.model.stored[op["step"]]).reshape(-1, *[1] * axes_after)
+        return self.add("Mul", [sums, self.constant(steps)])
 
     def weight(self, op: dict[str, Any]) -> str:
         """Adds the weight of an operation, in the shape of the operation."""

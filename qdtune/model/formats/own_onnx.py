@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from qdtune import reader
-from qdtune.model.formats.format import input_words, is_pixels
+from qdtune.model.formats.format import averaging_of, input_words, is_pixels
 from qdtune.model.formats.onnx import ONNX
 from qdtune.model.load_into import load_into
 from qdtune.model.rounding import match_rows
+from qdtune.reader import area_weights
 
 OPSET = 18
 BATCHES = (1, 3)  # the graph is made with another one, so a size that it took for a constant shows
@@ -28,14 +30,27 @@ TRACED_ROWS = 2
 
 
 class FromRows(nn.Module):
-    """A module whose input are rows as the data has them: uint8 pixels, or others that it takes as floats."""
+    """A module whose input are rows as the data has them: uint8 pixels, or others that it takes as floats.
 
-    def __init__(self, module: nn.Module, is_pixels: bool) -> None:
+    Args:
+        module: takes floats.
+        program: of the packed file; pixels may be averaged down first.
+    """
+
+    def __init__(self, module: nn.Module, program: Mapping[str, Any]) -> None:
         super().__init__()
-        self.module, self.is_pixels = module, is_pixels
+        self.module, self.is_pixels, self.averaging = module, is_pixels(program), averaging_of(program)
+        if self.averaging is not None:
+            sides = zip(self.averaging["image"][1:], self.averaging["size"], strict=True)
+            self.down, self.right = (torch.from_numpy(area_weights(n, m)).double() for n, m in sides)
 
     def forward(self, rows: Tensor) -> Any:
         floats = rows.to(torch.float32)
+        if self.averaging is not None:
+            total = float(self.down[0].sum() * self.right[0].sum())
+            images = rows.to(torch.float64).reshape(-1, *self.averaging["image"])
+            sums = self.down @ images @ self.right.T  # whole numbers; see `Graph.average` for the half of one
+            floats = ((sums + (total / 2 + 0.25)) / total).floor().flatten(1).to(torch.float32)
         return self.module(floats / 127.5 - 1 if self.is_pixels else floats)
 
 
@@ -51,7 +66,7 @@ def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels:
     _import_onnx()  # first: without it torch's exporter fails as if it could not follow the module
     blob = file if isinstance(file, bytes) else Path(file).read_bytes()
     program = reader.load(blob).program
-    model, width = FromRows(load_into(module, blob), is_pixels(program)).eval(), program["inputs"]
+    model, width = FromRows(load_into(module, blob), program).eval(), program["inputs"]
     words = input_words(program)
     name, dtype = words["input"], np.dtype(words["dtype"])
     rows = np.zeros((max(BATCHES), width), dtype) if pixels is None else np.asarray(pixels)
