@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +38,14 @@ ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.w
 ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
 OPERATIONS: dict[str, Any] = {  # layers with tensors: functions of x, the operation `op`, and all tensors `t`
     "linear": lambda x, op, t: multiply(x, op, t) + (0 if op["bias"] is None else t[op["bias"]]),
-    "affine": lambda x, op, t: x * t[op["scale"]] + t[op["shift"]],
+    "affine": lambda x, op, t: x * per_channel(t[op["scale"]], x) + per_channel(t[op["shift"]], x),
+    "conv1d": lambda x, op, t: convolve(x, op, t),
+    "conv2d": lambda x, op, t: convolve(x, op, t),
+    "max_pool": lambda x, op, t: reduce(np.maximum, windows(x, op["kernel"], op["stride"])),
+    "average_pool": lambda x, op, t: mean(windows(x.astype("f8"), op["kernel"], op["stride"])),
+    "global_average": lambda x, op, t: x.mean(tuple(range(2, x.ndim)), dtype="f8", keepdims=True).astype("f4"),
+    "flatten": lambda x, op, t: x.reshape(len(x), math.prod(x.shape[1:])),
+    "unflatten": lambda x, op, t: x.reshape(len(x), *op["shape"]),
 }
 
 
@@ -59,12 +69,17 @@ class Model(NamedTuple):
             ReaderError: x does not fit, or the forward pass is in a user's own code.
         """
         model, t = self.program["model"], self.tensors
-        _must(model == "mlp", f"the forward pass of {model!r} is in its own code: here are its tensors alone")
+        _must(self.is_complete, f"the forward pass of {model!r} is in its own code: here are its tensors alone")
         x = self.first_inputs(x)
         for op in self.layers:
             x = OPERATIONS[op["op"]](x, op, t) if op["op"] in OPERATIONS else ACTIVATIONS[op["op"]](x)
         _must(x.shape[1:] == (self.program["outputs"],), f"the logits do not fit the outputs, got shape {x.shape}")
         return x
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the operations are the whole forward pass; otherwise that is in a user's own code."""
+        return self.program["model"] == "mlp" or self.program.get("complete") is True
 
     @property
     def layers(self) -> list[dict[str, Any]]:
@@ -120,9 +135,10 @@ def load(file: str | Path | bytes) -> Model:
         found_codes = {op["weight"]: codes(stored, op) for op in few_bits}
         weights = {op["weight"]: stored[op["step"]] * found_codes[op["weight"]].astype(np.float32) for op in few_bits}
         weights |= {f"{name}.codes": array for name, array in found_codes.items()}
-        if program["model"] == "mlp":  # a forward pass of zero rows checks all shapes
-            Model(program, stored, stored | weights).logits(np.zeros((0, program["inputs"]), np.uint8))
-        return Model(program, stored, stored | weights)
+        model = Model(program, stored, stored | weights)
+        if model.is_complete:  # a forward pass of zero rows checks all shapes
+            model.logits(np.zeros((0, program["inputs"]), np.uint8))
+        return model
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReaderError(f"{'' if isinstance(error, ReaderError) else 'no packed model: '}{error}"[:300]) from None
 
@@ -167,6 +183,51 @@ def multiply(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.
         return round_input(x, op, t) @ t[op["weight"]].T
     sums = input_codes(x, op, t).astype("f8") @ t[f"{op['weight']}.codes"].T.astype("f8")
     return sums.astype(np.float32) * (t[op["input_step"]] * t[op["step"]]).ravel()
+
+
+def convolve(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:
+    """A convolution of q(x) (B, C, ...), padded with zeros after it is rounded; codes are summed exactly."""
+    is_exact = op["act_bits"] is not None and op.get("bits", 32) != 32
+    weight, axes, groups = t[f"{op['weight']}.codes" if is_exact else op["weight"]], len(op["stride"]), op["groups"]
+    x, kind, padding = (input_codes if is_exact else round_input)(x, op, t), np.dtype("f4"), op["padding"]
+    if is_exact:  # float32 holds whole numbers up to 2^24
+        largest = int(np.abs(weight).reshape(len(weight), -1).sum(1).max()) * 2 ** op["act_bits"]
+        kind = np.dtype("f4" if largest <= 2**24 else "f8")
+    _must(0 <= min(padding) <= max(padding) <= MAX_SIDE, f"a padding must be 0 to {MAX_SIDE}, got {padding}")
+    x = np.pad(x.astype(kind), [(0, 0), (0, 0), *zip(padding[:axes], padding[axes:], strict=True)])
+    inner, kernel = weight.shape[1], weight.shape[2:]  # C/G, the sides of the kernel
+    _must(x.shape[1] == groups * inner, f"{op['weight']} does not fit {x.shape[1]} channels")
+    matrices = weight.astype(kind).reshape(groups, len(weight) // groups, inner, math.prod(kernel))
+    sums, shape = np.zeros((), kind), x.shape
+    for k, part in enumerate(windows(x, kernel, op["stride"], op["dilation"])):
+        shape, rows = part.shape, part.reshape(len(x), groups, inner, math.prod(part.shape[2:]))
+        sums = sums + (np.multiply if inner == 1 else np.matmul)(matrices[..., k], rows)
+    sums = sums.reshape(len(x), len(weight), *shape[2:]).astype("f4")
+    if is_exact:
+        sums = sums * per_channel((t[op["input_step"]] * t[op["step"]]).ravel(), sums)
+    return sums if op["bias"] is None else sums + per_channel(t[op["bias"]], sums)
+
+
+def windows(x: np.ndarray, kernel: Any, stride: Any, dilation: Any = (1, 1)) -> Iterator[np.ndarray]:
+    """The part of x (B, C, ...) that lies under each place of a sliding kernel, all of one shape, place by place."""
+    ends = [side - d * (k - 1) for side, k, d in zip(x.shape[2:], kernel, dilation, strict=False)]
+    _must(len(kernel) == len(stride) == x.ndim - 2 and min(kernel) > 0, f"a kernel {kernel} does not fit {x.shape}")
+    _must(min(ends) > 0 < min(stride), f"a kernel {kernel} must fit into {x.shape}, and a stride be above 0")
+    for place in product(*map(range, kernel)):
+        starts = [p * d for p, d in zip(place, dilation, strict=False)]
+        cuts: list[Any] = [slice(a, a + end, s) for a, end, s in zip(starts, ends, stride, strict=True)]
+        yield x[(..., *cuts)]
+
+
+def mean(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean, float32, of arrays of one shape, float64, which are added in turn."""
+    every = [*parts]
+    return (reduce(np.add, every) / len(every)).astype("f4")
+
+
+def per_channel(numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One number for each channel of x (B, C, ...), in a shape that broadcasts."""
+    return numbers.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def round_input(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.ndarray:

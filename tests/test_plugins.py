@@ -22,8 +22,8 @@ from qdtune.datasets import load
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import SpecError
 from qdtune.model import networks
+from qdtune.model.chain import Chain
 from qdtune.model.factored import decompose
-from qdtune.model.layers.linear import FactoredLinear
 from qdtune.model.quantize import count_sizes, quantize
 from qdtune.plugins import Grant, PluginError
 from qdtune.spec.comparable import check_comparable
@@ -211,15 +211,15 @@ def test_first_weights_come_from_the_seed_and_from_nothing_else(tmp_path):
 # --- what it consists of
 
 
-@pytest.mark.parametrize(("net", "linears"), [("encoder", 4), ("attention", 6), ("conv", 2)])
-def test_ledger_by_arithmetic_is_the_one_of_the_tensors(tmp_path, net, linears):
+@pytest.mark.parametrize(("net", "chains"), [("encoder", 4), ("attention", 6), ("conv", 3)])
+def test_ledger_by_arithmetic_is_the_one_of_the_tensors(tmp_path, net, chains):
     own = own_model(tmp_path, net)
     for trial in plan(describe_own_model(spec_of(f"planted:{net}"))).trials:
         model = networks.build_own(*own[:2], *INFO[1:2], (8,), INFO.classes, seed=0)
         whole = sum(p.numel() for p in model.parameters())
         decompose(model, trial.depth, generator=make_generator("init", 0))
-        assert sum(isinstance(m, FactoredLinear) for m in model.modules()) == linears
-        inner = [m.inner_dims for m in model.modules() if isinstance(m, FactoredLinear)]
+        assert sum(isinstance(m, Chain) for m in model.modules()) == chains
+        inner = [m.inner_dims for m in model.modules() if isinstance(m, Chain)]
         assert count_sizes(quantize(model, trial.weight_bits, trial.act_bits)) == trial.sizes
         assert trial.columns["inner_dims"] == inner
         if (trial.depth, trial.weight_bits, trial.act_bits) == (1, 32, None):
@@ -232,7 +232,7 @@ def test_other_bytes_are_those_of_all_that_is_not_split(tmp_path):
     attention = 3 * width * width + 3 * width + width * width + width
     assert own_model(tmp_path, "encoder").structure.other_bytes == 4 * (4 * width + attention + 4 * width) + 24
     conv = own_model(tmp_path, "conv").structure
-    assert (conv.norms, conv.other, conv.other_bytes, conv.factor_norms) == (4, 40, 160, False)
+    assert (conv.norms, conv.other, conv.other_bytes, conv.factor_norms) == (4, 0, 0, False)
 
 
 def test_trial_ids_tell_factories_and_sources_apart_and_never_change():
@@ -306,7 +306,7 @@ BAD_MODELS = [
         r"planted:f cannot build a model: TypeError: f\(\) got an unexpected keyword argument 'seed'$",
     ),
     (f"{NET}return 7", r"planted:f must return an nn.Module, got int"),
-    (f"{NET}return nn.Conv1d(1, 1, 1)", r"without any nn.Linear: there is nothing to split"),
+    (f"{NET}return nn.Identity()", r"without any nn.Linear, nn.Conv1d or nn.Conv2d: there is nothing to split"),
     (f"{NET}return nn.Linear(inputs, 5)", r"float32 outputs of shape \(8, 4\), got torch.float32 of shape \(8, 5\)"),
     (f"{NET}return nn.Linear(3, classes)", r"cannot be called: RuntimeError: .*mat1 and mat2 shapes cannot"),
     (f"{NET}return nn.Linear(inputs, classes).double()", r"parameter weight is torch.float64: parameters must be"),
@@ -574,7 +574,7 @@ def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, capsys):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     sha256 = hashlib.sha256(PY.encode()).hexdigest()
     assert f"plugin mine: {folder / 'mine.py'}, sha256 {sha256}" in done.stdout
-    assert "up to 160 bytes per model are not quantised" in done.stdout
+    assert "not quantised" not in done.stdout
     files = list((tmp_path / "runs" / "mine" / "trials").glob("*.parquet"))
     assert len(files) == 2
     for file in files:
@@ -584,7 +584,7 @@ def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, capsys):
         assert table["dataset"].to_pylist() == ["mine:digits"] * 3
         assert table.schema.metadata[b"qdtune.plugin.mine"].decode() == f"{folder / 'mine.py'} sha256:{sha256}"
     front = pq.read_table(tmp_path / "runs" / "mine" / "pareto.parquet")
-    assert set(zip(front["model"].to_pylist(), front["other_bytes"].to_pylist(), strict=True)) == {("mine:net", 160)}
+    assert set(zip(front["model"].to_pylist(), front["other_bytes"].to_pylist(), strict=True)) == {("mine:net", 0)}
     assert max(front["val_accuracy"].to_pylist()) > 0.8
     _check_that_the_exported_model_is_the_one_of_the_table(tmp_path)
     assert (

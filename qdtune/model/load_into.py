@@ -127,7 +127,7 @@ def _group_by_layer(module: nn.Module, ops: list[Op]) -> dict[str, list[Op]]:
     modules = dict(module.named_modules())
     groups: dict[str, list[Op]] = {}
     for op in ops:
-        if op["op"] == reader.AVERAGE:  # it belongs to no module
+        if op["op"] == reader.AVERAGE or not kind_of_op(op["op"]).has_tensors:  # there is nothing to load
             continue
         path = _path_of(op)
         for marker in ("factors.", "norms."):
@@ -172,6 +172,12 @@ def _load_layer(layer: Any, op: Op, model: Model) -> nn.Module:
     layer.weight = nn.Parameter(_tensor(model.tensors[op["weight"]]))
     if op["bias"] is not None:
         layer.bias = nn.Parameter(_tensor(model.stored[op["bias"]]))
+    for key, value in kind.settings(layer).items():
+        if op[key] != value:
+            raise ReaderError(
+                f"the module must be built as in the sweep: {op['weight']} has {key} {op[key]} in the file, "
+                f"{value} in the module"
+            )
     step = None if op["step"] is None else _tensor(model.stored[op["step"]])
     levels, granularity = op["levels"], "channel" if step is not None and step.ndim else "tensor"
     made = kind.quantize(layer, op["bits"], op["act_bits"], "lsq", levels, granularity)
@@ -189,6 +195,7 @@ def _load_layer(layer: Any, op: Op, model: Model) -> nn.Module:
         del made._parameters["weight"]
         made.register_buffer("codes", codes.to(torch.int8 if op["bits"] <= 8 else torch.int16))
         made.register_buffer("weight_step", step)
+        made.digits = made.find_digits()
     return made
 
 

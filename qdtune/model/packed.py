@@ -33,6 +33,15 @@ RowFormat that are to be normalised have an `affine` operation as the first. NAM
     {"op": "gelu"}                                     x <- x (1 + erf(x / sqrt(2))) / 2: exact, not by tanh
     {"op": "tanh"}                                     x <- tanh(x)
     {"op": "hardtanh"}                                 x <- min(max(x, -1), 1)
+  4 {"op": "conv1d" or "conv2d", "shape": [O, C/G, k...], ..., "stride": [s...], "padding": [before..., after...],
+     "dilation": [d...], "groups": G}                  x <- q(x) convolved with W, + bias for each of O channels
+  4 {"op": "max_pool", "kernel": [k...], "stride": [s...]}
+                                                       x <- the largest number of each window
+  4 {"op": "average_pool", "kernel": [k...], "stride": [s...]}
+                                                       x <- the mean of each window
+  4 {"op": "global_average"}                           x <- the mean of each channel, (B, C, 1...)
+  4 {"op": "flatten"}                                  x <- x as rows (B, I)
+  4 {"op": "unflatten", "shape": [C, H, W] or [C, L]}  x <- rows as images or signals, channel by channel, row by row
   4 {"op": "average", "image": [C, H, W], "size": [h, w]}
                                                        x <- images of fewer pixels, see below
 
@@ -43,6 +52,12 @@ max(0, min((i+1) H, (j+1) h) - max(i H, j h)) / g, where g is the greatest commo
 numbers that add up to H / g for each i. So the weighted sum S of the pixels is a whole number, and so is T, the
 product of H / g and its like for the other side. The new pixel is the whole part of (2 S + T) / (2 T): the mean,
 rounded to the nearest whole number, halves up.
+
+A convolution has the keys of "linear" besides its own, and W its rows in the order (O, C/G, k...). Its result at
+place p of channel o is the sum of W[o, c, j] * q(x)[c, p s + j d - before] over the places j of the kernel and the
+channels c of the group of o, where q(x) is 0 beyond its ends. These zeros add nothing, also where no code is 0. k, s, d
+and the two paddings have a number for each axis after the channels. A window of a pool is not padded, and what is left
+over at an end is dropped. Means are sums of doubles, rounded to float32 once. "affine" has a number for each channel.
 
 With b = 1..16, W is stored as O * I codes of b bits, row by row, in one stream of bits. Code k takes the bits from
 k*b to k*b + b - 1, its lowest bit first; bit n of the stream is bit n mod 8 of byte n div 8, where bit 0 is worth 1.
@@ -59,7 +74,8 @@ If inputs and weights both have codes, q(x) W^T is the sum of the products of th
 is a whole number and thus the same in any order. It is exact; then it is rounded to float32 and multiplied in
 float32.
 
-Where "model" is not "mlp", it names the function of a user's that builds the network: then `ops` only say how tensors
+Where "model" is neither "mlp" nor "cnn", it names the function of a user's that builds the network. If this is a
+sequence of layers that are operations above, "complete" is true, as for "cnn". Otherwise `ops` only say how tensors
 are stored. Entry "between" beside "ops" maps the path of each layer that is split to the activation between its
 factors: `{"hidden": "relu"}` for tensors `hidden.factors.0.weight` and on. `load_into` reads all of it into a module.
 """
@@ -126,17 +142,53 @@ def pack_replicas(
             own |= {"input.scale": rows.scale.cpu().clone(), "input.shift": rows.shift.cpu().clone()}
         tensors |= {f"{seed}/{name}": tensor.contiguous() for name, tensor in own.items()}
     program: dict[str, Any] = {"model": model, "inputs": inputs, "outputs": outputs}
-    if model != "mlp":  # their order, and what is between layers, is known to its forward pass alone
-        ops = [op for op in ops if kind_of_op(op["op"]).has_tensors]
-        program["between"] = name_activations(next(iter(replicas.values())))
-    version = VERSION
+    version = max(VERSION, *(kind_of_op(op["op"]).version for op in ops))
+    if model != "mlp":
+        first = next(iter(replicas.values()))
+        program["between"] = name_activations(first)
+        if runs_in_order(first):
+            program["complete"], version = True, LATEST_VERSION
+        else:  # their order, and what is between layers, is known to its forward pass alone
+            ops = [op for op in ops if kind_of_op(op["op"]).has_tensors]
     if rows.averaging is not None:
         ops.insert(0, {"op": AVERAGE, "image": list(rows.averaging.image), "size": list(rows.averaging.size)})
         version = LATEST_VERSION
     if rows.dtype != DTYPES[0]:
-        program[INPUT], version = rows.dtype, INPUT_VERSION
+        program[INPUT], version = rows.dtype, max(version, INPUT_VERSION)
     metadata = {PACKED: version, MODEL: json.dumps(program | {"ops": ops}), TRIAL: trial_id}
     return sign_file(*split_file(safetensors.torch.save(tensors, metadata=metadata)))
+
+
+def runs_in_order(model: nn.Module) -> bool:
+    """Whether the forward pass of a model is its operations one after the other: `nn.Sequential` of known layers."""
+    axes: int | None = 0
+    for layer in _list_in_order(model):
+        kind = kind_of(layer)
+        if kind is None or axes is None:
+            return False
+        axes = kind.axes_after(layer, axes)
+    return axes is not None
+
+
+def _list_in_order(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a sequence as they run, and as it is what is neither a layer of a known kind nor a sequence."""
+    if isinstance(module, Chain):
+        yield from (inner for _, inner in _list_chain(module))
+    elif type(module) is nn.Sequential and not (module._forward_hooks or module._forward_pre_hooks):
+        for inner in module:
+            yield from _list_in_order(inner)
+    else:
+        yield module
+
+
+def _list_chain(chain: Chain) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a chain as they run, each with its path in it."""
+    for k, factor in enumerate(chain.factors):
+        yield f"factors.{k}", factor
+        if factor is not chain.factors[-1]:
+            for norm in chain.norms[k : k + 1]:
+                yield f"norms.{k}", norm
+            yield "activation", chain.activation
 
 
 def name_activations(model: nn.Module) -> dict[str, str]:
@@ -163,14 +215,11 @@ def _visit(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> Iterator
         tensors |= own
         yield op
     elif isinstance(module, Chain):
-        for k, factor in enumerate(module.factors):
-            yield from _visit(f"{prefix}factors.{k}", factor, tensors)
-            if factor is not module.factors[-1]:
-                for norm in module.norms[k : k + 1]:
-                    yield from _visit(f"{prefix}norms.{k}", norm, tensors)
-                yield from _visit(f"{prefix}activation", module.activation, tensors)
+        for path, inner in _list_chain(module):
+            yield from _visit(f"{prefix}{path}", inner, tensors)
     else:
         kept = dict(module.named_parameters(recurse=False)) | saved_buffers(module)
         tensors |= {f"{prefix}{name}": tensor for name, tensor in kept.items()}
-        for child, inner in module.named_children():
-            yield from _visit(f"{prefix}{child}", inner, tensors)
+        for child, part in module._modules.items():  # an activation that is in two places runs twice
+            if part is not None:
+                yield from _visit(f"{prefix}{child}", part, tensors)

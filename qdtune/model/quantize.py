@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qdtune.model.factored import swap_modules
 from qdtune.model.layers.known import kind_of
+from qdtune.model.layers.matrix import Digits, Quantized
 from qdtune.model.quantizer import Quantizer
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
 from qdtune.spec.sizes import FLOAT_BYTES, Sizes, other_sizes
@@ -80,6 +81,18 @@ def set_signs(model: nn.Module, signs: Sequence[bool]) -> None:
     """
     for quantizer, signed in zip(_find_observers(model), signs, strict=True):
         quantizer.set_sign(signed)
+
+
+def read_digits(model: nn.Module) -> list[Digits | None]:
+    """The `digits` of each layer at the bits of this model, in the order of modules: see `set_digits`."""
+    return [layer.find_digits() for layer in model.modules() if isinstance(layer, Quantized)]
+
+
+def set_digits(model: nn.Module, digits: Sequence[Digits | None]) -> None:
+    """Says how evaluation may sum codes in float32, to a model of the same structure that does not know its bits."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Quantized)]
+    for layer, one in zip(layers, digits, strict=True):
+        layer.digits = one
 
 
 @torch.no_grad()

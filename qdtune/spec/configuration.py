@@ -176,6 +176,8 @@ class Configuration(_AxisFields):
             data["own_model"] = {"factory": self.own_model.factory, "sha256": self.own_model.sha256}
             if self.own_model.structure and self.own_model.structure.loaded:
                 data["own_model"]["loaded"] = self.own_model.structure.loaded
+            if self.own_model.structure and self.own_model.structure.later_kinds:
+                data["own_model"]["kinds"] = self.own_model.structure.later_kinds
         if self.own_data:
             data["own_data"] = {"sha256": self.own_data.sha256, "content": self.own_data.content}
         for name, default in _LATER_FIELDS.items():  # results that are older than these fields keep their id

@@ -19,6 +19,7 @@ from qdtune.spec.choices import FLOAT_BITS
 
 TRITS = 5  # ternary digits in a byte: 3^5 = 243
 FLOAT_BYTES = 4
+LINEAR = "linear"  # the first layer kind
 
 
 def inner_width(in_features: int, out_features: int, depth: int) -> int:
@@ -148,7 +149,7 @@ class LayerShape(NamedTuple):
     inputs: int
     outputs: int
     has_bias: bool
-    kind: str = "linear"  # older sweep files have only linear layers and the fields above
+    kind: str = LINEAR  # older sweep files have only linear layers and the fields above
     is_split: bool = True
 
 
@@ -175,6 +176,11 @@ class Structure(NamedTuple):
     head: int | None = None
     loaded: str = ""
     normalised: int = 0
+
+    @property
+    def later_kinds(self) -> list[str]:
+        """The kinds of its layers that older versions neither split nor quantised: other results, so other ids."""
+        return sorted({layer.kind for layer in self.layers} - {LINEAR})
 
     def dims(self, depth: int, decompose: str = "all") -> list[tuple[int, ...]]:
         """The widths of each layer's factors; with `hidden` the last layer that could be split stays whole."""

@@ -23,6 +23,7 @@ from torch.func import vmap
 
 from qdtune.datasets.dataset import Averaging
 from qdtune.datasets.load import Samples
+from qdtune.model.quantize import read_digits, set_digits
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.augment import distort_images
 from qdtune.training.averaging import average_images
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 EVAL_ROWS = 2048  # samples per forward pass of an evaluation
+EVAL_IMAGES = 256  # the same where layers keep images: 16 channels of 28 x 28 take 50 KB each
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ class Cohort:
         self.steps = len(data.train_x) // batch_size
         self.shape, self.compile = shape, compile
         self.template, self.function = make_template_and_step(shape)
+        self.digits = read_digits(replicas[0])  # of their bits, which the template does not know
+        self.eval_rows = rows_at_once(replicas[0])
 
     @cached_property
     def moments(self) -> dict[str, Stack]:
@@ -208,12 +212,13 @@ class Cohort:
     def measure(self, metric: Metric, x: Tensor, y: Tensor) -> list[float]:
         """A metric of each replica on inputs (N, I), uint8 or normalised, and their targets; NaN if undefined."""
         self.template.eval()
+        set_digits(self.template, self.digits)
 
         def predict_one(params: Stack, buffers: Stack, x: Tensor) -> Tensor:
             return predict(self.template, params, buffers, x, self.shape.outputs)
 
         meter = Meter(task_of(self.shape.task), metric, len(self.generators), self.device)
-        for rows, targets in zip(x.split(EVAL_ROWS), y.split(EVAL_ROWS), strict=True):
+        for rows, targets in zip(x.split(self.eval_rows), y.split(self.eval_rows), strict=True):
             inputs = normalise(rows)
             meter.add(vmap(predict_one, in_dims=(0, 0, None))(self.params, self.buffers, inputs), targets, inputs)
         return meter.values()
@@ -224,6 +229,12 @@ class Cohort:
         for k, replica in enumerate(replicas):
             for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
                 tensor.copy_((self.params | self.buffers)[name][k])
+
+
+def rows_at_once(model: nn.Module) -> int:
+    """How many samples a forward pass of an evaluation takes, so that it stays in the memory of a small machine."""
+    is_spatial = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    return EVAL_IMAGES if is_spatial else EVAL_ROWS
 
 
 @torch.no_grad()

@@ -139,7 +139,8 @@ def _find_layer_faults(model: nn.Module) -> Iterator[str]:
     layers = [layer for layer, _ in find_quantisable(model)]
     if not layers:
         plain = tuple(kind.plain for kind in LAYERS if isinstance(kind, MatrixKind))
-        known = " or ".join(map(class_name, plain))
+        *others, last = map(class_name, plain)
+        known = f"{', '.join(others)} or {last}"
         near = [(name or "it", m) for name, m in model.named_modules() if isinstance(m, plain)]
         why = ""
         if near:
@@ -147,6 +148,8 @@ def _find_layer_faults(model: nn.Module) -> Iterator[str]:
             kind = type(module)
             base = class_name(next(one for one in plain if isinstance(module, one)))
             why = f": {name} is a subclass, {kind.__name__}, and may compute something else; use {base} itself"
+            if kind in plain:
+                why = f": {name} has padding_mode={getattr(module, 'padding_mode', None)!r}; use zeros"
             if nn.utils.parametrize.is_parametrized(module):
                 why = f": {name} has a parametrization; use a plain {base}"
         yield f"without any {known}: there is nothing to split and quantise{why}"

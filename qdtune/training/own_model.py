@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from qdtune import plugins
+from qdtune import plugins, reader
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
 from qdtune.model.formats.packed import one_seed
@@ -318,20 +318,24 @@ def _train_for_a_moment(
 
     def check(replicas: Mapping[int, nn.Module], weights: bytes) -> None:
         for seed, replica in replicas.items():
-            _check_shipped(own.factory, replica, load_shipped(shape, one_seed(weights, seed)), x)
+            alone = one_seed(weights, seed)
+            shipped, model = load_shipped(shape, alone), reader.load(alone)
+            _check_shipped(own.factory, replica.eval()(x), shipped, x)
+            if model.is_complete:
+                _check_shipped(own.factory, torch.from_numpy(model.logits(rows.numpy())), shipped, x)
 
     for _ in train_configuration(trial, data, NoWarmups(), "never", check):
         pass
 
 
 @torch.no_grad()
-def _check_shipped(factory: str, replica: nn.Module, shipped: nn.Module, x: Tensor) -> None:
-    """Checks that what is shipped of a trained network answers all rows x (N, I) as the network itself does.
+def _check_shipped(factory: str, answers: Tensor, shipped: nn.Module, x: Tensor) -> None:
+    """Checks that what is shipped of a trained network answers all rows x (N, I) as the network, or the reader, does.
 
     Raises:
         PluginError: the network has state that is not shipped.
     """
-    if not match_rows(replica.eval()(x), shipped, x).all():
+    if not match_rows(answers, shipped, x).all():
         raise PluginError(
             f"{factory} builds a model that answers otherwise once it is shipped: it depends on more than parameters "
             "and saved buffers, such as an attribute or a buffer that is not persistent, which training or the seed "

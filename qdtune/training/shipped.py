@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from qdtune import reader
 from qdtune.model.formats.packed import one_seed
+from qdtune.model.layers.conv import Conv1d, Conv2d
 from qdtune.model.load_into import load_into
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.cohort import Tensors
 from qdtune.training.losses import Meter
 from qdtune.training.step import StepShape, check_outputs
 
-ROWS = 2048  # samples per forward pass
+ROWS, IMAGES = 2048, 256  # samples per forward pass; the second where layers keep images, which are large
+CONVOLUTIONS = (Conv1d.name, Conv2d.name)
 
 
 def measure_shipped(
@@ -41,9 +43,11 @@ def measure_shipped(
     task = task_of(shape.task)
     for seed in seeds:
         alone = one_seed(weights, seed)
-        predict = _predict_by_module(shape, alone, data) if shape.own else _predict_by_reader(alone)
+        model = reader.load(alone)
+        predict = _predict_by_reader(model) if model.is_complete else _predict_by_module(shape, alone, data)
         meters = [Meter(task, metric, 1, data.test_x.device) for metric in metrics]
-        for rows, targets in zip(data.test_x.split(ROWS), data.test_y.split(ROWS), strict=True):
+        count = IMAGES if any(op["op"] in CONVOLUTIONS for op in model.program["ops"]) else ROWS
+        for rows, targets in zip(data.test_x.split(count), data.test_y.split(count), strict=True):
             outputs, inputs = predict(rows)[None], data.normalise(rows)
             for meter in meters:
                 meter.add(outputs, targets, inputs)
@@ -55,8 +59,7 @@ def load_shipped(own: StepShape, alone: bytes) -> nn.Module:
     return load_into(own.build_undivided(seed=0), alone)
 
 
-def _predict_by_reader(alone: bytes) -> Callable[[Tensor], Tensor]:
-    model = reader.load(alone)
+def _predict_by_reader(model: reader.Model) -> Callable[[Tensor], Tensor]:
     return lambda rows: torch.from_numpy(model.logits(rows.cpu().numpy())).to(rows.device)
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from qdtune.model.chain import ACTIVATIONS
 from qdtune.model.factored import ORTHOGONAL_GAIN, decompose
+from qdtune.model.layers.conv import FactoredConv2d
 from qdtune.model.layers.linear import FactoredLinear
 from qdtune.spec.axes import ACTIVATION, FACTOR_INIT
 from qdtune.spec.sizes import factor_dims
@@ -63,7 +64,7 @@ def test_decompose_swaps_nested_layers_and_keeps_their_biases():
     assert torch.equal(first.factors[-1].bias, bias)
     assert head.factors[-1].bias is None
     assert model.shared is first  # one layer in two places stays one layer
-    assert type(model.stem) is nn.Conv2d
+    assert isinstance(model.stem, FactoredConv2d)
     assert not any(isinstance(m, FactoredLinear) for m in model.attention.modules())
     model.attention(*[torch.zeros(3, 1, 8)] * 3)
 

@@ -106,7 +106,7 @@ def test_quantised_weights_are_codes_inside(bits, kind):
     loaded = qdtune.load_into(Net(), packed(trained(weight_bits=bits)))
     codes = {name: b for name, b in loaded.named_buffers() if name.endswith("codes")}
     assert {name: b.dtype for name, b in codes.items()} == {
-        f"{layer}.factors.{k}.codes": kind for layer in ("head", "factors.0") for k in (0, 1)
+        f"{layer}.factors.{k}.codes": kind for layer in ("conv", "head", "factors.0") for k in (0, 1)
     }
     assert "head.factors.0.weight" not in dict(loaded.named_parameters())
 
@@ -121,7 +121,7 @@ def test_a_model_that_is_one_layer_is_replaced(tmp_path):
 
 def test_the_file_names_the_activation_between_factors():
     program = reader.load(packed(trained(weight_bits=4, activation="gelu"))).program
-    assert program["between"] == {"head": "gelu", "factors.0": "gelu"}
+    assert program["between"] == {"conv": "gelu", "head": "gelu", "factors.0": "gelu"}
     assert reader.load(packed(trained(weight_bits=4, depth=1))).program["between"] == {}
     mlp = decompose(build_mlp(16, [8], 4, seed=0), 2, "gelu")
     assert "between" not in reader.load(packed(mlp, "mlp")).program  # its operations say it
@@ -181,7 +181,7 @@ def test_the_card_says_how_a_model_of_this_kind_is_read(form, model):
     spread = [f"{split}_accuracy{end}" for split in ("val", "test") for end in ("", "_low", "_high")]
     row = {"seed": 0, "trial_id": "a", "val_accuracy": 1.0, "test_accuracy": 1.0}
     entry = dict.fromkeys([*names, *spread]) | {"model": model}
-    packed = Model({"inputs": 2, "ops": []}, {}, {})
+    packed = Model({"inputs": 2, "model": model, "ops": []}, {}, {})
     card = json.loads(make_card(TrainedModel(entry, row, a_trial(), b"", packed, {}), form, "a", 1))
     assert ("qdtune.load_into(module, file)(x)" in card["read_with"]) == (model != "mlp" and form.name == "packed")
     assert ("load(file).logits(x)" in card["read_with"]) == (model == "mlp" and form.name == "packed")

@@ -48,7 +48,7 @@ def test_quantised_weights_are_codes_in_the_graph():
     kinds = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer}
     codes = {name for name, kind in kinds.items() if kind == "INT8"}
     assert {name.removeprefix("module.") for name in codes} == {
-        f"{layer}.factors.{k}.codes" for layer in ("head", "factors.0") for k in (0, 1)
+        f"{layer}.factors.{k}.codes" for layer in ("conv", "head", "factors.0") for k in (0, 1)
     }
 
 

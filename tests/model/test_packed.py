@@ -150,7 +150,7 @@ class Own(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3)
+        self.conv = nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")
         self.norm = nn.BatchNorm2d(2)
         self.attention = nn.MultiheadAttention(4, 2)
         self.scale = nn.Parameter(torch.ones(3))

@@ -228,5 +228,5 @@ def test_the_layer_is_exported(found):
 def test_messages_name_the_layer_as_the_user_does(found):
     """`nn.` stands before the classes of `torch.nn` alone."""
     without, hooked = found["faults"]
-    assert without.startswith("without any nn.Linear or DiagonalLayer: ")
+    assert without.startswith("without any nn.Linear, DiagonalLayer, nn.Conv1d or nn.Conv2d: ")
     assert " DiagonalLayer (weight_norm sets one)" in hooked

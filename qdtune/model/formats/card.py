@@ -31,7 +31,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
     versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
     task = task_of(trial.task)
     words = input_words(model.model.program) | ({} if task is CLASSIFICATION else {"outputs": "outputs"})
-    usage = form.usage if entry["model"] == "mlp" else form.own_usage or form.usage
+    usage = form.usage if model.model.is_complete else form.own_usage or form.usage
     card = {
         "trial_id": entry["trial_id"],
         "configuration": {axis: entry[axis] for axis in AXIS_NAMES},

@@ -63,9 +63,9 @@ def to_onnx(model: Model, name: str) -> bytes:
         SpecError: the model is a user's own.
         ImportError: the package onnx is not there.
     """
-    kind = model.program["model"]
-    if kind != "mlp":
-        what = f"only the model mlp can be had as ONNX by this command, got {format_value(kind)}"
+    if not model.is_complete:
+        what = "the forward pass of {} is in its own code, which this command does not run"
+        what = what.format(format_value(model.program["model"]))
         raise user_error(f"{what}: export it as packed, then call qdtune.to_onnx(module, file)")
     from qdtune.model.layers.known import kind_of_op  # torch, which the other formats do without
 
@@ -111,7 +111,12 @@ def _library() -> Any:
 
 
 class Graph:
-    """Nodes and constants, as they are added."""
+    """Nodes and constants, as they are added.
+
+    `axes_after` is the number of axes after that of the channels: 0 of rows, 2 of images.
+    """
+
+    axes_after = 0
 
     def __init__(self, model: Model) -> None:
         self.model, self.nodes, self.tensors = model, list[Any](), list[Any]()
@@ -156,7 +161,15 @@ class Graph:
             x = self.add("Cast", [x], to=_library().TensorProto.FLOAT)
         return self.add("Reshape", [x, self.constant(np.array([-1, image[0] * math.prod(size)]), "INT64")])
 
-    def product(self, op: dict[str, Any], x: str, kind: str, axes_after: int = 0, **attributes: Any) -> str:
+    def channels(self, name: str) -> str:
+        """Adds a tensor of one number for each channel, in a shape that fits the axes after the channels."""
+        return self.constant(self.model.stored[name].reshape(-1, *[1] * self.axes_after), name=name)
+
+    def cast(self, x: str, kind: str) -> str:
+        """Adds a change of type, to one of ONNX's."""
+        return self.add("Cast", [x], to=getattr(_library().TensorProto, kind))
+
+    def product(self, op: dict[str, Any], x: str, kind: str, **attributes: Any) -> str:
         """Adds the product of an operation's input and weight, a node of a `kind` such as `Gemm`, without its bias.
 
         `axes_after` axes of the product follow that of its output channels.
@@ -170,16 +183,37 @@ class Graph:
         step = self.model.stored[op["input_step"]]
         inputs = self.input_codes(op, x)
         weights = self.add("DequantizeLinear", [self.weight_codes(op), self.number(1.0)])
-        is_long = _largest_sum(op) >= EXACT_FLOAT32
-        if is_long:
-            inputs, weights = (
-                self.add("Cast", [each], to=_library().TensorProto.DOUBLE) for each in (inputs, weights)
-            )
-        sums = self.add(kind, [inputs, weights], **attributes)
-        if is_long:
-            sums = self.add("Cast", [sums], to=_library().TensorProto.FLOAT)
-        steps = (step * self.model.stored[op["step"]]).reshape(-1, *[1] * axes_after)
+        if kind == "Conv":
+            sums = self._convolve_codes(op, inputs, weights, attributes)
+        elif _largest_sum(op) >= EXACT_FLOAT32:
+            doubles = [self.cast(one, "DOUBLE") for one in (inputs, weights)]
+            sums = self.cast(self.add(kind, doubles, **attributes), "FLOAT")
+        else:
+            sums = self.add(kind, [inputs, weights], **attributes)
+        steps = (step * self.model.stored[op["step"]]).reshape(-1, *[1] * self.axes_after)
         return self.add("Mul", [sums, self.constant(steps)])
+
+    def _convolve_codes(self, op: dict[str, Any], inputs: str, weights: str, attributes: dict[str, Any]) -> str:
+        """Adds a convolution of codes, whose sums are exact.
+
+        Runtimes convolve in float32 alone. If that does not hold the sums, the weights are cut into digits whose sums
+        it does hold, and these sums are added as doubles (see `Quantized._sum_exactly`).
+        """
+        bits, place, total = op["bits"] - 1, 1.0, ""
+        base_bits = int(EXACT_FLOAT32 * 2**bits / _largest_sum(op)).bit_length() - 1
+        while bits > base_bits >= 1:
+            base = self.number(2.0**base_bits)
+            high = self.add("Floor", [self.add("Div", [weights, base])])
+            low = self.add("Sub", [weights, self.add("Mul", [high, base])])
+            total = self._add_digit(total, self.add("Conv", [inputs, low], **attributes), place)
+            weights, place, bits = high, place * 2.0**base_bits, bits - base_bits
+        sums = self.add("Conv", [inputs, weights], **attributes)
+        return self.cast(self._add_digit(total, sums, place), "FLOAT") if total else sums
+
+    def _add_digit(self, total: str, sums: str, place: float) -> str:
+        """Adds `sums` times the worth of its digit to a total of doubles, which may not have begun."""
+        part = self.add("Mul", [self.cast(sums, "DOUBLE"), self.constant(np.array(place), "DOUBLE")])
+        return self.add("Add", [total, part]) if total else part
 
     def weight(self, op: dict[str, Any]) -> str:
         """Adds the weight of an operation, in the shape of the operation."""

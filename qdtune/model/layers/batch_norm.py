@@ -62,4 +62,5 @@ class BatchNorm(LayerKind):
         return layer
 
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
-        return graph.add("Add", [graph.add("Mul", [x, graph.tensor(op["scale"])]), graph.tensor(op["shift"])])
+        scale, shift = (graph.channels(op[role]) for role in ("scale", "shift"))
+        return graph.add("Add", [graph.add("Mul", [x, scale]), shift])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from qdtune.model.chain import Chain
+from qdtune.reader import VERSION
 from qdtune.spec.sizes import LayerShape, Sizes
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ class LayerKind(ABC):
     Attributes:
         ops: the names of its operations in a packed program.
         has_tensors: whether its operations refer to tensors.
+        version: of the packed format that its operations came with.
     """
 
     ops: ClassVar[tuple[str, ...]]
     has_tensors: ClassVar[bool] = True
+    version: ClassVar[str] = VERSION
 
     @abstractmethod
     def owns(self, module: nn.Module) -> bool:
@@ -64,6 +67,13 @@ class LayerKind(ABC):
     def count(self, layer: nn.Module) -> Sizes:
         """The parameters and bytes of the layer, counted from its tensors."""
         return Sizes()
+
+    def axes_after(self, layer: nn.Module, axes: int) -> int | None:
+        """How many axes follow that of the channels in the output, if `axes` do in the input: 0 in rows, 2 in images.
+
+        None if the operation does not take such an input, so that a packed program cannot run.
+        """
+        return axes
 
     @abstractmethod
     def pack(self, layer: nn.Module, prefix: str) -> tuple[Op, dict[str, Tensor]]:

@@ -6,13 +6,23 @@ from torch import nn
 
 from qdtune.model.layers.activation import Activation
 from qdtune.model.layers.batch_norm import BatchNorm
+from qdtune.model.layers.conv import Conv1d, Conv2d
+from qdtune.model.layers.flatten import Flatten, Unflatten
 from qdtune.model.layers.kind import LayerKind
 from qdtune.model.layers.linear import Linear
+from qdtune.model.layers.pooling import AveragePool, GlobalAverage, MaxPool
 
 LAYERS: tuple[LayerKind, ...] = (
     Linear(),
+    Conv1d(),
+    Conv2d(),
     BatchNorm(),
     Activation(),
+    MaxPool(),
+    AveragePool(),
+    GlobalAverage(),
+    Flatten(),
+    Unflatten(),
 )
 
 

@@ -99,6 +99,9 @@ class Linear(MatrixKind):
     def plain_copy(self, layer: Any) -> nn.Linear:
         return nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
 
+    def axes_after(self, layer: nn.Module, axes: int) -> int | None:
+        return None if axes else 0
+
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         product = graph.product(op, x, "Gemm", transB=1)
         return product if op["bias"] is None else graph.add("Add", [product, graph.tensor(op["bias"])])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ from qdtune.reader import GRIDS
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.sizes import TRITS, LayerShape, Sizes, matrix_sizes
 
+EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
+
+
+class Digits(NamedTuple):
+    """How codes of weights are cut so that float32 holds every sum: digits from 0 to base - 1, and what is left.
+
+    Attributes:
+        base: a power of 2; sums of codes times weights from -base to base are exact.
+        lower: the number of digits that are cut off; 0 if the codes are no larger than the base.
+    """
+
+    base: int
+    lower: int
+
 
 class Quantized(nn.Module):
     """The shared part of all quantised layers; a subclass lists it before the class of the float layer.
@@ -30,6 +44,7 @@ class Quantized(nn.Module):
         weight_bits: 1..16, or 32 for float weights.
         act_bits: 1..16, or None for float inputs.
         weight_quantizer, input_quantizer: None if the weights or the inputs are float.
+        digits: in which evaluation on a CPU sums codes in float32; None: it sums them in float64.
     """
 
     weight: Tensor
@@ -38,6 +53,7 @@ class Quantized(nn.Module):
     act_bits: int | None
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    digits: Digits | None = None  # right for all bits; a template does not know those of its replicas
 
     def take_over(
         self, layer: Any, weight_bits: int, act_bits: int | None, scale: str, levels: str, granularity: str
@@ -94,10 +110,37 @@ class Quantized(nn.Module):
         codes, step = self.weight_codes()
         input_step = of_input.current_step(x)
         inputs = round_to_codes(x, input_step, of_input.grid)
-        sums = function(inputs.double(), codes.double(), None).to(x.dtype)  # double holds whole numbers up to 2^53
+        sums = self._sum_exactly(function, inputs, codes.to(x.dtype)).to(x.dtype)
         after = [1] * (-channel_axis - 1)
         product = sums * (input_step * step.flatten()).view(-1, *after)  # (1, ...), or (O, ...)
         return product if self.bias is None else product + self.bias.view(-1, *after)
+
+    def _sum_exactly(
+        self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: Tensor, codes: Tensor
+    ) -> Tensor:
+        """The sums of products of codes, float32 or float64.
+
+        Double holds whole numbers up to 2^53. Float32 is twice as fast or more, and the only type in which ONNX
+        Runtime convolves, but holds them up to 2^24 only, so the codes of a weight may have to be cut into digits. On
+        a GPU, fast kernels of float32 round within a sum.
+        """
+        if self.digits is None or inputs.device.type != "cpu":
+            return function(inputs.double(), codes.double(), None)
+        total, place = torch.zeros((), dtype=torch.float64), 1
+        for _ in range(self.digits.lower):
+            high = torch.floor(codes / self.digits.base)
+            total = total + place * function(inputs, codes - self.digits.base * high, None).double()
+            codes, place = high, place * self.digits.base
+        rest = function(inputs, codes, None)
+        return rest if place == 1 else total + place * rest.double()
+
+    def find_digits(self) -> Digits | None:
+        """The digits in which float32 sums codes of these bits; None if it cannot."""
+        room = EXACT_FLOAT32 // (self.weight[0].numel() * 2 ** (self.act_bits or 0))
+        if room < 2:
+            return None
+        bits = room.bit_length() - 1
+        return Digits(2**bits, max(0, -(-(self.weight_bits - 1 - bits) // bits)))
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer computes with it."""
@@ -140,7 +183,8 @@ class MatrixKind(LayerKind):
     quantized: ClassVar[type[Quantized]]
 
     def __init_subclass__(cls) -> None:
-        cls.ops = (cls.name,)
+        if "name" in vars(cls):  # a class between this one and the kinds has none
+            cls.ops = (cls.name,)
 
     @abstractmethod
     def plain_copy(self, layer: Any) -> nn.Module:
@@ -196,7 +240,17 @@ class MatrixKind(LayerKind):
             role: f"{prefix}{role}" if role in found else None for role in ("weight", "step", "bias", "input_step")
         }
         settings = {"bits": bits, "levels": levels, "act_bits": act_bits, "input_levels": input_levels}
-        return {"op": self.name, "shape": list(layer.weight.shape), **settings, **names}, tensors
+        return {
+            "op": self.name,
+            "shape": list(layer.weight.shape),
+            **settings,
+            **names,
+            **self.settings(layer),
+        }, tensors
+
+    def settings(self, layer: Any) -> Op:
+        """What its operation says besides: settings of the layer that are no tensors, such as a stride."""
+        return {}
 
 
 def as_matrix(weight: Tensor) -> Tensor:
