@@ -68,7 +68,7 @@ def optuna_states(command):
 def test_a_sweep_is_stopped_finished_with_more_and_then_found_done(command):
     """Each start of Ray takes seconds, so one sweep goes through all of it."""
     Store(command.folder).create((SWEEP % ("[1]", 64, 1)).lstrip())
-    process = command.start("[1, 4]", "--fresh", epochs=10)
+    process = command.start("[1, 4]", "--fresh", *ONE_WORKER, epochs=10)
     deadline = time.monotonic() + 100
     while not finished(command) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)  # until a first result is there to be kept
@@ -76,7 +76,7 @@ def test_a_sweep_is_stopped_finished_with_more_and_then_found_done(command):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "4 configurations x 2 seeds on synthetic" in out
-    assert "trials at a time, " in out
+    assert "1 trial at a time, " in out
     assert "runs/tiny is now in runs/tiny.1" in out, "what was there is not comparable"
     assert "stopped by SIGINT" in out
     assert "trials left to do; the same command goes on from here" in out

@@ -210,6 +210,7 @@ def _want(folder: str, started: object) -> None:
     assert compiled._load_or_build("key", build) == b"code"
 
 
+@pytest.mark.slow
 def test_two_that_want_the_same_compile_it_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)

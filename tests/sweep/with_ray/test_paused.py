@@ -24,10 +24,10 @@ parameters:
 seeds: [0, 1]
 data: {dataset: synthetic, val_size: 128}
 model: {name: mlp, hidden: [8]}
-train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 6, optimizer: adam, lr: 0.01}}
+train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 4, optimizer: adam, lr: 0.01}}
 early_terminate: {type: pareto, margin: 0.0, min_epochs: 1, risk: 0.1}
 """
-LOST_AFTER = 4  # QAT epochs of the first trial
+LOST_AFTER = 2  # QAT epochs of the first trial
 
 
 def undisturbed(spec, folder):
@@ -94,7 +94,7 @@ def test_lost_and_released_trials_go_on_from_their_checkpoints(ray_here, tmp_pat
     lines = trained.read_text().split("\n")[:-1]
     again = {line for line in lines if lines.count(line) > 1}
     assert again <= {f"{mark.read_text()} {LOST_AFTER}"}, "only the epoch in which the worker was lost"
-    assert len(set(lines)) == 6 * len(expected)
+    assert len(set(lines)) == spec.train.qat.epochs * len(expected)
     states = {row["trial_id"]: row["attempt"] for row in rows}
     assert all(states[trial_id] == 2 for trial_id in (*queue.released, mark.read_text()))
     assert ray_here.get(files.find_paused.remote(mark.read_text())) is None  # all that the recorder sent is done now
