@@ -24,6 +24,7 @@ from qdtune.store.columns import metric_in
 from qdtune.store.decisions import Schedule, find_sides_at_looks
 from qdtune.store.pairs import SIZES_APART, find_sides, list_rows
 from qdtune.store.pareto_table import by_seed
+from qdtune.store.questions import SETTING
 from qdtune.store.seed_tests import apply_holm, correct_p, equal_within, t_test, win_shares
 from qdtune.store.tables import Table, rows_equal, rows_known, rows_of_seeds, rows_where
 
@@ -70,6 +71,7 @@ def answer(
     schedule: Schedule | None = None,
     whole: Table | None = None,
     is_unfinished: bool = False,
+    lonely: Collection[tuple[Any, ...]] = (),
 ) -> Answers:
     """The answers that the tables of one sweep give.
 
@@ -82,12 +84,17 @@ def answer(
         schedule: the looks of a sweep that adds seeds until comparisons are decided, else None.
         whole: the Pareto table without a budget; None: `pareto`.
         is_unfinished: whether configurations are left to train, which comparisons may wait for.
+        lonely: the settings of comparisons of depths for which the plan has no partner, see `partners`.
     """
     metric, varying = metric_in(trials), _find_varying(pareto)
     curves = curves or CurveBook(trials, history)
     depth, activation, ties = _compare(trials, curves, schedule)
     if is_unfinished:
-        depth, activation = (tuple(map(wait_for_partner, found)) for found in (depth, activation))
+        places = [tuple(getattr(one, name) for name in SETTING) for one in depth]
+        depth = tuple(
+            one if place in lonely else wait_for_partner(one) for one, place in zip(depth, places, strict=True)
+        )
+        activation = tuple(map(wait_for_partner, activation))
     # Who has further seeds depends on results, so the tests of the best configurations use the first seeds alone.
     tested = trials if schedule is None else rows_of_seeds(trials, schedule.seeds)
     rows, values = _rank_rows(tested, pareto, metric)

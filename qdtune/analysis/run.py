@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qdtune.analysis.answers import Answers, answer
 from qdtune.analysis.behind import CurveBook
@@ -21,6 +21,7 @@ from qdtune.store.lost_weights import reopen_rows
 from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
+from qdtune.store.partners import is_without_partner, list_planned_depths
 from qdtune.store.tables import Table, rows_among, rows_up_to
 from qdtune.store.unfinished import Key, Unfinished, find_stored_cohorts, find_unfinished, shares_to_reach
 
@@ -135,8 +136,23 @@ class Run:
         curves = CurveBook(whole.trials, whole.history, self.spec.data.info)
         schedule = schedule_of(self.spec)
         return answer(
-            self.trials, self.history, self.pareto, self.budget, curves, schedule, whole.pareto, bool(self.left)
+            self.trials,
+            self.history,
+            self.pareto,
+            self.budget,
+            curves,
+            schedule,
+            whole.pareto,
+            bool(self.left),
+            self._find_lonely() if self.left else (),
         )
+
+    def _find_lonely(self) -> list[tuple[Any, ...]]:
+        """The settings of comparisons of depths for which the plan has no partner of equal size."""
+        if self.listed is None:
+            return []
+        asked = list_planned_depths(plan(self.spec).trials, self.spec.metric)
+        return [one.name for one in asked if is_without_partner(one)]
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]

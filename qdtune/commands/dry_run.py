@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from qdtune.datasets.dataset import DataError
 from qdtune.datasets.known import dataset_of
 from qdtune.machine import count_cpus, count_gpus
-from qdtune.messages import format_count, one_line, user_error
+from qdtune.messages import format_count, name_option, one_line, user_error
 from qdtune.spec.axes import find_varying, short_label
 from qdtune.spec.choices import PLANNED
+from qdtune.spec.configuration import Configuration
 from qdtune.spec.metric_text import best_word
 from qdtune.spec.plan import Plan
 from qdtune.spec.replicate import questions_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
+from qdtune.sweep.forecast import Timed, choose_samples, forecast_time, measure_times, time_results
 from qdtune.sweep.placement import Placement
 from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch
+from qdtune.sweep.resumed import describe_checkpoints, find_checkpoints
+
+if TYPE_CHECKING:
+    from qdtune.store.results import Result
 
 MAX_LISTED, MAX_ENDS = 12, 3  # configurations that are listed one by one; of more, how many at either end
 MAX_RULES = 12  # of `exclude` that are listed one by one; one more is, too
+MAX_COMPARED = 2_000  # configurations whose comparisons are listed without a pause
 MAX_SIZES = 8  # that are listed one by one
 Facts = Iterator[tuple[str, str]]  # name and text
 
 
-def describe(options: LaunchOptions) -> None:
+def describe(options: LaunchOptions, lists_all: bool = False, is_timed: bool = False) -> None:
     """Prints what a launch would run.
 
     Args:
         options: of a dry run.
+        lists_all: whether every configuration is listed.
+        is_timed: whether a few configurations are trained for some steps, to say how long the sweep takes.
 
     Raises:
         SpecError: what the user has to mend.
@@ -37,52 +50,120 @@ def describe(options: LaunchOptions) -> None:
 
     try:
         prepared = prepare_launch(options)
-        ids = _find_ids(prepared)
-    except (LocationError, StorageError) as error:
+        found = _read_held(prepared)
+        timed = _measure(prepared, found) if is_timed else time_results(found.results)
+    except (DataError, LocationError, StorageError) as error:
         raise user_error(str(error)) from None
-    print_facts(_list_facts(prepared, ids))
+    print_facts(_list_facts(prepared, found, timed, lists_all))
 
 
-def _find_ids(prepared: Prepared) -> set[str]:
-    """The trials that have a result in the run folder, without those whose weights `verify` has set aside."""
+@dataclass(frozen=True)
+class Held:
+    """What the run folder of a dry run holds.
+
+    Attributes:
+        ids: the trials that have a result, without those whose weights `verify` has set aside.
+        results: of this sweep.
+        checkpoints: trial_id -> the QAT epoch at which it goes on.
+        waiting: the configurations of the plan that have no result; all of the sample if the method searches.
+    """
+
+    ids: frozenset[str]
+    results: list[Result]
+    checkpoints: dict[str, int]
+    waiting: list[Configuration]
+
+
+def _read_held(prepared: Prepared) -> Held:
+    trials = prepared.plan.trials
     if prepared.earlier is None:
-        return set()
+        return Held(frozenset(), [], {}, trials)
     from qdtune.store.lost_weights import find_set_aside
+    from qdtune.store.opened import read_rows
     from qdtune.store.store import Store
 
     store = Store(prepared.folder)
     ids = store.ids()
-    return ids - find_set_aside(store, ids)
+    ids -= find_set_aside(store, ids)
+    waiting = trials
+    if ids and prepared.spec.method in PLANNED:  # the hashes cost too much if there is nothing to compare them with
+        waiting = [trial for trial in trials if trial.trial_id not in ids]
+    results = read_rows(store, prepared.spec).results if ids else []
+    paused = {file.partition(".")[0] for file in store.folder.list_files("paused")} - ids
+    return Held(frozenset(ids), results, find_checkpoints(store.folder, paused), waiting)
 
 
-def _list_facts(prepared: Prepared, ids: set[str]) -> Facts:
+def _measure(prepared: Prepared, held: Held) -> list[Timed]:
+    """The times of a few configurations, measured now; none if there is nothing left to time."""
+    if not held.waiting:
+        return []
+    assert prepared.forecast is not None, "a dry run supposes this machine"
+    from qdtune.datasets.load import load
+
+    data = prepared.data
+    if isinstance(data, Unread):
+        name = data.names[0]
+        if data.on_disk != name:
+            where = one_line(str(prepared.data_dir))
+            raise user_error(
+                f"{name_option('--time')} trains on {name}, which is not in {where} (a launch downloads it)"
+            )
+        data, _ = load((name,), prepared.data_dir, prepared.spec.data.val_size)
+    return measure_times(prepared.spec, choose_samples(held.waiting), data, prepared.forecast, _tell_measured)
+
+
+def _tell_measured(trial: Configuration) -> None:
+    """Says on stderr what is measured, because a step may have to be compiled first."""
+    print(f"measuring {trial.label} ({trial.sizes.params:,} parameters)", file=sys.stderr, flush=True)
+
+
+def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_all: bool) -> Facts:
     """What a dry run says.
 
     Args:
         prepared: the launch.
-        ids: the trials that have a result in the run folder.
+        held: what its run folder holds.
+        timed: the times of some configurations; empty if none are known.
+        lists_all: whether every configuration is listed.
     """
     spec, planned, placed = prepared.spec, prepared.plan, prepared.forecast
     assert placed is not None, "a dry run supposes this machine"
     yield "sweep", ": ".join(filter(None, [spec.name, one_line(spec.description)]))
-    yield from _space_facts(spec, planned)
-    done = 0
-    if ids and spec.method in PLANNED:  # the hashes cost too much if there is nothing to compare them with
-        done = sum(trial.trial_id in ids for trial in planned.trials)
-        yield "  there", f"{done:,} have a result in {one_line(prepared.folder)}"
+    yield from _space_facts(spec, planned, lists_all)
+    if held.ids and spec.method in PLANNED:
+        done = len(planned.trials) - len(held.waiting)
+        yield "  done", f"{done:,} {'has' if done == 1 else 'have'} a result in {one_line(prepared.folder)}"
+    if text := describe_checkpoints(held.checkpoints, spec.train.qat.epochs):
+        yield "  paused", text
     yield from _training_facts(spec, planned)
     yield "data", _format_data(prepared)
     yield from (("longer", line) for line in prepared.lengthened)
     yield from (("test", line) for line in prepared.test_notes)
+    yield from (("model", line) for line in prepared.float_notes)
     if spec.factories:
         from qdtune.plugins import sources
 
         for source in sources():
             yield "plugin", one_line(f"{source.path}, sha256 {source.sha256}")
-    yield from _machine_facts(prepared, placed, len(planned.trials) - done)
+    yield from _machine_facts(prepared, placed, len(held.waiting))
+    yield from _time_facts(prepared, placed, held, timed)
 
 
-def _space_facts(spec: Spec, planned: Plan) -> Facts:
+def _time_facts(prepared: Prepared, placed: Placement, held: Held, timed: Sequence[Timed]) -> Facts:
+    """About how long the sweep takes, and by what that is known."""
+    spec = prepared.spec
+    if not held.waiting:
+        return
+    if not timed:
+        yield "time", f"not known before the first result; {name_option('--time')} measures a few steps"
+        return
+    measured = {one.trial_id for one in held.results} >= {one.trial.trial_id for one in timed}
+    by = "the results there" if measured else f"{format_count(len(timed), 'configuration')} measured now"
+    text = str(forecast_time(spec, prepared.plan, held.waiting, placed, timed))
+    yield "time", f"{text} (by {by})"
+
+
+def _space_facts(spec: Spec, planned: Plan, lists_all: bool) -> Facts:
     """How many configurations there are, and what is left out."""
     count = len(planned.trials)
     removed = sum(n for _, n in planned.excluded)
@@ -93,7 +174,7 @@ def _space_facts(spec: Spec, planned: Plan) -> Facts:
         yield "a sample", f"{count:,} at random ({kinds})"
     else:
         yield "configurations", f"{count:,} ({kinds})"
-        yield from _configuration_facts(planned)
+        yield from _configuration_facts(planned, lists_all)
     rules = len(planned.excluded)
     listed = rules if rules <= MAX_RULES + 1 else MAX_RULES
     for rule, n in planned.excluded[:listed]:
@@ -106,17 +187,33 @@ def _space_facts(spec: Spec, planned: Plan) -> Facts:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.warning:
         yield "  warning", planned.warning
+    if not searching and len(planned.trials) <= MAX_COMPARED:
+        yield from _partner_facts(spec, planned)
 
 
-def _configuration_facts(planned: Plan) -> Facts:
-    """The configurations by size, each with its bytes; of many the smallest and the largest."""
+def _partner_facts(spec: Spec, planned: Plan) -> Facts:
+    """How many comparisons of depths cannot be made, because sizes differ; they are known before training."""
+    from qdtune.store.pairs import SIZES_APART
+    from qdtune.store.partners import is_without_partner, list_planned_depths
+
+    asked = list_planned_depths(planned.trials, spec.metric)
+    if lonely := sum(map(is_without_partner, asked)):
+        which = "all" if lonely == len(asked) else f"{lonely:,} of"
+        count = f"{which} {format_count(len(asked), 'comparison')} of depths"
+        least = min(one.baseline for one in asked)
+        what = f"no network of depth {least} and equal size (within {100 * SIZES_APART:g} %)"
+        yield "  note", f"{count} find {what}: give depth {least} more widths, see parameters.hidden"
+
+
+def _configuration_facts(planned: Plan, lists_all: bool) -> Facts:
+    """The configurations by size, each with its bytes; of many the smallest and the largest, unless all are asked."""
     varying = find_varying(trial.cells for trial in planned.trials)
     trials = sorted(planned.trials, key=lambda trial: trial.sizes.size_bytes)
-    ends = 0 if len(trials) <= MAX_LISTED else MAX_ENDS
-    for trial in trials[: ends or MAX_LISTED]:
+    ends = 0 if lists_all or len(trials) <= MAX_LISTED else MAX_ENDS
+    for trial in trials[: ends or len(trials)]:
         yield f"  {trial.sizes.size_bytes:,} bytes", short_label(trial.cells, varying)
     if ends:
-        yield f"  {len(trials) - 2 * ends:,} more", "of sizes between"
+        yield f"  {len(trials) - 2 * ends:,} more", f"of sizes between ({name_option('--all')} lists them)"
         for trial in trials[-ends:]:
             yield f"  {trial.sizes.size_bytes:,} bytes", short_label(trial.cells, varying)
 

@@ -26,7 +26,7 @@ from qdtune.sweep.prepare import LaunchOptions, prepare_launch
 from qdtune.terminal import console, wrap_text
 
 VERB = Verb(place=1, text="run a sweep, or finish it")
-USAGE = "qdtune launch SWEEP [--dry-run] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [--data-dir DIR] [...]"
+USAGE = "qdtune launch SWEEP [--dry-run [--all] [--time]] [--fresh] [--set KEY=VALUE ...] [--runs-dir DIR] [...]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +42,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("launch", USAGE, "Runs, or finishes, a sweep.")
     parser.add_argument("sweep", metavar="SWEEP", nargs="?", help="sweep file (YAML)")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and start nothing")
+    parser.add_argument("--all", action="store_true", help="list every configuration of a dry run")
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="train a few configurations of a dry run for some steps, to time the sweep",
+    )
     parser.add_argument(
         "--runs-dir", default="runs", help="folder for run folders: a path, or s3://BUCKET/PREFIX (default: runs)"
     )
@@ -66,6 +72,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.read(argv)
     if not arguments.sweep:
         parser.error("no sweep file given")
+    for flag, is_given in (("--all", arguments.all), ("--time", arguments.time)):
+        if is_given and not arguments.dry_run:
+            parser.error(f"{flag} needs --dry-run")
     return arguments
 
 
@@ -81,7 +90,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         is_dry=arguments.dry_run,
     )
     if options.is_dry:
-        describe(options)
+        describe(options, arguments.all, arguments.time)
         return 0
     return _run(options, has_dashboard=not arguments.no_dashboard)
 

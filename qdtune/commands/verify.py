@@ -30,6 +30,7 @@ from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
 from qdtune.store.unfinished import shares_to_reach
+from qdtune.sweep.resumed import find_checkpoints
 
 VERB = Verb(place=3, text="check a run folder and set damaged files aside")
 USAGE = "qdtune verify RUN"
@@ -111,11 +112,13 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
         remarks.insert(0, f"{format_count(other, 'trial')} {what}")
     for line in [*damaged, *anew, *(f"{line}: left out" for line in rows.left_out), *remarks]:
         print_wrapped(one_line(line))
-    counts = (
+    counts = [
         format_count(len(ids), "trial"),
         format_count(len(rows.trials), "row"),
         format_count(len(rows.history), "epoch"),
-    )
+    ]
+    if checkpoints := find_checkpoints(store.folder):
+        counts.append(f"{format_count(len(checkpoints), 'checkpoint')} of trials that may go on")
     faults = [format_count(len(damaged), "fault")] if damaged else []
     faults += [f"{format_count(len(links), 'link')} not read"] if links else []
     faults += [] if links else lost

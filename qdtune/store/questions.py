@@ -15,7 +15,6 @@ import numpy as np
 
 from qdtune.spec.axes import ASKED_AT, idle_at_depth
 from qdtune.store.pairs import KEYS, Baselines, Side, find_failure, find_obstacle
-from qdtune.store.seed_tests import apply_holm, equal_within, t_test
 
 Pairs = list[tuple[Side, Side]]
 # A comparison is made at one value of each of these, except its own axis.
@@ -131,6 +130,8 @@ def list_near_ties(everything: Sequence[Side], seeds: Sequence[int], alpha: floa
     for side in sorted(finished, key=lambda side: (side.size or 0, -score[id(side)])):
         if not best or score[id(side)] > score[id(best[-1])]:
             best.append(side)
+    from qdtune.store.seed_tests import apply_holm, equal_within, t_test  # SciPy, which a dry run does without
+
     found = [Neighbours(larger, smaller) for smaller, larger in pairwise(best)]
     if not found:
         return []

@@ -39,6 +39,7 @@ class _Running:
     """A running trial: the QAT epoch that it has reached, its own warm-up epochs, and its times."""
 
     began: float
+    is_new: bool  # whether its process had to start, too
     at: int = 0
     warmup: int = 0
     phase: str = ""
@@ -69,7 +70,9 @@ class Pace:
 
     def begin(self, trial_id: str, now: float) -> None:
         """Notes that a trial begins."""
-        self.running[trial_id] = _Running(now, self.resuming.pop(trial_id, self.ended.get(trial_id, 0)))
+        is_new = len(self.running) == self.at_once
+        at = self.resuming.pop(trial_id, self.ended.get(trial_id, 0))
+        self.running[trial_id] = _Running(now, is_new, at)
         self.at_once = max(self.at_once, len(self.running))
 
     def add(self, trial_id: str, phase: str, epoch: int, resumed_at: int, seconds: float, preparing_s: float) -> None:
@@ -107,7 +110,8 @@ class Pace:
             new = max(0, epochs - one.at)
             self.trained += new  # the last epoch comes with the result
             last_s = new * (one.trained_s / one.epochs if one.epochs else 0.0)
-            self.overhead_s.append(max(0.0, now - one.began - one.trained_s - one.preparing_s - last_s))
+            if not one.is_new:
+                self.overhead_s.append(max(0.0, now - one.began - one.trained_s - one.preparing_s - last_s))
         self.ended[trial_id] = epochs
 
     def drop(self, trial_id: str) -> None:

@@ -22,6 +22,7 @@ from qdtune.spec.loggers import find_loggers
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import LocationError
+from qdtune.store.paused import MAX_PAUSED_BYTES
 from qdtune.sweep.cluster import NoClusterError, knock
 from qdtune.sweep.ray_start import check_start
 
@@ -32,6 +33,8 @@ LEAST_VERSIONS = {
 }  # as in pyproject.toml; older versions may run code from files that they read
 # Bytes in a run folder (measured): per configuration, for its Parquet files, study and table rows; per row of its
 # history; per epoch in the study; per factor, for the header of its weights.
+CHECKPOINT_COPIES = 3  # of the float parameters in a checkpoint: themselves, and the two moments of Adam
+RUNNING_TRIALS = 8  # at a time; each has one checkpoint
 CONFIGURATION_BYTES, ROW_BYTES, EPOCH_BYTES, FACTOR_BYTES = 21_000, 30, 150, 400
 
 
@@ -169,7 +172,7 @@ def check_loggers(names: tuple[str, ...] | None, runs_dir: str) -> None:
 
 
 def needed_bytes(spec: Spec, planned: Plan) -> int:
-    """About how many bytes a sweep writes from the start."""
+    """About how many bytes a sweep writes from the start, at most."""
     count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
     further = spec.replicate.front or (spec.looks or ())[-1] if spec.replicate else 0
     seeds = max(len(spec.seeds), further)
@@ -177,7 +180,18 @@ def needed_bytes(spec: Spec, planned: Plan) -> int:
     largest = max(trial.sizes.fp32_bytes for trial in planned.trials)
     weights = max(t.sizes.size_bytes + FACTOR_BYTES * t.depth * len(t.structure.layers) for t in planned.trials)
     each = CONFIGURATION_BYTES + epochs * (ROW_BYTES * seeds + EPOCH_BYTES) + seeds * weights
-    return count * each + planned.warmups * seeds * largest
+    return count * each + planned.warmups * seeds * largest + paused_bytes(spec, planned)
+
+
+def paused_bytes(spec: Spec, planned: Plan) -> int:
+    """About how many bytes the checkpoints of a sweep have at most; trainings of a second keep none.
+
+    With a risk each stopped trial keeps its checkpoint. Without one, only those that run have one.
+    """
+    count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
+    trials = count if spec.early_terminate.risk is not None else min(count, RUNNING_TRIALS)
+    largest = max(trial.sizes.fp32_bytes for trial in planned.trials)
+    return min(trials * len(spec.seeds) * CHECKPOINT_COPIES * largest, MAX_PAUSED_BYTES)
 
 
 def _choose_another() -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune import plugins
 from qdtune.machine import count_cpus, count_gpus
-from qdtune.messages import SpecError, blame_source, one_line, user_error
+from qdtune.messages import SpecError, blame_source, format_count, one_line, user_error
 from qdtune.spec.comparable import check_comparable
 from qdtune.spec.plan import Plan, plan
 from qdtune.spec.sweep_file import Spec, load, loads
@@ -127,6 +127,16 @@ class Prepared:
                     f"(min_steps {asked.min_steps:,})"
                 )
         return lines
+
+    @property
+    def float_notes(self) -> list[str]:
+        """A line on the parts of the user's own model that no layer kind quantises."""
+        if not self.spec.model.factory:
+            return []
+        from qdtune.training.unquantised import find_unquantised  # torch, which has built this model before
+
+        parts = [f"{name} ({format_count(size, 'byte')})" for name, size in find_unquantised(self.spec).items()]
+        return [f"not quantised, float32 at any bits: {', '.join(parts)}"] if parts else []
 
     @property
     def test_notes(self) -> list[str]:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 from qdtune.messages import format_count
 from qdtune.model.signed_file import find_fault, read_paused_epoch
-from qdtune.store.folder import Folder, StorageError
-from qdtune.sweep.held_run import HeldRun
 from qdtune.sweep.pace import Start
+
+if TYPE_CHECKING:
+    from qdtune.store.folder import Folder
+    from qdtune.sweep.held_run import HeldRun
 
 SUFFIX = ".safetensors"
 
 
-def find_checkpoints(folder: Folder, trial_ids: Collection[str]) -> dict[str, int]:
+def find_checkpoints(folder: Folder, trial_ids: Collection[str] | None = None) -> dict[str, int]:
     """trial_id -> the QAT epoch of its checkpoint, of those of the trials that have a whole one.
 
     A worker may still refuse one, because another kind of machine made it; its trial then starts from the beginning.
 
     Args:
         folder: the run folder.
-        trial_ids: whose checkpoints are asked for.
+        trial_ids: whose checkpoints are asked for; None for all.
     """
+    from qdtune.store.folder import StorageError  # Arrow, which checks a sweep file without
+
     found = {}
     try:
         names = {file.removesuffix(SUFFIX) for file in folder.list_files("paused") if file.endswith(SUFFIX)}
-        for trial_id in sorted(names & set(trial_ids)):
+        for trial_id in sorted(names if trial_ids is None else names & set(trial_ids)):
             blob = folder.read_file(f"paused/{trial_id}{SUFFIX}")
             if blob and not find_fault(blob, older=False) and (epoch := read_paused_epoch(blob)):
                 found[trial_id] = epoch
@@ -56,16 +61,17 @@ def find_start(run: HeldRun) -> Start:
     waiting = {trial.trial_id: trial for trial in queue.waiting}
     states = {trial_id: one.state for trial_id, one in queue.results.items() if trial_id not in waiting}
     checkpoints = find_checkpoints(folder, waiting)
+    files, by_key = set(folder.list_files("warmup")), {trial.warmup_key: trial for trial in waiting.values()}
+    kept = {key for key, trial in by_key.items() if f"{trial.warmup_id}{SUFFIX}" in files}
+    resumed = {waiting[trial_id].warmup_key for trial_id in checkpoints}
     ended = {one.trial.warmup_key for one in queue.results.values()}
-    needed = {trial.warmup_key: trial for i, trial in waiting.items() if i not in checkpoints}
-    kept = set(folder.list_files("warmup"))
-    left = sum(f"{trial.warmup_id}{SUFFIX}" not in kept for trial in needed.values())
+    left = len({trial.warmup_key for i, trial in waiting.items() if i not in checkpoints} - kept)
     if unasked := queue.left - len(waiting):  # as many as in a sample
         left += round(unasked * len({trial.warmup_key for trial in queue.planned}) / len(queue.planned))
     trained = sum(len(one.curve) for one in queue.results.values()) + sum(checkpoints.values())
     return Start(
         states,
-        trained + spec.train.warmup.epochs * len(ended),
+        trained + spec.train.warmup.epochs * len(ended | kept | resumed),
         checkpoints,
         left if spec.train.warmup.epochs else 0,
         frozenset(trial_id for trial_id, rows in run.known.items() if any(row.get("released") for row in rows)),

@@ -95,8 +95,12 @@ def _print_front(run: HeldRun, table: Table, out: Any) -> None:
     """Prints the Pareto front, and how many bytes of its models are not quantised."""
     print_front(table, run.spec.data.names[0], out)
     if other := max((row["other_bytes"] or 0 for row in table_front(table).to_pylist()), default=0):
-        what = "are not quantised (layers other than Linear, normalised inputs): see the column `other_bytes`"
-        out.print(f"up to {other:,} bytes per model {what}", style="dim")
+        parts = ["layers that no kind quantises"] if run.spec.model.factory else []
+        parts += ["scale and shift of the inputs"] if run.spec.data.normalize != "none" else []
+        why = f" ({', '.join(parts)})" if parts else ""
+        out.print(
+            f"up to {other:,} bytes per model are not quantised{why}: see the column `other_bytes`", style="dim"
+        )
 
 
 def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) -> None:
@@ -112,7 +116,12 @@ def _print_losses(run: HeldRun, states: Counter[str], table: Table, out: Any) ->
         if unjudged := len(queue.unjudged & released):
             least = neighbours_of(spec.early_terminate.risk)
             why = f"fewer than {least} trials had finished that they could be compared with"
-            out.print(f"{unjudged} of them were released because {why}")
+            which = (
+                "all of them were"
+                if unjudged == len(released)
+                else f"{unjudged} of them {'was' if unjudged == 1 else 'were'}"
+            )
+            out.print(f"{which} released because {why}")
     for state in sorted(set(states) - {"ok", "pruned"}):
         theirs = (row for t, rows in run.known.items() if queue.results[t].state == state for row in rows)
         why = next((f": {one_line(row['error'])}" for row in theirs if row["error"]), "")

@@ -22,6 +22,7 @@ from qdtune.spec.tasks import ACCURACY
 from qdtune.store.pairs import find_sides
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import complete_table
+from qdtune.store.questions import SETTING
 from qdtune.store.seed_tests import FAMILY_ALPHA
 from tests.schemas import HISTORY, TRIALS
 
@@ -430,6 +431,11 @@ def test_what_has_no_partner_yet_is_not_refused_for_good(is_unfinished):
     trials = table(*far, alone, other)
     found = answer(trials, NOTHING, aggregate(trials), is_unfinished=is_unfinished).depth
     assert {one.verdict for one in found} == {"refused"}
+    two_bits = next(one for one in found if one.weight_bits == 2)
+    lonely = [tuple(getattr(two_bits, name) for name in SETTING)]  # the plan has no partner for it
+    known = answer(trials, NOTHING, aggregate(trials), is_unfinished=is_unfinished, lonely=lonely).depth
+    assert {one.obstacle for one in known if one.weight_bits == 2} == {"size"}
+    assert [one for one in known if one.weight_bits != 2] == [one for one in found if one.weight_bits != 2]
     if is_unfinished:
         assert {one.obstacle for one in found} == {"waiting"}
         assert all(one.reason.startswith("no pair of equal size that differs in depth alone is ") for one in found)

@@ -24,6 +24,7 @@ from qdtune.sweep.cluster import RayAt
 from qdtune.sweep.pace import Start
 from qdtune.sweep.prepare import Prepared, Unread
 from qdtune.terminal import console
+from tests.sweep.test_resumed import keep
 
 GOOD = """\
 version: 1
@@ -86,7 +87,8 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
 
 
 USAGE = f" (usage: {launch.USAGE})"
-OPTIONS = "(-h, --help, --dry-run, --runs-dir, --data-dir, --address, --no-dashboard, --fresh, --allow-plugin, --set)"
+NAMES = "dry-run, all, time, runs-dir, data-dir, address, no-dashboard, fresh, allow-plugin, set"
+OPTIONS = f"(-h, --help, --{NAMES.replace(', ', ', --')})"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,71 @@ def test_dry_run_of_a_finished_sweep_has_nothing_left_to_run(capsys: pytest.Capt
     assert "wave" not in out.partition("at once")[2]
 
 
+def test_dry_run_of_a_begun_sweep_says_what_is_done_and_what_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    run_folder = Path(shutil.copytree(golden / "runs" / "eager", tmp_path / "eager"))
+    planned = plan(load(golden / "eager.yaml").resolve("digits")).trials
+    one, other = planned[:2]
+    for path in (run_folder / "trials").glob("*.parquet"):
+        if path.stem != one.trial_id:
+            path.unlink()
+    keep(run_folder, other.trial_id, 3)
+    keep(run_folder, one.trial_id, 2)  # of a trial that has a result
+    code, out, _ = run(capsys, str(golden / "eager.yaml"), "--dry-run", "--runs-dir", str(tmp_path))
+    said, epochs = " ".join(out.split()), load(golden / "eager.yaml").train.qat.epochs
+    assert code == 0
+    assert " done 1 has a result in " in said
+    assert f" paused 1 trial goes on from its checkpoint, at epoch 3 of {epochs} " in said
+    assert re.search(r" time about [0-9.]+ to [0-9.]+ seconds on this machine, \d+ at a time \(by the results ", said)
+    code, out, _ = run_verify(capsys, str(run_folder))
+    assert "2 checkpoints of trials that may go on: all whole" in " ".join(out.split())
+
+
+def run_verify(capsys: pytest.CaptureFixture[str], folder: str) -> tuple[int, str, str]:
+    code = __main__.main(["verify", folder])
+    return code, *capsys.readouterr()
+
+
+def test_dry_run_measures_the_time_where_it_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["train.qat.epochs=2", "train.warmup.epochs=1", "run.compile=never", "seeds=[0]", "resources.cpu=1"]
+    settings = [word for one in short for word in ("--set", one)]
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", *settings)
+    assert "time not known before the first result; --time measures a few steps" in " ".join(out.split())
+    code, out, err = run(capsys, str(folder / "a.yaml"), "--dry-run", "--time", *settings)
+    said = " ".join(out.split())
+    assert (code, err.count("measuring d")) == (0, 4)
+    assert re.search(r" time about [0-9.]+ seconds on this machine, \d+ at a time \(by 4 configurations meas", said)
+    assert os.listdir(folder) == ["a.yaml"]
+
+
+def test_dry_run_cannot_measure_on_data_that_are_not_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--dry-run", "--time", "--data-dir", str(folder / "none"), "--set", "data.dataset=[mnist, digits]"]
+    code, _, err = run(capsys, str(folder / "a.yaml"), *argv)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--time trains on mnist, which is not in " in err
+
+
+@pytest.mark.parametrize("flag", ["--all", "--time"])
+def test_options_of_a_dry_run_need_it(flag: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, str(folder / "a.yaml"), flag)
+    assert (code, out) == (2, "")
+    assert f"{flag} needs --dry-run" in err
+
+
+@pytest.mark.parametrize(("widths", "told"), [("[8]", "all 2"), ("[16]", "1 of 2"), ("[64]", "")])
+def test_dry_run_says_which_depths_have_no_partner_of_equal_size(
+    folder: Path, capsys: pytest.CaptureFixture[str], widths: str, told: str
+) -> None:
+    axes = f"{{depth: {{values: [1, 3]}}, weight_bits: {{values: [1, 8]}}, hidden: {{values: {widths}}}}}"
+    more = ["--set", f"parameters={axes}", "--set", "exclude=[]", "--set", "model.batch_norm=false"]
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", *more)
+    said = " ".join(out.split())
+    assert (code, "comparisons of depths" in said) == (0, bool(told))
+    assert f"{told} comparisons of depths find no network of depth 1 and equal size (within 5 %)" in said or not told
+
+
 @pytest.mark.parametrize(
     ("given", "is_named"), [([], False), (["resources.cpu=1"], False), (["resources.gpu=0.125"], True)]
 )
@@ -192,6 +259,8 @@ def test_dry_run_lists_up_to_twelve_configurations_with_their_bytes_and_of_more_
     assert (len(set(lines)), sizes) == (listed, sorted(sizes))
     assert (sizes[0], "sizes  " in out) == (366, bool(more))
     assert (f"{more} more" in out) == bool(more)
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", "--all", "--set", many, "--set", "exclude=[]")
+    assert len(re.findall(r"^  ([\d,]+) bytes +(d\d w\d)$", out, re.MULTILINE)) == 3 * most
 
 
 def test_dry_run_names_what_two_configurations_of_one_label_differ_in(

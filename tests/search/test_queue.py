@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from qdtune.pareto import front
+from qdtune.reach import neighbours_of
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
@@ -392,6 +393,8 @@ def released(sweep: Spec, earlier: Sequence[Result], ends: dict[int, float], at_
     runs = Trainer(fate, at_once=at_once).train(queue)
     assert all(not run.judged for run in runs)
     assert set(queue.released) == {run.trial.trial_id for run in runs}
+    finished = sum(one.state == "ok" for one in earlier)
+    assert queue.unjudged == (set(queue.released) if finished < neighbours_of(sweep.early_terminate.risk) else set())
     assert queue.left == 0
     return [run.trial.weight_bits for run in runs]
 
