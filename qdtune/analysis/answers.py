@@ -98,15 +98,16 @@ def answer(
     # Who has further seeds depends on results, so the tests of the best configurations use the first seeds alone.
     tested = trials if schedule is None else rows_of_seeds(trials, schedule.seeds)
     rows, values = _rank_rows(tested, pareto, metric)
-    return Answers(
-        depth,
-        activation,
-        replace(
-            _find_best(rows, values, budget, varying, metric), n_tested=len(schedule.seeds) if schedule else None
-        ),
-        *_find_best_depths(rows, values, (pareto, pareto if whole is None else whole), varying, metric),
-        ties,
+    n_tested = None if schedule is None else len(schedule.seeds)
+    if n_tested is not None and max(pareto["n_seeds"].to_pylist(), default=0) <= n_tested:
+        n_tested = None  # nobody has more
+    tables = pareto, pareto if whole is None else whole
+    by_bits, by_size = (
+        tuple(replace(one, n_tested=n_tested) for one in found)
+        for found in _find_best_depths(rows, values, tables, varying, metric)
     )
+    best = replace(_find_best(rows, values, budget, varying, metric), n_tested=n_tested)
+    return Answers(depth, activation, best, by_bits, by_size, ties)
 
 
 def _compare(
@@ -167,7 +168,12 @@ def _find_best(
     if rows[best]["n_seeds"] > 1:
         p_best = float(win_shares(metric.sign * values[:count], [np.arange(count)])[0][best])
     rivals.sort(key=lambda row: (-metric.sign * row[metric.val], _size_order(row)))
-    return Best(budget, rows[best], p_best, tuple(rivals), varying, len(others), metric)
+    same = equal_within(metric, [rows[best][metric.val]])
+    tied = sum(
+        row["size_bytes"] == rows[best]["size_bytes"] and abs(row[metric.val] - rows[best][metric.val]) <= same
+        for row in others
+    )
+    return Best(budget, rows[best], p_best, tuple(rivals), varying, len(others), metric, n_tied=int(tied))
 
 
 def _test_best(best: NDArray[np.float64], others: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ class Best:
         n_others: the number of other finished configurations within the budget.
         metric: that judges.
         n_tested: the number of first seeds that the test and the draws use; None: all.
+        n_tied: the number of other configurations with the same mean and the same bytes.
     """
 
     budget: int | None
@@ -48,6 +49,7 @@ class Best:
     n_others: int = 0
     metric: Metric = ACCURACY
     n_tested: int | None = None
+    n_tied: int = 0
 
     @property
     def sentence(self) -> str:
@@ -56,16 +58,14 @@ class Best:
         if row is None:
             return f"No configuration{self._within} has finished."
         n = format_count(row["n_seeds"], "seed")
-        is_part = self.n_tested is not None and self.n_tested < row["n_seeds"]
-        tested = f"the first {format_count(self.n_tested or 0, 'seed')}" if is_part else n
         test = "" if row[metric.test] is None else f" and {value_text(metric, row[metric.test])} on the test set"
         share = ""
         if self.p_best is not None and self.n_others and row["n_seeds"] >= LEAST_DRAWN:
-            share = f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws."
-        value = say_metric(metric, row[metric.val])
+            share = f" It is the best in {_as_percent(self.p_best, 0)} of bootstrap draws{self._of_first}."
+        value = f"{say_metric(metric, row[metric.val])} on the validation set ({_describe_spread(row, metric, n)})"
         return (
-            f"The best configuration{self._within} is {self.label(row)}. It has {value} on the "
-            f"validation set ({_describe_spread(row, metric, n)}){test}.{share} {self._describe_rivals(tested)}"
+            f"The best configuration{self._within} is {self.label(row)}. It has {value}{test}."
+            f"{self._describe_ties()}{share} {self._describe_rivals(n)}"
         )
 
     @property
@@ -78,22 +78,33 @@ class Best:
         best = f"The best configuration{self._within} is {self.label(row)}: {value} on the validation set."
         if not self.n_others or row["n_seeds"] == 1:
             return best
+        best, it = f"{best}{self._describe_ties()}", _say_first("It", self.n_tested)
         beaten = self.n_others - len(self.rivals)
         if beaten == self.n_others:
-            return f"{best} It is significantly better than every other configuration."
+            return f"{best} {it} is significantly better than every other configuration."
         if not beaten:
-            return f"{best} It is not significantly better than any other configuration."
-        return f"{best} It is significantly better than {beaten} of {self.n_others} others."
+            return f"{best} {it} is not significantly better than any other configuration."
+        return f"{best} {it} is significantly better than {beaten} of {self.n_others} others."
 
     @property
     def _within(self) -> str:
         return "" if self.budget is None else f" within {format_count(self.budget, 'byte')}"
 
+    @property
+    def _of_first(self) -> str:
+        return "" if self.n_tested is None else f" of {_name_first(self.n_tested)}"
+
+    def _describe_ties(self) -> str:
+        """` 3 configurations tie: the same mean and the same bytes.`; empty if it is alone."""
+        if not self.n_tied:
+            return ""
+        return f" {self.n_tied + 1} configurations tie: the same mean and the same bytes."
+
     def _describe_rivals(self, seeds: str) -> str:
         if not self.n_others:
             return f"No other configuration{self._within} has finished."
         if not self.rivals:
-            return "It is significantly better than every other configuration."
+            return f"{_say_first('It', self.n_tested)} is significantly better than every other configuration."
         if self.row and self.row["n_seeds"] == 1:
             return "With 1 seed no difference can be tested."
         count, named = len(self.rivals), _join([self.label(rival) for rival in self.rivals[:MAX_RIVALS]])
@@ -101,6 +112,7 @@ class Best:
             named = "any other configuration"
         elif count > MAX_RIVALS:
             named = f"{count} of {self.n_others} others, such as {named}"
+        seeds = seeds if self.n_tested is None else _name_first(self.n_tested)
         return f"With {seeds} it is not significantly better than {named}."
 
     def label(self, row: Mapping[str, Any]) -> str:
@@ -144,6 +156,7 @@ class BestDepth:
             budget.
         metric: that judges.
         setting: axis -> value in words of the best configuration, for each further axis that varies in the sweep.
+        n_tested: the number of first seeds that the test and the draws use; None: all.
     """
 
     weight_bits: int | None
@@ -158,6 +171,17 @@ class BestDepth:
     ended: dict[int, str]
     metric: Metric = ACCURACY
     setting: dict[str, str] = field(default_factory=dict)
+    n_tested: int | None = None
+
+    @property
+    def first_seeds(self) -> str:
+        """`the first 3 seeds`, if the test uses these alone; else empty."""
+        return "" if self.n_tested is None else _name_first(self.n_tested)
+
+    @property
+    def named(self) -> str:
+        """The best configuration in words: `depth 2 (relu, hidden 24)`."""
+        return f"depth {self.depth} ({', '.join(self.setting.values())})" if self.setting else f"depth {self.depth}"
 
     @property
     def is_alone(self) -> bool:
@@ -187,7 +211,7 @@ class BestDepth:
             return f"{where}, {self.describe_alone(value)}."
         size = f" at {self.size_bytes:,} bytes" if self.budget is None else ""
         mean, mean_value = f"{value}{size}", f"{value_text(self.metric, self.value)}{size}"
-        named = f"depth {self.depth} ({', '.join(self.setting.values())})" if self.setting else f"depth {self.depth}"
+        named = self.named
         if self.probability is None:
             best = f"{best_word(self.metric)} {self.metric.name}, {mean_value}"
             return f"{where}, {named} has the {best}. A test needs at least 2 seeds."
@@ -198,10 +222,11 @@ class BestDepth:
         proof = f" ({proof})" if proof else ""
         larger = " It is larger than the best configuration of every other depth." if self.larger else ""
         if self.decided:
+            first = f", tested with {self.first_seeds}" if self.first_seeds else ""
             best = f"{named} is significantly better than every other depth: {mean}"
-            return f"{where}, {best}{proof}.{larger}"
+            return f"{where}, {best}{proof}{first}.{larger}"
         best = f"{named} has the {best_word(self.metric)} mean {self.metric.name}, {mean_value}"
-        return f"{where}, {best}. It is not significantly better{proof}.{larger}"
+        return f"{where}, {best}. {_say_first('It', self.n_tested)} is not significantly better{proof}.{larger}"
 
     def describe_alone(self, value: str = "") -> str:
         """How the other depths ended, if this one is alone: `only depth 1 was trained to its end: depth 2 failed`.
@@ -239,6 +264,16 @@ def describe_ended(ended: Mapping[int, str]) -> str:
             was = "was " if len(depths) == 1 else "were "
         parts.append(f"{_name_depths(depths)} {was}{how}")
     return "; ".join(parts)
+
+
+def _name_first(count: int) -> str:
+    """`the first 3 seeds`."""
+    return f"the first {format_count(count, 'seed')}"
+
+
+def _say_first(who: str, n_tested: int | None) -> str:
+    """The beginning of a sentence about a test with the first seeds: `With the first 3 seeds it`, or `It`."""
+    return who if n_tested is None else f"With {_name_first(n_tested)} {who[0].lower()}{who[1:]}"
 
 
 def _join(labels: Sequence[str]) -> str:

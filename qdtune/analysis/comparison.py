@@ -11,10 +11,10 @@ from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.metric_text import format_differences, say_difference, say_distance
 from qdtune.spec.tasks import ACCURACY, Metric
-from qdtune.store.looks import GIVEN_UP, LIVE
+from qdtune.store.looks import GIVEN_UP, LIVE, SAME
 from qdtune.store.seed_tests import MAX_SEEDS
 
-VERDICTS = ("helps", "hurts", "undecided", "behind", "refused")
+VERDICTS = ("helps", "hurts", "same", "undecided", "behind", "refused")
 OBSTACLES = {  # kinds of refusals -> the reason in words; {} is the axis of the question
     "pruned": "a side was stopped early",
     "size": "sizes differ by more than 5 %",
@@ -43,7 +43,8 @@ class Comparison(_MadeAt):
             comparison is refused. It favours `value` if it has the sign of the metric.
         low, high: the confidence interval of the effect; None if there is none.
         level: the confidence of the interval. It is the level of Holm's procedure, so that the interval excludes zero
-            exactly if the verdict is significant.
+            exactly if the verdict is significant. With the verdict `same` it is that of the two one-sided tests, and
+            the interval lies within the margin.
         p: the p value of the two-sided test before correction; None below two seeds.
         n_seeds: the number of seeds that both sides of every pair have.
         n_pairs: the number of pairs of configurations; the difference of a seed is the mean over them.
@@ -61,10 +62,12 @@ class Comparison(_MadeAt):
         obstacle: a key of `OBSTACLES` if it is refused; else empty.
         confounders: if no pair differs in `axis` alone, the other axes in which the nearest pair differs.
         metric: of the effect.
-        look: in a sweep that adds seeds until comparisons are decided, the look, from 1, at which it was decided or
-            given up, or the last one so far; else None.
+        look: in a sweep that adds seeds until comparisons are decided, the look, from 1, at which it got its verdict
+            or was given up, or the last one so far; else None.
         ending: how it stands there, as in `looks.Walk`; else empty.
         most_seeds: the number of seeds at the last look; else None.
+        same_within: the margin within which a difference is none; None if the sweep has none.
+        p_same: the p value of the two one-sided tests of this margin before correction; None without it.
     """
 
     axis: str
@@ -94,11 +97,18 @@ class Comparison(_MadeAt):
     look: int | None = None
     ending: str = ""
     most_seeds: int | None = None
+    same_within: float | None = None
+    p_same: float | None = None
 
     @property
     def is_significant(self) -> bool:
         """Whether the verdict is `helps` or `hurts`."""
         return self.verdict in ("helps", "hurts")
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the verdict is proven by a test: `helps`, `hurts` or `same`."""
+        return self.is_significant or self.verdict == "same"
 
     @property
     def is_interval_useless(self) -> bool:
@@ -156,18 +166,31 @@ class Comparison(_MadeAt):
             over += f" and {self.n_pairs} pairs"
         better = "better" if self.verdict == "helps" else "worse"
         versus = f"{one} is significantly {better} than {other}" if self.is_significant else f"{one} against {other}"
+        if self.verdict == "same":
+            versus = f"{one} is the same as {other} {self.margin_text}"
         if self.reason:
-            return f"{versus}: {self.reason}."
+            return f"{versus}: {self.reason}{self._describe_look()}."
         assert None not in (self.effect, self.low, self.high, self.level)
         effect, low, high = format_differences(self.metric, self.effect, self.low, self.high)  # type: ignore[arg-type]
         effect = say_difference(self.metric, effect)
         interval = f"{100 * self.level:.4g} % interval {low} to {high}"  # type: ignore[operator]
         if self.is_interval_useless:
             interval = TOO_FEW_SEEDS
-        if self.is_significant:
-            return f"{versus}: {effect} ({interval}, {over}{f', decided at look {self.look}' if self.look else ''})."
+        if self.is_settled:
+            return f"{versus}: {effect} ({interval}, {over}{self._describe_look()})."
         needed = f"; {self.hint} would be needed" if self.hint else ""
         return f"{versus}: {effect} ({interval}). {self._describe_open(over)}{needed}."
+
+    @property
+    def margin_text(self) -> str:
+        """`within 0.3 points`; empty without a margin."""
+        return "" if self.same_within is None else say_margin(self.metric, self.same_within)
+
+    def _describe_look(self) -> str:
+        """`, decided at look 2` or `, found at look 2`; empty without looks or without a proven verdict."""
+        if self.look is None or not self.is_settled:
+            return ""
+        return f", {'found' if self.ending == SAME else 'decided'} at look {self.look}"
 
     def _describe_open(self, over: str) -> str:
         """`Not significant with 3 seeds`; with looks, whether it is given up or will get more seeds."""
@@ -212,6 +235,12 @@ def wait_for_partner(comparison: Comparison) -> Comparison:
         return comparison
     reason = OBSTACLES["waiting"].format(comparison.axis)
     return replace(comparison, obstacle="waiting", reason=reason, confounders=())
+
+
+def say_margin(metric: Metric, margin: float) -> str:
+    """A margin in words, with all its digits: `within 0.3 points`, `within 0.02 in mae`."""
+    text = say_distance(metric, f"{100 * margin if metric.is_fraction else margin:.6g}")
+    return f"within {'1 point' if text == '1 points' else text}"
 
 
 def largest_difference(metric: Metric) -> float:

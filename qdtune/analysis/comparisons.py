@@ -20,7 +20,7 @@ from qdtune.spec.metric_text import format_differences, say_difference
 from qdtune.spec.tasks import Metric
 from qdtune.spec.values import cell_text
 from qdtune.store.decisions import Schedule, judge_question
-from qdtune.store.looks import DECIDED, GIVEN_UP
+from qdtune.store.looks import DECIDED, GIVEN_UP, SAME
 from qdtune.store.pairs import SIZES_EQUAL, Side, curve_difference, mean_differences
 from qdtune.store.questions import SETTING, Asked, Pairs, list_activations, list_depths
 from qdtune.store.seed_tests import (
@@ -29,6 +29,7 @@ from qdtune.store.seed_tests import (
     count_seeds_needed,
     equal_within,
     half_width,
+    same_test,
     t_test,
 )
 
@@ -90,12 +91,16 @@ def compare_at_looks(
             comparison, by_seed = replace(comparison, reason=OBSTACLES["unfinished"], obstacle="unfinished"), {}
         if i is not None and by_seed:
             ending, tested = family.walk.endings[i], _test_of(family.walk.tests[look], i)
-            comparison = _judge(comparison, by_seed, equal, tested, ending == DECIDED, family.walk.levels[i])
+            alpha = family.walk.interval_alpha(i)
+            comparison = _judge(comparison, by_seed, equal, tested, ending == DECIDED, alpha)
+            comparison = _call_same(comparison) if ending == SAME else comparison
+            if (margin := schedule.same_within) is not None:
+                p_same = float(same_test(family.walk.tests[look], margin, equal)[i])
+                comparison = replace(comparison, same_within=margin, p_same=None if np.isnan(p_same) else p_same)
             if axis in schedule.questions:
                 comparison = replace(comparison, look=look + 1, ending=ending, most_seeds=schedule.looks[-1])
                 if ending == GIVEN_UP and tested.std > 0:
-                    level = schedule.levels[-1] / sum(one != DECIDED for one in family.walk.endings)
-                    needed = count_seeds_needed(tested.mean, tested.std, level, equal)
+                    needed = count_seeds_needed(tested.mean, tested.std, family.walk.last_level, equal)
                     comparison = replace(comparison, seeds_needed=needed)
         result.append(comparison)
     return tuple(result)
@@ -251,6 +256,15 @@ def _judge(
                 comparison = replace(comparison, seeds_needed=count_seeds_needed(effect, std, alpha, equal))
         else:
             comparison = replace(comparison, reason=_describe_equal(comparison, effect, n))
+    return comparison
+
+
+def _call_same(comparison: Comparison) -> Comparison:
+    """A judged comparison with the verdict `same` instead."""
+    comparison = replace(comparison, verdict="same", seeds_needed=None)
+    if comparison.reason and comparison.p != 1:
+        reason = f"{_say(comparison.metric, comparison.effect or 0.0)} in each of {comparison.n_seeds} seeds"
+        comparison = replace(comparison, reason=reason)
     return comparison
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdtune.analysis.comparison import say_margin
 from qdtune.messages import format_count
 from qdtune.spec.axes import AXIS_NAMES, find_varying, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_differences, say_difference
 from qdtune.spec.tasks import Metric
 from qdtune.store.decisions import Schedule, judge_question
-from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE
+from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE, SAME
 from qdtune.store.pairs import Side
 from qdtune.store.questions import Neighbours
 from qdtune.store.seed_tests import half_width
@@ -29,12 +30,13 @@ class NearTie:
         larger, smaller: their axes.
         larger_bytes, smaller_bytes: their sizes.
         ending: how the pair stands, as in `looks.Walk`.
-        look: the look, from 1, at which it was decided or given up, or the last one so far.
+        look: the look, from 1, at which it got its verdict or was given up, or the last one so far.
         n_seeds: the number of further seeds that both have at that look.
         effect: the mean over them of the metric of the larger one minus that of the smaller one; None without any.
         low, high, level: its confidence interval, and the confidence; None if there is none.
         p: the p value before correction; None below two further seeds.
         metric: of the effect.
+        same_within: the margin within which a difference is none; None if the sweep has none.
         varying: the axes with several values among the configurations, which the sentence names.
     """
 
@@ -52,6 +54,7 @@ class NearTie:
     p: float | None
     metric: Metric
     varying: frozenset[str] = frozenset(AXIS_NAMES)
+    same_within: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -70,6 +73,10 @@ class NearTie:
         if self.ending == DECIDED:
             better = "better" if self.metric.sign * self.effect > 0 else "worse"
             return f"{larger} is significantly {better} than {smaller}: {difference}."
+        if self.ending == SAME:
+            return (
+                f"{larger} is the same as {smaller} {say_margin(self.metric, self.same_within or 0.0)}: {difference}."
+            )
         end = {GIVEN_UP: "Not significant", LIVE: "Not decided yet"}[self.ending]
         return f"{larger} against {smaller}: {difference}. {end}."
 
@@ -88,7 +95,7 @@ def find_near_ties(schedule: Schedule, sides: Sequence[list[Side]]) -> tuple[Nea
     for i, member in enumerate(family.members):
         look, pair = family.walk.looks[i], member.at[0]
         assert isinstance(pair, Neighbours)
-        test, alpha = family.walk.tests[look], family.walk.levels[i]
+        test, alpha = family.walk.tests[look], family.walk.interval_alpha(i)
         n, effect, std = int(test.n[i]), float(test.mean[i]), float(test.std[i])
         half = half_width(std, n, alpha) if n > 1 and std > 0 else None
         found.append(
@@ -107,6 +114,7 @@ def find_near_ties(schedule: Schedule, sides: Sequence[list[Side]]) -> tuple[Nea
                 float(test.p[i]) if n > 1 else None,
                 pair.larger.metric,
                 varying,
+                schedule.same_within,
             )
         )
     return tuple(found)

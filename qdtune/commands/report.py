@@ -26,6 +26,7 @@ from qdtune.report.words import (
     explain_nothing_beside,
     provisional,
     questions,
+    questions_at,
     state,
     trouble,
 )
@@ -38,7 +39,7 @@ from qdtune.store.store import FAULTS, PAGE, Store
 from qdtune.terminal import console, text_table, wrap_text
 
 VERB = Verb(place=2, text="print and draw the results of a sweep")
-USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--all] [--reference] [--watch]"
+USAGE = "qdtune report RUN [RUN ...] [--out FILE] [--budget BYTES] [--bits N] [--all] [--reference] [--watch]"
 TEXT_WIDTH = 80  # the most characters of a line
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "kib": 1024, "mib": 1024**2}
 EXIT_CODES: dict[type[Exception], int] = {RunError: 2, **FAULTS}
@@ -65,6 +66,11 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also print the answer at each bit width and size, and every comparison",
     )
+    parser.add_argument(
+        "--bits",
+        metavar="N",
+        help="print only the answers at N bits, such as 2 or 1,2; 32 is float. The page is whole",
+    )
     parser.add_argument("--reference", action="store_true", help="draw published networks beside the run")
     parser.add_argument("--watch", action="store_true", help="redraw the page until the sweep is finished")
     parser.add_argument("--for-launch", action="store_true", help=argparse.SUPPRESS)
@@ -77,6 +83,8 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if arguments.watch and (len(arguments.runs) > 1 or arguments.out):
         raise user_error(f"--watch draws RUN/{PAGE} of one run: leave out --out and the other runs")
+    if arguments.watch and arguments.bits:
+        raise user_error("--bits limits what is printed, and --watch draws the page: leave out one of them")
     if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
         raise user_error(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
     if arguments.out and os.path.isdir(arguments.out):
@@ -86,6 +94,7 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.out and not _is_free_for_page(Path(arguments.out)):
         raise user_error(f"--out must be a new file, or a report: {one_line(arguments.out)} holds something else")
     arguments.budget = parse_size(arguments.budget)
+    arguments.bits = parse_bits(arguments.bits)
     return arguments
 
 
@@ -114,6 +123,29 @@ def parse_size(text: str | None) -> int | None:
     return int(float(found[1]) * UNIT_BYTES[found[2]])
 
 
+def parse_bits(text: str | None) -> tuple[int, ...]:
+    """Numbers of bits as users write them: `2` or `1,2`; none of None.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if text is None:
+        return ()
+    if not re.fullmatch(r"\d{1,2}(,\d{1,2})*", text.strip()):
+        raise user_error(
+            f"--bits must be whole numbers with commas between, such as 2 or 1,2, got {one_line(text)!r}"
+        )
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def _check_bits(runs: Sequence[Run], bits: Sequence[int]) -> None:
+    """Raises if a run has nothing at one of these numbers of bits."""
+    for run in runs:
+        known = sorted(set(run.pareto["weight_bits"].to_pylist()))
+        if missing := [n for n in bits if n not in known]:
+            raise user_error(f"--bits {missing[0]}: {run.where} has {', '.join(map(str, known))}")
+
+
 def _report(arguments: argparse.Namespace) -> int:
     try:
         if arguments.for_launch:
@@ -122,11 +154,12 @@ def _report(arguments: argparse.Namespace) -> int:
             return _watch(arguments)
         runs = [_limit_size(load_run(run), arguments.budget) for run in arguments.runs]
         _check_metrics(runs)
+        _check_bits(runs, arguments.bits)
         out = console()
         # A page of its own is written first, because nothing is printed if it cannot be written.
         lines = _write_files(runs, arguments.reference, arguments.out) if arguments.out else []
         for run in runs:
-            _print(run, out, arguments.reference, arguments.all)
+            _print(run, out, arguments.reference, arguments.all, arguments.bits)
         page_line, *figure_lines = lines or _write_files(runs, arguments.reference)
         out.print(page_line)
         _print_sentences(figure_lines, out)
@@ -246,7 +279,7 @@ def _draw_page(run: str, live: bool, budget: int | None = None, reference: bool 
     return found
 
 
-def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
+def _print(run: Run, out: Any, reference: bool, is_long: bool, bits: Sequence[int] = ()) -> None:
     """Prints the front, what went wrong, and the questions with their answers; with `reference` published networks.
 
     Args:
@@ -254,6 +287,7 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
         out: the console.
         reference: whether published networks are shown.
         is_long: whether every comparison and best depth is printed, too.
+        bits: print only the answers at these numbers of bits; none: all.
     """
     out.print(f"{run.name}: {state(run)}", style="bold")
     for line in run.damaged:
@@ -267,7 +301,7 @@ def _print(run: Run, out: Any, reference: bool, is_long: bool) -> None:
     if warning := provisional(run):
         out.print()
         _print_sentences([warning], out, style="yellow")
-    for question in questions(run):
+    for question in questions_at(run, bits) if bits else questions(run):
         _print_question(question, out, is_long)
     out.print()
     if reference and (table := beside(run.pareto, run.spec.data.names[0])):

@@ -9,14 +9,20 @@ from qdtune.analysis.answers import Answers
 from qdtune.analysis.best import BestDepth
 from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison, named_settings
 from qdtune.messages import format_count
-from qdtune.spec.axes import ASKED_AT, axis_of
-from qdtune.spec.choices import FLOAT_BITS, QUESTION_AXES
-from qdtune.spec.metric_text import format_differences, say_distance
+from qdtune.report.groups import (
+    FEW_TESTED,
+    MAX_GROUPS,
+    behind_sentences,
+    capital,
+    describe_bits_list,
+    same_sentences,
+    significant_sentences,
+)
+from qdtune.spec.axes import ASKED_AT
+from qdtune.spec.choices import QUESTION_AXES
 from qdtune.store.looks import GIVEN_UP, LIVE
 
-MAX_GROUPS = 3  # significant results of one question that are said; the others are counted
 MAX_WORDS = 3  # values of one axis that a sentence about several best depths names
-FEW_TESTED = 2  # comparisons with an effect that are said one by one
 
 
 def conclude(axis: str, answers: Answers) -> list[str]:
@@ -28,8 +34,10 @@ def conclude(axis: str, answers: Answers) -> list[str]:
     """
     found: tuple[Comparison, ...] = getattr(answers, axis)
     first, rest = significant_sentences(found), [*behind_sentences(found), *_count_others(found)]
+    first += same_sentences(found)
     if axis == "depth":
         best = [answers.best.sentence] if answers.best.row else []
+        best += _tell_seeds(answers)
         depths = [one for one in answers.by_bits if one.p is not None]
         first = [*best, *_name_best_depths([one for one in depths if one.decided]), *first]
         open_bits = _name_open_bits([one for one in depths if not one.decided])
@@ -40,104 +48,40 @@ def conclude(axis: str, answers: Answers) -> list[str]:
 def sum_up(answers: Answers) -> list[str]:
     """A line each for the end of a launch: the best configuration, and the verdicts of each question."""
     best = [answers.best.short_sentence] if answers.best.row else []
-    questions = ((axis, getattr(answers, axis)) for axis in QUESTION_AXES)
-    return [*best, *(f"{axis.capitalize()}, {describe_verdicts(found)}." for axis, found in questions if found)]
+    questions = [(axis, getattr(answers, axis)) for axis in QUESTION_AXES]
+    verdicts = [f"{axis.capitalize()}, {describe_verdicts(found)}." for axis, found in questions if found]
+    return [*best, *(_tell_seeds(answers) if best and verdicts else []), *verdicts]
 
 
-def significant_sentences(found: Sequence[Comparison]) -> list[str]:
-    """One sentence for all significant comparisons of the same two values and verdict, the largest group first."""
-    tested = [one for one in found if one.effect is not None]
-    groups: dict[tuple[tuple[str, str], str], list[Comparison]] = {}
-    for one in tested:
-        if one.is_significant:
-            groups.setdefault((one.names, one.verdict), []).append(one)
-    settings = named_settings(found)
-    counts = Counter(one.names for one in tested)
-    ordered = sorted(groups.values(), key=lambda members: -len(members))
-    if len(tested) <= FEW_TESTED:
-        return [one.describe(settings) for members in ordered for one in members]
-    lines = []
-    for members in ordered[:MAX_GROUPS]:
-        if len(members) == 1:
-            lines += [one.describe(settings) for one in members]
-        else:
-            lines.append(_describe_group(members, counts[members[0].names], _describe_where(members, found)))
-    if rest := ordered[MAX_GROUPS:]:
-        short = "; ".join(
-            f"{' is better than ' if members[0].verdict == 'helps' else ' is worse than '}".join(members[0].names)
-            + f" ({_describe_where(members, found)})"
-            for members in rest
-        )
-        lines.append(
-            f"{format_count(len(rest), 'more result')} {'is' if len(rest) == 1 else 'are'} significant: {short}."
-        )
-    return lines
+def _tell_seeds(answers: Answers) -> list[str]:
+    """Why the best configuration and depths may seem to contradict comparisons that have more seeds."""
+    few = answers.best.n_tested
+    most = max((one.n_seeds for axis in QUESTION_AXES for one in getattr(answers, axis)), default=0)
+    if few is None or most <= few:
+        return []
+    return [
+        f"The best configuration and the best depths are tested with the first {format_count(few, 'seed')}, because "
+        f"results decide who gets more. The comparisons use up to {most}."
+    ]
 
 
-def behind_sentences(found: Sequence[Comparison]) -> list[str]:
-    """One sentence for all comparisons in which the same side is behind, the largest group first."""
-    groups: dict[tuple[str, str], list[Comparison]] = {}
-    for one in found:
-        if one.verdict == "behind":
-            ahead = next(name for name in one.names if name != one.behind)
-            groups.setdefault((one.behind, ahead), []).append(one)
-    settings, lines = named_settings(found), []
-    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    for (behind, ahead), members in ordered[:MAX_GROUPS]:
-        if len(members) == 1:
-            lines.append(members[0].describe(settings))
-            continue
-        where = _describe_where(members, found)
-        lines.append(
-            f"{_capital(behind)} is behind {ahead} in {len(members)} comparisons ({where}): "
-            "it was stopped early, and none of the finished trainings most like it gained as much as it would need."
-        )
-    if rest := ordered[MAX_GROUPS:]:
-        count = format_count(sum(len(members) for _, members in rest), "more comparison")
-        short = "; ".join(
-            f"{behind} is behind {ahead} ({_describe_where(members, found)})" for (behind, ahead), members in rest
-        )
-        lines.append(f"In {count} a side is behind: {short}.")
-    return lines
-
-
-def _describe_where(members: Sequence[Comparison], found: Sequence[Comparison]) -> str:
-    """At which bits, and at which values of other settings: `at 1 and 2 bits, relu`."""
-    bits = describe_bits_list(sorted({member.weight_bits for member in members}))
-    return ", ".join([bits, *_describe_shared(members, found, named_settings(found))])
-
-
-def _describe_shared(
-    members: Sequence[Comparison], found: Sequence[Comparison], settings: Sequence[str]
-) -> list[str]:
-    """The values in words of each setting of which the members have only some of the values."""
-    words = []
-    for name in settings:
-        if name == "activation" and members[0].axis == "activation":
-            continue
-        values, all_values = (sorted({getattr(one, name) for one in some} - {None}) for some in (members, found))
-        if values and values != all_values:
-            form = axis_of(name).asked or "{}"
-            words.append(" and ".join(str(form).format(value) for value in values))
-    return words
-
-
-def _describe_group(members: Sequence[Comparison], total: int, where: str) -> str:
-    """`Depth 3 is significantly better than depth 1 in 2 of 10 comparisons (at 1 bit, relu), by 0.5 to 1 points.`"""
-    one, other = members[0].names
-    better = "better" if members[0].verdict == "helps" else "worse"
-    sizes = sorted(abs(member.effect or 0) for member in members)
-    metric = members[0].metric
-    low, high = (text.removeprefix("+") for text in format_differences(metric, sizes[0], sizes[-1]))
-    points = say_distance(metric, low if low == high else f"{low} to {high}")
-    count = f"in {'all' if len(members) == total else f'{len(members)} of'} {total} comparisons"
-    return f"{_capital(one)} is significantly {better} than {other} {count} ({where}), by {points}."
+def describe_best_depths(answers: Answers) -> list[str]:
+    """A sentence for the best depth at each number of bits and within each size, and why the two may differ."""
+    both = (answers.by_bits, answers.by_size)
+    lines = [one.sentence for found in both for one in found]
+    n_bits, n_sizes = (sum(one.p is not None for one in found) for found in both)
+    if not (n_bits and n_sizes):
+        return lines
+    counts = f"for {format_count(n_bits, 'bit width')} and for {format_count(n_sizes, 'size')}"
+    what = 'The best depth "at N bits" and the best "within N bytes" are two questions'
+    how = f"each is corrected by itself (Holm, {counts})"
+    return [*lines, f"{what}, and {how}. So one can be significant where the other is not."]
 
 
 def _count_others(found: Sequence[Comparison]) -> Iterator[str]:
     """How many comparisons are not significant, and how many seeds the closest would need."""
     tested = [one for one in found if one.effect is not None]
-    open_ones = [one for one in tested if not one.is_significant]
+    open_ones = [one for one in tested if not one.is_settled]
     if len(tested) <= FEW_TESTED or len(open_ones) == 1:
         yield from (one.describe(named_settings(found)) for one in open_ones)
         return
@@ -173,13 +117,18 @@ def _name_best_depths(decided: Sequence[BestDepth]) -> Iterator[str]:
         where = describe_bits_list([one.weight_bits or 0 for one in members])
         words = _join_settings([one.setting for one in members])
         named = f"Depth {depth} ({', '.join(words)})" if words else f"Depth {depth}"
-        yield f"{named} is significantly better than every other depth {where}."
+        first = f" (tested with {members[0].first_seeds})" if members[0].first_seeds else ""
+        yield f"{named} is significantly better than every other depth {where}{first}."
 
 
 def _join_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """The values in words of each axis, such as `relu or gelu`; an axis with more than `MAX_WORDS` is left out."""
+    """The values in words of each axis, such as `relu or gelu`; of more than `MAX_WORDS` the others are counted."""
     words = [list(dict.fromkeys(one[axis] for one in settings if axis in one)) for axis in settings[0]]
-    return [" or ".join(values) for values in words if len(values) <= MAX_WORDS]
+    more = [values[MAX_WORDS:] for values in words]
+    return [
+        " or ".join([*values[:MAX_WORDS], *([format_count(len(others), "other")] if others else [])])
+        for values, others in zip(words, more, strict=True)
+    ]
 
 
 def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
@@ -188,7 +137,19 @@ def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
         yield undecided[0].sentence
     elif undecided:
         where = describe_bits_list([one.weight_bits or 0 for one in undecided])
-        yield f"{_capital(where)}, no depth is significantly better than every other depth."
+        first = f" with {undecided[0].first_seeds}" if undecided[0].first_seeds else ""
+        none = "no depth is significantly better than every other depth"
+        yield f"{capital(where)}{first}, {none}.{_name_leaders(undecided)}"
+
+
+def _name_leaders(undecided: Sequence[BestDepth]) -> str:
+    """` The best mean has depth 1 (hidden 24) at 1 and 2 bits, depth 3 (relu) at 8 bits.`; empty if that is long."""
+    groups: dict[str, list[int]] = {}
+    for one in undecided:
+        groups.setdefault(one.named, []).append(one.weight_bits or 0)
+    if len(groups) > MAX_GROUPS:
+        return ""
+    return f" The best mean has {', '.join(f'{named} {describe_bits_list(bits)}' for named, bits in groups.items())}."
 
 
 def _name_lone_depths(alone: Sequence[BestDepth]) -> Iterator[str]:
@@ -198,16 +159,7 @@ def _name_lone_depths(alone: Sequence[BestDepth]) -> Iterator[str]:
         if one.ended:
             groups.setdefault(one.describe_alone(), []).append(one.weight_bits or 0)
     for what, bits in groups.items():
-        yield f"{_capital(describe_bits_list(bits))}, {what}."
-
-
-def describe_bits_list(numbers: Sequence[int]) -> str:
-    """`at 1 bit`, `at 1, 2 and 8 bits`, `at 2 bits and with float weights`."""
-    whole = [n for n in numbers if n != FLOAT_BITS]
-    *first, last = map(str, whole) if whole else [""]
-    shown = f"{', '.join(first)} and {last}" if first else last
-    parts = [f"at {shown} {'bit' if whole == [1] else 'bits'}"] if whole else []
-    return " and ".join([*parts, *(["with float weights"] if FLOAT_BITS in numbers else [])])
+        yield f"{capital(describe_bits_list(bits))}, {what}."
 
 
 def describe_verdicts(found: Sequence[Comparison]) -> str:
@@ -218,7 +170,9 @@ def describe_verdicts(found: Sequence[Comparison]) -> str:
 
 
 def _count_verdict(count: int, verdict: str) -> str:
-    """`1 helps`, `2 help`, `3 refused`."""
+    """`1 helps`, `2 help`, `3 the same`, `3 refused`."""
+    if verdict == "same":
+        return f"{count} the same"
     return f"{count} {verdict if count == 1 else verdict.removesuffix('s')}"
 
 
@@ -284,8 +238,3 @@ def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:
 def varying_settings(found: Sequence[Comparison]) -> list[str]:
     """The axes of `axes.ASKED_AT` that have several values among comparisons."""
     return [name for name in ASKED_AT if len({getattr(one, name) for one in found} - {None}) > 1]
-
-
-def _capital(text: str) -> str:
-    """The text with a capital letter, except names such as `relu`, which stay as users write them."""
-    return text[0].upper() + text[1:] if text.split()[0] in ("depth", "at", "with") else text

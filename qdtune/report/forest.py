@@ -13,8 +13,9 @@ import altair as alt
 
 from qdtune.analysis.comparison import TOO_FEW_SEEDS, Comparison
 from qdtune.analysis.run import Run
-from qdtune.report.conclusions import describe_bits_list, varying_settings
+from qdtune.report.conclusions import varying_settings
 from qdtune.report.figure import Figure
+from qdtune.report.groups import describe_bits_list
 from qdtune.report.plot_data import Sheet
 from qdtune.report.scales import OKABE_ITO, styled
 from qdtune.report.tables import effect_head, format_effect
@@ -28,8 +29,14 @@ TICKS = 7  # about so many on the axis of effects
 CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
 MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
-COLOURS = {"helps": OKABE_ITO[0], "hurts": OKABE_ITO[3], "undecided": "#777777", "behind": OKABE_ITO[1]}
-VERDICT_SHAPES = {"helps": "circle", "hurts": "circle", "undecided": "circle", "behind": "triangle-down"}
+COLOURS = {
+    "helps": OKABE_ITO[0],
+    "hurts": OKABE_ITO[3],
+    "same": OKABE_ITO[2],
+    "undecided": "#777777",
+    "behind": OKABE_ITO[1],
+}
+VERDICT_SHAPES = dict.fromkeys(COLOURS, "circle") | {"same": "square", "behind": "triangle-down"}
 HOLLOW = {"undecided": "white", "behind": "white"}
 
 
@@ -51,11 +58,13 @@ def draw_forest(drawn: Sheet, axis: str) -> Figure | None:
     tested = sum(_difference(one) is not None for one in found)
     gone = any(one.verdict == "behind" for one in shown)
     behind = " Triangle: a side was stopped early and is behind, drawn where it was stopped." if gone else ""
+    margin = next((one.margin_text for one in shown if one.same_within is not None), "")
+    same = f" Square: the same {margin}, which the dotted lines show." if margin else ""
     few = f" Without a line: {TOO_FEW_SEEDS}." if any(one.is_interval_useless for one in shown) else ""
     some = f" Shown: {MAX_ROWS} of {tested:,} comparisons, those with the smallest p." if tested > MAX_ROWS else ""
     caption = (
         f"Mean difference and its interval, corrected for all comparisons. Right of zero {better} is better. "
-        f"Filled, thick and bold: significant. Hollow: not significant.{behind}{few}{some}"
+        f"Filled, thick and bold: significant. Hollow: not significant.{same}{behind}{few}{some}"
     )
     return Figure(f"forest_{axis}", title, caption, styled(forest_chart(axis, shown, FOREST_WIDTH)))
 
@@ -89,7 +98,8 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
     x = alt.X("effect:Q", title=title, scale=alt.Scale(nice=True, zero=True, **ends), axis=alt.Axis(tickCount=TICKS))
     scale = alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
     fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | HOLLOW).values()])
-    tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", head, "seeds", "verdict", "needed")]
+    look = ["look"] if any(one.look for one in shown) else []
+    tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", head, "seeds", *look, "verdict", "needed")]
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#333333", strokeWidth=1).encode(x="zero:Q")
     chosen = "datum.verdict !== 'undecided'"  # a side that is behind has no line
     line = (
@@ -112,12 +122,20 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
         ),
         tooltip=tips,
     )
-    chart = alt.layer(zero, line, point)
+    margins = [_place(metric, sign * one.same_within) for one in shown[:1] if one.same_within for sign in (-1, 1)]
+    dots = [_mark_margins(margins)] if margins else []
+    chart = alt.layer(zero, *dots, line, point)
     return chart.properties(
         width=width,
         height=ROW_HEIGHT * len(labels),
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     )
+
+
+def _mark_margins(places: Sequence[float | None]) -> Any:
+    """Dotted lines at both ends of the margin within which a difference is none."""
+    data = alt.Data(values=[{"margin": place} for place in places])
+    return alt.Chart(data).mark_rule(color="#777777", strokeWidth=1, strokeDash=[2, 3]).encode(x="margin:Q")
 
 
 def _lay_out(axis: str, shown: Sequence[Comparison]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -138,6 +156,7 @@ def _lay_out(axis: str, shown: Sequence[Comparison]) -> tuple[list[str], list[di
         numbers = {"effect": _difference(one), "low": low, "high": high}
         row |= {name: _place(one.metric, value) for name, value in numbers.items()}
         row |= {effect_head(one.metric): format_effect(one), "seeds": one.n_seeds, "needed": needed}
+        row |= {"look": one.look} if one.look else {}
         rows.append(row)
         labels.append(f"{INDENT}{name}")
     return labels, rows

@@ -64,9 +64,10 @@ NOTES = {
     "Effect": "The difference in {unit} between configurations that differ in one axis alone. The "
     "difference is taken seed by seed. Its interval is corrected for the number of comparisons (Holm).",
     "Verdict": "An effect helps or hurts if it is significant: its interval excludes zero. Otherwise it is "
-    "undecided. The number of seeds that would be needed assumes that the effect stays as large. A comparison is "
-    "refused if the two sides cannot be compared. A side is behind if it was stopped early and none of the 9 "
-    "finished trainings most like it gained as much as it would need: no test, no interval, no correction.",
+    "undecided. In a sweep with a margin (`replicate.same_within`) it is the same if two one-sided tests show that "
+    "the difference is smaller. The number of seeds that would be needed assumes that the effect stays as large. A "
+    "comparison is refused if the two sides cannot be compared. A side is behind if it was stopped early and none of "
+    "the 9 finished trainings most like it gained as much as it would need: no test, no interval, no correction.",
 }
 
 

@@ -53,13 +53,16 @@ def full_table(axis: str, found: Sequence[Comparison]) -> Table | None:
         return None
     shared = [*_shared_columns(axis, found), *varying_settings(found)]
     metric = found[0].metric
-    heads = [*map(head_of, shared), axis, "against", effect_head(metric), "n", "verdict"]
+    look = ["look"] if any(one.look for one in found) else []
+    heads = [*map(head_of, shared), axis, "against", effect_head(metric), "n", *look, "verdict"]
     rows = []
     for one in found:
         needed = [f"{one.hint} seeds would be needed"] if one.hint else []
         verdict = "; ".join([one.verdict_cell, *_reasons(one), *needed, *one.flags])
         sides = [str(one.value), str(one.baseline)]
-        rows.append([*_cells(one, shared), *sides, format_effect(one), str(one.n_seeds), verdict])
+        rows.append(
+            [*_cells(one, shared), *sides, format_effect(one), str(one.n_seeds), *_look_cell(one, look), verdict]
+        )
     title = f"A {favouring(metric)} effect favours the value in the column {axis}."
     return Table(" ".join([title, *_describe_levels(found)]), heads, rows)
 
@@ -101,7 +104,8 @@ def _short_table(
     shared = [*_shared_columns(axis, found), *settings]
     baselines = {one.baseline for one in found}
     has_needed = any(one.hint for one in found)
-    more = ["needed"] if has_needed else []
+    look = ["look"] if any(one.look for one in found) else []
+    more = [*look, *(["needed"] if has_needed else [])]
     heads = [*map(head_of, shared), axis, effect_head(found[0].metric), "n", *more, "verdict"]
     rows = []
     for one in shown:
@@ -109,10 +113,16 @@ def _short_table(
         needed = "-" if not one.seeds_needed else str(one.seeds_needed)
         if one.seeds_needed and one.seeds_needed > MAX_SEEDS:
             needed = f">{MAX_SEEDS}"
-        cells = [*_cells(one, shared), value, format_effect(one), str(one.n_seeds), *([needed] if has_needed else [])]
+        cells = [*_cells(one, shared), value, format_effect(one), str(one.n_seeds), *_look_cell(one, look)]
+        cells += [needed] if has_needed else []
         notes = [" ".join(letters[note] for note in _notes(one))] if letters else []
         rows.append([*cells, one.verdict_cell, *notes])
     return Table(title, [*heads, *(["notes"] if letters else [])], rows)
+
+
+def _look_cell(one: Comparison, head: Sequence[str]) -> list[str]:
+    """The look of a comparison, if the table has a column for it."""
+    return ["-" if one.look is None else str(one.look)] if head else []
 
 
 def _name_notes(found: Sequence[Comparison]) -> dict[str, str]:
@@ -162,7 +172,11 @@ def _describe_levels(found: Sequence[Comparison]) -> list[str]:
         return []
     low, high = f"{100 * levels[0]:.4g}", f"{100 * levels[-1]:.4g}"
     which, test = (low, "the test") if low == high else (f"{low} to {high}", "each test")
-    return [f"In brackets: the {which} % interval, at the level of {test} (Holm's correction)."]
+    margin = next((one.margin_text for one in found if one.same_within is not None), "")
+    if not margin:
+        return [f"In brackets: the {which} % interval, at the level of {test} (Holm's correction)."]
+    same = f"same: it lies {margin} of zero, by two one-sided tests."
+    return [f"In brackets: the {which} % interval, at the level of {test} (Bonferroni's correction).", same]
 
 
 def effect_head(metric: Metric) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from qdtune.pareto import front
 from qdtune.report.conclusions import (
     advise_refusals,
     conclude,
+    describe_best_depths,
     describe_correction,
     describe_counts,
     describe_refusals,
@@ -167,7 +168,7 @@ def questions(run: Run) -> list[Question]:
     asked = []
     for axis, title in TITLES.items():
         found: tuple[Comparison, ...] = getattr(answers, axis)
-        best = [one.sentence for one in (*answers.by_bits, *answers.by_size)] if axis == "depth" else []
+        best = describe_best_depths(answers) if axis == "depth" else []
         conclusions = conclude(axis, answers)
         if not (conclusions or found):
             continue
@@ -191,6 +192,37 @@ def questions(run: Run) -> list[Question]:
     if ties := [one.sentence for one in answers.front]:
         asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", "", [], [], [], None, ()))
     return asked
+
+
+def questions_at(run: Run, bits: Collection[int]) -> list[Question]:
+    """The questions at some numbers of bits: each comparison in full, with the verdict that it has among all.
+
+    Args:
+        run: the run.
+        bits: the numbers of bits.
+    """
+    limited, answers = [], run.answers()
+    for question in questions(run):
+        found = tuple(one for one in question.found if one.weight_bits in bits)
+        depths = answers.by_bits if question.axis == "depth" else ()
+        best = [one.sentence for one in depths if one.weight_bits in bits]
+        if not (found or best):
+            continue
+        settings = named_settings(question.found)
+        limited.append(
+            question._replace(
+                conclusions=[*best, *(one.describe(settings) for one in found if one.verdict != "refused")],
+                verdicts=describe_verdicts(found),
+                refusals=describe_refusals(question.axis, found),
+                counts=describe_counts(question.axis, found),
+                advice=advise_refusals(question.axis, found),
+                refused=[one.describe(settings) for one in found if one.verdict == "refused"],
+                best=[],
+                table=full_table(question.axis, found),
+                found=found,
+            )
+        )
+    return limited
 
 
 def trouble(run: Run) -> list[str]:

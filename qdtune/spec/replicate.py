@@ -39,6 +39,7 @@ class Replicate(Frozen):
             decide](replication.md)
         looks: numbers of seeds at which comparisons are tested; null: 1 to 4 times the number of seeds
         alpha: chance of any wrong verdict in one question, in all looks together
+        same_within: margin below which a difference is none, so that comparisons can be the same; null: none can
         budget: largest number of further trainings, or of seconds that they take
         questions: which comparisons get more seeds; null: those of the axes that vary
     """
@@ -48,6 +49,7 @@ class Replicate(Frozen):
     until: Annotated[str, choice(("decided",))] | None = None
     looks: Several[Annotated[int, whole(1, 10_000)]] | None = None
     alpha: Annotated[float, number("above 0, below 1", lambda x: 0 < x < 1)] = 0.05
+    same_within: Annotated[float, measure()] | None = None
     budget: Annotated[Any, BeforeValidator(_budget)] = None
     questions: Several[Annotated[str, choice((*QUESTION_AXES, FRONT_QUESTION))]] | None = None
 
@@ -62,7 +64,7 @@ class Replicate(Frozen):
         return self
 
     def _foreign_keys(self) -> tuple[str, ...]:
-        return ("within",) if self.until else ("looks", "alpha", "budget", "questions")
+        return ("within",) if self.until else ("looks", "alpha", "same_within", "budget", "questions")
 
     @model_serializer(mode="wrap")
     def _without_foreign_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -106,6 +108,8 @@ def list_replicate_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     elif any(n % count for n in looks) or list(looks) != sorted(looks):
         what = f"{cell_text(list(looks))} must rise in multiples of {count}, the number of seeds trained together"
         yield ("replicate", "looks"), f"{what} (such as {right})"
+    if wanted.same_within == 0:
+        yield ("replicate", "same_within"), "0 is not allowed: no two means are equal (above 0, or null)"
     for name in wanted.questions or ():
         if name not in (*find_varying_questions(spec), FRONT_QUESTION):
             what = f"{name} has one value in this sweep, so there is nothing to compare"

@@ -6,7 +6,7 @@ The queue that trains more seeds and the report that shows the verdicts judge th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,14 @@ class Schedule:
         looks: numbers of seeds, the first that of `seeds`.
         alpha: the chance of any wrong verdict in one question, in all looks together.
         questions: those that get more seeds.
+        same_within: the margin within which a difference is none, in the unit of the metric; None: no such verdict.
     """
 
     seeds: tuple[int, ...]
     looks: tuple[int, ...]
     alpha: float
     questions: tuple[str, ...]
+    same_within: float | None = None
 
     def seeds_of(self, look: int) -> tuple[int, ...]:
         """The seeds of a look, from 0; the first ones, then those above them."""
@@ -47,7 +49,7 @@ class Schedule:
         """The looks at which a question is tested: the first one alone if it gets no more seeds."""
         if question in self.questions:
             return self
-        return Schedule(self.seeds, self.looks[:1], self.alpha, ())
+        return replace(self, looks=self.looks[:1], questions=())
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -64,7 +66,8 @@ def schedule_of(spec: Spec) -> Schedule | None:
     """The looks of a sweep with `replicate: {until: decided}`; None if it has none."""
     if spec.replicate is None or spec.looks is None:
         return None
-    return Schedule(spec.seeds, spec.looks, spec.replicate.alpha, questions_of(spec))
+    wanted = spec.replicate
+    return Schedule(spec.seeds, spec.looks, wanted.alpha, questions_of(spec), wanted.same_within)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def judge_question(question: str, schedule: Schedule, sides: Sequence[list[Side]
         members = [Member(tuple(there.get(name) for there in found)) for name in found[0]]
     family = [member for member in members if member.is_tested]
     tables = tuple(_table_of(family, schedule, look) for look in range(len(sides)))
-    walk = walk_looks(tables, schedule.fresh_levels if is_front else schedule.levels)
+    walk = walk_looks(tables, schedule.fresh_levels if is_front else schedule.levels, schedule.same_within)
     return Family(question, schedule, tuple(members), tuple(family), tables, walk)
 
 

@@ -21,7 +21,7 @@ def check_frozen_looks(spec: Spec, sweep_yaml: bytes, folder: str) -> None:
         folder: a path or a URL.
 
     Raises:
-        SpecError: looks, alpha or questions differ; or `sweep.yaml` in the folder is not a sweep file.
+        SpecError: looks, alpha, the margin or questions differ; or `sweep.yaml` in the folder is not a sweep file.
         StorageError: the folder cannot be read.
     """
     old, new = _frozen_settings(loads(sweep_yaml, f"{folder}/sweep.yaml")), _frozen_settings(spec)
@@ -40,5 +40,6 @@ def _frozen_settings(spec: Spec) -> dict[str, Any]:
         "until": spec.replicate.until,
         "looks": list(spec.looks),
         "alpha": spec.replicate.alpha,
+        "same_within": spec.replicate.same_within,
         "questions": sorted(questions_of(spec)),
     }

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.columns import FINAL
 from qdtune.store.decisions import Family, find_sides_at_looks, judge_question, schedule_of
-from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE
+from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE, SAME
 from qdtune.store.results import SeedEnd
 
 
@@ -67,7 +68,7 @@ def _rows_of(cohort: SeedCohort, spec: Spec) -> Iterator[dict[str, Any]]:
     shared = {
         **dict(zip(AXIS_NAMES, cohort.key, strict=True)),
         "dataset": spec.data.names[0],
-        "model": spec.model.factory or "mlp",
+        "model": spec.model.factory or spec.model.name,
         "trial_id": cohort.trial_id,
         "size_bytes": cohort.size_bytes,
     }
@@ -154,13 +155,23 @@ class _Budget:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many comparisons of all questions are decided, given up and live.
+    """How many comparisons of all questions are decided, the same, given up and live, and what that took.
 
     Attributes:
-        counts: by `looks.DECIDED`, `looks.GIVEN_UP` and `looks.LIVE`.
+        counts: by `looks.DECIDED`, `looks.SAME`, `looks.GIVEN_UP` and `looks.LIVE`.
+        first, further: the trainings with the first seeds, and with further ones; one per configuration and seed.
+        look: the look, from 1, for which live comparisons lack seeds; None if there is none.
+        looks: the number of looks.
+        begun, needed: the further trainings of that look that have ended, and those that it still lacks.
     """
 
     counts: Mapping[str, int]
+    first: int = 0
+    further: int = 0
+    look: int | None = None
+    looks: int = 0
+    begun: int = 0
+    needed: int = 0
 
     @cached_property
     def total(self) -> int:
@@ -168,11 +179,44 @@ class Tally:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        decided, given_up, live = (self.counts.get(name, 0) for name in (DECIDED, GIVEN_UP, LIVE))
-        return f"{decided} of {self.total} comparisons decided, {given_up} given up, {live} live"
+        decided, same, given_up, live = (self.counts.get(name, 0) for name in (DECIDED, SAME, GIVEN_UP, LIVE))
+        parts = [f"{decided} of {self.total} comparisons decided", *([f"{same} the same"] if same else [])]
+        return ", ".join([*parts, f"{given_up} given up", f"{live} live"])
+
+    @property
+    def progress(self) -> str:
+        """`look 2 of 4: 3/6 trainings; 4 of 30 comparisons decided, ...`; without a look if none lacks seeds."""
+        if self.look is None:
+            return str(self)
+        return f"look {self.look} of {self.looks}: {self.begun}/{self.begun + self.needed} trainings; {self}"
+
+    @property
+    def summary(self) -> str:
+        """`4 of 30 comparisons decided, ..., after 90 trainings, 36 of them with further seeds`."""
+        return f"{self}, after {self.first + self.further:,} trainings, {self.further:,} of them with further seeds"
 
 
 def count_decisions(spec: Spec, cohorts: Iterable[SeedCohort]) -> Tally | None:
     """How the comparisons of a sweep stand; None if it has no looks, or nothing to compare yet."""
-    tally = Tally(Counter(ending for family in judge_cohorts(spec, cohorts) for ending in family.walk.endings))
-    return tally if tally.total else None
+    known = list(cohorts)
+    families = judge_cohorts(spec, known)
+    counts = Counter(ending for family in families for ending in family.walk.endings)
+    if not counts.total():
+        return None
+    trained = [end.seed for cohort in known for end in cohort.ends]
+    first = sum(seed in spec.seeds for seed in trained)
+    schedule, waiting = families[0].schedule, [family for family in families if family.walk.pending]
+    look = min((family.walk.pending_look for family in waiting), default=None)
+    tally = Tally(counts, first, len(trained) - first, looks=len(schedule.looks))
+    if look is None:
+        return tally
+    new = set(schedule.seeds_of(look)) - set(schedule.seeds_of(look - 1))
+    lacking = {
+        (side.trial_ids[spec.seeds[0]], seed)
+        for family in waiting
+        for member in family.walk.pending
+        for side, seeds in family.lacking(member)
+        for seed in new.intersection(seeds)
+    }
+    begun = sum(end.seed in new and end.state in FINAL for cohort in known for end in cohort.ends)
+    return replace(tally, look=look + 1, begun=begun, needed=len(lacking))

@@ -1,4 +1,4 @@
-"""Tests of paired differences over seeds: Student's t, Holm's correction, seeds needed, shares of wins.
+"""Tests of paired differences over seeds: Student's t, equivalence, Holm's correction, seeds needed, shares of wins.
 
 The seed is the unit of replication: it gives every configuration the same first weights and the same batches, so the
 tests compare differences within a seed.
@@ -75,6 +75,27 @@ def t_test(differences: ArrayLike, equal: ArrayLike = EQUAL_WITHIN) -> PairedTes
         p = 2 * stdtr(np.maximum(n - 1, 1), -np.abs(mean) * np.sqrt(n) / std)
     p = np.where(spread > equal, p, np.where(np.abs(mean) > equal, 2.0 ** (1 - n), 1.0))
     return PairedTest(n, mean, std, np.where(n > 1, p, np.nan))
+
+
+def same_test(found: PairedTest, margin: float, equal: ArrayLike = EQUAL_WITHIN) -> NDArray[np.float64]:
+    """The p values (m,) of two one-sided t tests that each mean lies within a margin; NaN below two seeds.
+
+    The null hypothesis is a mean of the margin or more, in either direction (Schuirmann 1987). The larger p value
+    counts. It is at most `a` exactly if the t interval of confidence 1 - 2a lies within the margin.
+
+    If all differences of a row are equal, the t test does not apply, as in `t_test`: two sign tests have the larger
+    p 2^(-n).
+
+    Args:
+        found: the test of each difference against zero.
+        margin: above 0, in the unit of the differences.
+        equal: the largest difference that is none, of all rows or of each, see `equal_within`.
+    """
+    room = margin - np.abs(found.mean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = stdtr(np.maximum(found.n - 1, 1), -room * np.sqrt(found.n) / found.std)
+    p = np.where(found.std > 0, p, np.where(room > np.asarray(equal), 2.0 ** (-found.n), 1.0))
+    return np.where(found.n > 1, p, np.nan)
 
 
 def apply_holm(p: ArrayLike, alpha: float = FAMILY_ALPHA) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -58,7 +58,7 @@ class SweepProgress:
         self.end = 0.0  # the estimated end, 0 if unknown
         self.line_at, self.changed = time.monotonic(), False
         self.front: Table | None = None
-        self.decisions = ""  # how the comparisons stand that get more seeds
+        self.decisions = ""  # how the comparisons stand that get more seeds, see `further_seeds.Tally.progress`
         self.screen = Screen(out, "trials", total, self.done, self._below)
 
     def __enter__(self) -> SweepProgress:
@@ -160,8 +160,12 @@ class SweepProgress:
         self.end = 0.0 if left is None else time.monotonic() + left
 
     def summary(self) -> str:
-        """One line: `12/35 done, 2 running, 1 diverged, 197/525 epochs, about 3 min left`."""
-        parts = [f"{self.done}/{self.total} done", f"{len(self.running)} running"]
+        """One line: `12/35 done, 2 running, 1 diverged, 197/525 epochs, about 3 min left`.
+
+        While comparisons get more seeds, these are counted instead of trials, because each look adds new trials.
+        """
+        parts = [] if self.decisions else [f"{self.done}/{self.total} done"]
+        parts.append(f"{len(self.running)} running")
         parts += [f"{n} {state}" for state, n in sorted(self.counts.items()) if n and state not in ("ok", STOPPED)]
         if stopped := self.counts[STOPPED] + len(self.released):
             parts.append(f"{stopped} stopped")
@@ -169,11 +173,10 @@ class SweepProgress:
         parts += [f"{len(self.released)} released"] if self.released else []
         trained = self.pace.trained
         parts.append(f"{trained:,}/{trained + self.pace.left(self._waiting):,} epochs")
-        parts += [self.decisions] if self.decisions else []
         left = self.end - time.monotonic()
         if left > 0 and (self.running or self._waiting):
             parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
-        return ", ".join(parts)
+        return "; ".join([*([self.decisions] if self.decisions else []), ", ".join(parts)])
 
     def _texts(self) -> list[str]:
         """What each running trial does: `d2 w1 qat 3/8 95.1%`."""

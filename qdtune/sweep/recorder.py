@@ -128,6 +128,8 @@ class Recorder(tune.Callback):
         self.curves[ours.trial_id] = []
         self.heard[ours.trial_id] = time.monotonic()
         self.recovering.discard(ours.trial_id)
+        if not self.progress.decisions:
+            self._show_decisions()
         self.progress.start(ours.trial_id, self.progress.name(ours, self.queue.spec.seeds))
         self.loggers.start(ours)
         self._moved()
@@ -283,10 +285,14 @@ class Recorder(tune.Callback):
             table = aggregate(table_of(rows, self.store.trials_schema))
             front = table_front(table)
             self.metrics.stand((result.state for result in self.queue.results.values()), table)
-            if self.queue.is_replicating:
-                self.progress.decisions = str(self.queue.count_decisions() or "")
+            self._show_decisions()
         self.progress.finish(ended.trial.trial_id, ended.state, front, total, len(ended.curve))
         self._moved()
+
+    def _show_decisions(self) -> None:
+        """Shows how comparisons stand, once the plan is through and they get more seeds until they are decided."""
+        tally = self.queue.count_decisions() if self.queue.is_replicating else None
+        self.progress.decisions = tally.progress if tally else ""
 
     def _moved(self) -> None:
         """Updates the metrics with the trials that have begun; those of the queue may still wait for a place."""

@@ -71,7 +71,7 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
     out.print()
     _print_front(run, table, out)
     if tally := queue.count_decisions():
-        out.print(f"{tally}: see the report")
+        out.print(f"{tally.summary}: see the report")
     _print_losses(run, states, table, out)
     _print_dead_warmups(run, out)
     if table.num_rows:

@@ -576,6 +576,19 @@ def test_depths_that_finished_but_do_not_fit_are_not_said_to_be_unfinished(stopp
     assert conclude("depth", replace(found, depth=()))[1:] == [concluded]
 
 
+def test_ties_of_the_best_are_counted():
+    alike = [configuration(d, 2, [0.9, 0.91, 0.92], size_bytes=200) for d in (1, 2, 3)]
+    larger = configuration(4, 2, [0.9, 0.91, 0.92], size_bytes=210)
+    trials = table(*alike, larger)
+    best = answer(trials, NOTHING, aggregate(trials)).best
+    assert best.n_tied == 2
+    told = "3 configurations tie: the same mean and the same bytes."
+    assert f" on the test set. {told} " in best.sentence
+    assert told in best.short_sentence
+    trials = table(alike[0], larger)
+    assert "tie" not in answer(trials, NOTHING, aggregate(trials)).best.sentence
+
+
 def test_the_best_of_one_seed_is_sure_of_nothing():
     trials = table(configuration(1, 2, [0.9]), configuration(2, 2, [0.8]))
     found = answer(trials, NOTHING, aggregate(trials))

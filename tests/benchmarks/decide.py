@@ -24,7 +24,7 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.decisions import Family
 from qdtune.store.further_seeds import find_further_seeds, judge_cohorts
-from qdtune.store.looks import DECIDED
+from qdtune.store.looks import DECIDED, SAME
 from qdtune.store.results import SeedEnd
 from qdtune.store.seed_tests import FAMILY_ALPHA, apply_holm, t_test
 from qdtune.store.unfinished import Key, StoredCohort
@@ -33,6 +33,7 @@ Values = NDArray[np.float64]
 MOST_SEEDS, UNIFORM = 12, (3, 5, 10)
 EFFECTS = (0.5, 1.0, 2.0, 4.0)  # standard deviations of a difference
 ONE_SD = 0.01  # the standard deviation of a difference, in accuracy
+IS_SAME = 2.0  # a verdict, beside -1 and 1
 SIZES: dict[int, dict[str, list[Any]]] = {  # comparisons -> the axes of their sweep
     2: {"depth": [1, 2], "weight_bits": [1, 2]},
     6: {"depth": [1, 2, 3], "weight_bits": [1, 2, 4]},
@@ -64,8 +65,8 @@ NOISES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Values]] = {
 
 
 @cache
-def sweep_of(comparisons: int) -> Spec:
-    """A sweep with so many comparisons of depths, see `SIZES`."""
+def sweep_of(comparisons: int, same_within: float | None = None) -> Spec:
+    """A sweep with so many comparisons of depths, see `SIZES`, and a margin."""
     axes = {axis: {"values": values} for axis, values in SIZES[comparisons].items()}
     return Spec.model_validate(
         {
@@ -74,7 +75,7 @@ def sweep_of(comparisons: int) -> Spec:
             "parameters": axes,
             "data": {"dataset": "digits", "val_size": 100},
             "early_terminate": {"type": "none"},
-            "replicate": {"until": "decided", "questions": ["depth"]},
+            "replicate": {"until": "decided", "questions": ["depth"], "same_within": same_within},
         }
     )
 
@@ -111,33 +112,36 @@ class Count:
         self.trainings += trainings
 
 
+def find_pairs(keys: Sequence[tuple[Key, int, tuple[Any, ...]]]) -> list[tuple[int, int]]:
+    """The places of both sides of each comparison: a depth and its baseline."""
+    baseline = {setting: i for i, (_, depth, setting) in enumerate(keys) if depth == 1}
+    return [(i, baseline[setting]) for i, (_, depth, setting) in enumerate(keys) if depth > 1]
+
+
+def draw_values(pairs: Sequence[tuple[int, int]], truth: Values, noise: np.random.Generator, draw: Any) -> Values:
+    """The metric of each configuration (rows) with each seed, from the true effects of the comparisons."""
+    places = [i for i, _ in pairs]
+    count = len({*places, *(j for _, j in pairs)})
+    means, scale = np.zeros((count, 1)), np.full((count, 1), 0.1)
+    # A baseline has little noise of its own, so that the differences have the shape of the noise, such as its skew.
+    means[places, 0], scale[places] = truth, 0.995
+    shared = noise.normal(0, 2, size=MOST_SEEDS)  # a seed is good or bad for all
+    return np.asarray(0.5 + ONE_SD * (means + scale * draw(noise, (count, MOST_SEEDS)) + shared))
+
+
 def run_family(comparisons: int, noise: np.random.Generator, draw: Any, counts: dict[str, Count]) -> None:
     """Draws one family and counts its verdicts for each way of giving seeds."""
     spec, keys = sweep_of(comparisons), keys_of(comparisons)
-    names, truth, baseline = [], [], {}
-    for i, (_, depth, setting) in enumerate(keys):
-        if depth == 1:
-            baseline[setting] = i
-    means = np.zeros(len(keys))
-    for i, (_, depth, setting) in enumerate(keys):
-        if depth > 1:
-            names.append((i, baseline[setting]))
-            effect = noise.choice(EFFECTS) * noise.choice([-1, 1]) * (noise.random() < 0.5)
-            truth.append(effect)
-            means[i] = effect
-    # A baseline has little noise of its own, so that the differences have the shape of the noise, such as its skew.
-    scale = np.array([0.1 if depth == 1 else 0.995 for _, depth, _ in keys])[:, None]
-    shared = noise.normal(0, 2, size=MOST_SEEDS)  # a seed is good or bad for all
-    values = 0.5 + ONE_SD * (means[:, None] + scale * draw(noise, (len(keys), MOST_SEEDS)) + shared)
-    true = np.array(truth)
+    pairs = find_pairs(keys)
+    truth = np.array([noise.choice(EFFECTS) * noise.choice([-1, 1]) * (noise.random() < 0.5) for _ in pairs])
+    values = draw_values(pairs, truth, noise, draw)
     for n in UNIFORM:
-        differences = np.array([values[i, :n] - values[j, :n] for i, j in names])
+        differences = np.array([values[i, :n] - values[j, :n] for i, j in pairs])
         found = t_test(differences)
         rejected, _ = apply_holm(found.p, FAMILY_ALPHA)
-        counts[f"uniform {n}"].add(true, np.sign(found.mean) * rejected, n * len(keys))
-    signs, trainings = decide(spec, keys, values)
-    verdicts = np.array([signs.get((keys[i][1], *keys[i][2]), 0) for i, _ in names])
-    counts["until decided"].add(true, verdicts, trainings)
+        counts[f"uniform {n}"].add(truth, np.sign(found.mean) * rejected, n * len(keys))
+    verdicts, trainings = decide(spec, keys, values)
+    counts["until decided"].add(truth, np.array([verdicts.get(i, 0.0) for i, _ in pairs]), trainings)
 
 
 def train(spec: Spec, keys: Sequence[Key], values: Values) -> tuple[list[StoredCohort], list[Family]]:
@@ -155,17 +159,22 @@ def train(spec: Spec, keys: Sequence[Key], values: Values) -> tuple[list[StoredC
 
 
 def decide(
-    spec: Spec, keys: Sequence[tuple[tuple[Any, ...], int, tuple[Any, ...]]], values: Values
-) -> tuple[dict[tuple[Any, ...], float], int]:
-    """The signs of the verdicts by depth, bits and scale, and the number of trainings, as a launch comes to them."""
+    spec: Spec, keys: Sequence[tuple[Key, int, tuple[Any, ...]]], values: Values
+) -> tuple[dict[int, float], int]:
+    """The verdicts by the place of the deeper side, and the number of trainings, as a launch comes to them.
+
+    A verdict is the sign of a significant difference, or `IS_SAME`.
+    """
     cohorts, (family,) = train(spec, [key for key, *_ in keys], values)
-    signs = {}
+    place = {(depth, *setting): i for i, (_, depth, setting) in enumerate(keys)}
+    verdicts = {}
     for i, member in enumerate(family.members):
-        side = member.at[0].group[0]  # type: ignore[union-attr]
-        if family.walk.endings[i] == DECIDED:
-            mean = family.walk.tests[family.walk.looks[i]].mean[i]
-            signs[side.key["depth"], side.key["weight_bits"], side.key["scale"]] = float(np.sign(mean))
-    return signs, sum(len(one.seeds) for one in cohorts)
+        key = member.at[0].group[0].key  # type: ignore[union-attr]
+        ending, mean = family.walk.endings[i], family.walk.tests[family.walk.looks[i]].mean[i]
+        if ending in (DECIDED, SAME):
+            name = key["depth"], key["weight_bits"], key["scale"]
+            verdicts[place[name]] = IS_SAME if ending == SAME else float(np.sign(mean))
+    return verdicts, sum(len(one.seeds) for one in cohorts)
 
 
 def simulate(noise_name: str, families: int, sizes: Sequence[int] = tuple(SIZES), seed: int = 0) -> dict[str, Count]:

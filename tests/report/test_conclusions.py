@@ -8,17 +8,20 @@ from qdtune.analysis.answers import Answers
 from qdtune.analysis.best import Best, BestDepth
 from qdtune.analysis.comparison import Comparison
 from qdtune.report.conclusions import (
-    MAX_GROUPS,
     advise_refusals,
-    behind_sentences,
     conclude,
-    describe_bits_list,
     describe_correction,
     describe_counts,
     describe_refusals,
     describe_verdicts,
-    significant_sentences,
     sum_up,
+)
+from qdtune.report.groups import (
+    MAX_GROUPS,
+    behind_sentences,
+    describe_bits_list,
+    same_sentences,
+    significant_sentences,
 )
 
 BASE = Comparison(
@@ -62,6 +65,30 @@ def test_significant_comparisons_of_one_pair_of_values_are_one_sentence():
     ]
     assert significant_sentences(at(HELPS, 1, 2, 32))[0].endswith(
         "in all 3 comparisons (at 1 and 2 bits and with float weights), by 2.0 points."
+    )
+
+
+SAME = replace(TESTED, verdict="same", effect=0.001, low=-0.002, high=0.003, same_within=0.004, ending="same", look=2)
+
+
+def test_what_is_the_same_is_one_sentence_after_the_significant_ones():
+    found = [*at(HELPS, 1, 2, look=1), *at(SAME, 4, 8), *at(SAME, 3, look=3, n_seeds=9), *at(UNDECIDED, 5)]
+    lines = conclude("activation", asked(*found))
+    assert lines[:2] == [
+        "relu is significantly better than identity in 2 of 6 comparisons (at 1 and 2 bits; look 1, 5 seeds), by 2.0 "
+        "points.",
+        "relu is the same as identity within 0.4 points in 3 of 6 comparisons (at 3, 4 and 8 bits; looks 2 and 3, 5 "
+        "and 9 seeds).",
+    ]
+    assert "relu against identity" in lines[2]
+    assert describe_verdicts(found) == "6 comparisons: 2 help, 3 the same, 1 undecided"
+    assert same_sentences([SAME]) == [
+        "At 2 bits and depth 2, relu is the same as identity within 0.4 points: +0.1 points (95 % interval -0.2 to "
+        "+0.3, 5 seeds, found at look 2)."
+    ]
+    names = ["relu", "gelu", "tanh", "hardtanh"]
+    assert same_sentences([replace(SAME, value=name) for name in names])[-1] == (
+        "1 more pair of values, within 0.4 points: hardtanh is the same as identity (at 2 bits; look 2, 5 seeds)."
     )
 
 
@@ -160,7 +187,10 @@ def test_best_depths_of_several_bits_are_told_with_what_else_varies():
     ]
     by_bits = tuple(replace(best_depth(n + 1, 2, 0.01), setting=one) for n, one in enumerate(settings))
     (line,) = conclude("depth", asked(by_bits=by_bits))
-    assert line == "Depth 2 (relu or gelu) is significantly better than every other depth at 1, 2, 3 and 4 bits."
+    assert line == (
+        "Depth 2 (relu or gelu, qat_lr 0 or qat_lr 1 or qat_lr 2 or 1 other) is significantly better than every "
+        "other depth at 1, 2, 3 and 4 bits."
+    )
 
 
 def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
@@ -169,7 +199,10 @@ def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
     assert lines[0] == BEST.sentence
     assert lines[1] == "Depth 2 is significantly better than every other depth at 1 and 2 bits."
     assert "worse" in lines[2]
-    assert lines[-1] == "At 4 and 8 bits, no depth is significantly better than every other depth."
+    assert lines[-1] == (
+        "At 4 and 8 bits, no depth is significantly better than every other depth. The best mean has depth 1 at 4 "
+        "and 8 bits."
+    )
     (_, alone) = conclude("depth", asked(best=BEST, by_bits=by_bits[3:]))
     assert alone == by_bits[3].sentence
     unknown = replace(by_bits[0], p=None)  # a single depth, or a single seed: there is nothing to conclude
@@ -191,7 +224,8 @@ def test_bits_at_which_one_depth_alone_was_trained_to_its_end_are_said():
         alone(32),  # no other depth was tried
     )
     assert conclude("depth", asked(by_bits=by_bits)) == [
-        "At 3 and 4 bits, no depth is significantly better than every other depth.",
+        "At 3 and 4 bits, no depth is significantly better than every other depth. The best mean has depth 2 at 3 "
+        "and 4 bits.",
         "At 1 and 2 bits, only depth 1 was trained to its end: depths 2 to 4 were stopped early.",
         "At 8 bits, only depth 1 was trained to its end: depths 2 and 3 failed; depth 4 was stopped early.",
     ]

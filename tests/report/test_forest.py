@@ -51,6 +51,17 @@ def test_verdicts_are_readable_without_colour():
     assert bold == "indexof([0, 2, 1], datum.value) >= 0"  # headings, then the significant one; not the last
 
 
+def test_the_same_is_a_square_between_the_lines_of_the_margin():
+    same = replace(UNDECIDED, verdict="same", same_within=0.004, effect=0, low=-0.003, high=0.003, look=2)
+    chart = chart_of("activation", [*at(same, 1), *at(HELPS, 2, same_within=0.004, look=1)])
+    margins = chart["layer"][1]["data"]["values"]
+    assert margins == [{"margin": -0.4}, {"margin": 0.4}]
+    shape = chart["layer"][-1]["encoding"]["shape"]["scale"]
+    assert dict(zip(shape["domain"], shape["range"], strict=True))["same"] == "square"
+    found = chart["layer"][-1]["data"]["values"]
+    assert [(row["verdict"], row["look"]) for row in found] == [("same", 2), ("helps", 1)]
+
+
 def test_a_comparison_without_an_interval_is_a_point():
     (row,) = rows(chart_of("activation", [replace(UNDECIDED, n_seeds=1, low=None, high=None)]))
     assert (row["effect"], row["low"], row["high"]) == (1, None, None)

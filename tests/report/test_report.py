@@ -219,7 +219,23 @@ def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys
     assert letters
     assert letters == {line.partition(":")[0] for line in lines if re.match(r"[a-z]{1,2}: ", line)}
     assert "At 1 bit, depth " in out
+    assert 'best depth "at N bits" and the best "within N bytes" are two questions' in " ".join(out.split())
     assert "qdtune report --all" not in out
+
+
+def test_one_number_of_bits_can_be_asked_for_and_keeps_its_verdicts(run, capsys):
+    assert main([str(run.root), "--bits", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "At 2 bits, depth " in said
+    assert "6 comparisons: 6 undecided. Corrected for 30 tests (Holm)." in said
+    assert not re.search("At [^2]+ bits?[ ,]", said)
+    assert len(re.findall(r"At 2 bits \(|At 2 bits and depth ", said)) == 9
+    for given, told in (
+        ("5", f"error: --bits 5: {run.root} has 1, 2, 3, 4, 8\n"),
+        ("two", "error: --bits must be whole numbers with commas between, such as 2 or 1,2, got 'two'\n"),
+    ):
+        assert main([str(run.root), "--bits", given]) == 2
+        assert capsys.readouterr().err == told
 
 
 def test_a_file_that_is_left_out_costs_the_page_nothing_else(tmp_path):

@@ -189,6 +189,27 @@ def test_neighbours_that_the_first_seeds_tell_apart_get_no_more():
     assert launches.further == 0
 
 
+def test_the_tally_counts_the_trainings_of_a_look_and_of_all():
+    launches, seen = Launches(sweep(ONE_WIDTH), noisy()), []
+    launches.launch(random.Random(0), kill_after=15)
+    before = launches.queue().count_decisions()
+    while launches.queue().more():
+        launches.launch(random.Random(0), kill_after=1)
+        seen.append(launches.queue().count_decisions())
+    assert (before.look, before.looks, before.begun, before.first, before.further) == (2, 4, 0, 45, 0)
+    assert before.progress == f"look 2 of 4: 0/{before.needed} trainings; {before}"
+    second = [tally for tally in (before, *seen) if tally.look == 2]
+    assert {tally.begun + tally.needed for tally in second} == {before.needed}
+    assert [tally.begun for tally in second] == list(range(0, before.needed, 3))
+    last = seen[-1]
+    assert (last.look, last.progress) == (None, str(last))
+    assert last.further == launches.further
+    assert (
+        last.summary
+        == f"{last}, after {45 + launches.further} trainings, {launches.further} of them with further seeds"
+    )
+
+
 def test_seeds_above_the_first_ones_are_the_same_for_all():
     spec = sweep({"depth": [1, 2], "weight_bits": [1, 2]}, seeds=[7, 3])
     launches = Launches(spec, noisy())

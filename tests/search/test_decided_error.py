@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks.decide import Count, simulate, simulate_front
+from tests.benchmarks.decide_same import MARGINS, MIXES, WORST_SIZES, simulate_same
 
 FAMILIES = 2000
 
@@ -51,3 +52,32 @@ def test_at_most_five_per_cent_of_fronts_have_a_wrong_verdict(step):
     found = simulate_front(FAMILIES, step)
     assert share_wrong(found) <= 0.05
     assert found.decided > 0 or step == 0
+
+
+# --- the same within a margin
+
+
+def test_few_families_with_a_margin_come_out_as_the_benchmark_says():
+    found = simulate_same("normal", 60, 2.0, sizes=WORST_SIZES)
+    assert found.wrong_same + found.wrong_different <= 6
+    assert found.called_same > 0.4 * found.same
+    assert found.decided > 0.4 * found.effects
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("noise", ["normal", "t3"])
+def test_at_most_five_per_cent_of_questions_with_a_margin_have_a_wrong_verdict_of_either_kind(noise, margin):
+    found = simulate_same(noise, FAMILIES, margin)
+    assert max(found.wrong_same, found.wrong_different) <= found.wrong
+    assert found.wrong <= 0.05 * found.families
+    assert found.called_same > 0.05 * found.same
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "mixed"])
+def test_the_worst_effects_for_a_margin_do_not_break_the_level(mix):
+    found = simulate_same("normal", FAMILIES, 1.0, mix, WORST_SIZES)
+    assert found.wrong <= 0.05 * found.families

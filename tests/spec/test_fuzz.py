@@ -63,7 +63,8 @@ UNTIL = (
     .replace(b"name: every.key-1", b"name: every.key-2")
     .replace(
         b"replicate: {front: 5, within: 0.005}",
-        b"replicate: {until: decided, looks: [3, 6], alpha: 0.05, budget: {seconds: 60}, questions: [activation]}",
+        b"replicate: {until: decided, looks: [3, 6], alpha: 0.05, same_within: 0.01, budget: {seconds: 60},"
+        b" questions: [activation]}",
     )
 )
 FILES = [EVERY_KEY, UNTIL, *(path.read_bytes() for path in sorted((ROOT / "sweeps").glob("*.yaml")))]

@@ -35,7 +35,7 @@ def test_defaults_are_four_looks_and_the_axes_that_vary():
     spec = read("replicate={until: decided}")
     assert spec.looks == (3, 6, 9, 12)
     assert questions_of(spec) == ("depth",)
-    assert (spec.replicate.alpha, spec.replicate.budget) == (0.05, None)
+    assert (spec.replicate.alpha, spec.replicate.same_within, spec.replicate.budget) == (0.05, None, None)
     assert read("replicate={until: decided}", "seeds=[0, 1, 2, 3, 4]").looks == (5, 10, 15, 20)
 
 
@@ -51,6 +51,7 @@ def test_other_ways_have_no_looks():
         ("{front: 5}", "replicate: {front: 5, within: 0.005}"),
         ("{until: decided}", "replicate: {until: decided, alpha: 0.05}"),
         ("{until: decided, budget: 60}", "replicate: {until: decided, alpha: 0.05, budget: 60}"),
+        ("{until: decided, same_within: 0.003}", "replicate: {until: decided, alpha: 0.05, same_within: 0.003}"),
     ],
 )
 def test_canonical_text_has_the_keys_of_its_way_alone(given, text):
@@ -76,6 +77,9 @@ BUDGET = "(a number of trainings, one per configuration and seed; or {seconds: N
         ("{until: decided, front: 5}", "has both 'front' and 'until' (one of them)"),
         ("{until: decided, within: 0.1}", "within is a key of front"),
         ("{front: 5, looks: [3, 6]}", "looks is a key of until: decided"),
+        ("{front: 5, same_within: 0.1}", "same_within is a key of until: decided"),
+        ("{until: decided, same_within: 0.0}", "0 is not allowed: no two means are equal (above 0, or null)"),
+        ("{until: decided, same_within: 1.5}", "1.5 is not allowed (an accuracy, 0 to 1)"),
         ("{until: decided, budget: 0}", f"0 is not allowed {BUDGET}"),
         ("{until: decided, budget: 1.5}", f"1.5 is not allowed {BUDGET}"),
         ("{until: decided, budget: true}", f"true is not allowed {BUDGET}"),

@@ -35,6 +35,7 @@ EARLIER = sweep(AXES)
 CHANGED = [
     ({"looks": [3, 6, 9]}, r"replicate.looks: \[3, 6, 9, 12\] there, \[3, 6, 9\] now"),
     ({"alpha": 0.1}, r"replicate.alpha: 0.05 there, 0.1 now"),
+    ({"same_within": 0.003}, r"replicate.same_within: None there, 0.003 now"),
     ({"questions": ["depth", "front"]}, r"replicate.questions: \['depth'\] there, \['depth', 'front'\] now"),
 ]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE, LookTable, Walk, rising_levels, walk_looks
+from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE, SAME, LookTable, Walk, rising_levels, walk_looks
+from qdtune.store.seed_tests import half_width, same_test
 
 LOOKS = (3, 6, 9, 12)
 EQUAL = 1e-6
@@ -178,3 +179,113 @@ def test_differences_that_are_all_zero_are_given_up_at_once():
 def test_an_empty_family():
     found = walk(np.empty((0, 3)))
     assert (found.endings, found.pending) == ((), ())
+
+
+# --- the same within a margin
+
+MARGIN = 1.5
+
+
+def slowly_with_margin(values: np.ndarray, looks=LOOKS, alpha=0.05) -> list[tuple[str, int]]:
+    """As `slowly`, with a margin; without giving up before the last look."""
+    m, shares = len(values), sum(range(1, len(looks) + 1))
+    ends = []
+    for row in values:
+        end = (GIVEN_UP, len(looks) - 1)
+        for look, n in enumerate(looks):
+            level = alpha * (look + 1) / shares / m
+            mean, error = row[:n].mean(), row[:n].std(ddof=1) / math.sqrt(n)
+            # Two one-sided tests: above -margin, and below it.
+            sides = (mean + MARGIN) / error, (MARGIN - mean) / error
+            is_different = 2 * student.sf(abs(mean) / error, n - 1) <= level
+            if is_different or max(student.sf(side, n - 1) for side in sides) <= level:
+                end = (DECIDED if is_different else SAME, look)
+                break
+        ends.append(end)
+    return ends
+
+
+def drawn_near(seed: int, m: int) -> np.ndarray:
+    noise = np.random.default_rng(seed)
+    return noise.normal(noise.choice([0, 0.5, 1, 1.5], size=(m, 1)) * MARGIN, 1, size=(m, LOOKS[-1]))
+
+
+def walk_near(values: np.ndarray, margin: float | None = MARGIN) -> Walk:
+    return walk_looks(tables_of(values), rising_levels(0.05, len(LOOKS)), margin)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_verdicts_with_a_margin_are_those_of_the_slow_version(seed):
+    values = drawn_near(seed, m=1 + seed)
+    found = walk_near(values)
+    expected = slowly_with_margin(values)
+    for ending, look, (known, at) in zip(found.endings, found.looks, expected, strict=True):
+        assert ending == known
+        assert look == at or ending == GIVEN_UP
+    if seed >= 10:
+        assert SAME in found.endings
+
+
+def test_an_interval_shows_each_verdict():
+    verdicts = set()
+    for seed in range(30):
+        found = walk_near(drawn_near(seed, m=6))
+        for i, ending in enumerate(found.endings):
+            test = found.tests[found.looks[i]]
+            half = half_width(test.std[i], int(test.n[i]), found.interval_alpha(i))
+            low, high = test.mean[i] - half, test.mean[i] + half
+            assert (ending == DECIDED) == (not low <= 0 <= high) or ending == SAME
+            assert ending != SAME or -MARGIN < low < high < MARGIN
+            verdicts.add(ending)
+    assert verdicts == {DECIDED, SAME, GIVEN_UP}
+
+
+def test_a_significant_difference_within_the_margin_is_decided_and_not_the_same():
+    noise = np.random.default_rng(1).normal(0, 0.1, size=(1, 12))
+    found = walk_near(0.7 + noise)
+    assert found.endings == (DECIDED,)
+    test = found.tests[found.looks[0]]
+    assert same_test(test, MARGIN)[0] < test.p[0] < found.levels[0]
+
+
+def test_it_is_given_up_only_if_neither_verdict_can_be_reached():
+    hopeless_difference = np.array([[-1.0, 1.1, 0.0]])
+    wide = hopeless_difference * 5
+    assert walk_near(hopeless_difference, None).endings == (GIVEN_UP,)
+    assert walk_near(hopeless_difference, 1.5).endings == (LIVE,)
+    assert walk_near(wide, 1.5).endings == (GIVEN_UP,)
+    same = np.tile([-0.1, 0.1, 0.0, 0.05], 3)[None]
+    assert (walk_near(same).endings, walk_near(same, None).endings) == ((SAME,), (GIVEN_UP,))
+
+
+def test_equal_values_are_tested_by_their_signs():
+    """Each p is 2^-n: 1/8 with 3 seeds, 1/4096 with 12."""
+    assert walk_near(np.zeros((1, 3))).endings == (LIVE,)
+    found = walk_near(np.zeros((1, 12)))
+    assert (found.endings, found.looks) == ((SAME,), (2,))  # 1/512 is below 1.5 %, 1/64 not below 1 %
+    assert walk_near(np.full((1, 12), 2 * MARGIN)).endings == (DECIDED,)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_more_results_never_withdraw_a_verdict_of_either_kind(seed):
+    """Seeds come for what lacks them, in any order, and for others that share their sides."""
+    chance, values = random.Random(seed), drawn_near(seed, m=8)
+    known = np.full_like(values, np.nan)
+    known[:, :3] = values[:, :3]
+    seen: dict[int, tuple[str, int]] = {}
+    while True:
+        found = walk_near(known)
+        now = {
+            i: (end, look)
+            for i, (end, look) in enumerate(zip(found.endings, found.looks, strict=True))
+            if end in (DECIDED, SAME)
+        }
+        assert seen.keys() <= now.keys()
+        assert all(now[i][0] == end and now[i][1] <= look for i, (end, look) in seen.items())
+        seen = now
+        if not found.pending:
+            break
+        others = [i for i in range(8) if i not in found.pending and np.isnan(known[i, -1])]
+        i = chance.choice(others if others and chance.random() < 0.3 else found.pending)
+        n = int(np.isfinite(known[i]).sum())
+        known[i, : n + 3] = values[i, : n + 3]

@@ -237,8 +237,8 @@ def test_last_trial_is_told_at_once(clock: Clock, capsys: pytest.CaptureFixture[
 def test_line_says_how_many_comparisons_are_decided(clock: Clock) -> None:
     shown = begun(2, "a")
     assert "decided" not in shown.summary()
-    shown.decisions = "12 of 30 comparisons decided, 9 given up, 9 live"
-    assert shown.summary() == f"0/2 done, 1 running, 0/8 epochs, {shown.decisions}"
+    shown.decisions = "look 2 of 4: 3/6 trainings; 12 of 30 comparisons decided, 9 given up, 9 live"
+    assert shown.summary() == f"{shown.decisions}; 1 running, 0/8 epochs"
 
 
 def test_trials_that_were_not_foreseen_are_counted_once_they_start(clock: Clock) -> None:
