@@ -22,7 +22,15 @@ MAX_ERROR_CHARS = 300  # of an error that the user's code raises
 
 
 class PluginError(ValueError):
-    """The user's code cannot be used; the message is one line."""
+    """The user's code cannot be used.
+
+    Attributes:
+        faults: what is wrong, a line each; `str` is the first one.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(faults[0])
+        self.faults = faults
 
 
 class Grant(NamedTuple):
@@ -152,8 +160,8 @@ def _failing_line(error: BaseException) -> str:
 
 @contextmanager
 def blame_group(group: str) -> Iterator[None]:
-    """Turns every PluginError of its block into a mistake of the key `GROUP.factory` in the sweep file."""
+    """Turns each fault of a PluginError of its block into a mistake of the key `GROUP.factory` in the sweep file."""
     try:
         yield
     except PluginError as error:
-        raise user_error(str(error), group, "factory") from error
+        raise SpecError([Problem(None, (group, "factory"), fault) for fault in error.faults]) from error

@@ -343,8 +343,8 @@ def test_a_model_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message
     planted(tmp_path, text)
     with pytest.raises(SpecError, match=message) as caught:
         try_own_model(describe_own_model(spec_of("planted:f")))
-    assert str(caught.value).startswith("error: model.factory: ")
-    assert str(caught.value).isprintable()
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("error: model.factory: ") and line.isprintable() for line in lines)
 
 
 DATA = "import numpy as np\ndef f(root):\n    x, y = np.zeros((200, 6), np.uint8), np.arange(200) % 3\n    return "
@@ -352,7 +352,12 @@ ROWS = r"must give 2 rows to train on and 1 to test with"
 BAD_DATA = [
     (f"{DATA}x, y", r"planted:f must return \(train_x, train_y, test_x, test_y\), got tuple"),
     (f"{DATA}None", r"test_x, test_y\), got NoneType"),
-    (f"{DATA}open(root / 'none')", r"planted:f failed: FileNotFoundError: .*none' \(.*planted.py:4\)"),
+    (
+        f"{DATA}open(root / 'none')",
+        r"planted:f failed: FileNotFoundError: .*none' \(.*planted.py:4\); its argument is the folder of the data sets, "
+        r"/.* \(--data-dir\), and not that of the sweep file",
+    ),
+    (f"{DATA}1 / 0", r"planted:f failed: ZeroDivisionError: division by zero \(.*planted.py:4\)$"),
     (f"{DATA}[[1], [2, [3]]], y, x, y", r"must return four arrays: ValueError: "),
     (
         f"{DATA}x.astype('i8'), y, x, y",
@@ -371,7 +376,11 @@ BAD_DATA = [
         f"{DATA}x, y, x, list(np.ma.masked_equal(y, 1))",
         r"f: test_y must have no masked elements, got 67 rows .* row 1",
     ),
-    (f"{DATA}x, y, x.reshape(200, 2, 3), y", r"test_x must be uint8, .* got uint8 of shape \(200, 2, 3\)"),
+    (f"{DATA}x, y, x.reshape(200, 2, 3), y", rf"{ROWS}, as wide .*got shapes \(200, 6\) and \(200, 1, 2, 3\)"),
+    (
+        f"{DATA}x, y, x.reshape(200, 1, 1, 2, 3), y",
+        r"test_x must be uint8, .* got uint8 of shape \(200, 1, 1, 2, 3\)",
+    ),
     (f"{DATA}x.reshape(200, 1, 6, 1), y, x, y", rf"{ROWS}, as wide .*got shapes \(200, 1, 6, 1\) and \(200, 6\)"),
     (
         f"{DATA}np.zeros((9, 8, 8, 3), 'u1'), y, x, y",
@@ -396,8 +405,25 @@ def test_data_that_cannot_be_used_is_told_in_one_line(tmp_path, text, message):
     planted(tmp_path, text)
     with pytest.raises(SpecError, match=message) as caught:
         call_own_data(spec_of(data="planted:f"), tmp_path)
-    assert str(caught.value).startswith("error: data.factory: ")
-    assert "\n" not in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("error: data.factory: planted") and line.isprintable() for line in lines)
+
+
+def test_faults_of_one_model_are_told_together(tmp_path):
+    planted(tmp_path, f"{SEQ}(nn.Linear(16, 8), nn.Dropout(0.2), nn.LSTM(8, 8), nn.Linear(8, 4))")
+    with pytest.raises(SpecError) as caught:
+        describe_own_model(spec_of("planted:f"))
+    said = str(caught.value).splitlines()
+    assert ["with dropout 0.2 in 1" in said[0], "with an nn.LSTM in 2" in said[1], len(said)] == [True, True, 2]
+
+
+def test_faults_of_one_factory_are_told_together(tmp_path):
+    planted(tmp_path, f"{DATA}x.astype('i8'), y + 1, np.full((200, 6), np.nan), y")
+    with pytest.raises(SpecError) as caught:
+        call_own_data(spec_of(data="planted:f"), tmp_path)
+    said = str(caught.value).splitlines()
+    parts = ["train_x must be uint8", "test_x must be finite float32", "labels must run from 0"]
+    assert all(f"error: data.factory: planted:f: {part}" in line for part, line in zip(parts, said, strict=True))
 
 
 @pytest.mark.parametrize(

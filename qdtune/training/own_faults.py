@@ -23,14 +23,18 @@ TORCH_ATTRIBUTES = vars(nn.Module()).keys()  # those in which torch itself keeps
 SEQUENCES = (list, tuple, set, frozenset, deque)
 
 
-def find_faults(model: nn.Module) -> Iterator[str]:
-    """The faults of a model, each as the end of a sentence that begins with `FACTORY builds a model`."""
-    yield from _find_unfinished(model)  # first, because its tensors cannot be read
+def find_faults(model: nn.Module) -> list[str]:
+    """The faults of a model, each as the end of a sentence that begins with `FACTORY builds a model`.
+
+    Only what can be told at once: later checks would call a fault that follows from an earlier one by another name.
+    """
+    stages = _find_unfinished, _find_wrong_modules, _find_unregistered, _find_layer_faults, _find_tensor_faults
+    return next((faults for stage in stages if (faults := list(stage(model)))), [])
+
+
+def _find_wrong_modules(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         yield from _find_module_faults(name or "it", module)
-    yield from _find_unregistered(model)
-    yield from _find_layer_faults(model)
-    yield from _find_tensor_faults(model)
 
 
 def find_quantisable(model: nn.Module) -> Iterator[tuple[nn.Module, LayerShape]]:
@@ -183,6 +187,7 @@ def _find_tensor_faults(model: nn.Module) -> Iterator[str]:
                 f"whose {name} is also its {names[id(tensor)]}: shared weights cannot be split in two places, and a "
                 "shared buffer would become two; register it once"
             )
+            continue
         names[id(tensor)] = name
         if tensor.layout != torch.strided or not tensor.numel():
             continue

@@ -159,8 +159,9 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
         if not isinstance(built, nn.Module):
             raise PluginError(f"{own.factory} must return an nn.Module, got {type(built).__name__}")
     with plugins.explain_errors(f"{own.factory} builds a model that cannot be examined"):
-        for fault in find_faults(model):
-            raise PluginError(f"{own.factory} builds a model {fault}")
+        faults = [f"{own.factory} builds a model {fault}" for fault in find_faults(model)]
+        if faults:
+            raise PluginError(*faults)
         is_repeatable = _are_equal(model.state_dict(), twin.state_dict())
     if not is_repeatable:
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")

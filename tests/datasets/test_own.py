@@ -71,6 +71,14 @@ def test_what_is_no_square_image_is_not_distorted(tmp_path, reshaped):
     assert data.inputs == 400
 
 
+def test_images_of_one_channel_need_no_axis_for_it(tmp_path):
+    found = [
+        called(tmp_path, shape, augment="shift") for shape in (".reshape(200, 20, 20)", ".reshape(200, 1, 20, 20)")
+    ]
+    assert [data.image for _, data in found] == [(1, 20, 20)] * 2
+    assert found[0][0].data.content == found[1][0].data.content
+
+
 def test_channels_come_first(tmp_path):
     with pytest.raises(SpecError, match=r"train_x must have its channels before height and width: use \.transpose"):
         called(tmp_path, ".reshape(200, 10, 10, 4)", augment="none")
