@@ -63,6 +63,12 @@ class DatasetInfo(NamedTuple):
             return None if side is None else (self.inputs // side**2, side, side)
         return self.image if self.image[1] == self.image[2] else None
 
+    @property
+    def pixels(self) -> tuple[int, int, int] | None:
+        """The channels, height and width of samples that are images, of any sides; None if they are none."""
+        image = self.square if self.image is None else self.image
+        return image if image is not None and image[1] > 1 else None
+
     def averaging(self, resolution: int | None) -> Averaging | None:
         """How its images are averaged down to a resolution; None if they stay as they are.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from qdtune import plugins
+from qdtune.spec.blocks import MEAN, POOL, CnnLayer
 
 
 def build_mlp(
@@ -22,19 +24,47 @@ def build_mlp(
         batch_norm: whether a batch normalisation follows each hidden layer, which then has no bias.
         seed: of the initial weights.
     """
-    layers: list[nn.Module] = []
     # `nn.Linear` draws only from the global generator, so that one is seeded here and restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        width = inputs
-        for h in hidden:
-            layers.append(nn.Linear(width, h, bias=not batch_norm))
-            if batch_norm:
-                layers.append(nn.BatchNorm1d(h))
-            layers.append(nn.ReLU())
-            width = h
-        layers.append(nn.Linear(width, classes))
-    return nn.Sequential(*layers)
+        return nn.Sequential(*_list_linear(inputs, hidden, classes, batch_norm))
+
+
+def _list_linear(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool) -> Iterator[nn.Module]:
+    width = inputs
+    for h in hidden:
+        yield nn.Linear(width, h, bias=not batch_norm)
+        if batch_norm:
+            yield nn.BatchNorm1d(h)
+        yield nn.ReLU()
+        width = h
+    yield nn.Linear(width, classes)
+
+
+def build_cnn(
+    layers: Sequence[CnnLayer], hidden: Sequence[int], classes: int, *, batch_norm: bool = False, seed: int
+) -> nn.Sequential:
+    """Convolutions with ReLU, pooling, and then the layers of `build_mlp`, from rows (B, C H W) to (B, classes).
+
+    Args:
+        layers: at least one; the first says what images the rows are.
+        hidden, classes, batch_norm, seed: as of `build_mlp`; convolutions are normalised as hidden layers are.
+    """
+    modules: list[nn.Module] = [nn.Unflatten(1, layers[0].image)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in layers:
+            if layer.kind == POOL:
+                modules.append(nn.MaxPool2d(layer.kernel, layer.stride))
+            elif layer.kind == MEAN:
+                modules.append(nn.AdaptiveAvgPool2d(1))
+            else:
+                settings = (layer.image[0], layer.channels, layer.kernel, layer.stride, layer.padding)
+                modules.append(nn.Conv2d(*settings, groups=layer.groups, bias=not batch_norm))
+                modules += [nn.BatchNorm2d(layer.channels)] if batch_norm else []
+                modules.append(nn.ReLU())
+        inputs = math.prod(layers[-1].output)
+        return nn.Sequential(*modules, nn.Flatten(), *_list_linear(inputs, hidden, classes, batch_norm))
 
 
 def build_own(factory: str, sha256: str, inputs: int, hidden: Sequence[int], classes: int, *, seed: int) -> nn.Module:

@@ -55,9 +55,10 @@ rounded to the nearest whole number, halves up.
 
 A convolution has the keys of "linear" besides its own, and W its rows in the order (O, C/G, k...). Its result at
 place p of channel o is the sum of W[o, c, j] * q(x)[c, p s + j d - before] over the places j of the kernel and the
-channels c of the group of o, where q(x) is 0 beyond its ends. These zeros add nothing, also where no code is 0. k, s, d
-and the two paddings have a number for each axis after the channels. A window of a pool is not padded, and what is left
-over at an end is dropped. Means are sums of doubles, rounded to float32 once. "affine" has a number for each channel.
+channels c of the group of o, where q(x) is 0 beyond its ends. These zeros add nothing, also where no code is 0. k, s,
+d and the two paddings have a number for each axis after the channels. A window of a pool is not padded, and what is
+left over at an end is dropped. Means are sums of doubles, rounded to float32 once. "affine" has a number for each
+channel.
 
 With b = 1..16, W is stored as O * I codes of b bits, row by row, in one stream of bits. Code k takes the bits from
 k*b to k*b + b - 1, its lowest bit first; bit n of the stream is bit n mod 8 of byte n div 8, where bit 0 is worth 1.
@@ -115,6 +116,7 @@ class RowFormat(NamedTuple):
 
 
 PIXEL_ROWS = RowFormat()
+OWN_NAMES = ("mlp", "cnn")  # models whose layers run in the order of their modules
 
 
 def pack_replicas(
@@ -131,7 +133,7 @@ def pack_replicas(
         replicas: seed -> a trained model, at least one; of each the numbers that evaluation uses.
         trial_id: of the trial that trained them; a file under another name is seen by it.
         inputs, outputs: I of the first layer, O of the last.
-        model: `mlp`, whose layers run in the order of its modules; or the factory of another one.
+        model: one of `OWN_NAMES`, or the factory of another one.
         rows: of the data.
     """
     tensors: dict[str, Tensor] = {}
@@ -143,7 +145,9 @@ def pack_replicas(
         tensors |= {f"{seed}/{name}": tensor.contiguous() for name, tensor in own.items()}
     program: dict[str, Any] = {"model": model, "inputs": inputs, "outputs": outputs}
     version = max(VERSION, *(kind_of_op(op["op"]).version for op in ops))
-    if model != "mlp":
+    if model in OWN_NAMES:
+        program |= {"complete": True} if model != "mlp" else {}
+    else:
         first = next(iter(replicas.values()))
         program["between"] = name_activations(first)
         if runs_in_order(first):

@@ -248,6 +248,20 @@ RESOLUTION = Axis(
     words=lambda n: "whole images" if n is None else f"{n} pixels a side",
     asked="{} pixels a side",
 )
+CHANNELS = Axis(
+    "channels",
+    Annotated[int, whole(1, 4096)] | None,
+    None,
+    "structure",
+    "int32",
+    "channels of the first block of a `cnn` that names a number; the others scale with it; null: as they are written",
+    place=14,
+    has_range=True,
+    since=7,
+    before=None,
+    tag="c{}",
+    words=lambda n: "channels as written" if n is None else f"{n} channels",
+)
 AXES = (
     DEPTH,
     WEIGHT_BITS,
@@ -263,6 +277,7 @@ AXES = (
     QAT_LR,
     AUGMENT,
     RESOLUTION,
+    CHANNELS,
 )
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)

@@ -13,6 +13,7 @@ from qdtune.datasets.dataset import Averaging, DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.spec.axes import AXES, axis_fields, label
 from qdtune.spec.axis import LATER_STAGES, Axis
+from qdtune.spec.blocks import PADDINGS, CnnLayer, cnn_structure, list_cnn_layers
 from qdtune.spec.groups import Phase
 from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
@@ -24,7 +25,8 @@ INPUTS_VERSION = 2
 RESULTS_VERSION = 1  # raise it when the same configuration gives other numbers: old results then no longer count
 # The float warm-up does not depend on these: quantisation and QAT.
 _NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage in LATER_STAGES} | {"inputs", "qat"})
-_LATER_FIELDS = {"task": CLASSIFICATION.name, "metric": ACCURACY.name, "normalize": "none"}
+_LATER_FIELDS: dict[str, Any] = {"task": CLASSIFICATION.name, "metric": ACCURACY.name, "normalize": "none"}
+_LATER_FIELDS |= {"blocks": None, "padding": None}
 # The axes that belong to a training phase are fields of that phase.
 _AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 
@@ -62,6 +64,7 @@ class Configuration(_AxisFields):
         own_model, own_data: the user's model and data, if these come from factories.
         task, metric: what it is trained for, and by what it is judged.
         normalize: of rows that are not uint8, see `choices.NORMALIZATIONS`.
+        blocks, padding: of a `cnn`, see `spec/blocks.py`; None: it is an `mlp` or the user's own model.
     """
 
     batch_norm: bool | str
@@ -76,6 +79,8 @@ class Configuration(_AxisFields):
     task: str = CLASSIFICATION.name
     metric: str = ACCURACY.name
     normalize: str = "none"
+    blocks: tuple[str, ...] | None = None
+    padding: str | None = None
 
     @cached_property
     def trial_id(self) -> str:
@@ -135,7 +140,18 @@ class Configuration(_AxisFields):
         info = self.info
         outputs = task_of(self.task).outputs(info)
         normalised = {"none": 0, "dataset": 1, "feature": info.inputs}[self.normalize]
+        if self.cnn_layers is not None:
+            return cnn_structure(self.cnn_layers, self.hidden, outputs, self.batch_norm, normalised)
         return mlp_structure(info.inputs, self.hidden, outputs, self.batch_norm, normalised)
+
+    @property
+    def cnn_layers(self) -> tuple[CnnLayer, ...] | None:
+        """The layers before the hidden ones, if it is a `cnn`."""
+        if self.blocks is None:
+            return None
+        image = self.info.pixels
+        assert image is not None, "a sweep file with other data is refused"
+        return list_cnn_layers(self.blocks, self.channels, self.padding or PADDINGS[0], image)
 
     @property
     def info(self) -> DatasetInfo:
@@ -163,7 +179,7 @@ class Configuration(_AxisFields):
             "trial_id": self.trial_id,
             **self.cells,
             "dataset": self.dataset,
-            "model": self.own_model.factory if self.own_model else "mlp",
+            "model": self.own_model.factory if self.own_model else "mlp" if self.blocks is None else "cnn",
             **known_before(self),
             "inner_dims": self.structure.inner_dims(self.depth, self.decompose),
         }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import KeyPath
-from qdtune.spec.axes import AXES, RESOLUTION
+from qdtune.spec.axes import AXES, CHANNELS, RESOLUTION
 from qdtune.spec.axis import Axis
+from qdtune.spec.blocks import PADDINGS, has_channels, list_cnn_layers
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.replicate import list_replicate_disagreements
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
@@ -39,6 +40,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
             what = f"a range ends at {axis.range_end} ({end} is float; give it as a value)"
             yield ("parameters", axis.name, "max"), what
     yield from _list_task_disagreements(spec)
+    yield from _list_channel_disagreements(spec)
     if spec.data.info is not None:
         yield from _list_data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:
@@ -79,6 +81,7 @@ def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterat
         for path, value in _list_values(spec, axis) if axis.misfit else ():
             if axis.misfit and (why := axis.misfit(value, info)):
                 yield path, f"{why}; {name} has {info.inputs} numbers a sample (or {cell_text(axis.before)})"
+    yield from _list_block_disagreements(spec, name, info)
     train = info.train
     left = train - spec.data.val_size
     if left < 1:
@@ -88,6 +91,35 @@ def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterat
     elif spec.train.batch_size > left:
         given = f"{spec.train.batch_size} is above the {left} training samples of {name}"
         yield ("train", "batch_size"), f"{given} ({train} less val_size {spec.data.val_size})"
+
+
+def _list_block_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
+    """What a `cnn` cannot be built for: data without images, and images too small for its blocks."""
+    blocks = spec.model.blocks
+    if blocks is None:
+        return
+    if info.pixels is None:
+        what = (
+            f"cnn needs images, which a factory returns as (rows, channels, height, width); {name} has none (or mlp)"
+        )
+        yield ("model", "name"), what
+        return
+    sizes = [value for _, value in _list_values(spec, RESOLUTION)]
+    fit = [size for size in sizes if RESOLUTION.misfit is None or RESOLUTION.misfit(size, info) is None]
+    image = min((info.averaged(size).pixels or info.pixels for size in fit), default=info.pixels)
+    try:
+        list_cnn_layers(blocks, None, spec.model.padding or PADDINGS[0], image)
+    except ValueError as error:
+        yield ("model", "blocks"), str(error)
+
+
+def _list_channel_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    if all(value is None for _, value in _list_values(spec, CHANNELS)):
+        return
+    if spec.model.blocks is None:
+        yield ("parameters", CHANNELS.name), "is for model cnn only (or null)"
+    elif not has_channels(spec.model.blocks):
+        yield ("parameters", CHANNELS.name), "has no effect: no block names a number of channels (or null)"
 
 
 def _list_values(spec: Spec, axis: Axis) -> Iterator[tuple[KeyPath, Any]]:

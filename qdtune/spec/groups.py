@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.datasets.known import DATASET_NAMES, dataset_of
 from qdtune.spec.axes import AUGMENT, HIDDEN
+from qdtune.spec.blocks import BLOCK_WORDS, DEFAULT_BLOCKS, PADDINGS, read_block
 from qdtune.spec.checks import choice, flag, matching, number, share, whole
 from qdtune.spec.choices import COMPILES, NORMALIZATIONS, NORMS, ORDERS
 from qdtune.spec.loggers import LOGGER_NAMES
@@ -59,6 +60,8 @@ Constraint = Annotated[
 Factory = Annotated[str, matching("package.module:function", _factory)]
 Digest = Annotated[str, matching("64 hexadecimal digits", _digest)]
 Count = Annotated[int, whole(1, 2**40)]
+Block = Annotated[str, matching(BLOCK_WORDS, read_block)]
+MODEL_NAMES = ("mlp", "cnn")
 
 
 if TYPE_CHECKING:
@@ -140,14 +143,18 @@ class ModelGroup(Plugged):
     For a factory, `built` holds the layers by `name_built`.
 
     Attributes:
-        name: linear layers with ReLU between them
+        name: linear layers with ReLU between them; `cnn`: convolutions with ReLU before them
         hidden: widths of the hidden layers before the split
-        batch_norm: batch normalisation after each hidden layer; `factors`: also between factors
+        batch_norm: batch normalisation after each hidden layer and convolution; `factors`: also between factors
+        blocks: of a `cnn`, in turn; null: `[conv 8, dw, pool, dw, pool]`
+        padding: of the convolutions of a `cnn`, with zeros: none, or so that images keep their size; null: none
     """
 
-    name: Annotated[str, choice(("mlp",))] | None = None
+    name: Annotated[str, choice(MODEL_NAMES)] | None = None
     hidden: Widths = HIDDEN.default
     batch_norm: Norm = False
+    blocks: Annotated[tuple[Block, ...], BeforeValidator(as_list)] | None = None
+    padding: Annotated[str, choice(PADDINGS)] | None = None
     built: dict[str, Structure] | None = None
 
     _found: ClassVar = ("built",)
@@ -156,12 +163,27 @@ class ModelGroup(Plugged):
     @model_validator(mode="before")
     @classmethod
     def _default(cls, data: Any) -> Any:
-        return {"name": "mlp", **data} if isinstance(data, dict) and data.get("factory") is None else data
+        if not isinstance(data, dict) or data.get("factory") is not None:
+            return data
+        named = {"name": "mlp", **data}
+        if named["name"] == "cnn":  # the canonical text says what is built
+            usual = {"blocks": list(DEFAULT_BLOCKS), "padding": PADDINGS[0]}
+            named |= {key: value for key, value in usual.items() if named.get(key) is None}
+        return named
 
     @model_validator(mode="after")
     def _norm_is_ours(self) -> ModelGroup:
         if self.factory and self.batch_norm:
             raise ValueError("batch_norm is for mlp only (a factory has the layers that it builds)")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_are_of_a_cnn(self) -> ModelGroup:
+        for key in ("blocks", "padding"):
+            if self.name != "cnn" and getattr(self, key) is not None:
+                raise ValueError(f"{key} is for name: cnn only")
+        if self.blocks == ():
+            raise ValueError(f"blocks is an empty list ({BLOCK_WORDS})")
         return self
 
 

@@ -214,6 +214,8 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
         task=spec.task.name,
         metric=spec.metric.name,
         normalize=spec.data.normalize,
+        blocks=spec.model.blocks,
+        padding=spec.model.padding,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from qdtune.model import networks
 from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
+from qdtune.spec.blocks import CnnLayer
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.tasks import CLASSIFICATION, task_of
@@ -45,6 +47,7 @@ class StepShape:
     own: tuple[str, str] | None = None  # the factory of a user's model, and the sha256 of its source
     head: int | None = None  # see `Structure.head`
     task: str = CLASSIFICATION.name
+    cnn: tuple[CnnLayer, ...] | None = None  # the layers of a `cnn` before its hidden ones
 
     @classmethod
     def of(cls, trial: Configuration, inputs: int, outputs: int, phase: str) -> StepShape:
@@ -67,13 +70,17 @@ class StepShape:
             own=trial.own_model and trial.own_model[:2],
             head=trial.structure.head if trial.decompose == "hidden" else None,
             task=trial.task,
+            cnn=trial.cnn_layers,
         )
 
     def build_undivided(self, seed: int) -> nn.Module:
         """One replica before its layers are split, with the initial weights of a seed."""
         if self.own:
             return networks.build_own(*self.own, self.inputs, self.hidden, self.outputs, seed=seed)
-        return networks.build_mlp(self.inputs, self.hidden, self.outputs, batch_norm=bool(self.batch_norm), seed=seed)
+        rest: Any = {"batch_norm": bool(self.batch_norm), "seed": seed}
+        if self.cnn is not None:
+            return networks.build_cnn(self.cnn, self.hidden, self.outputs, **rest)
+        return networks.build_mlp(self.inputs, self.hidden, self.outputs, **rest)
 
     def build_template(self) -> nn.Module:
         """One replica of this shape on the meta device, without data."""

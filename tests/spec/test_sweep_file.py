@@ -103,6 +103,7 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "qat_lr": (0.01,),
         "augment": ("none",),
         "resolution": (None,),
+        "channels": (None,),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -588,7 +589,7 @@ def test_unknown_keys_name_the_nearest_known_one() -> None:
 
 def test_code_is_never_named_by_a_file() -> None:
     assert errors(SMALL + "trainable: evil.mod:f\n")[0].startswith("error: x.yaml:5: unknown key 'trainable'")
-    assert told("model.name=evil.mod:f") == ["model.name: unknown 'evil.mod:f' (mlp)"]
+    assert told("model.name=evil.mod:f") == ["model.name: unknown 'evil.mod:f' (mlp, cnn)"]
 
 
 def test_missing_keys_are_named() -> None:
@@ -835,6 +836,9 @@ CHANGED: dict[str, Any] = {
     "decompose": "hidden",
     "hidden": (64,),
     "resolution": 8,
+    "channels": 4,
+    "blocks": ("conv 8", "pool"),
+    "padding": "same",
     "batch_norm": False,
     "dataset": "kmnist",
     "val_size": 4999,

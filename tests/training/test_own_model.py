@@ -221,7 +221,8 @@ REFUSED = [
     ("self.requires_grad_(False)", "whose parameters are all frozen: nothing is left to train"),
     (
         "class Own(nn.Linear): pass\nself.a = self.b = Own(2, 2)",
-        "without any nn.Linear, nn.Conv1d or nn.Conv2d: ... a is a subclass, Own, and may compute something else; use nn.Linear itself",
+        "without any nn.Linear, nn.Conv1d or nn.Conv2d: ... "
+        "a is a subclass, Own, and may compute something else; use nn.Linear itself",
     ),
     (
         "self.a = self.b = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))",

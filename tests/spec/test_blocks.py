@@ -1,0 +1,107 @@
+"""The blocks of a `cnn`: what a sweep file may say, the layers they make, and their bytes by arithmetic."""
+
+import pytest
+
+from qdtune.messages import SpecError
+from qdtune.spec.blocks import CnnLayer, cnn_structure, list_cnn_layers
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import loads
+
+FILE = b"""
+version: 1
+name: small
+parameters: {depth: {value: 1}, weight_bits: {value: 4}, hidden: {value: []}}
+data: {dataset: mnist, val_size: 5000}
+model: {name: cnn}
+"""
+
+
+def spec(*overrides):
+    return loads(FILE, "small.yaml", overrides)
+
+
+def told(*overrides):
+    with pytest.raises(SpecError) as found:
+        spec(*overrides)
+    return [
+        line.removeprefix("error: ").removeprefix("small.yaml:").split(": ", 1)[1]
+        for line in str(found.value).splitlines()
+    ]
+
+
+def test_a_cnn_has_the_blocks_of_the_field_by_default():
+    group = spec().model
+    assert (group.blocks, group.padding) == (("conv 8", "dw", "pool", "dw", "pool"), "none")
+    assert spec("model.blocks=[conv   16 5x5   /2, mean]").model.blocks == ("conv 16 5x5 /2", "mean")
+    assert loads(spec().to_yaml().encode(), "again.yaml") == spec()
+
+
+def test_blocks_become_layers():
+    blocks = ("conv 8 5x5 /2", "dw", "pool", "pw 12", "pool 3", "mean")
+    assert list_cnn_layers(blocks, None, "none", (3, 28, 29)) == (
+        CnnLayer("conv", (3, 28, 29), 8, 5, 2),
+        CnnLayer("conv", (8, 12, 13), 8, 3, groups=8),
+        CnnLayer("pool", (8, 10, 11), 8, 2, 2),
+        CnnLayer("conv", (8, 5, 5), 12),
+        CnnLayer("pool", (12, 5, 5), 12, 3, 3),
+        CnnLayer("mean", (12, 1, 1), 12),
+    )
+    same = list_cnn_layers(("conv 8 5x5", "dw /2"), None, "same", (1, 28, 28))
+    assert [layer.output for layer in same] == [(8, 28, 28), (8, 14, 14)]
+
+
+def test_channels_scale_all_blocks():
+    blocks = ("conv 8", "dw", "pw 13", "pw 1")
+    for channels, expected in ((None, [8, 8, 13, 1]), (4, [4, 4, 7, 1]), (2, [2, 2, 3, 1]), (16, [16, 16, 26, 2])):
+        assert [layer.channels for layer in list_cnn_layers(blocks, channels, "none", (1, 9, 9))] == expected
+
+
+def test_the_bytes_of_a_small_cnn_by_hand():
+    """16 x 16 pixels: 14, 12, 6, 4, 2 a side, so 32 features."""
+    layers = list_cnn_layers(("conv 8", "dw", "pool", "dw", "pool"), None, "none", (1, 16, 16))
+    assert layers[-1].output == (8, 2, 2)
+    sizes = cnn_structure(layers, (16,), 10).sizes(1, 2, 8)
+    weights = [72, 72, 72, 32 * 16, 160]
+    assert sizes.weight_bytes == sum(-(-2 * n // 8) for n in weights)
+    assert (sizes.scale_bytes, sizes.bias_bytes) == (4 * 2 * 5, 4 * (8 + 8 + 8 + 16 + 10))
+    split = cnn_structure(layers, (16,), 10, batch_norm=True)
+    assert split.inner_dims(2) == [[4], [11], [6]]  # depthwise ones stay whole
+    assert split.sizes(2, 2, None).bias_bytes == 8 * (8 + 8 + 8 + 16) + 40
+
+
+def test_configurations_of_a_cnn_say_so():
+    trials = plan(spec("parameters.channels={values: [null, 4]}").resolve("mnist")).trials
+    assert {trial.columns["model"] for trial in trials} == {"cnn"}
+    assert {trial.label for trial in trials} == {"d1 w4 identity hnone", "d1 w4 identity hnone c4"}
+    assert len({trial.warmup_id for trial in trials}) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.blocks=[conv]"], "'conv' is not allowed (conv CHANNELS, pw CHANNELS, dw, pool or mean; "),
+        (["model.blocks=[dw 8]"], "'dw 8' is not allowed ("),
+        (["model.blocks=[conv 8 3x4]"], "'conv 8 3x4' is not allowed ("),
+        (["model.blocks=[]"], "blocks is an empty list ("),
+        (["model={name: mlp, blocks: [dw]}"], "blocks is for name: cnn only"),
+        (["model={name: mlp, padding: same}"], "padding is for name: cnn only"),
+        (["model.padding=valid"], "unknown 'valid' (none, same)"),
+        (["model.blocks=[conv 8 30x30]"], "'conv 8 30x30' is larger than the 28 x 28 pixels that are left there"),
+        (
+            ["parameters.resolution={values: [8, 14]}", "model.blocks=[conv 8, dw, pool, dw, pool]"],
+            "'dw' is larger than the 2 x 2 pixels that are left there",
+        ),
+        (["model.blocks=[conv 8 2x2]", "model.padding=same"], "'conv 8 2x2' has an even kernel"),
+        (["model.blocks=[dw, pool]", "parameters.channels={value: 4}"], "has no effect: no block names a number"),
+        (["model={name: mlp}", "parameters.channels={value: 4}"], "is for model cnn only (or null)"),
+        (
+            ["parameters.channels={min: 2, max: 9}", "method=random", "run_cap=3", "model={name: mlp}"],
+            "is for model cnn",
+        ),
+        (["data.dataset=fake"], "unknown 'fake'"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_line(overrides, message):
+    (line,) = told(*overrides)
+    assert message in line

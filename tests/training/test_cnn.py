@@ -1,0 +1,98 @@
+"""The model `cnn`: stacked replicas are single ones, and what is shipped is what was tested."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from qdtune import reader
+from qdtune.datasets.load import load
+from qdtune.model.factored import decompose
+from qdtune.model.formats.packed import one_seed
+from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
+from qdtune.model.signed_file import split_file
+from qdtune.spec.groups import Qat, Warmup
+from qdtune.spec.tasks import ACCURACY
+from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.step import StepShape, normalise
+from qdtune.training.train import train_configuration
+from qdtune.training.warmups import NoWarmups
+from tests.training.test_cohort import CPU, a_trial
+
+SETTINGS = {"blocks": ("conv 4", "dw", "pool", "pw 6"), "padding": "same", "hidden": (), "val_size": 300}
+SETTINGS |= {"dataset": "digits", "batch_norm": True, "batch_size": 48, "warmup": Warmup(epochs=1, lr=0.1)}
+
+
+def a_cnn(**changes):
+    return a_trial(**SETTINGS | changes)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    loaded, _ = load(["digits"], tmp_path_factory.mktemp("data"), 300)
+    return Tensors.of(loaded, CPU)
+
+
+def a_cohort(trial, data, seeds, compile=False):
+    shape = StepShape.of(trial, data.inputs, data.classes, "qat")
+    replicas = []
+    for seed in seeds:
+        model = shape.build_undivided(seed)
+        decompose(model, trial.depth, trial.activation, trial.factor_init, make_generator("init", seed))
+        replicas.append(
+            quantize(model, trial.weight_bits, trial.act_bits, trial.scale, granularity=trial.granularity)
+        )
+    calibrate_alike(replicas, normalise(data.train_x[:256]))
+    return Cohort(replicas, shape, trial.qat, tuple(seeds), "qat", data, trial.batch_size, compile)
+
+
+def assert_moved_alike(before, found, expected):
+    """A rounding that falls otherwise flips a code, which moves a weight by a small part of a step."""
+    for name, tensor in expected.items():
+        moved = (tensor - before[name]).abs().max().item()
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0.2 * moved + 1e-7, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"act_bits": 8, "granularity": "channel"}, {"weight_bits": 1, "scale": "lsq"}])
+def test_stacked_convolutions_equal_single_ones(changes, data):
+    trial, seeds = a_cnn(batch_size=1000, **changes), (3, 0)  # one step: more would multiply the flip of a code
+    together = a_cohort(trial, data, seeds)
+    before = {name: p.clone() for name, p in together.params.items()}
+    losses, accuracies = together.train(0), together.measure(ACCURACY, data.val_x, data.val_y)
+    for k, seed in enumerate(seeds):
+        alone = a_cohort(trial, data, (seed,))
+        assert alone.train(0)[0] == pytest.approx(losses[k], rel=1e-3)
+        own = {name: p[k] for name, p in together.params.items()}
+        assert_moved_alike(
+            {name: p[k] for name, p in before.items()}, own, {n: p[0] for n, p in alone.params.items()}
+        )
+        assert alone.measure(ACCURACY, data.val_x, data.val_y)[0] == pytest.approx(accuracies[k], abs=0.01)
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.timeout(600)
+def test_a_compiled_convolution_equals_the_eager_one(data):
+    trial = a_cnn(act_bits=8, batch_size=1000)
+    eager, compiled = (a_cohort(trial, data, (0, 1), compile=c) for c in (False, True))
+    before = {name: p.clone() for name, p in eager.params.items()}
+    assert eager.train(0) == pytest.approx(compiled.train(0), rel=1e-4)
+    assert_moved_alike(before, compiled.params, eager.params)
+
+
+@pytest.mark.parametrize("decomposed", ["all", "hidden"])
+def test_the_table_is_what_the_reader_finds(decomposed, data):
+    trial = a_cnn(depth=2, act_bits=8, weight_bits=4, decompose=decomposed, seeds=(0, 5), scale="lsq")
+    trial = replace(trial, qat=Qat(epochs=1, lr=0.003, optimizer="adam"), batch_norm="factors")
+    kept = {}
+    *_, report = train_configuration(trial, data, NoWarmups(), "never", lambda replicas, _: kept.update(replicas))
+    for row in report["rows"]:
+        alone = one_seed(report["weights"], row["seed"])
+        model, network = reader.load(alone), kept[row["seed"]].eval()
+        assert (model.program["model"], model.program["complete"], "between" in model.program) == ("cnn", True, False)
+        found = model.logits(data.test_x.numpy())
+        assert row["test_accuracy"] == float(np.mean(found.argmax(1) == data.test_y.numpy())) > 0.2
+        assert row["size_bytes"] == trial.sizes.size_bytes == len(split_file(alone)[1])
+        assert count_sizes(network) == trial.sizes
+        with torch.no_grad():
+            np.testing.assert_allclose(network(normalise(data.test_x)).numpy(), found, rtol=1e-4, atol=1e-4)
