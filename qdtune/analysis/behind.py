@@ -13,10 +13,11 @@ from functools import cached_property
 
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.reach import Curve, nearest, share_reaching
+from qdtune.store.cohorts import StoredCohort, find_stored_cohorts
 from qdtune.store.columns import metric_in
 from qdtune.store.pairs import Side
+from qdtune.store.releases import curve_name, curve_of, learned_curves
 from qdtune.store.tables import Table
-from qdtune.store.unfinished import StoredCohort, curve_name, curve_of, find_stored_cohorts, learned_curves
 
 N_ALIKE = 9  # finished curves that a stopped one is compared with: none of them may have gained what it needs
 

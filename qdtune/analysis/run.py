@@ -15,6 +15,7 @@ from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.cohorts import Key, find_stored_cohorts
 from qdtune.store.decisions import schedule_of
 from qdtune.store.folder import LocationError, StorageError, join_location
 from qdtune.store.lost_weights import reopen_rows
@@ -22,8 +23,9 @@ from qdtune.store.opened import OpenedRun, open_run
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.store.parquet import NewerSchemaError
 from qdtune.store.partners import is_without_partner, list_planned_depths
+from qdtune.store.releases import shares_to_reach
 from qdtune.store.tables import Table, rows_among, rows_up_to
-from qdtune.store.unfinished import Key, Unfinished, find_stored_cohorts, find_unfinished, shares_to_reach
+from qdtune.store.unfinished import Unfinished, find_unfinished
 
 R = TypeVar("R", bound="Run")
 

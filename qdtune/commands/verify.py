@@ -27,9 +27,9 @@ from qdtune.store.opened import OpenedRun, StoredRows, open_run
 from qdtune.store.packs import Damage
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import DamagedError, parse_table
+from qdtune.store.releases import shares_to_reach
 from qdtune.store.results import Result
 from qdtune.store.store import FAULTS, Store
-from qdtune.store.unfinished import shares_to_reach
 from qdtune.sweep.resumed import find_checkpoints
 
 VERB = Verb(place=3, text="check a run folder and set damaged files aside")

@@ -18,8 +18,9 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.further_seeds import Tally, count_decisions, find_further_seeds
+from qdtune.store.releases import find_prospects, find_to_release
 from qdtune.store.results import Result
-from qdtune.store.unfinished import count_unasked, find_prospects, find_to_release, find_to_replicate, is_ended
+from qdtune.store.unfinished import count_unasked, find_to_replicate, is_ended
 
 
 class Queue:

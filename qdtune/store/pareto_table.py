@@ -38,7 +38,7 @@ def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, f
     Args:
         trials: the rows from `Store.trials`.
         bootstrap: whether to compute `p_front`, which takes a second for 10,000 configurations; if not, it is null.
-        p_reach: trial_id -> the column `p_reach` of those that are stopped, see `unfinished.shares_to_reach`.
+        p_reach: trial_id -> the column `p_reach` of those that are stopped, see `releases.shares_to_reach`.
     """
     metric, also = metric_in(trials), also_in(trials)
     judged, measured = (metric.val, metric.test), (metric.val, metric.test, *(one.test for one in also))

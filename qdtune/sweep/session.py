@@ -19,8 +19,8 @@ from qdtune.machine import PASSING_SIGNALS, handle_signals
 from qdtune.messages import name_option, one_line
 from qdtune.spec.groups import Resources
 from qdtune.store.folder import StorageError
+from qdtune.store.releases import shares_to_reach
 from qdtune.store.store import Store
-from qdtune.store.unfinished import shares_to_reach
 from qdtune.sweep.cluster import Cluster, RayAt, connect
 from qdtune.sweep.held_run import JOURNAL, HeldRun, hold_run
 from qdtune.sweep.pace import Start

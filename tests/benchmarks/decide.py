@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.cohorts import Key, StoredCohort
 from qdtune.store.decisions import Family
 from qdtune.store.further_seeds import find_further_seeds, judge_cohorts
 from qdtune.store.looks import DECIDED, SAME
 from qdtune.store.results import SeedEnd
 from qdtune.store.seed_tests import FAMILY_ALPHA, apply_holm, t_test
-from qdtune.store.unfinished import Key, StoredCohort
 
 Values = NDArray[np.float64]
 MOST_SEEDS, UNIFORM = 12, (3, 5, 10)

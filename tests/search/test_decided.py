@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from qdtune.spec.plan import plan
+from qdtune.store.cohorts import find_stored_cohorts
 from qdtune.store.further_seeds import count_decisions, find_further_seeds, judge_cohorts
 from qdtune.store.looks import GIVEN_UP, LIVE
-from qdtune.store.unfinished import find_stored_cohorts, find_unfinished
+from qdtune.store.unfinished import find_unfinished
 from tests.decided import ONE_WIDTH, Launches, noisy, sweep, table_of
 from tests.schemas import HISTORY
 

@@ -26,8 +26,8 @@ from qdtune.spec.plan import plan
 from qdtune.spec.pruners import PRUNERS, ScopedPruner, pruner_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL
+from qdtune.store.releases import find_to_release
 from qdtune.store.results import Epochs, Result, mean
-from qdtune.store.unfinished import find_to_release
 
 EPOCHS = 6
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)

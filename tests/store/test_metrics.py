@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from qdtune.spec.tasks import ACCURACY, AUC, MAE, METRICS, MSE, R2, TASKS
+from qdtune.store.cohorts import find_stored_cohorts
 from qdtune.store.columns import also_in, find_partition, metric_in, pareto_schema, trials_schema
 from qdtune.store.opened import open_run
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.store import Store
-from qdtune.store.unfinished import find_stored_cohorts
 from tests.judged import make_spec, write_run
 
 

@@ -17,11 +17,12 @@ from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.cohorts import find_stored_cohorts
 from qdtune.store.columns import FINAL, STATES
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import to_table
 from qdtune.store.results import results
-from qdtune.store.unfinished import Unfinished, find_stored_cohorts, find_unfinished
+from qdtune.store.unfinished import Unfinished, find_unfinished
 from tests.schemas import HISTORY, TRIALS
 
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
