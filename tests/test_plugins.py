@@ -354,8 +354,8 @@ BAD_DATA = [
     (f"{DATA}None", r"test_x, test_y\), got NoneType"),
     (
         f"{DATA}open(root / 'none')",
-        r"planted:f failed: FileNotFoundError: .*none' \(.*planted.py:4\); its argument is the folder of the data sets, "
-        r"/.* \(--data-dir\), and not that of the sweep file",
+        r"planted:f failed: FileNotFoundError: .*none' \(.*planted.py:4\); its argument is the folder of the "
+        r"data sets, /.* \(--data-dir\), and not that of the sweep file",
     ),
     (f"{DATA}1 / 0", r"planted:f failed: ZeroDivisionError: division by zero \(.*planted.py:4\)$"),
     (f"{DATA}[[1], [2, [3]]], y, x, y", r"must return four arrays: ValueError: "),

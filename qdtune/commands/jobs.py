@@ -19,7 +19,8 @@ from qdtune.remote.protocol import last_line, open_server
 from qdtune.terminal import terminal_width
 
 if TYPE_CHECKING:
-    from qdtune.remote.job_server import Job, Jobs
+    from qdtune.remote.job import Job
+    from qdtune.remote.job_server import Jobs
 
 
 VERB = Verb(place=6, text="list the submitted sweeps")

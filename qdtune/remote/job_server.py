@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,17 +24,16 @@ from ray import job_submission
 from ray.exceptions import AuthenticationError
 
 from qdtune.messages import one_line
+from qdtune.remote.job import ENDED, KEY_PREFIX, Job, make_job, status_text
 from qdtune.remote.proxy import find_proxy
 from qdtune.sweep.cluster import KNOCK_S, token_place
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_S = 60  # the time of a sweep to end in order; then Ray kills it
 # Ray's default, SIGTERM and three seconds, is too short for a sweep to write its last results.
 STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
 POLL_S = 0.5
 HEALTH_S = 5.0  # after this silence of a followed job its head is asked for its health
 LOST_S = 120.0  # how long the head may be unreachable
-KEY_PREFIX = "qdtune."  # of our keys in the metadata of a job
 ADDRESS_FORM = "http://HOST:8265, where the dashboard of the cluster's head listens"
 
 
@@ -48,35 +47,6 @@ class JobError(ValueError):
 
 class LostError(JobError):
     """The head became unreachable while a job was followed, and stayed so for `LOST_S`."""
-
-
-class Job(NamedTuple):
-    """One submitted sweep in the list of the job server.
-
-    Attributes:
-        id: its submission id.
-        name: of the sweep.
-        runs_dir: the parent of its run folder; "" is the default of the head.
-        sweep: a hash of the sweep file and of all files sent with it.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        started: seconds since 1970; 0 if it has not started.
-        code: exit code; None while it runs and if it was stopped.
-        message: the message from Ray.
-    """
-
-    id: str
-    name: str
-    runs_dir: str
-    sweep: str
-    status: str
-    started: float
-    code: int | None
-    message: str
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        return self.status not in ENDED
 
 
 class Jobs:
@@ -146,7 +116,7 @@ class Jobs:
         """The submitted sweeps in the order of their start."""
         with self._request_errors():
             found = self.client.list_jobs()
-        ours = [_make_job(details) for details in found if f"{KEY_PREFIX}name" in (details.metadata or {})]
+        ours = [make_job(details) for details in found if f"{KEY_PREFIX}name" in (details.metadata or {})]
         return sorted(ours, key=lambda job: (job.started, job.id))
 
     def get(self, job: str) -> Job:
@@ -184,7 +154,7 @@ class Jobs:
         """Status, exit code and message of any job, also one that is not a sweep."""
         with self._request_errors():
             found = self.client.get_job_info(job)
-        return _status_text(found.status), found.driver_exit_code, found.message or ""
+        return status_text(found.status), found.driver_exit_code, found.message or ""
 
     def wait(self, job: str, until: Callable[[], bool] = lambda: False, seconds: float = float("inf")) -> bool:
         """Waits for the end of a job: True if it has ended, False if `until` is true or the time is over first."""
@@ -277,22 +247,6 @@ def check_address(address: str) -> str:
     except ValueError as error:
         raise JobError(f"--address must be {ADDRESS_FORM}, got {address}: {error}") from None
     return f"{url.scheme}://{url.netloc}"
-
-
-def _make_job(details: Any) -> Job:
-    known = {key: details.metadata.get(f"{KEY_PREFIX}{key}", "") for key in ("name", "runs_dir", "sweep")}
-    return Job(
-        id=details.submission_id,
-        **known,
-        status=_status_text(details.status),
-        started=(details.start_time or 0) / 1000,
-        code=details.driver_exit_code,
-        message=details.message or "",
-    )
-
-
-def _status_text(status: Any) -> str:
-    return str(getattr(status, "value", status))
 
 
 def _error_line(error: Exception) -> str:

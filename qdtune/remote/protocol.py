@@ -15,7 +15,8 @@ from qdtune import __version__
 from qdtune.messages import one_line, user_error
 
 if TYPE_CHECKING:
-    from qdtune.remote.job_server import Job, Jobs
+    from qdtune.remote.job import Job
+    from qdtune.remote.job_server import Jobs
 
 
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # the environment variables of Ray's own commands

@@ -16,7 +16,7 @@ import pytest
 
 from qdtune import __main__, reader
 from qdtune.analysis.run import load_run
-from qdtune.commands import export, verify
+from qdtune.commands import export, trained_models, verify
 from qdtune.commands.loaded_run import LoadedRun
 from qdtune.datasets.load import load
 from qdtune.messages import SpecError
@@ -174,7 +174,7 @@ def test_all_seeds_of_a_configuration_count(swept, tmp_path, capsys):
 def test_of_equal_seeds_the_lowest_is_taken():
     rows = [stored_row(seed=s, val_accuracy=a, state=z) for s, a, z in
             ((4, 0.9, "ok"), (1, 0.9, "ok"), (3, 0.8, "ok"), (0, 0.99, "diverged"))]  # fmt: skip
-    assert export._best_row({}, rows, None, ACCURACY)["seed"] == 1
+    assert trained_models._best_row({}, rows, None, ACCURACY)["seed"] == 1
 
 
 def test_the_copied_reader_needs_nothing_of_ours(swept, tmp_path, capsys):
@@ -246,11 +246,11 @@ def test_trial_is_found_by_how_its_id_begins(swept, tmp_path, capsys):
         rows = [row for row in store.trials().to_pylist() if row["trial_id"] == trial_id]
         assert [card["configuration"]["weight_bits"] for card in cards] == [rows[0]["weight_bits"]]
     ours = dict.fromkeys(["ab1", "ab", "ac2", *(f"d{n}" for n in range(7, 0, -1))])
-    assert [export._find_trial(given, ours, "run") for given in ("ab", "ab1", "ac")] == ["ab", "ab1", "ac2"]
+    assert [trained_models._find_trial(given, ours, "run") for given in ("ab", "ab1", "ac")] == ["ab", "ab1", "ac2"]
     with pytest.raises(ValueError, match=r"--trial must name one trial of run, got 'a': ab, ab1, ac2$"):
-        export._find_trial("a", ours, "run")
+        trained_models._find_trial("a", ours, "run")
     with pytest.raises(ValueError, match=r"got 'd': d1, d2, d3, d4, d5 and 2 more$"):
-        export._find_trial("d", ours, "run")
+        trained_models._find_trial("d", ours, "run")
 
 
 def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
@@ -485,9 +485,7 @@ def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits, levels):
     assert expected[127:129, 1].tolist() == [0, min(2, reader.GRIDS[act_bits, levels][1])]  # of 0.5 and 1.5
 
 
-def test_only_the_mlp_can_be_had_as_onnx():
+def test_a_forward_pass_in_own_code_is_had_as_onnx_from_python_alone():
     model = reader.Model({"model": "mine:net", "inputs": 1, "outputs": 1, "ops": []}, {}, {})
-    with pytest.raises(
-        ValueError, match="only the model mlp can be had as ONNX by this command, got 'mine:net': export it as packed"
-    ):
+    with pytest.raises(ValueError, match="the forward pass of 'mine:net' is in its own code.*: export it as packed"):
         onnx_format.to_onnx(model, "t")

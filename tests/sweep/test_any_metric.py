@@ -3,7 +3,7 @@
 import pytest
 
 from qdtune.commands.dry_run import _training_facts
-from qdtune.commands.export import _best_row
+from qdtune.commands.trained_models import _best_row
 from qdtune.spec.objectives import untrained_value
 from qdtune.spec.plan import plan
 from qdtune.spec.tasks import ACCURACY, AUC, F1, MAE, METRICS, MSE, R2
