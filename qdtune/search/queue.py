@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from qdtune.reach import neighbours_of
-from qdtune.search.study import Study, choose_further_seeds
+from qdtune.search.study import Study
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials

@@ -30,6 +30,7 @@ from qdtune.spec.plan import draw_candidates, list_violations, make_trial
 from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
+from qdtune.store.cohorts import choose_further_seeds
 from qdtune.store.folder import storage_errors
 from qdtune.store.results import Epochs, Result, mean
 
@@ -302,12 +303,6 @@ class Study:
         )
         # As `Study.add_trial`, which does not return the new id; a search through all trials gets slower and slower.
         return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=added))
-
-
-def choose_further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
-    """`count` seeds above all seeds in use."""
-    first = max(used) + 1
-    return tuple(range(first, first + count))
 
 
 def _optuna_state(state: str) -> TrialState:

@@ -80,6 +80,12 @@ def best_up_to(found: Iterable[Finished[C]]) -> Callable[[float], float]:
     return lambda size: bests[bisect_right(sizes, size)]
 
 
+def choose_further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
+    """`count` seeds above all seeds in use."""
+    first = max(used) + 1
+    return tuple(range(first, first + count))
+
+
 @dataclass(frozen=True)
 class StoredCohort:
     """A `Cohort` read from tables."""

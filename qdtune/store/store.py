@@ -3,6 +3,8 @@
 Each configuration is one immutable Parquet file, named by its `trial_id`. It appears whole or not at all (see
 `folder`), so a kill at any moment leaves the old state or the new one. Many files are packed into one (see `packs`).
 Writers hold `Store.lock`; readers need no lock. Nothing unpickles.
+
+This file is long because `Store` is all that a run folder offers, in one place; the work is done by what it calls.
 """
 
 from __future__ import annotations

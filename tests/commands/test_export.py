@@ -487,5 +487,5 @@ def test_onnx_rounds_halves_to_even_and_has_no_lowest_code(act_bits, levels):
 
 def test_a_forward_pass_in_own_code_is_had_as_onnx_from_python_alone():
     model = reader.Model({"model": "mine:net", "inputs": 1, "outputs": 1, "ops": []}, {}, {})
-    with pytest.raises(ValueError, match="the forward pass of 'mine:net' is in its own code.*: export it as packed"):
+    with pytest.raises(ValueError, match=r"the forward pass of 'mine:net' is in its own code.*: export it as packed"):
         onnx_format.to_onnx(model, "t")
