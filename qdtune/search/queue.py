@@ -17,6 +17,7 @@ from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
+from qdtune.store.cohorts import choose_further_seeds
 from qdtune.store.further_seeds import Tally, count_decisions, find_further_seeds
 from qdtune.store.releases import find_prospects, find_to_release
 from qdtune.store.results import Result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ from optuna.samplers import (
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import draw_candidates, sort_trials
+from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import Values, cell_text
 
@@ -79,3 +80,14 @@ def experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+def read_params(spec: Spec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A value for each axis, as in tables, from Optuna's parameters, which name only the axes that vary."""
+    found = {}
+    for name, axis in spec.axes.items():
+        value = params[name] if name in params else (axis.choices or ())[0]
+        if axis.choices is None:
+            value = round_to_six_digits(value, axis.min, axis.max)  # type: ignore[attr-defined]
+        found[name] = cell_text(value) if isinstance(value, tuple) else value
+    return found

@@ -23,13 +23,11 @@ from qdtune.search.curves import make_curves, prune_quietly, replay_rungs
 from qdtune.search.journal import make_journal
 from qdtune.search.pareto_pruner import GROUP, SIZE, ParetoPruner
 from qdtune.search.pruners import SEEDS, make_pruner
-from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler
+from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler, read_params
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import front_of, front_values
 from qdtune.spec.plan import draw_candidates, list_violations, make_trial
-from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
-from qdtune.spec.values import cell_text
 from qdtune.store.cohorts import choose_further_seeds
 from qdtune.store.folder import storage_errors
 from qdtune.store.results import Epochs, Result, mean
@@ -109,7 +107,7 @@ class Study:
             if isinstance(self.search.sampler, BaseGASampler):  # Optuna does not ask it for enqueued trials
                 frozen = self.search.get_trials(deepcopy=False)[asked.number]
                 self.search.sampler.get_trial_generation(self.search, frozen)
-            trial = self._trial(asked.params)
+            trial = make_trial(self.spec, read_params(self.spec, asked.params))
             broken = list_violations(self.spec, trial)
             for rule, excess in broken.items():
                 asked.set_constraint(rule, excess)
@@ -255,15 +253,6 @@ class Study:
     @property
     def _by_seed(self) -> bool:
         return self.spec.early_terminate.pruner.is_by_seed
-
-    def _trial(self, params: dict[str, Any]) -> Configuration:
-        config = {}
-        for name, axis in self.spec.axes.items():
-            value = params[name] if name in params else (axis.choices or ())[0]
-            if axis.choices is None:
-                value = round_to_six_digits(value, axis.min, axis.max)  # type: ignore[attr-defined]
-            config[name] = cell_text(value) if isinstance(value, tuple) else value
-        return make_trial(self.spec, config)
 
     def _fresh(self, trial: Configuration) -> Configuration | None:
         """The trial if it is new, or the same with new seeds if duplicates become replicates."""
