@@ -66,18 +66,21 @@ class Held:
         results: of this sweep.
         checkpoints: trial_id -> the QAT epoch at which it goes on.
         waiting: the configurations of the plan that have no result; all of the sample if the method searches.
+        left: how many trainings are left.
     """
 
     ids: frozenset[str]
     results: list[Result]
     checkpoints: dict[str, int]
     waiting: list[Configuration]
+    left: int
 
 
 def _read_held(prepared: Prepared) -> Held:
-    trials = prepared.plan.trials
+    trials, spec = prepared.plan.trials, prepared.spec
+    is_planned = spec.method in PLANNED
     if prepared.earlier is None:
-        return Held(frozenset(), [], {}, trials)
+        return Held(frozenset(), [], {}, trials, len(trials) if is_planned else spec.run_cap or 0)
     from qdtune.store.lost_weights import find_set_aside
     from qdtune.store.opened import read_rows
     from qdtune.store.store import Store
@@ -86,16 +89,17 @@ def _read_held(prepared: Prepared) -> Held:
     ids = store.ids()
     ids -= find_set_aside(store, ids)
     waiting = trials
-    if ids and prepared.spec.method in PLANNED:  # the hashes cost too much if there is nothing to compare them with
+    if ids and is_planned:  # the hashes cost too much if there is nothing to compare them with
         waiting = [trial for trial in trials if trial.trial_id not in ids]
-    results = read_rows(store, prepared.spec).results if ids else []
+    results = read_rows(store, spec).results if ids else []
+    left = len(waiting) if is_planned else max(0, (spec.run_cap or 0) - len(results))
     paused = {file.partition(".")[0] for file in store.folder.list_files("paused")} - ids
-    return Held(frozenset(ids), results, find_checkpoints(store.folder, paused), waiting)
+    return Held(frozenset(ids), results, find_checkpoints(store.folder, paused), waiting, left)
 
 
 def _measure(prepared: Prepared, held: Held) -> list[Timed]:
     """The times of a few configurations, measured now; none if there is nothing left to time."""
-    if not held.waiting:
+    if not held.left:
         return []
     assert prepared.forecast is not None, "a dry run supposes this machine"
     from qdtune.datasets.load import load
@@ -145,21 +149,21 @@ def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_al
 
         for source in sources():
             yield "plugin", one_line(f"{source.path}, sha256 {source.sha256}")
-    yield from _machine_facts(prepared, placed, len(held.waiting))
+    yield from _machine_facts(prepared, placed, held.left)
     yield from _time_facts(prepared, placed, held, timed)
 
 
 def _time_facts(prepared: Prepared, placed: Placement, held: Held, timed: Sequence[Timed]) -> Facts:
     """About how long the sweep takes, and by what that is known."""
     spec = prepared.spec
-    if not held.waiting:
+    if not held.left:
         return
     if not timed:
         yield "time", f"not known before the first result; {name_option('--time')} measures a few steps"
         return
     measured = {one.trial_id for one in held.results} >= {one.trial.trial_id for one in timed}
     by = "the results there" if measured else f"{format_count(len(timed), 'configuration')} measured now"
-    text = str(forecast_time(spec, prepared.plan, held.waiting, placed, timed))
+    text = str(forecast_time(spec, prepared.plan, held.waiting, held.left, placed, timed))
     yield "time", f"{text} (by {by})"
 
 

@@ -122,4 +122,6 @@ def describe_releases(pareto: Table) -> str:
     joined = [short_label(row, varying) for row in released if row["is_pareto"]]
     were = "was released and trained to its end" if len(released) == 1 else "were released and trained to their end"
     which = f"{len(joined)} of them joined the front: {list_first(joined)}" if joined else "none joined the front"
+    if len(released) == 1:
+        which = f"it joined the front: {joined[0]}" if joined else "it did not join the front"
     return f"{format_count(len(released), 'stopped trial')} {were}; {which}"

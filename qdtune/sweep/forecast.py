@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from qdtune.messages import format_count
-from qdtune.spec.choices import FLOAT_BITS, PLANNED
+from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import Plan
 from qdtune.spec.pruners import Pareto
@@ -117,14 +117,20 @@ class Forecast:
 
 
 def forecast_time(
-    spec: Spec, planned: Plan, waiting: Sequence[Configuration], place: Placement, timed: Sequence[Timed]
+    spec: Spec,
+    planned: Plan,
+    waiting: Sequence[Configuration],
+    left: int,
+    place: Placement,
+    timed: Sequence[Timed],
 ) -> Forecast:
     """How long the rest of a sweep takes.
 
     Args:
         spec: resolved.
         planned: its plan.
-        waiting: the configurations of the plan that have no result; one or more.
+        waiting: the configurations of the plan that have no result; one or more. A sample if the method searches.
+        left: how many trainings are left, besides further seeds.
         place: how trials share this machine.
         timed: of one configuration or more.
     """
@@ -133,21 +139,20 @@ def forecast_time(
     def work(trials: Sequence[Configuration], epochs: int) -> list[float]:
         return [times.qat_s(trial) * epochs + times.overhead_s for trial in trials]
 
-    scale = 1.0 if spec.method in PLANNED else (spec.run_cap or 1) / len(planned.trials)  # of a sample
+    scale = left / len(waiting)
     seconds = WARMUP_SHARE * spec.train.warmup.epochs
     warm = sum({trial.warmup_key: times.qat_s(trial) * seconds for trial in waiting}.values())
     whole, all_of_plan = work(waiting, epochs), work(planned.trials, epochs)
     least_more, most_more = _count_more(spec, all_of_plan, warm)
     least = sum(work(waiting, _earliest_stop(spec))) + least_more
-    at_once = max(1, min(place.concurrent, round(len(waiting) * scale)))
+    at_once = max(1, min(place.concurrent, left))
     least_s = scale * (warm + least) / at_once
     most_s = max(scale * (warm + sum(whole) + most_more) / at_once, max(whole) - times.overhead_s)
     steps = {step for trial in waiting for step in _list_steps(trial)}
     new = [one.compile_s for one in timed if one.compile_s > CACHED_S]
-    left = round(max(0, len(steps) - len(timed)) * len(new) / len(timed))  # as many are new as of those timed
-    return Forecast(
-        START_S + least_s, START_S + max(least_s, most_s), left, fmean(new) * left / at_once if new else 0.0, at_once
-    )
+    to_compile = round(max(0, len(steps) - len(timed)) * len(new) / len(timed))  # as many are new as of those timed
+    compile_s = fmean(new) * to_compile / at_once if new else 0.0
+    return Forecast(START_S + least_s, START_S + max(least_s, most_s), to_compile, compile_s, at_once)
 
 
 class _Times:

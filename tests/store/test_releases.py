@@ -27,7 +27,7 @@ def table(*rows: tuple[int, str, bool, bool]) -> pa.Table:
         ([(1, "ok", False, True), (2, "pruned", True, False)], ""),  # it was released and stopped again
         (
             [(1, "ok", False, True), (2, "ok", True, False)],
-            "1 stopped trial was released and trained to its end; none joined the front",
+            "1 stopped trial was released and trained to its end; it did not join the front",
         ),
         (
             [(1, "ok", False, True), (2, "ok", True, True), (3, "diverged", True, False)],

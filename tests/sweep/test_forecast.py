@@ -47,7 +47,7 @@ def predict(spec: Spec, at_once: int = 2, qat_s: float = 3.0, overhead_s: float 
     """The seconds, if an epoch of each configuration takes `qat_s`, whatever it costs."""
     planned = plan(spec)
     timed = [Timed(trial, qat_s, overhead_s) for trial in planned.trials]
-    found = forecast_time(spec, planned, planned.trials, place(at_once), timed)
+    found = forecast_time(spec, planned, planned.trials, len(planned.trials), place(at_once), timed)
     return found.least_s - START_S, found.most_s - START_S
 
 
@@ -74,6 +74,14 @@ def test_a_forecast_is_trainings_times_epochs_by_trials_at_a_time(
         assert found == pytest.approx(((least + WARM) / at_once, (most + WARM) / at_once))
 
 
+def test_the_sample_of_a_search_stands_for_what_it_still_tries() -> None:
+    spec = make_spec(method="random", run_cap=6)
+    planned = plan(spec)
+    timed = [Timed(trial, 3.0, 0.5) for trial in planned.trials]
+    seconds = [forecast_time(spec, planned, planned.trials, n, place(1), timed).most_s - START_S for n in (2, 4, 6)]
+    assert seconds == pytest.approx([seconds[2] / 3, seconds[2] * 2 / 3, seconds[2]])
+
+
 def test_a_forecast_is_at_least_as_long_as_the_longest_training() -> None:
     assert predict(make_spec(), at_once=12)[1] == pytest.approx(max(10 * 3.0, (WHOLE + WARM) / 12))
 
@@ -84,10 +92,14 @@ def test_configurations_between_those_that_are_timed_lie_between_them() -> None:
     cheap, dear = min(planned.trials, key=cost_of), max(planned.trials, key=cost_of)
     assert cost_of(cheap) < cost_of(dear)
     low, high = (
-        forecast_time(spec, planned, planned.trials, place(1), [Timed(cheap, s, 0), Timed(dear, s, 0)]).most_s
+        forecast_time(
+            spec, planned, planned.trials, len(planned.trials), place(1), [Timed(cheap, s, 0), Timed(dear, s, 0)]
+        ).most_s
         for s in (1.0, 3.0)
     )
-    both = forecast_time(spec, planned, planned.trials, place(1), [Timed(cheap, 1.0, 0), Timed(dear, 3.0, 0)])
+    both = forecast_time(
+        spec, planned, planned.trials, len(planned.trials), place(1), [Timed(cheap, 1.0, 0), Timed(dear, 3.0, 0)]
+    )
     assert low < both.most_s < high
 
 
