@@ -177,3 +177,41 @@ def magic_wand(inputs, hidden, classes, *, seed):
         nn.ReLU(),
         nn.Linear(16, classes),
     )
+
+
+# --- CIFAR-10: ResNet-8 as in MLPerf Tiny (Banbury et al. 2021), here for images of 16 x 16 pixels.
+
+
+def pictures(root):
+    random = np.random.RandomState(0)
+    x = random.randint(0, 256, (ROWS, 3, 16, 16)).astype(np.uint8)
+    y = np.arange(ROWS) % 10
+    return x[:64], y[:64], x[64:], y[64:]
+
+
+class Stack(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        return torch.relu(self.second(torch.relu(self.norm(self.first(x)))) + self.shortcut(x))
+
+
+class ResNet8(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.stacks = nn.Sequential(Stack(16, 16, 1), Stack(16, 32, 2), Stack(32, 64, 2))
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x.unflatten(1, (3, 16, 16))))
+        return self.head(self.stacks(x).mean((2, 3)))
+
+
+def resnet8(inputs, hidden, classes, *, seed):
+    return ResNet8(classes)
