@@ -18,6 +18,7 @@ from qdtune.report.words import provisional
 from qdtune.search.simulation import simulate
 from qdtune.spec import sweep_file
 from qdtune.spec.plan import plan
+from qdtune.store.columns import SCHEMA_VERSION
 from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import VERSION_KEY, add_metadata, complete_table, to_bytes
 from qdtune.store.results import results
@@ -184,7 +185,7 @@ def of_other_axes(root):
         (lambda root: shutil.copy(GRID, root / "sweep.yaml"), "must be as a launch writes it, with one data set"),
         (emptied, "holds no results yet: its sweep has to run"),
         (spoilt, "holds no results that can be read: "),
-        (from_the_future, "abc.parquet must have schema version 6 or lower, got 99: upgrade qdtune"),
+        (from_the_future, f"abc.parquet must have schema version {SCHEMA_VERSION} or lower, got 99: upgrade qdtune"),
         (failed, r"holds no finished configuration yet \(3 failed of 35\)$"),
         (of_other_axes, r"holds no finished configuration yet \(none of 7\)$"),
     ],

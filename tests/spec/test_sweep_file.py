@@ -309,7 +309,7 @@ MATRIX = [
     (
         0,
         "replicate={front: 4, seeds: 2}",
-        "replicate: unknown key 'seeds' (front, within, until, looks, alpha, budget, questions)",
+        "replicate: unknown key 'seeds' (front, within, until, looks, alpha, same_within, budget, questions)",
     ),
     (
         0,
