@@ -186,7 +186,7 @@ def _space_facts(spec: Spec, planned: Plan, lists_all: bool) -> Facts:
     if more := planned.excluded[listed:]:
         yield "  excluded", f"{sum(n for _, n in more):,} by {format_count(len(more), 'more rule')}"
     if planned.infeasible:
-        yield "  infeasible", f"{planned.infeasible:,} by {', '.join(spec.constraints)}"
+        yield "  infeasible", f"{planned.infeasible:,} by {', '.join(planned.broken)}"
     if spec.run_cap and count < spec.run_cap and not searching:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.warning:

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from qdtune.model.chain import Chain
 from qdtune.model.factored import swap_modules
 from qdtune.model.layers.known import kind_of
 from qdtune.model.layers.matrix import Digits, Quantized
 from qdtune.model.quantizer import Quantizer
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
-from qdtune.spec.sizes import FLOAT_BYTES, Sizes, other_sizes
+from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.sizes import FLOAT_BYTES, Sizes, of_each, other_sizes
 
 
 def quantize(
     model: nn.Module,
-    weight_bits: int,
+    weight_bits: int | tuple[int, ...],
     act_bits: int | None = None,
     scale: str = "absmean",
     levels: str = "symmetric",
@@ -29,23 +31,43 @@ def quantize(
 
     Args:
         model: any module; if it is a layer that is quantised, the returned module replaces it.
-        weight_bits: 1..16, or 32 for float weights.
+        weight_bits: 1..16, or 32 for float weights; or a tuple of those of each layer before the split, in the order
+            of modules. All factors of a layer have its bits.
         act_bits: bits of each layer's input, 1..16, or None for float.
         scale: the rule of the step size, a name of `axes.SCALE`.
         levels: of the weights, a name of `axes.LEVELS`.
         granularity: a name of `axes.GRANULARITY`: one step size for the weight `tensor`, or one per output `channel`.
 
     Raises:
-        ValueError: bits out of range or an unknown name.
+        ValueError: bits out of range, bits of another number of layers, or an unknown name.
     """
+    places = place_layers(model)
+    each = of_each(weight_bits, len(set(places.values())))
     for axis, name in ((SCALE, scale), (LEVELS, levels), (GRANULARITY, granularity)):
         axis.check(name)
 
     def replace(layer: nn.Module) -> nn.Module | None:
         kind = kind_of(layer)
-        return kind.quantize(layer, weight_bits, act_bits, scale, levels, granularity) if kind else None
+        bits = each[places[layer]] if layer in places else FLOAT_BITS
+        return kind.quantize(layer, bits, act_bits, scale, levels, granularity) if kind else None
 
     return swap_modules(model, replace)
+
+
+def place_layers(model: nn.Module) -> dict[nn.Module, int]:
+    """The place of each layer that `quantize` changes, among those before the split, in the order of modules.
+
+    The factors of a layer have its place.
+    """
+    layers: list[list[nn.Module]] = []
+    chained: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, Chain):
+            layers.append([*module.factors])
+            chained |= {*module.factors}
+        elif module not in chained and (kind := kind_of(module)) is not None and kind.shape(module) is not None:
+            layers.append([module])
+    return {factor: place for place, factors in enumerate(layers) for factor in factors}
 
 
 def calibrate_alike(models: Sequence[nn.Module], x: Tensor) -> None:

@@ -10,18 +10,19 @@ others, and the few functions below only read the list.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 from typing_extensions import TypedDict  # pydantic requires it below Python 3.12
 
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.spec.axis import Axis
 from qdtune.spec.checks import choice, whole
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.values import NO_WIDTHS, Frozen, NumberValues, Rate, Values, Widths, cell_text
+from qdtune.spec.values import NO_WIDTHS, Frozen, NumberValues, Rate, Some, Values, Widths, as_list, cell_text
 
 
 def _named(*names: str) -> Any:
@@ -31,6 +32,29 @@ def _named(*names: str) -> Any:
 def bits(n: int) -> str:
     """`1 bit`, `2 bits`, `float weights`."""
     return "float weights" if n == FLOAT_BITS else f"{n} bit{'s' if n > 1 else ''}"
+
+
+# Where these hold, every layer has `weight_bits`.
+UNIFORM = {"first_bits": None, "last_bits": None, "layer_bits": None}
+WeightBits = Annotated[int, whole(1, 16, FLOAT_BITS)]
+
+
+def _bits_of_most_layers(axes: Mapping[str, Any]) -> Any:
+    """`weight_bits`; if `layer_bits` replaces it, the bits that most layers have, the smallest of several."""
+    listed = axes["layer_bits"]
+    if listed is None:
+        return axes["weight_bits"]
+    counts = Counter(LAYER_BITS.of_cell(listed) if isinstance(listed, str) else listed)
+    return min(counts, key=lambda n: (-counts[n], n))
+
+
+def _own_bits(axes: Mapping[str, Any], name: str) -> Any:
+    """The bits of one layer; None if `layer_bits` replaces them or they are those of all layers."""
+    return None if axes["layer_bits"] or axes[name] == axes["weight_bits"] else axes[name]
+
+
+def _of_cell(cell: Any) -> tuple[int, ...] | None:
+    return None if cell is None else tuple(int(part) for part in str(cell).split("-"))
 
 
 def _needs_images(kind: str, data: DatasetInfo) -> str | None:
@@ -70,7 +94,7 @@ DEPTH = Axis(
 )
 WEIGHT_BITS = Axis(
     "weight_bits",
-    Annotated[int, whole(1, 16, FLOAT_BITS)],
+    WeightBits,
     FLOAT_BITS,
     "quantisation",
     "int32",
@@ -79,6 +103,7 @@ WEIGHT_BITS = Axis(
     has_range=True,
     is_bounded=True,
     range_end=16,
+    alias=_bits_of_most_layers,
     head="bits",
     title="weight bits",
     tag="w{}",
@@ -121,7 +146,7 @@ SCALE = Axis(
     "string",
     "rule for the step sizes",
     place=4,
-    idle=({"weight_bits": FLOAT_BITS, "act_bits": None},),  # floats have no step size
+    idle=({"weight_bits": FLOAT_BITS, "act_bits": None, **UNIFORM},),  # floats have no step size
     asked="{}",
 )
 FACTOR_INIT = Axis(
@@ -146,7 +171,7 @@ GRANULARITY = Axis(
     place=6,
     since=5,
     before="tensor",
-    idle=({"weight_bits": FLOAT_BITS},),
+    idle=({"weight_bits": FLOAT_BITS, **UNIFORM},),
     tag="{}",
     asked="a step per {}",
 )
@@ -160,8 +185,12 @@ LEVELS = Axis(
     place=7,
     since=5,
     before="symmetric",
-    idle=({"weight_bits": FLOAT_BITS}, {"weight_bits": 1}),  # one bit always has two levels
-    alias=lambda axes: "symmetric" if axes["levels"] == "ternary" and axes["weight_bits"] != 2 else axes["levels"],
+    idle=({"weight_bits": FLOAT_BITS, **UNIFORM}, {"weight_bits": 1, **UNIFORM}),  # one bit always has two levels
+    alias=lambda axes: (
+        "symmetric"
+        if axes["levels"] == "ternary" and axes["weight_bits"] != 2 and all(axes[name] is None for name in UNIFORM)
+        else axes["levels"]
+    ),
     tag="{}",
     asked="{} levels",
 )
@@ -262,6 +291,56 @@ CHANNELS = Axis(
     tag="c{}",
     words=lambda n: "channels as written" if n is None else f"{n} channels",
 )
+FIRST_BITS = Axis(
+    "first_bits",
+    WeightBits | None,
+    None,
+    "quantisation",
+    "int32",
+    "bits per weight of the first layer; null = weight_bits",
+    place=15,
+    has_range=True,
+    since=7,
+    before=None,
+    alias=lambda axes: _own_bits(axes, "first_bits"),
+    head="first",
+    tag="first{}",
+    words=lambda n: "first layer as the others" if n is None else f"first layer {bits(n)}",
+    asked="first layer {} bits",
+)
+LAST_BITS = Axis(
+    "last_bits",
+    WeightBits | None,
+    None,
+    "quantisation",
+    "int32",
+    "bits per weight of the last layer; null = weight_bits",
+    place=16,
+    has_range=True,
+    since=7,
+    before=None,
+    alias=lambda axes: _own_bits(axes, "last_bits"),
+    head="last",
+    tag="last{}",
+    words=lambda n: "last layer as the others" if n is None else f"last layer {bits(n)}",
+    asked="last layer {} bits",
+)
+LAYER_BITS = Axis(
+    "layer_bits",
+    Annotated[Some[WeightBits], BeforeValidator(as_list)] | None,
+    None,
+    "quantisation",
+    "string",
+    "bits per weight of each layer before the split, first to last; replaces weight_bits, first_bits and last_bits",
+    place=17,
+    since=7,
+    before=None,
+    head="by layer",
+    tag="b{}",
+    words=lambda cell: "layers alike" if cell is None else f"layers of {cell} bits",
+    asked="layers of {} bits",
+    of_cell=_of_cell,
+)
 AXES = (
     DEPTH,
     WEIGHT_BITS,
@@ -278,6 +357,9 @@ AXES = (
     AUGMENT,
     RESOLUTION,
     CHANNELS,
+    FIRST_BITS,
+    LAST_BITS,
+    LAYER_BITS,
 )
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)

@@ -128,6 +128,9 @@ def cnn_structure(
             not batch_norm,
             "conv2d",
             is_split=layer.groups == 1,
+            positions=math.prod(layer.output[1:]),
+            reads=math.prod(layer.image),
+            writes=math.prod(layer.output),
         )
         for layer in convs
     )

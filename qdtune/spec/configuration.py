@@ -126,9 +126,28 @@ class Configuration(_AxisFields):
         return tuple(self.cells.values())
 
     @property
+    def bits(self) -> int | tuple[int, ...]:
+        """The bits per weight of all layers before the split; a tuple of those of each if they differ."""
+        if self.first_bits is self.last_bits is self.layer_bits is None:
+            return self.weight_bits
+        structure = self.structure
+        each = [self.weight_bits] * len(structure.layers)
+        if self.first_bits is not None:
+            each[0] = self.first_bits
+        if self.last_bits is not None:
+            each[structure.last] = self.last_bits
+        found = tuple(each) if self.layer_bits is None else self.layer_bits
+        return found[0] if len(set(found)) == 1 else found
+
+    @property
+    def has_bits_for_its_layers(self) -> bool:
+        """Whether `layer_bits`, if it is given, has an entry for each layer."""
+        return self.layer_bits is None or len(self.layer_bits) == len(self.structure.layers)
+
+    @property
     def sizes(self) -> Sizes:
         """The bytes of one replica."""
-        bits = (self.weight_bits, self.act_bits, self.levels, self.granularity)
+        bits = (self.bits, self.act_bits, self.levels, self.granularity)
         return _sizes(self.structure, self.depth, *bits, self.decompose)
 
     @property

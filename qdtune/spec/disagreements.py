@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import KeyPath
-from qdtune.spec.axes import AXES, CHANNELS, RESOLUTION
+from qdtune.spec.axes import AXES, CHANNELS, LAYER_BITS, RESOLUTION, WEIGHT_BITS
 from qdtune.spec.axis import Axis
 from qdtune.spec.blocks import PADDINGS, has_channels, list_cnn_layers
 from qdtune.spec.choices import PLANNED
@@ -39,6 +39,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         if axis.range_end is not None and end is not None and end > axis.range_end:
             what = f"a range ends at {axis.range_end} ({end} is float; give it as a value)"
             yield ("parameters", axis.name, "max"), what
+    yield from _list_bits_disagreements(spec)
     yield from _list_task_disagreements(spec)
     yield from _list_channel_disagreements(spec)
     if spec.data.info is not None:
@@ -51,6 +52,23 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         for name, value in rule.items():
             if not axes[name].holds(value):
                 yield ("exclude", i, name), f"{cell_text(value)} never occurs in parameters.{name}"
+
+
+def _list_bits_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    """Lists of bits that fit no network of the sweep, or that `weight_bits` does not show in tables."""
+    axes, where = spec.axes, ("parameters", LAYER_BITS.name)
+    counts = {len(widths) + 1 for widths in axes["hidden"].choices or ()}
+    for listed in axes[LAYER_BITS.name].choices or ():
+        if listed is None:
+            continue
+        text = f"[{', '.join(map(str, listed))}]"
+        if spec.model.name == "mlp" and len(listed) not in counts:
+            has = " or ".join(map(str, sorted(counts)))
+            yield where, f"{text} has {len(listed)} entries, and the network {has} layers (one for each)"
+        elif not any(axes["weight_bits"].holds(bits) for bits in listed):
+            most = WEIGHT_BITS.alias and WEIGHT_BITS.alias({"layer_bits": listed})
+            what = f"{text} replaces weight_bits, which tables and labels show"
+            yield where, f"{what}: set weight_bits to one of its entries, such as {{value: {most}}}"
 
 
 def _list_task_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

@@ -68,6 +68,8 @@ def hint_for_key(path: KeyPath) -> str:
 
 def hint_for_value(path: KeyPath, value: object) -> str:
     """The message for another tool's value of a key, with the way to say it here; empty if the value is not known."""
+    if path[:2] == ("parameters", "weight_bits") and isinstance(value, list):
+        return f"{format_value(value)} is not a whole number (bits of each layer are the axis layer_bits)"
     hint = _find_hint(str(path[-1]) if path else "", value)
     return f"unknown {format_value(value)} ({hint})" if hint else ""
 

@@ -75,6 +75,22 @@ FP32_BYTES = Objective(
     "total size of the shipped model without quantisation",
     lambda c: c.sizes.fp32_bytes,
 )
+MACS = Objective(
+    "macs",
+    "minimize",
+    "multiplications",
+    "multiply-accumulates for one sample, in the layers that are quantised",
+    lambda c: c.structure.macs(c.depth, c.decompose),
+    since=7,
+)
+ACTIVATION_BYTES = Objective(
+    "activation_bytes",
+    "minimize",
+    "bytes",
+    "most bytes that one layer reads and writes for one sample, both at act_bits (null: float32)",
+    lambda c: c.structure.activation_bytes(c.depth, c.act_bits, c.decompose),
+    since=7,
+)
 OBJECTIVES = (
     _JUDGING[ACCURACY],
     PARAMS,
@@ -84,6 +100,8 @@ OBJECTIVES = (
     BIAS_BYTES,
     OTHER_BYTES,
     FP32_BYTES,
+    MACS,
+    ACTIVATION_BYTES,
 )
 KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
 # What the front is drawn over besides the metric: it ranks the Pareto table, and a search asks Optuna for it.
@@ -95,6 +113,11 @@ BOUNDED = (*(one.name for one in KNOWN_BEFORE), *(axis.name for axis in AXES if 
 def known_before(configuration: Any) -> dict[str, int]:
     """The objectives of a `Configuration` that are known before it is trained, by name."""
     return {one.name: one.value(configuration) for one in KNOWN_BEFORE if one.value}
+
+
+def find_known(configuration: Any, name: str) -> int:
+    """The objective of this name, which is known before training."""
+    return next(one.value(configuration) for one in KNOWN_BEFORE if one.value and one.name == name)
 
 
 def front_of(metric: Metric) -> tuple[Objective, ...]:

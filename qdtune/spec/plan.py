@@ -14,7 +14,7 @@ from qdtune.spec.axes import AXES, AXIS_NAMES, decisive_axes
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import DataGroup, ModelGroup, Phase, name_built
-from qdtune.spec.objectives import known_before
+from qdtune.spec.objectives import find_known
 from qdtune.spec.points import Point, list_points
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
@@ -30,7 +30,8 @@ class Plan:
             may choose.
         points: how many points of the space were examined.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
-        infeasible: how many of the other points broke a constraint.
+        infeasible: how many of the other points broke a constraint or are misfits.
+        misfits: how many points have `layer_bits` for another number of layers.
     """
 
     spec: Spec
@@ -38,6 +39,12 @@ class Plan:
     points: int
     excluded: list[tuple[str, int]]
     infeasible: int
+    misfits: int = 0
+
+    @property
+    def broken(self) -> list[str]:
+        """What the infeasible points break."""
+        return [*self.spec.constraints, *(["layer_bits: one entry for each layer"] if self.misfits else [])]
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
@@ -61,12 +68,17 @@ class Plan:
         An axis is left out if the sweep's own rules already name it together with other values.
         """
         found: list[dict[str, Any]] = []
-        for where, axis in ((dict(where), one.name) for one in AXES for where in one.idle):
+        for where, axis in ((self._without_news(where), one.name) for one in AXES for where in one.idle):
             rules = [where | {axis: value} for value in self.spec.axes[axis].choices or ()]
             tangled = any(axis in rule and rule not in rules for rule in self.spec.exclude)
             if not tangled and any(_excluded(trial.values, where) for trial in self.trials):
                 found += [rule for rule in rules if rule not in self.spec.exclude][1:]  # the first is kept
         return [f"{{{_rule_text(rule)}}}" for rule in found]
+
+    def _without_news(self, where: Mapping[str, Any]) -> dict[str, Any]:
+        """The conditions without axes of later versions that are everywhere as they were before."""
+        fixed = {axis.name for axis in AXES if axis.is_new and self.spec.axes[axis.name].choices == (axis.before,)}
+        return {name: value for name, value in where.items() if name not in fixed}
 
     @property
     def warning(self) -> str | None:
@@ -97,7 +109,7 @@ def plan(spec: Spec) -> Plan:
     wanted = spec.run_cap or math.inf
     removed = [0] * len(spec.exclude)
     trials: list[Configuration] = []
-    points = infeasible = 0
+    points = infeasible = misfits = 0
     for point in list_points(spec):
         points += 1
         config = dict(zip(AXIS_NAMES, point, strict=True))
@@ -106,6 +118,9 @@ def plan(spec: Spec) -> Plan:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
+        if not trial.has_bits_for_its_layers:
+            misfits += 1
+            continue
         if any(measure_excess(text, trial) > 0 for text in spec.constraints):
             infeasible += 1
             continue
@@ -114,22 +129,26 @@ def plan(spec: Spec) -> Plan:
             break
     if not trials:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise user_error(what)
+        raise user_error(f"{what}, {misfits} have layer_bits for another number of layers" if misfits else what)
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     trials = put_warmups_first(sort_trials(trials, spec.run.order))
-    return Plan(spec, trials, points, excluded, infeasible)
+    return Plan(spec, trials, points, excluded, infeasible + misfits, misfits)
 
 
 def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:
     """Each rule of `exclude` and `constraints` as text, and how far the trial breaks it; 0 or less if it does not."""
     excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
+    if not trial.has_bits_for_its_layers:  # it has no bytes
+        return excluded | {"layer_bits": 1.0} | dict.fromkeys(spec.constraints, 1.0)
+    if spec.axes["layer_bits"].choices != (None,):
+        excluded["layer_bits"] = 0.0
     return excluded | {text: measure_excess(text, trial) for text in spec.constraints}
 
 
 def measure_excess(constraint: str, trial: Configuration) -> float:
     """How far a trial breaks a constraint such as `size_bytes <= 8192`; 0 or less if it does not."""
     name, sign, bound = constraint.split()
-    over = (getattr(trial, name) if name in AXIS_NAMES else known_before(trial)[name]) - float(bound)
+    over = (getattr(trial, name) if name in AXIS_NAMES else find_known(trial, name)) - float(bound)
     if sign == "==":
         return abs(over)
     if sign[0] == ">":

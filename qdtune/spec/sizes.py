@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qdtune.spec.choices import FLOAT_BITS
 
@@ -135,6 +135,18 @@ def normalisation_sizes(features: int) -> Sizes:
     return other_sizes(0, 2 * FLOAT_BYTES * features)
 
 
+def of_each(bits: Any, layers: int) -> Sequence[Any]:
+    """The bits of each layer, given those of all, or a tuple of those of each.
+
+    Raises:
+        ValueError: the tuple is that of another number of layers.
+    """
+    found = bits if isinstance(bits, tuple) else (bits,) * layers
+    if len(found) != layers:
+        raise ValueError(f"there must be bits for each of {layers} layers, got {found}")
+    return found
+
+
 class LayerShape(NamedTuple):
     """A layer that is quantised, and may be split, as the matrix of its weights.
 
@@ -144,6 +156,10 @@ class LayerShape(NamedTuple):
         has_bias: whether each output has a bias.
         kind: the layer kind, by its name in packed programs.
         is_split: whether `decompose` splits it into factors of the widths `factor_dims`.
+        positions: how often one sample is multiplied by the matrix: for a convolution, the pixels of one output
+            channel; of all calls together if the layer is called several times.
+        reads: the numbers of one sample that a call takes, the most of several; None: `inputs` for each position.
+        writes: the numbers that a call gives; None: `outputs` for each position.
     """
 
     inputs: int
@@ -151,6 +167,19 @@ class LayerShape(NamedTuple):
     has_bias: bool
     kind: str = LINEAR  # older sweep files have only linear layers and the fields above
     is_split: bool = True
+    positions: int = 1
+    reads: int | None = None
+    writes: int | None = None
+
+    @property
+    def read_numbers(self) -> int:
+        """The numbers of one sample that a call takes."""
+        return self.inputs * self.positions if self.reads is None else self.reads
+
+    @property
+    def call_positions(self) -> int:
+        """The positions of one call."""
+        return self.positions if self.writes is None else self.writes // self.outputs
 
 
 class Structure(NamedTuple):
@@ -186,35 +215,58 @@ class Structure(NamedTuple):
         """The widths of each layer's factors; with `hidden` the last layer that could be split stays whole."""
         split = [k for k, layer in enumerate(self.layers) if layer.is_split]
         if decompose == "hidden" and split:
-            del split[-1 if self.head is None else self.head]
+            split.remove(self.last)
         return [
             factor_dims(layer.inputs, layer.outputs, depth if k in split else 1)
             for k, layer in enumerate(self.layers)
         ]
+
+    @property
+    def last(self) -> int:
+        """The place of the layer that runs last, of those that could be split if there are some."""
+        split = [k for k, layer in enumerate(self.layers) if layer.is_split]
+        return split[-1 if self.head is None else self.head] if split else len(self.layers) - 1
 
     def inner_dims(self, depth: int, decompose: str = "all") -> list[list[int]]:
         """The widths between the factors of each layer that is split, D - 1 of them."""
         dims = zip(self.layers, self.dims(depth, decompose), strict=True)
         return [list(widths[1:-1]) for layer, widths in dims if layer.is_split]
 
+    def macs(self, depth: int, decompose: str = "all") -> int:
+        """The multiply-accumulates of one sample, in the layers that are quantised."""
+        dims = zip(self.layers, self.dims(depth, decompose), strict=True)
+        return sum(layer.positions * sum(i * o for i, o in pairwise(widths)) for layer, widths in dims)
+
+    def activation_bytes(self, depth: int, act_bits: int | None, decompose: str = "all") -> int:
+        """The most bytes of inputs and outputs together of one factor, for one sample.
+
+        Both are held at `act_bits` (None: float32). Of the layers that are quantised.
+        """
+        most = 0
+        for layer, widths in zip(self.layers, self.dims(depth, decompose), strict=True):
+            held = [layer.read_numbers, *(width * layer.call_positions for width in widths[1:])]
+            most = max(most, *(i + o for i, o in pairwise(held)))
+        return -(-most * (8 * FLOAT_BYTES if act_bits is None else act_bits) // 8)
+
     def sizes(
         self,
         depth: int,
-        weight_bits: int,
+        weight_bits: int | tuple[int, ...],
         act_bits: int | None,
         levels: str = "symmetric",
         granularity: str = "tensor",
         decompose: str = "all",
     ) -> Sizes:
-        """The bytes after `decompose` and `quantize`."""
+        """The bytes after `decompose` and `quantize`; `weight_bits` are those of all layers, or of each."""
         total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
         total += normalisation_sizes(self.normalised)
-        for layer, dims in zip(self.layers, self.dims(depth, decompose), strict=True):
+        each = of_each(weight_bits, len(self.layers))
+        for layer, dims, own_bits in zip(self.layers, self.dims(depth, decompose), each, strict=True):
             total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
             for k, (rows, columns) in enumerate(pairwise(dims)):
                 biases = columns if k == len(dims) - 2 and layer.has_bias else 0
                 steps = columns if granularity == "channel" else 1
-                total += matrix_sizes(rows * columns, biases, weight_bits, act_bits, levels, steps)
+                total += matrix_sizes(rows * columns, biases, own_bits, act_bits, levels, steps)
         return total
 
 

@@ -45,6 +45,7 @@ def _some(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
+Some = Annotated[tuple[T, ...], AfterValidator(_some)]
 Several = Annotated[tuple[T, ...], AfterValidator(_some), AfterValidator(_distinct)]
 
 

@@ -7,7 +7,7 @@ count. A model that would train or ship wrongly is refused before a trial starts
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup, name_built
-from qdtune.spec.sizes import FLOAT_BYTES, Structure
+from qdtune.spec.sizes import FLOAT_BYTES, LayerShape, Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.training.averaging import average_images
@@ -167,7 +167,8 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
     _check_answers(own.factory, model, normalise(rows), outputs)
     _check_input_is_kept(own.factory, twin.train(), normalise(rows))
-    return describe_structure(model, _find_head(model, normalise(rows)), _hash_loaded(model, build(2)))
+    structure = describe_structure(model, _find_head(model, normalise(rows)), _hash_loaded(model, build(2)))
+    return structure._replace(layers=tuple(_measure_layers(model, structure.layers, normalise(rows))))
 
 
 @torch.no_grad()
@@ -238,6 +239,28 @@ def _find_head(model: nn.Module, x: Tensor) -> int | None:
             hook.remove()
     place = layers.index(calls[-1]) if calls else len(layers) - 1
     return None if place == len(layers) - 1 else place
+
+
+@torch.no_grad()
+def _measure_layers(model: nn.Module, shapes: Sequence[LayerShape], x: Tensor) -> Iterator[LayerShape]:
+    """The shapes of the layers that are quantised, with what they read and write in a forward pass of x (N, I)."""
+    calls: dict[nn.Module, list[tuple[int, int]]] = {layer: [] for layer, _ in find_quantisable(model)}
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+        calls[layer].append((given[0].numel() // len(x), found.numel() // len(x)))
+
+    hooks = [layer.register_forward_hook(note) for layer in calls]
+    try:
+        model.eval()(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for shape, seen in zip(shapes, calls.values(), strict=True):
+        if not seen or seen == [(shape.inputs, shape.outputs)]:
+            yield shape._replace(positions=len(seen))
+            continue
+        reads, writes = max(seen)
+        yield shape._replace(positions=sum(n for _, n in seen) // shape.outputs, reads=reads, writes=writes)
 
 
 @torch.no_grad()

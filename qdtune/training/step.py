@@ -38,7 +38,7 @@ class StepShape:
     batch_norm: bool | str
     depth: int
     activation: str
-    float_weights: bool
+    float_weights: bool | tuple[bool, ...]  # of all layers before the split, or of each
     float_inputs: bool
     optimizer: str  # sgd or adam
     momentum: float  # of sgd, 0 <= m < 1
@@ -54,6 +54,7 @@ class StepShape:
         """The shape of a trial's step in a phase, `warmup` or `qat`, for a network of I inputs and O outputs."""
         warmup = phase == "warmup"
         settings = trial.warmup if warmup else trial.qat
+        float_weights = True if warmup else which_are_float(trial.bits)
         return cls(
             inputs,
             outputs,
@@ -61,11 +62,11 @@ class StepShape:
             trial.batch_norm,
             trial.depth,
             trial.activation,
-            float_weights=warmup or trial.weight_bits == FLOAT_BITS,
+            float_weights=float_weights,
             float_inputs=warmup or trial.act_bits is None,
             optimizer=settings.optimizer,
             momentum=settings.momentum,
-            granularity="tensor" if warmup or trial.weight_bits == FLOAT_BITS else trial.granularity,
+            granularity="tensor" if float_weights is True else trial.granularity,
             decompose=trial.decompose,
             own=trial.own_model and trial.own_model[:2],
             head=trial.structure.head if trial.decompose == "hidden" else None,
@@ -94,8 +95,14 @@ class StepShape:
             norm=self.batch_norm == "factors",
             head=self.head,
         )
-        weight_bits, act_bits = FLOAT_BITS if self.float_weights else 2, None if self.float_inputs else 2
-        return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
+        act_bits = None if self.float_inputs else 2
+        return quantize(model, self._some_bits(), act_bits, granularity=self.granularity).to("meta")
+
+    def _some_bits(self) -> int | tuple[int, ...]:
+        """Bits with which a network has this graph."""
+        if isinstance(self.float_weights, bool):
+            return FLOAT_BITS if self.float_weights else 2
+        return tuple(FLOAT_BITS if is_float else 2 for is_float in self.float_weights)
 
     def make_optimiser_state(self, params: Stack) -> dict[str, Stack]:
         """The tensors that the optimiser keeps between steps, at zero."""
@@ -104,6 +111,14 @@ class StepShape:
             count = torch.zeros((), device=next(iter(params.values())).device)
             return {"mean": zeros(), "square": zeros(), "count": {"": count}}
         return {"velocity": zeros()} if self.momentum else {}
+
+
+def which_are_float(bits: int | tuple[int, ...]) -> bool | tuple[bool, ...]:
+    """Whether the weights of all layers are float; a tuple of whether those of each are, if they differ."""
+    if isinstance(bits, int):
+        return bits == FLOAT_BITS
+    each = tuple(one == FLOAT_BITS for one in bits)
+    return each if len(set(each)) > 1 else each[0]
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from qdtune.spec.sizes import factor_dims, inner_width, mlp_sizes
+from qdtune.spec.blocks import cnn_structure, list_cnn_layers
+from qdtune.spec.sizes import LayerShape, Structure, factor_dims, inner_width, mlp_sizes, mlp_structure
 
 PAIRS = [(i, o) for i in (1, 2, 3, 7, 10, 24, 64, 100, 784, 3072) for o in (1, 2, 5, 10, 24, 33, 256, 1024)]
 
@@ -111,3 +112,31 @@ def test_size_bytes_counts_activation_scales_normalisation_and_floats():
     assert between.size_bytes - outside.size_bytes == 2 * (23 + 23 + 6 + 6) * 4  # two between three factors
     floats = mlp_sizes(784, [24], 10, depth=1, weight_bits=32, act_bits=None)
     assert floats.size_bytes == floats.fp32_bytes == 4 * (784 * 24 + 24 * 10 + 34)
+
+
+def test_the_ledger_of_a_network_by_hand():
+    plain = mlp_structure(20, (8, 6), 5)
+    assert plain.macs(1) == 20 * 8 + 8 * 6 + 6 * 5
+    (h, g, last) = (dims[1] for dims in plain.dims(2))
+    assert plain.macs(2) == 20 * h + h * 8 + 8 * g + g * 6 + 6 * last + last * 5
+    assert plain.macs(2, "hidden") == 20 * h + h * 8 + 8 * g + g * 6 + 6 * 5
+    assert plain.activation_bytes(1, None) == 4 * (20 + 8)
+    assert plain.activation_bytes(1, 3) == -(-3 * (20 + 8) // 8)
+    assert plain.activation_bytes(2, None) == 4 * (20 + h)
+
+
+def test_the_ledger_of_layers_that_are_applied_at_many_positions():
+    # 3 x 3 kernels on 4 channels of 8 x 8 pixels, stride 2: 6 channels of 4 x 4; then a row.
+    conv = LayerShape(4 * 9, 6, True, "conv2d", positions=16, reads=4 * 64, writes=6 * 16)
+    both = Structure((conv, LayerShape(96, 10, True)))
+    assert both.macs(1) == 16 * 36 * 6 + 960
+    assert both.activation_bytes(1, 8) == 256 + 96
+    h = both.dims(2)[0][1]
+    assert both.macs(2, "hidden") == 16 * (36 * h + h * 6) + 960
+    assert both.activation_bytes(3, 8, "hidden") == 256 + 16 * both.dims(3)[0][1]
+    blocks = list_cnn_layers(("conv 6 3x3 /2", "dw", "pool"), None, "same", (4, 8, 8))
+    cnn = cnn_structure(blocks, (), 10)
+    assert cnn.macs(1) == 16 * 36 * 6 + 16 * 9 * 6 + 6 * 2 * 2 * 10
+    assert cnn.activation_bytes(1, 8) == 256 + 96
+    called_twice = LayerShape(5, 5, False, positions=2, reads=5, writes=5)
+    assert (Structure((called_twice,)).macs(1), Structure((called_twice,)).activation_bytes(1, 8)) == (50, 10)

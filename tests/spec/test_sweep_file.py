@@ -104,6 +104,9 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "augment": ("none",),
         "resolution": (None,),
         "channels": (None,),
+        "first_bits": (None,),
+        "last_bits": (None,),
+        "layer_bits": (None,),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -710,6 +713,34 @@ def test_a_resolution_changes_the_network_and_its_warmup() -> None:
     assert (whole.label, half.label) == ("d1 w32 identity", "d1 w32 identity r14")
 
 
+def test_bits_of_layers_fit_the_network() -> None:
+    wide = "model={hidden: [32, 16]}"
+    what = "parameters.layer_bits: [8, 2] has 2 entries, and the network 3 layers (one for each)"
+    assert told(wide, "parameters={layer_bits: {values: [null, [8, 2]]}, weight_bits: {value: 2}}") == [what]
+    (line,) = told(wide, "parameters={layer_bits: {value: [8, 2, 2]}}")
+    assert line.endswith("tables and labels show: set weight_bits to one of its entries, such as {value: 2}")
+    (line,) = told("parameters={weight_bits: {value: [8, 2]}}")
+    assert line.endswith("is not a whole number (bits of each layer are the axis layer_bits)")
+    assert len(told("parameters={layer_bits: {values: [[8, 77], []]}}")) == 2
+    both = "{hidden: {values: [[24], [8, 8]]}, weight_bits: {value: 2}, layer_bits: {values: [[8, 2], [8, 2, 2]]}}"
+    planned = plan(small(f"parameters={both}"))
+    assert [(one.hidden, one.layer_bits) for one in planned.trials] == [((8, 8), (8, 2, 2)), ((24,), (8, 2))]
+    assert (planned.infeasible, planned.broken) == (2, ["layer_bits: one entry for each layer"])
+
+
+def test_bits_of_layers_share_a_warmup_and_twins_are_told() -> None:
+    axes = "{weight_bits: {values: [2, 4]}, first_bits: {values: [null, 2]}, layer_bits: {values: [null, [8, 2]]}}"
+    planned = plan(small("parameters=" + axes))
+    assert planned.warmups == 1
+    # At w2, first_bits 2 is none; of the four with layer_bits one is left.
+    assert (len(planned.trials), planned.twins) == (8, 1 + 3)
+    assert {one.label for one in planned.trials} >= {"d1 w4 identity first2", "d1 w2 identity b8-2", "d1 w4 identity"}
+    for trial in planned.trials:
+        assert make_trial(planned.spec, trial.cells) == trial
+    alone = plan(small("parameters={weight_bits: {values: [2, 4]}}")).trials
+    assert {one.trial_id for one in alone} < {one.trial_id for one in planned.trials}
+
+
 # --- Canonical text, resolving, identity.
 
 axis_values = {
@@ -839,6 +870,9 @@ CHANGED: dict[str, Any] = {
     "channels": 4,
     "blocks": ("conv 8", "pool"),
     "padding": "same",
+    "first_bits": 8,
+    "last_bits": 8,
+    "layer_bits": (8, 2),
     "batch_norm": False,
     "dataset": "kmnist",
     "val_size": 4999,
@@ -863,7 +897,17 @@ def test_trial_id_is_frozen() -> None:
 def test_trial_id_changes_with_every_field(name: str) -> None:
     other = replace(TRIAL, **{name: CHANGED[name]})
     assert other.trial_id != TRIAL.trial_id
-    shared = name in ("weight_bits", "act_bits", "scale", "granularity", "levels", "qat")
+    shared = name in (
+        "weight_bits",
+        "first_bits",
+        "last_bits",
+        "layer_bits",
+        "act_bits",
+        "scale",
+        "granularity",
+        "levels",
+        "qat",
+    )
     assert (other.warmup_id == TRIAL.warmup_id) is shared
 
 

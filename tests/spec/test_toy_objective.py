@@ -92,7 +92,7 @@ def test_a_constraint_with_a_mistake_says_its_name(tree):
     told = run(tree, "-m", "qdtune", "launch", "wrong.yaml", "--dry-run", code=2).stderr
     assert told.startswith("error: wrong.yaml:7:")
     assert "constraints[1]: 'toys <= 20' is not allowed (like 'size_bytes <= 8192': one of params," in told
-    assert ", fp32_bytes, toy, depth, weight_bits; <= < >= > ==; a number)" in told
+    assert ", activation_bytes, toy, depth, weight_bits; <= < >= > ==; a number)" in told
 
 
 def test_rows_of_an_older_version_read_as_null(tree):

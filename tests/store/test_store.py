@@ -62,6 +62,8 @@ def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]
             "bias_bytes": 6,
             "other_bytes": 0,
             "fp32_bytes": 400,
+            "macs": 90,
+            "activation_bytes": 120,
             "inner_dims": [[5], [4, 4]],
         },
         **{"seconds": 1.5, "device": "cpu", "error": None, "pruned_by": None, "started_at": NOW, "finished_at": NOW},
@@ -648,7 +650,8 @@ def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     for key in {tuple(r[name] for name in keys) for r in rows}:
         mine = sorted((r for r in rows if tuple(r[name] for name in keys) == key), key=lambda r: r["seed"])
         ok = [r for r in mine if r["state"] == "ok"]
-        entry = {name: mine[0][name] for name in (*keys, "trial_id", "model", "size_bytes", "other_bytes", "params")}
+        shared = ("trial_id", "model", "size_bytes", "other_bytes", "params", "macs", "activation_bytes")
+        entry = {name: mine[0][name] for name in (*keys, *shared)}
         entry |= {"n_seeds": len(ok), "epochs": max(r["epochs"] for r in mine)}
         entry["state"] = max(
             [r["state"] for r in mine if r["state"] in FINAL] or [r["state"] for r in mine], key=STATES.index

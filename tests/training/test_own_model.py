@@ -469,3 +469,20 @@ def test_hidden_spares_the_layer_that_runs_last(tmp_path, tensors, init, forward
     assert loads(spec.to_yaml().encode(), "x.yaml") == spec
     for factor_init in ("orthogonal", "svd"):  # asserts that the tensors have the sizes that were planned
         assert last(replace(trial, factor_init=factor_init, seeds=(0,)), tensors)["rows"][0]["state"] == "ok"
+
+
+def test_what_an_own_model_computes_is_recorded_by_a_forward_pass(tmp_path):
+    model = net(
+        "self.c, self.d = nn.Conv2d(1, 2, 3), nn.Linear(2, 2)",
+        "y = self.c(x.unflatten(1, (1, 4, 4))).flatten(2).mT\nreturn self.b(self.a(x)) + self.d(self.d(y)).sum() * 0",
+    )
+    spec = taken(tmp_path, model)
+    (built,) = spec.model.built.values()
+    shapes = {(one.kind, one.inputs): one for one in built.layers}
+    assert shapes["conv2d", 9][5:] == (4, 16, 2 * 4)
+    assert shapes["linear", 2][5:] == (2 * 4, 8, 8)  # called twice
+    assert shapes["linear", 16][5:] == (1, None, None)
+    trial = plan(spec).trials[0]
+    assert trial.columns["macs"] == built.macs(trial.depth)
+    rows = sum(one.inputs * one.outputs for one in built.layers if one.positions == 1)
+    assert built.macs(1) == 4 * 9 * 2 + 8 * 4 + rows
