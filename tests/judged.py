@@ -3,6 +3,7 @@
 import random
 from datetime import datetime, timedelta, timezone
 
+from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store.store import Store
@@ -26,6 +27,7 @@ data:
   metric: {metric}
 train: {{batch_size: 50, warmup: {{epochs: 2}}, qat: {{epochs: 4}}}}
 """
+DRAWN_BY = AXIS_NAMES.index("augment") + 1  # the axes that change what is drawn: later ones do not
 START = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
 
@@ -38,7 +40,7 @@ def make_spec(task, metric, overrides=()):
 
 def draw_skill(trial, seed, epoch=4):
     """How good a trial is after an epoch of QAT, about 0.5 to 1: the same for every task and metric."""
-    draw = random.Random(f"{trial.key} {seed}")
+    draw = random.Random(f"{trial.key[:DRAWN_BY]} {seed}")
     bits = {1: 0.0, 2: 0.12, 4: 0.16, 8: 0.17}[trial.weight_bits]
     factors = {"identity": -0.01, "relu": 0.02}[trial.activation] if trial.depth > 1 else 0.0
     return round(0.7 + bits + factors + draw.gauss(0, 0.006) - 0.05 * (4 - epoch), 4)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.analysis.behind import CurveBook
-from qdtune.analysis.best import FAILED, STOPPED, TOO_LARGE, Best, BestDepth, describe_setting
+from qdtune.analysis.best import Best, describe_setting
+from qdtune.analysis.best_depth import FAILED, STOPPED, TOO_LARGE, BestDepth
 from qdtune.analysis.comparison import Comparison, named_settings, wait_for_partner
 from qdtune.analysis.comparisons import compare_activations, compare_at_looks, compare_depths
 from qdtune.analysis.near_ties import NearTie, find_near_ties

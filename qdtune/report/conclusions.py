@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from qdtune.analysis.answers import Answers
-from qdtune.analysis.best import BestDepth
+from qdtune.analysis.best_depth import BestDepth
 from qdtune.analysis.comparison import OBSTACLES, VERDICTS, Comparison, named_settings
 from qdtune.messages import format_count
 from qdtune.report.groups import (

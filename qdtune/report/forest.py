@@ -59,7 +59,8 @@ def draw_forest(drawn: Sheet, axis: str) -> Figure | None:
     gone = any(one.verdict == "behind" for one in shown)
     behind = " Triangle: a side was stopped early and is behind, drawn where it was stopped." if gone else ""
     margin = next((one.margin_text for one in shown if one.same_within is not None), "")
-    same = f" Square: the same {margin}, which the dotted lines show." if margin else ""
+    same = f" Dotted: the margin, {margin.removeprefix('within ')}." if margin else ""
+    same += " Square: the same within it." if any(one.verdict == "same" for one in shown) else ""
     few = f" Without a line: {TOO_FEW_SEEDS}." if any(one.is_interval_useless for one in shown) else ""
     some = f" Shown: {MAX_ROWS} of {tested:,} comparisons, those with the smallest p." if tested > MAX_ROWS else ""
     caption = (

@@ -175,8 +175,9 @@ def _describe_levels(found: Sequence[Comparison]) -> list[str]:
     margin = next((one.margin_text for one in found if one.same_within is not None), "")
     if not margin:
         return [f"In brackets: the {which} % interval, at the level of {test} (Holm's correction)."]
-    same = f"same: it lies {margin} of zero, by two one-sided tests."
-    return [f"In brackets: the {which} % interval, at the level of {test} (Bonferroni's correction).", same]
+    same = [f"same: the interval lies {margin} of zero (two one-sided tests)."]
+    brackets = f"In brackets: the {which} % interval, at the level of {test} (Bonferroni's correction)."
+    return [brackets, *(same if any(one.verdict == "same" for one in found) else [])]
 
 
 def effect_head(metric: Metric) -> str:

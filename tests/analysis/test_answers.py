@@ -13,7 +13,7 @@ import pytest
 
 from qdtune.analysis.answers import answer
 from qdtune.analysis.behind import CurveBook
-from qdtune.analysis.best import BestDepth
+from qdtune.analysis.best_depth import BestDepth
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.report.conclusions import conclude
 from qdtune.spec.metric_text import format_differences

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from qdtune.analysis.answers import Answers
-from qdtune.analysis.best import Best, BestDepth
+from qdtune.analysis.best import Best
+from qdtune.analysis.best_depth import BestDepth
 from qdtune.analysis.comparison import Comparison
 from qdtune.report.conclusions import (
     advise_refusals,
