@@ -23,7 +23,7 @@ from qdtune.report.conclusions import (
 )
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
-from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.axes import AXIS_NAMES, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
 from qdtune.spec.tasks import Metric
@@ -157,7 +157,8 @@ def _matched(other: Published, as_good: list[dict[str, Any]], metric: Metric) ->
     row = min(as_good, key=lambda row: row["size_bytes"])
     inputs = "" if row["act_bits"] is None else f" a{row['act_bits']}"
     depth = "" if row["depth"] == 1 else f" d{row['depth']}"
-    name = f"{row['hidden']}{depth} w{row['weight_bits']}{inputs}"
+    later = label(row, ("resolution", "first_bits", "last_bits", "layer_bits"))
+    name = f"{row['hidden']}{depth} w{row['weight_bits']}{inputs}{f' {later}' if later else ''}"
     share = row["size_bytes"] / other.weight_bytes
     return [name, f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
 

@@ -23,6 +23,7 @@ from qdtune.report.page import images
 from qdtune.report.plot_data import sheet
 from qdtune.report.words import beside
 from qdtune.spec.metric_text import half_interval
+from qdtune.spec.plan import make_trial
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store.pareto_table import aggregate, ranking, table_front
@@ -36,6 +37,18 @@ FRONTS = {
     "mnist": ("front_mnist", "small_mnist", "large_mnist"),
     "fashion_mnist": ("front_fashion",),
 }
+# Published networks on MNIST of at most 1.2 KB: name, pixels of a side of the images, bytes of the weights alone, test
+# accuracy. Each was trained once and chosen on the test set.
+TINY = (
+    ("BitNetPDK, 1 bit", 8, 424, 0.9138),
+    ("BitNetPDK, 2 bits", 8, 424, 0.9170),
+    ("BitNetPDK, 1 bit", 8, 552, 0.9216),
+    ("BitNetPDK, 2 bits", 8, 570, 0.9340),
+    ("BitNetPDK, 2 bits", 8, 731, 0.9454),
+    ("BitNetPDK, 4 bits", 8, 848, 0.9492),
+    ("BitNetPDK, 2 bits", 8, 1_104, 0.9564),
+    ("BitNetMCU", 16, 1_128, 0.9422),
+)
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
 
 
@@ -47,6 +60,7 @@ def tables() -> Iterator[str]:
         found = beside(pareto, dataset)
         assert found is not None
         yield _markdown(found.heads, found.rows)
+    yield from _tiny()
     for name, dataset in DEPTHS.items():
         yield _depths(complete_table(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
 
@@ -83,6 +97,29 @@ def _depths(trials: pa.Table, dataset: str) -> str:
         asked = [depths[bits, depth, "identity"], depths[bits, depth, "relu"], between]
         rows.append([f"{bits} bit{'s' if bits > 1 else ''}", str(depth), *map(_effect, asked)])
     return _markdown(heads, rows)
+
+
+def _tiny() -> Iterator[str]:
+    """The front of the smallest networks, and published ones beside it, with both ways of counting bytes."""
+    spec = load(SWEEPS / "tiny_8x8.yaml").resolve("mnist")
+    front = table_front(complete_table(pq.read_table(FOLDER / "tiny_8x8.parquet"), PARETO)).to_pylist()
+    weights = {row["trial_id"]: make_trial(spec, row).sizes.weight_bytes for row in front}
+    heads = ["bytes", "weights alone", "hidden", "bits", "last layer", "validation %", "test %"]
+    rows = []
+    for row in front:
+        bits = [str(row["weight_bits"]), "as the others" if row["last_bits"] is None else f"{row['last_bits']} bits"]
+        accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
+        counted = [f"{row['size_bytes']:,}", f"{weights[row['trial_id']]:,}"]
+        rows.append([*counted, row["hidden"], *bits, *accuracies])
+    yield _markdown(heads, rows)
+    heads = ["published", "images", "weights alone", "test %", "ours, weights alone", "ours, everything", "test %"]
+    rows = []
+    for name, side, size, accuracy in TINY:
+        mine = next(row for row in front if row["test_accuracy"] >= accuracy)
+        counted = [f"{weights[mine['trial_id']]:,}", f"{mine['size_bytes']:,}"]
+        published = [name, f"{side} x {side}", f"{size:,}", f"{100 * accuracy:.2f}"]
+        rows.append([*published, *counted, _interval(mine, "test_accuracy")])
+    yield _markdown(heads, rows)
 
 
 def _effect(one: Comparison) -> str:
