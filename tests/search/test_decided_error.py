@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks.decide import Count, simulate, simulate_front
-from tests.benchmarks.decide_same import MARGINS, MIXES, WORST_SIZES, simulate_same
+from tests.benchmarks.decide_same import MIXES, WORST_SIZES, simulate_same
 
 FAMILIES = 2000
 
@@ -65,14 +65,14 @@ def test_few_families_with_a_margin_come_out_as_the_benchmark_says():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("noise", ["normal", "t3"])
-def test_at_most_five_per_cent_of_questions_with_a_margin_have_a_wrong_verdict_of_either_kind(noise, margin):
-    found = simulate_same(noise, FAMILIES, margin)
-    assert max(found.wrong_same, found.wrong_different) <= found.wrong
-    assert found.wrong <= 0.05 * found.families
-    assert found.called_same > 0.02 * found.same
+def test_at_most_five_per_cent_of_questions_with_a_margin_have_a_wrong_verdict_of_either_kind(noise):
+    found = simulate_same(noise, FAMILIES, 1.5)
+    print(noise, found)
+    assert max(found.wrong_same, found.wrong_different) <= found.wrong <= 0.05 * found.families
+    assert found.called_same > 0.2 * found.same
+    assert found.decided > 0.45 * found.effects
 
 
 @pytest.mark.slow
@@ -80,4 +80,5 @@ def test_at_most_five_per_cent_of_questions_with_a_margin_have_a_wrong_verdict_o
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "mixed"])
 def test_the_worst_effects_for_a_margin_do_not_break_the_level(mix):
     found = simulate_same("normal", FAMILIES, 1.0, mix, WORST_SIZES)
+    print(mix, found)
     assert found.wrong <= 0.05 * found.families
