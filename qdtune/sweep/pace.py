@@ -25,6 +25,7 @@ class Start:
         checkpoints: trial_id -> the QAT epoch at which it goes on, of trials that are left.
         warmups: how many warm-ups are still to train, as far as known.
         released: the trials that were stopped, and then trained to their end all the same.
+        stopped: trial_id -> the QAT epochs of each trial that is stopped.
     """
 
     states: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Start:
     checkpoints: Mapping[str, int] = field(default_factory=dict)
     warmups: int = 0
     released: frozenset[str] = frozenset()
+    stopped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Pace:
         self.warmup, self.qat = warmup, qat
         self.trained = start.trained
         self.resuming = dict(start.checkpoints)  # of trials that wait: the QAT epoch at which they go on
-        self.ended: dict[str, int] = {}  # the QAT epochs of trials that have ended; a stopped one may be released
+        self.ended = dict(start.stopped)  # the QAT epochs of trials that have ended; a stopped one may be released
         self.warmups = start.warmups
         self.running: dict[str, _Running] = {}
         recent = RECENT_TRIALS * max(warmup + qat, 1)
@@ -106,11 +108,11 @@ class Pace:
     def end(self, trial_id: str, epochs: int, now: float) -> None:
         """Notes the end of a trial after so many QAT epochs in all."""
         one = self.running.pop(trial_id, None)
-        if one is not None and one.phase == "qat":
+        if one is not None:
             new = max(0, epochs - one.at)
             self.trained += new  # the last epoch comes with the result
-            last_s = new * (one.trained_s / one.epochs if one.epochs else 0.0)
-            if not one.is_new:
+            if one.epochs and not one.is_new:
+                last_s = new * one.trained_s / one.epochs
                 self.overhead_s.append(max(0.0, now - one.began - one.trained_s - one.preparing_s - last_s))
         self.ended[trial_id] = epochs
 

@@ -75,4 +75,5 @@ def find_start(run: HeldRun) -> Start:
         checkpoints,
         left if spec.train.warmup.epochs else 0,
         frozenset(trial_id for trial_id, rows in run.known.items() if any(row.get("released") for row in rows)),
+        {trial_id: len(queue.results[trial_id].curve) for trial_id, state in states.items() if state == "pruned"},
     )
