@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import qdtune
-from qdtune.commands.report import main, parse_size
+from qdtune.commands.report import main
+from qdtune.commands.report_arguments import parse_size
 from qdtune.report import page as page_module
 from qdtune.report.assets import STYLE
 from qdtune.report.figure import whole
