@@ -37,7 +37,7 @@ FRONTS = {
     "mnist": ("front_mnist", "small_mnist", "large_mnist"),
     "fashion_mnist": ("front_fashion",),
 }
-# Published networks on MNIST of at most 1.2 KB: name, pixels of a side of the images, bytes of the weights alone, test
+# Published networks on MNIST of at most 1.2 KB: name, pixels of a side of the images, bytes of weights alone, test
 # accuracy. Each was trained once and chosen on the test set.
 TINY = (
     ("BitNetPDK, 1 bit", 8, 424, 0.9138),
