@@ -127,7 +127,8 @@ def describe_setting(row: Mapping[str, Any], varying: Sequence[str], *asked: str
         asked: axes that are left out, because the sentence says them anyway.
     """
     hidden = (*asked, *idle_at_depth(row["depth"]))
-    return {name: axis_of(name).said(row[name]) for name in varying if name not in hidden}
+    said = {name: axis_of(name).said(row[name]) for name in varying if name not in hidden}
+    return {name: words for name, words in said.items() if words}
 
 
 def name_first(count: int) -> str:

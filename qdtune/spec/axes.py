@@ -305,7 +305,7 @@ FIRST_BITS = Axis(
     alias=lambda axes: _own_bits(axes, "first_bits"),
     head="first",
     tag="first{}",
-    words=lambda n: "first layer as the others" if n is None else f"first layer {bits(n)}",
+    words=lambda n: "" if n is None else f"first layer {bits(n)}",
     asked="first layer {} bits",
 )
 LAST_BITS = Axis(
@@ -322,7 +322,7 @@ LAST_BITS = Axis(
     alias=lambda axes: _own_bits(axes, "last_bits"),
     head="last",
     tag="last{}",
-    words=lambda n: "last layer as the others" if n is None else f"last layer {bits(n)}",
+    words=lambda n: "" if n is None else f"last layer {bits(n)}",
     asked="last layer {} bits",
 )
 LAYER_BITS = Axis(
@@ -337,7 +337,7 @@ LAYER_BITS = Axis(
     before=None,
     head="by layer",
     tag="b{}",
-    words=lambda cell: "layers alike" if cell is None else f"layers of {cell} bits",
+    words=lambda cell: "" if cell is None else f"layers of {cell} bits",
     asked="layers of {} bits",
     of_cell=_of_cell,
 )

@@ -41,7 +41,7 @@ class Axis:
         title: its title in figures.
         place: its rank among the columns of text tables, from 0.
         tag: its value in labels, such as `w{}`; None: labels leave it out.
-        words: its value in a sentence.
+        words: its value in a sentence; empty if a sentence says nothing of it.
         of_cell: its value, given the value in tables.
         asked: the words of a comparison at one value of it, such as `{} levels`; None: comparisons cover all its
             values together.
