@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from qdtune import reader
-from qdtune.datasets.load import load
+from qdtune.datasets.load import default_root, load, on_disk
 from qdtune.model.factored import decompose
+from qdtune.model.formats.onnx import to_onnx
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import split_file
@@ -96,3 +97,24 @@ def test_the_table_is_what_the_reader_finds(decomposed, data):
         assert count_sizes(network) == trial.sizes
         with torch.no_grad():
             np.testing.assert_allclose(network(normalise(data.test_x)).numpy(), found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not on_disk("mnist", default_root()), reason="MNIST is not on this disk")
+def test_reader_and_graph_find_the_same_class_of_all_test_images_of_mnist():
+    runtime = pytest.importorskip("onnxruntime")
+    samples, _ = load(["mnist"], default_root(), 5000)
+    phases = {phase: kind(epochs=1, lr=0.01, optimizer="adam") for phase, kind in (("warmup", Warmup), ("qat", Qat))}
+    data = {"dataset": "mnist", "val_size": 5000, "resolution": 16, "batch_size": 500}
+    blocks = {"blocks": ("conv 4", "dw", "pool", "dw", "pool"), "padding": "none"}
+    trial = a_cnn(weight_bits=4, act_bits=4, scale="lsq", seeds=(0,), **data, **blocks, **phases)
+    tensors = Tensors.of(samples, CPU)
+    *_, report = train_configuration(trial, tensors, NoWarmups(), "never")
+    model = reader.load(one_seed(report["weights"], 0))
+    pixels = tensors.test_x.numpy()
+    found = np.concatenate([model.logits(part) for part in np.split(pixels, 20)])
+    (answers,) = runtime.InferenceSession(to_onnx(model, "t")).run(None, {"pixels": pixels})
+    np.testing.assert_array_equal(answers, found)
+    assert len(found) == 10_000
+    assert report["rows"][0]["test_accuracy"] == float(np.mean(found.argmax(1) == tensors.test_y.numpy())) > 0.5
