@@ -170,7 +170,7 @@ print(json.dumps({
     "trials": trials,
     "is_compiled_from": "qdtune.model.layers.diagonal" in [module.__name__ for module in compiled.step_sources()],
     "logits": {name: tensor.flatten().tolist() for name, tensor in logits.items()},
-    "faults": [next(own_faults.find_faults(network)) for network in (nn.Sequential(nn.ReLU()), hooked)],
+    "faults": [own_faults.find_faults(network)[0] for network in (nn.Sequential(nn.ReLU()), hooked)],
 }))
 """
 
@@ -187,7 +187,7 @@ def found(tmp_path_factory):
 def test_the_layer_is_found_and_is_not_split(found):
     shapes = [[1, 16, True, "diagonal", False], [16, 8, True, "linear", True]]
     shapes += [[1, 8, True, "diagonal", False], [8, 4, True, "linear", True]]
-    assert found["layers"] == shapes
+    assert [layer[: len(shapes[0])] for layer in found["layers"]] == shapes  # without what one sample takes and gives
     assert len(found["trials"]) == 8
     linear = ["linear", "linear"]  # two factors
     for trial in found["trials"]:
