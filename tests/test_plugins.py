@@ -30,6 +30,7 @@ from qdtune.spec.comparable import check_comparable
 from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import plan
+from qdtune.spec.sizes import LayerShape, Structure
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.sweep.prepare import call_own_data
 from qdtune.training.cohort import Tensors
@@ -248,6 +249,17 @@ def test_trial_ids_tell_factories_and_sources_apart_and_never_change():
     ]
     assert len({trial.trial_id for trial in trials}) == len({trial.warmup_id for trial in trials}) == len(trials)
     assert [trials[i].trial_id for i in (0, 1, 4)] == ["512e1167ac4d", "87ed737367e6", "f26d1a480418"]
+
+
+def test_a_trial_whose_convolutions_are_quantised_is_another_one():
+    """Older versions left them float, so their results do not count for it; a model without them keeps its ids."""
+
+    def trial_id(*kinds):
+        layers = tuple(LayerShape(9, 8, True, kind) for kind in kinds)
+        return replace(a_trial(), own_model=OwnModel("mine:net", "c" * 64, Structure(layers))).trial_id
+
+    assert trial_id("linear") == trial_id() == "87ed737367e6"
+    assert len({trial_id("linear"), trial_id("linear", "conv2d"), trial_id("conv1d")}) == 3
 
 
 def test_a_changed_source_is_refused_where_results_are_kept(tmp_path):
