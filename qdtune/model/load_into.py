@@ -22,7 +22,7 @@ from qdtune.model.factored import swap_modules
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of_op, splitter_of
 from qdtune.model.layers.matrix import MatrixKind, Quantized
-from qdtune.model.packed import operations
+from qdtune.model.packed import OWN_NAMES, operations
 from qdtune.model.quantizer import Quantizer, round_to_codes
 from qdtune.reader import Model, ReaderError
 from qdtune.spec.choices import FLOAT_BITS
@@ -96,8 +96,8 @@ def load_into(module: nn.Module, file: str | os.PathLike[str] | bytes) -> nn.Mod
         ReaderError: the file is damaged or belongs to another module.
     """
     model = reader.load(file if isinstance(file, bytes) else Path(file))
-    if model.program["model"] == "mlp":
-        raise ReaderError("this file holds an mlp, which needs no module: use qdtune.reader.load(file).logits(x)")
+    if (name := model.program["model"]) in OWN_NAMES:
+        raise ReaderError(f"the model {name} in this file needs no module: use qdtune.reader.load(file).logits(x)")
     try:
         new: dict[nn.Module, nn.Module] = {}
         for path, ops in _group_by_layer(module, model.program["ops"]).items():

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from qdtune.spec.sizes import LayerShape, Structure, mlp_structure
@@ -66,8 +67,9 @@ def has_channels(blocks: Sequence[str]) -> bool:
     return any(block.startswith(("conv", "pw")) for block in blocks)
 
 
+@lru_cache(maxsize=4096)  # a grid asks again and again
 def list_cnn_layers(
-    blocks: Sequence[str], channels: int | None, padding: str, image: tuple[int, int, int]
+    blocks: tuple[str, ...], channels: int | None, padding: str, image: tuple[int, int, int]
 ) -> tuple[CnnLayer, ...]:
     """The layers that blocks make for images of a size.
 

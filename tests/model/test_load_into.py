@@ -161,7 +161,7 @@ def test_files_that_cannot_be_loaded_are_told():
     with pytest.raises(ReaderError, match="damaged"):
         qdtune.load_into(Net(), blob[:-1] + b"x")
     mlp = packed(decompose(build_mlp(16, [8], 4, seed=0), 2), "mlp")
-    with pytest.raises(ReaderError, match="this file holds an mlp, which needs no module"):
+    with pytest.raises(ReaderError, match="the model mlp in this file needs no module"):
         qdtune.load_into(build_mlp(16, [8], 4, seed=0), mlp)
 
 
