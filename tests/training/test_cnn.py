@@ -8,11 +8,13 @@ import torch
 
 from qdtune import reader
 from qdtune.datasets.load import default_root, load, on_disk
+from qdtune.model import networks
 from qdtune.model.factored import decompose
 from qdtune.model.formats.onnx import to_onnx
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.quantize import calibrate_alike, count_sizes, quantize
 from qdtune.model.signed_file import split_file
+from qdtune.spec.blocks import cnn_structure, list_cnn_layers
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
 from qdtune.training.cohort import Cohort, Tensors, make_generator
@@ -97,6 +99,21 @@ def test_the_table_is_what_the_reader_finds(decomposed, data):
         assert count_sizes(network) == trial.sizes
         with torch.no_grad():
             np.testing.assert_allclose(network(normalise(data.test_x)).numpy(), found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [("conv 5", "dw /2", "pw 7", "mean"), ("dw", "conv 9 5x5", "pool 3"), ("pool",)])
+@pytest.mark.parametrize("norm", [False, True, "factors"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_ledger_by_arithmetic_is_that_of_the_network(blocks, norm, depth):
+    layers = list_cnn_layers(blocks, None, "same", (3, 12, 9))
+    model = networks.build_cnn(layers, (6,), 4, batch_norm=bool(norm), seed=0)
+    decompose(model, depth, decomposed="hidden", norm=norm == "factors")
+    quantize(model, 3, 8, granularity="channel")
+    expected = cnn_structure(layers, (6,), 4, norm).sizes(depth, 3, 8, granularity="channel", decompose="hidden")
+    if depth == 1 and norm == "factors":  # without factors there is nothing to normalise
+        expected = cnn_structure(layers, (6,), 4, True).sizes(1, 3, 8, granularity="channel")
+    assert count_sizes(model) == expected
+    assert model.train()(torch.randn(5, 3 * 12 * 9)).shape == (5, 4)
 
 
 @pytest.mark.slow
