@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qdtune.datasets.load import Samples
     from qdtune.store.results import Result
 
-FACTOR_PARAMS = 2_000  # a factor costs as much as so many parameters (measured, one core)
+FACTOR_MACS = 2_000  # a factor costs as much as so many multiplications (measured, one core)
 START_S = 12.0  # Ray and the first workers (measured, two cores)
 OVERHEAD_S = 0.5  # of a training besides its epochs, if it was not measured: building, testing, storing
 CACHED_S = 2.0  # a step from the cache takes less
@@ -50,9 +50,9 @@ class Timed:
 
 
 def cost_of(trial: Configuration) -> float:
-    """What the time of a training step grows with, in parameters."""
+    """What the time of a training step grows with, in multiplications for one sample."""
     factors = sum(len(dims) + 1 for dims in trial.structure.inner_dims(trial.depth, trial.decompose))
-    return trial.sizes.params + FACTOR_PARAMS * factors
+    return trial.structure.macs(trial.depth, trial.decompose) + FACTOR_MACS * factors
 
 
 def choose_samples(trials: Sequence[Configuration]) -> list[Configuration]:
