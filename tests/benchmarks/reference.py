@@ -23,6 +23,7 @@ from qdtune.report.page import images
 from qdtune.report.plot_data import sheet
 from qdtune.report.words import beside
 from qdtune.spec.metric_text import half_interval
+from qdtune.spec.objectives import known_before
 from qdtune.spec.plan import make_trial
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
@@ -49,6 +50,14 @@ TINY = (
     ("BitNetPDK, 2 bits", 8, 1_104, 0.9564),
     ("BitNetMCU", 16, 1_128, 0.9422),
 )
+# Published networks on MNIST at 16 x 16 pixels, as above: their layers, and whether training images were moved.
+SMALL_IMAGES = (
+    ("BitNetMCU", "linear layers", "as they are", 1_884, 0.9586),
+    ("BitNetMCU", "linear layers", "as they are", 5_043, 0.9766),
+    ("BitNetMCU", "linear layers", "moved", 6_120, 0.9813),
+    ("BitNetMCU", "depthwise convolutions", "moved", 3_232, 0.9892),
+)
+CNNS = ("cnn_mnist",)
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
 
 
@@ -61,6 +70,7 @@ def tables() -> Iterator[str]:
         assert found is not None
         yield _markdown(found.heads, found.rows)
     yield from _tiny()
+    yield from _convolutions()
     for name, dataset in DEPTHS.items():
         yield _depths(complete_table(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
 
@@ -119,6 +129,32 @@ def _tiny() -> Iterator[str]:
         counted = [f"{weights[mine['trial_id']]:,}", f"{mine['size_bytes']:,}"]
         published = [name, f"{side} x {side}", f"{size:,}", f"{100 * accuracy:.2f}"]
         rows.append([*published, *counted, _interval(mine, "test_accuracy")])
+    yield _markdown(heads, rows)
+
+
+def _convolutions() -> Iterator[str]:
+    """The front of networks with convolutions, and published ones beside it."""
+    spec = load(SWEEPS / "cnn_mnist.yaml").resolve("mnist")
+    front = table_front(together(CNNS)).to_pylist()
+    sizes = {row["trial_id"]: make_trial(spec, row).sizes for row in front}
+    macs = {row["trial_id"]: known_before(make_trial(spec, row))["macs"] for row in front}
+    heads = ["bytes", "weights alone", "MACs", "channels", "bits by layer", "epochs", "validation %", "test %"]
+    rows = []
+    for row in front:
+        counted = [f"{n:,}" for n in (row["size_bytes"], sizes[row["trial_id"]].weight_bytes, macs[row["trial_id"]])]
+        network = [str(row[name]) for name in ("channels", "layer_bits", "epochs")]
+        rows.append([*counted, *network, *(_interval(row, split) for split in ("val_accuracy", "test_accuracy"))])
+    yield _markdown(heads, rows)
+    heads = ["published", "layers", "images", "weights alone", "test %"]
+    heads += ["ours, weights alone", "ours, everything", "test %"]
+    rows = []
+    for name, layers, seen, size, accuracy in SMALL_IMAGES:
+        mine = next((row for row in front if row["test_accuracy"] >= accuracy), None)
+        ours = ["-", "-", "none so accurate"]
+        if mine:
+            weights = sizes[mine["trial_id"]].weight_bytes
+            ours = [f"{weights:,}", f"{mine['size_bytes']:,}", _interval(mine, "test_accuracy")]
+        rows.append([name, layers, seen, f"{size:,}", f"{100 * accuracy:.2f}", *ours])
     yield _markdown(heads, rows)
 
 
