@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -177,11 +178,22 @@ def test_the_bytes_of_a_loaded_model_are_those_of_the_file():
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 @pytest.mark.parametrize("model", ["mlp", "mine:net"])
 def test_the_card_says_how_a_model_of_this_kind_is_read(form, model):
+    card = card_of(form, model, a_trial())
+    assert ("qdtune.load_into(module, file)(x)" in card["read_with"]) == (model != "mlp" and form.name == "packed")
+    assert ("load(file).logits(x)" in card["read_with"]) == (model == "mlp" and form.name == "packed")
+    assert "blocks" not in card
+
+
+def test_the_card_of_a_cnn_says_its_blocks():
+    card = card_of(FORMATS[0], "cnn", replace(a_trial(), blocks=("conv 8", "mean"), padding="same"))
+    assert (card["model"], card["blocks"], card["padding"]) == ("cnn", ["conv 8", "mean"], "same")
+    assert "load(file).logits(x)" in card["read_with"]
+
+
+def card_of(form, model, trial):
     names = [*AXIS_NAMES, "trial_id", "model", "dataset", "n_seeds", "size_bytes"]
     spread = [f"{split}_accuracy{end}" for split in ("val", "test") for end in ("", "_low", "_high")]
     row = {"seed": 0, "trial_id": "a", "val_accuracy": 1.0, "test_accuracy": 1.0}
     entry = dict.fromkeys([*names, *spread]) | {"model": model}
-    packed = Model({"inputs": 2, "model": model, "ops": []}, {}, {})
-    card = json.loads(make_card(TrainedModel(entry, row, a_trial(), b"", packed, {}), form, "a", 1))
-    assert ("qdtune.load_into(module, file)(x)" in card["read_with"]) == (model != "mlp" and form.name == "packed")
-    assert ("load(file).logits(x)" in card["read_with"]) == (model == "mlp" and form.name == "packed")
+    packed = Model({"inputs": 2, "model": model, "complete": model == "cnn", "ops": []}, {}, {})
+    return json.loads(make_card(TrainedModel(entry, row, trial, b"", packed, {}), form, "a", 1))

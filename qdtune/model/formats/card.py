@@ -37,6 +37,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "configuration": {axis: entry[axis] for axis in AXIS_NAMES},
         "model": entry["model"],
         "batch_norm": trial.batch_norm,
+        **({"blocks": list(trial.blocks), "padding": trial.padding} if trial.blocks else {}),
         "training": training,
         "task": task.name,
         "outputs": task.answers,
