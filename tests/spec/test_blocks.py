@@ -51,17 +51,13 @@ def test_blocks_become_layers():
 
 
 def test_a_small_network_slides_over_the_image():
-    """A window of 8 x 8 pixels at a stride of 4, with 16 hidden units and 4 outputs: 3 x 3 windows of 16 x 16 pixels."""
+    """Windows of 8 x 8 pixels at a stride of 4, with 16 hidden units and 4 outputs: 3 x 3 of them on 16 x 16 pixels."""
     blocks = ("conv 16 8x8 /4", "pw 4")
-    layers = list_cnn_layers(blocks, None, "none", (1, 16, 16))
-    assert [layer.output for layer in layers] == [(16, 3, 3), (4, 3, 3)]
-    together, averaged = (
-        cnn_structure(list_cnn_layers(made, None, "none", (1, 16, 16)), (), 10)
-        for made in (blocks, (*blocks, "mean"))
-    )
-    assert [layer[:2] for layer in together.layers] == [(64, 16), (16, 4), (36, 10)]
-    assert [layer[:2] for layer in averaged.layers] == [(64, 16), (16, 4), (4, 10)]
-    assert together.macs(1) == 9 * (64 * 16 + 16 * 4) + 36 * 10
+    together, averaged = (list_cnn_layers(made, None, "none", (1, 16, 16)) for made in (blocks, (*blocks, "mean")))
+    assert [layer.output for layer in together] == [(16, 3, 3), (4, 3, 3)]
+    shapes = [[layer[:2] for layer in cnn_structure(made, (), 10).layers] for made in (together, averaged)]
+    assert shapes == [[(64, 16), (16, 4), (36, 10)], [(64, 16), (16, 4), (4, 10)]]
+    assert cnn_structure(together, (), 10).macs(1) == 9 * (64 * 16 + 16 * 4) + 36 * 10
 
 
 def test_channels_scale_all_blocks():
