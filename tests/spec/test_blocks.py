@@ -51,7 +51,7 @@ def test_blocks_become_layers():
 
 
 def test_a_small_network_slides_over_the_image():
-    """Windows of 8 x 8 pixels at a stride of 4, with 16 hidden units and 4 outputs: 3 x 3 of them on 16 x 16 pixels."""
+    """Windows of 8 x 8 pixels at a stride of 4, with 16 hidden units and 4 outputs: 3 x 3 on 16 x 16 pixels."""
     blocks = ("conv 16 8x8 /4", "pw 4")
     together, averaged = (list_cnn_layers(made, None, "none", (1, 16, 16)) for made in (blocks, (*blocks, "mean")))
     assert [layer.output for layer in together] == [(16, 3, 3), (4, 3, 3)]
