@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 import qdtune
+from qdtune.model.formats.packed import one_seed
+from qdtune.model.packed import pack_replicas
+from qdtune.model.quantize import calibrate, quantize
 from qdtune.model.rounding import match_rows
 from tests.model.test_load_into import Net, packed, trained
 
@@ -50,6 +53,23 @@ def test_quantised_weights_are_codes_in_the_graph():
     assert {name.removeprefix("module.") for name in codes} == {
         f"{layer}.factors.{k}.codes" for layer in ("conv", "head", "factors.0") for k in (0, 1)
     }
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_a_dilated_convolution_that_keeps_its_sides_runs():
+    """ONNX Runtime refuses a dilation together with SAME_UPPER, as which the exporter writes the padding."""
+
+    def net():
+        conv = nn.Conv2d(1, 3, (3, 2), padding="same", dilation=(1, 2))
+        return nn.Sequential(nn.Unflatten(1, (1, 4, 4)), conv, nn.Flatten(), nn.Linear(48, 4))
+
+    x = torch.from_numpy(PIXELS).float() / 127.5 - 1
+    model = quantize(net(), 4, 8)
+    calibrate(model, x)
+    blob = one_seed(pack_replicas({0: model.eval()}, "t", 16, 4, "mine:net"), 0)
+    session = runtime.InferenceSession(qdtune.to_onnx(net(), blob, PIXELS))
+    (found,) = session.run(None, {"pixels": PIXELS})
+    assert match_rows(torch.from_numpy(found), qdtune.load_into(net(), blob), x).all()
 
 
 class Counted(Net):

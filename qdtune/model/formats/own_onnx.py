@@ -92,10 +92,30 @@ def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels:
     except Exception as error:  # whatever the exporter raises
         said = " ".join(str(error).split())[:300]
         raise ValueError(f"torch's exporter cannot follow this module: {type(error).__name__}: {said}") from error
-    graph: bytes = content.getvalue()
+    graph = _write_padding(content.getvalue())
     for count in (*BATCHES, len(rows)):
         _compare(graph, model, rows[:count], name)
     return graph
+
+
+def _write_padding(graph: bytes) -> bytes:
+    """The graph with the padding of each convolution in numbers.
+
+    The exporter writes `padding="same"` as SAME_UPPER, which ONNX Runtime does not take together with a dilation.
+    """
+    onnx = _import_onnx()
+    model = onnx.load_from_string(graph)
+    for node in model.graph.node:
+        settings = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == "Conv" and settings.get("auto_pad") == b"SAME_UPPER":  # torch takes it at stride 1 alone
+            sizes = zip(settings["dilations"], settings["kernel_shape"], strict=True)
+            both = [step * (size - 1) for step, size in sizes]
+            settings["pads"] = [*(n // 2 for n in both), *(n - n // 2 for n in both)]
+            settings["auto_pad"] = "NOTSET"
+            del node.attribute[:]
+            node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in settings.items())
+    made: bytes = model.SerializeToString()
+    return made
 
 
 def _import_onnx() -> Any:
