@@ -38,7 +38,7 @@ from qdtune.messages import (
 )
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.folder import join_location
-from qdtune.sweep.prepare import LaunchOptions
+from qdtune.sweep.prepared import LaunchOptions
 
 DICT_NAME = "sweep"  # of a sweep that is given as a dict, in messages
 

@@ -21,7 +21,8 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.sweep.forecast import Timed, choose_samples, forecast_time, measure_times, time_results
 from qdtune.sweep.placement import Placement
-from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch
+from qdtune.sweep.prepare import prepare_launch
+from qdtune.sweep.prepared import LaunchOptions, Prepared, Unread
 from qdtune.sweep.resumed import describe_checkpoints, find_checkpoints
 
 if TYPE_CHECKING:

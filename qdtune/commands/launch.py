@@ -22,7 +22,8 @@ from qdtune.commands.parser import Parser, exit_now, print_error, run_command
 from qdtune.commands.verb import Verb
 from qdtune.machine import handle_signals
 from qdtune.messages import one_line
-from qdtune.sweep.prepare import LaunchOptions, prepare_launch
+from qdtune.sweep.prepare import prepare_launch
+from qdtune.sweep.prepared import LaunchOptions
 from qdtune.terminal import console, wrap_text
 
 VERB = Verb(place=1, text="run a sweep, or finish it")

@@ -17,7 +17,7 @@ from typing import Any
 from qdtune.commands.launch import launch_sweep
 from qdtune.commands.parser import run_command
 from qdtune.messages import Place, Problem, SpecError, python_names
-from qdtune.sweep.prepare import LaunchOptions
+from qdtune.sweep.prepared import LaunchOptions
 
 FAILED = 1  # exit code if an error was written to the file
 

@@ -25,7 +25,8 @@ from qdtune.sweep.cluster import Cluster, RayAt, connect
 from qdtune.sweep.held_run import JOURNAL, HeldRun, hold_run
 from qdtune.sweep.pace import Start
 from qdtune.sweep.placement import check_fits
-from qdtune.sweep.prepare import Prepared, read_data
+from qdtune.sweep.prepare import read_data
+from qdtune.sweep.prepared import Prepared
 from qdtune.sweep.resumed import find_start
 from qdtune.sweep.summary import announce, print_summary
 from qdtune.terminal import console

@@ -29,7 +29,7 @@ from qdtune.report.figures import figures
 from qdtune.report.plot_data import sheet
 from qdtune.store.folder import RunInUse
 from qdtune.store.store import Store
-from qdtune.sweep.prepare import LaunchOptions
+from qdtune.sweep.prepared import LaunchOptions
 from tests.pages import BLOCKS, RUN_MARKER
 
 (EXAMPLE,) = [block.text for block in BLOCKS if block.page == "python-api.md" and block.marker == RUN_MARKER]

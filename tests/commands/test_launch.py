@@ -22,7 +22,7 @@ from qdtune.spec.sweep_file import load
 from qdtune.sweep import summary
 from qdtune.sweep.cluster import RayAt
 from qdtune.sweep.pace import Start
-from qdtune.sweep.prepare import Prepared, Unread
+from qdtune.sweep.prepared import Prepared, Unread
 from qdtune.terminal import console
 from tests.sweep.test_resumed import keep
 

@@ -21,7 +21,8 @@ from qdtune.spec.sweep_file import load
 from qdtune.store.folder import LocationError
 from qdtune.store.store import Store
 from qdtune.sweep import prepare
-from qdtune.sweep.prepare import LaunchOptions, Prepared, Unread, prepare_launch, read_data
+from qdtune.sweep.prepare import prepare_launch, read_data
+from qdtune.sweep.prepared import LaunchOptions, Prepared, Unread
 from qdtune.terminal import console
 from qdtune.training import own_model
 from tests.judged import make_spec
