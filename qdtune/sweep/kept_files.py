@@ -1,11 +1,12 @@
-"""The actor that keeps the warm-ups and checkpoints of a run folder, and the checkpoints as one trial uses them.
+"""The actor that keeps the warm-ups and checkpoints of a run folder, and both as one trial uses them.
 
 The actor runs next to the driver, so workers on other machines need no shared file system.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,8 @@ from qdtune.store.folder import join_location
 from qdtune.store.paused import PausedFolder
 from qdtune.store.warmups import Answer, WarmupFolder
 
+POLL_S = 0.2  # how often a waiting trial asks for a warm-up that another trial trains
+RELEASE_S = 5.0  # how long a trial that ends waits until its claim is released
 KEEP_S = 5.0  # how long a trial waits until its checkpoint is written; the actor writes on
 
 
@@ -90,3 +93,57 @@ class SharedPaused:
 
     def refuse(self, trial_id: str) -> None:
         ray.get(self.files.refuse_paused.remote(trial_id))
+
+
+class SharedWarmups:
+    """The `WarmupFolder` as one trial uses it: a claim waits while another trial trains the warm-up.
+
+    Args:
+        folder: the actor.
+        holder: the name under which this trial claims.
+        report_alive: called while the trial waits.
+        report_preparing: called with what the trial does instead of training, and with None once it trains.
+    """
+
+    def __init__(
+        self,
+        folder: Any,
+        holder: str,
+        report_alive: Callable[[], None],
+        report_preparing: Callable[[str | None], None] = lambda text: None,
+    ) -> None:
+        self.folder, self.holder, self.report_alive, self.report_preparing = (
+            folder,
+            holder,
+            report_alive,
+            report_preparing,
+        )
+        self.waited_s = 0.0
+        self.is_training = False  # whether this trial has claimed a warm-up and not kept it yet
+
+    def claim(self, key: str) -> bytes | None:
+        is_waiting = False
+        while True:
+            answer, blob = ray.get(self.folder.claim.remote(key, self.holder))
+            if answer != "wait":
+                self.is_training = answer == "train"
+                if is_waiting:
+                    self.report_preparing(None)
+                return blob
+            if not is_waiting:
+                is_waiting = True
+                self.report_preparing("waiting for its warm-up")
+            time.sleep(POLL_S)
+            self.waited_s += POLL_S
+            self.report_alive()
+
+    def keep(self, key: str, blob: bytes) -> None:
+        ray.get(self.folder.keep.remote(key, blob))
+        self.is_training = False
+
+    def release(self) -> None:
+        """Lets another trial train the warm-up that this trial has claimed and not finished."""
+        if self.is_training:
+            self.is_training = False
+            with suppress(ray.exceptions.RayError):  # nobody waits for it if the actor is gone
+                ray.get(self.folder.release.remote(self.holder), timeout=RELEASE_S)

@@ -12,8 +12,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,7 +26,7 @@ from qdtune.spec.axes import label
 from qdtune.spec.plan import make_trial
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import mean
-from qdtune.sweep.kept_files import SharedPaused
+from qdtune.sweep.kept_files import SharedPaused, SharedWarmups
 from qdtune.sweep.placement import MEMORY_SHARE, Placement
 from qdtune.training.compile_watch import COMPILE_WATCH
 
@@ -36,63 +35,7 @@ if TYPE_CHECKING:
     from qdtune.training.paused import Checkpoints
 
 
-POLL_S = 0.2  # how often a waiting trial asks for a warm-up that another trial trains
-RELEASE_S = 5.0  # how long a trial that ends waits until its claim is released
 GRACE_S = 10.0  # a trial over its time ends by itself if its epoch ends within these seconds; then it is killed
-
-
-class SharedWarmups:
-    """The `WarmupFolder` as one trial uses it: a claim waits while another trial trains the warm-up.
-
-    Args:
-        folder: the actor.
-        holder: the name under which this trial claims.
-        report_alive: called while the trial waits.
-        report_preparing: called with what the trial does instead of training, and with None once it trains.
-    """
-
-    def __init__(
-        self,
-        folder: Any,
-        holder: str,
-        report_alive: Callable[[], None],
-        report_preparing: Callable[[str | None], None] = lambda text: None,
-    ) -> None:
-        self.folder, self.holder, self.report_alive, self.report_preparing = (
-            folder,
-            holder,
-            report_alive,
-            report_preparing,
-        )
-        self.waited_s = 0.0
-        self.is_training = False  # whether this trial has claimed a warm-up and not kept it yet
-
-    def claim(self, key: str) -> bytes | None:
-        is_waiting = False
-        while True:
-            answer, blob = ray.get(self.folder.claim.remote(key, self.holder))
-            if answer != "wait":
-                self.is_training = answer == "train"
-                if is_waiting:
-                    self.report_preparing(None)
-                return blob
-            if not is_waiting:
-                is_waiting = True
-                self.report_preparing("waiting for its warm-up")
-            time.sleep(POLL_S)
-            self.waited_s += POLL_S
-            self.report_alive()
-
-    def keep(self, key: str, blob: bytes) -> None:
-        ray.get(self.folder.keep.remote(key, blob))
-        self.is_training = False
-
-    def release(self) -> None:
-        """Lets another trial train the warm-up that this trial has claimed and not finished."""
-        if self.is_training:
-            self.is_training = False
-            with suppress(ray.exceptions.RayError):  # nobody waits for it if the actor is gone
-                ray.get(self.folder.release.remote(self.holder), timeout=RELEASE_S)
 
 
 class QATTrial(tune.Trainable):

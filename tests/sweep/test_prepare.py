@@ -20,7 +20,7 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
 from qdtune.store.folder import LocationError
 from qdtune.store.store import Store
-from qdtune.sweep import prepare
+from qdtune.sweep import prepare, prepared
 from qdtune.sweep.prepare import prepare_launch, read_data
 from qdtune.sweep.prepared import LaunchOptions, Prepared, Unread
 from qdtune.terminal import console
@@ -85,7 +85,8 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(module, name, call)
 
-    for name in ("load", "plan", "check_comparable", "place_trials", "call_own_data"):
+    counted(prepared, "load")
+    for name in ("plan", "check_comparable", "place_trials", "call_own_data"):
         counted(prepare, name)
     for name in ("describe_own_model", "try_own_model"):
         counted(own_model, name)
