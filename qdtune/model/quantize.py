@@ -13,14 +13,13 @@ from qdtune.model.layers.known import kind_of
 from qdtune.model.layers.matrix import Digits, Quantized
 from qdtune.model.quantizer import Quantizer
 from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
-from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.sizes import FLOAT_BYTES, Sizes, of_each, other_sizes
 
 
 def quantize(
     model: nn.Module,
     weight_bits: int | tuple[int, ...],
-    act_bits: int | None = None,
+    act_bits: int | tuple[int | None, ...] | None = None,
     scale: str = "absmean",
     levels: str = "symmetric",
     granularity: str = "tensor",
@@ -33,7 +32,7 @@ def quantize(
         model: any module; if it is a layer that is quantised, the returned module replaces it.
         weight_bits: 1..16, or 32 for float weights; or a tuple of those of each layer before the split, in the order
             of modules. All factors of a layer have its bits.
-        act_bits: bits of each layer's input, 1..16, or None for float.
+        act_bits: bits of each layer's input, 1..16, or None for float; or a tuple as for `weight_bits`.
         scale: the rule of the step size, a name of `axes.SCALE`.
         levels: of the weights, a name of `axes.LEVELS`.
         granularity: a name of `axes.GRANULARITY`: one step size for the weight `tensor`, or one per output `channel`.
@@ -42,14 +41,16 @@ def quantize(
         ValueError: bits out of range, bits of another number of layers, or an unknown name.
     """
     places = place_layers(model)
-    each = of_each(weight_bits, len(set(places.values())))
+    each, inputs = (of_each(bits, len(set(places.values()))) for bits in (weight_bits, act_bits))
     for axis, name in ((SCALE, scale), (LEVELS, levels), (GRANULARITY, granularity)):
         axis.check(name)
 
     def replace(layer: nn.Module) -> nn.Module | None:
         kind = kind_of(layer)
-        bits = each[places[layer]] if layer in places else FLOAT_BITS
-        return kind.quantize(layer, bits, act_bits, scale, levels, granularity) if kind else None
+        if kind is None or layer not in places:
+            return None
+        place = places[layer]
+        return kind.quantize(layer, each[place], inputs[place], scale, levels, granularity)
 
     return swap_modules(model, replace)
 

@@ -39,13 +39,18 @@ UNIFORM = {"first_bits": None, "last_bits": None, "layer_bits": None}
 WeightBits = Annotated[int, whole(1, 16, FLOAT_BITS)]
 
 
-def _bits_of_most_layers(axes: Mapping[str, Any]) -> Any:
-    """`weight_bits`; if `layer_bits` replaces it, the bits that most layers have, the smallest of several."""
-    listed = axes["layer_bits"]
-    if listed is None:
-        return axes["weight_bits"]
-    counts = Counter(LAYER_BITS.of_cell(listed) if isinstance(listed, str) else listed)
+def most_common_bits(listed: Any) -> int:
+    """The bits that most layers have, the smallest of several; of a list of bits, or of the same as in tables."""
+    counts = Counter(_of_cell(listed) if isinstance(listed, str) else listed)
     return min(counts, key=lambda n: (-counts[n], n))
+
+
+def _act_bits_of_most_layers(axes: Mapping[str, Any]) -> Any:
+    listed = axes["layer_act_bits"]
+    if listed is None:
+        return axes["act_bits"]
+    most = most_common_bits(listed)
+    return None if most == FLOAT_BITS else most
 
 
 def _own_bits(axes: Mapping[str, Any], name: str) -> Any:
@@ -103,7 +108,7 @@ WEIGHT_BITS = Axis(
     has_range=True,
     is_bounded=True,
     range_end=16,
-    alias=_bits_of_most_layers,
+    alias=lambda axes: most_common_bits(axes["layer_bits"]) if axes["layer_bits"] else axes["weight_bits"],
     head="bits",
     title="weight bits",
     tag="w{}",
@@ -133,6 +138,7 @@ ACT_BITS = Axis(
     "bits of each layer's input; null = float",
     place=2,
     has_range=True,
+    alias=_act_bits_of_most_layers,
     head="act",
     title="input bits",
     tag="a{}",
@@ -146,7 +152,9 @@ SCALE = Axis(
     "string",
     "rule for the step sizes",
     place=4,
-    idle=({"weight_bits": FLOAT_BITS, "act_bits": None, **UNIFORM},),  # floats have no step size
+    idle=(
+        {"weight_bits": FLOAT_BITS, "act_bits": None, "layer_act_bits": None, **UNIFORM},
+    ),  # floats have no step size
     asked="{}",
 )
 FACTOR_INIT = Axis(
@@ -341,6 +349,22 @@ LAYER_BITS = Axis(
     asked="layers of {} bits",
     of_cell=_of_cell,
 )
+LAYER_ACT_BITS = Axis(
+    "layer_act_bits",
+    Annotated[Some[WeightBits], BeforeValidator(as_list)] | None,
+    None,
+    "quantisation",
+    "string",
+    "bits of the input of each layer before the split, first to last, 32 = float; replaces act_bits",
+    place=18,
+    since=7,
+    before=None,
+    head="act by layer",
+    tag="i{}",
+    words=lambda cell: "" if cell is None else f"layers with inputs of {cell} bits",
+    asked="inputs of {} bits",
+    of_cell=_of_cell,
+)
 AXES = (
     DEPTH,
     WEIGHT_BITS,
@@ -360,6 +384,7 @@ AXES = (
     FIRST_BITS,
     LAST_BITS,
     LAYER_BITS,
+    LAYER_ACT_BITS,
 )
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)

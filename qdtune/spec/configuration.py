@@ -14,6 +14,7 @@ from qdtune.datasets.known import dataset_of
 from qdtune.spec.axes import AXES, axis_fields, label
 from qdtune.spec.axis import LATER_STAGES, Axis
 from qdtune.spec.blocks import PADDINGS, CnnLayer, cnn_structure, list_cnn_layers
+from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.groups import Phase
 from qdtune.spec.objectives import known_before
 from qdtune.spec.sizes import Sizes, Structure, mlp_structure
@@ -140,14 +141,23 @@ class Configuration(_AxisFields):
         return found[0] if len(set(found)) == 1 else found
 
     @property
+    def input_bits(self) -> int | tuple[int | None, ...] | None:
+        """The bits of the inputs of all layers before the split, None for float; a tuple if they differ."""
+        if self.layer_act_bits is None:
+            return self.act_bits
+        found = tuple(None if bits == FLOAT_BITS else bits for bits in self.layer_act_bits)
+        return found[0] if len(set(found)) == 1 else found
+
+    @property
     def has_bits_for_its_layers(self) -> bool:
-        """Whether `layer_bits`, if it is given, has an entry for each layer."""
-        return self.layer_bits is None or len(self.layer_bits) == len(self.structure.layers)
+        """Whether `layer_bits` and `layer_act_bits`, if they are given, have an entry for each layer."""
+        listed = [bits for bits in (self.layer_bits, self.layer_act_bits) if bits is not None]
+        return not listed or {len(bits) for bits in listed} == {len(self.structure.layers)}
 
     @property
     def sizes(self) -> Sizes:
         """The bytes of one replica."""
-        bits = (self.bits, self.act_bits, self.levels, self.granularity)
+        bits = (self.bits, self.input_bits, self.levels, self.granularity)
         return _sizes(self.structure, self.depth, *bits, self.decompose)
 
     @property
@@ -218,7 +228,7 @@ class Configuration(_AxisFields):
         for name, default in _LATER_FIELDS.items():  # results that are older than these fields keep their id
             if data[name] == default:
                 del data[name]
-        if self.act_bits is not None:
+        if self.act_bits is not None or self.layer_act_bits is not None:
             data["inputs"] = INPUTS_VERSION
         phases = {"warmup": self.warmup.recipe, "qat": self.qat.recipe}
         for axis in AXES:  # results that are older than an axis keep their id

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import KeyPath
-from qdtune.spec.axes import AXES, CHANNELS, LAYER_BITS, RESOLUTION, WEIGHT_BITS
+from qdtune.spec.axes import (
+    ACT_BITS,
+    AXES,
+    CHANNELS,
+    LAYER_ACT_BITS,
+    LAYER_BITS,
+    RESOLUTION,
+    WEIGHT_BITS,
+    most_common_bits,
+)
 from qdtune.spec.axis import Axis
 from qdtune.spec.blocks import PADDINGS, has_channels, list_cnn_layers
-from qdtune.spec.choices import PLANNED
+from qdtune.spec.choices import FLOAT_BITS, PLANNED
 from qdtune.spec.replicate import list_replicate_disagreements
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
 from qdtune.spec.values import cell_text
@@ -55,20 +64,27 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _list_bits_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
-    """Lists of bits that fit no network of the sweep, or that `weight_bits` does not show in tables."""
-    axes, where = spec.axes, ("parameters", LAYER_BITS.name)
+    """Lists of bits that fit no network of the sweep, or that `weight_bits` or `act_bits` does not show in tables."""
+    axes = spec.axes
     counts = {len(widths) + 1 for widths in axes["hidden"].choices or ()}
-    for listed in axes[LAYER_BITS.name].choices or ():
+    pairs = ((LAYER_BITS, WEIGHT_BITS), (LAYER_ACT_BITS, ACT_BITS))
+    for axis, replaced, listed in ((one, other, x) for one, other in pairs for x in axes[one.name].choices or ()):
         if listed is None:
             continue
+        where = ("parameters", axis.name)
         text = f"[{', '.join(map(str, listed))}]"
         if spec.model.name == "mlp" and len(listed) not in counts:
             has = " or ".join(map(str, sorted(counts)))
             yield where, f"{text} has {len(listed)} entries, and the network {has} layers (one for each)"
-        elif not any(axes["weight_bits"].holds(bits) for bits in listed):
-            most = WEIGHT_BITS.alias and WEIGHT_BITS.alias({"layer_bits": listed})
-            what = f"{text} replaces weight_bits, which tables and labels show"
-            yield where, f"{what}: set weight_bits to one of its entries, such as {{value: {most}}}"
+        elif not any(axes[replaced.name].holds(_input_of(bits, replaced)) for bits in listed):
+            most = cell_text(_input_of(most_common_bits(listed), replaced))
+            what = f"{text} replaces {replaced.name}, which tables and labels show"
+            yield where, f"{what}: set {replaced.name} to one of its entries, such as {{value: {most}}}"
+
+
+def _input_of(bits: int, axis: Axis) -> int | None:
+    """Bits of a layer as a value of the axis of all layers: float inputs are null there."""
+    return None if axis is ACT_BITS and bits == FLOAT_BITS else bits
 
 
 def _list_task_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

@@ -88,7 +88,7 @@ ACTIVATION_BYTES = Objective(
     "minimize",
     "bytes",
     "most bytes that one layer reads and writes for one sample, both at act_bits (null: float32)",
-    lambda c: c.structure.activation_bytes(c.depth, c.act_bits, c.decompose),
+    lambda c: c.structure.activation_bytes(c.depth, c.input_bits, c.decompose),
     since=7,
 )
 OBJECTIVES = (

@@ -31,7 +31,7 @@ class Plan:
         points: how many points of the space were examined.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
         infeasible: how many of the other points broke a constraint or are misfits.
-        misfits: how many points have `layer_bits` for another number of layers.
+        misfits: how many points have `layer_bits` or `layer_act_bits` for another number of layers.
     """
 
     spec: Spec
@@ -44,7 +44,7 @@ class Plan:
     @property
     def broken(self) -> list[str]:
         """What the infeasible points break."""
-        return [*self.spec.constraints, *(["layer_bits: one entry for each layer"] if self.misfits else [])]
+        return [*self.spec.constraints, *(["bits of layers: one entry for each layer"] if self.misfits else [])]
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
@@ -129,7 +129,7 @@ def plan(spec: Spec) -> Plan:
             break
     if not trials:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise user_error(f"{what}, {misfits} have layer_bits for another number of layers" if misfits else what)
+        raise user_error(f"{what}, {misfits} have bits for another number of layers" if misfits else what)
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     trials = put_warmups_first(sort_trials(trials, spec.run.order))
     return Plan(spec, trials, points, excluded, infeasible + misfits, misfits)
@@ -140,7 +140,7 @@ def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:
     excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
     if not trial.has_bits_for_its_layers:  # it has no bytes
         return excluded | {"layer_bits": 1.0} | dict.fromkeys(spec.constraints, 1.0)
-    if spec.axes["layer_bits"].choices != (None,):
+    if any(spec.axes[name].choices != (None,) for name in ("layer_bits", "layer_act_bits")):
         excluded["layer_bits"] = 0.0
     return excluded | {text: measure_excess(text, trial) for text in spec.constraints}
 

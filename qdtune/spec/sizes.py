@@ -237,36 +237,40 @@ class Structure(NamedTuple):
         dims = zip(self.layers, self.dims(depth, decompose), strict=True)
         return sum(layer.positions * sum(i * o for i, o in pairwise(widths)) for layer, widths in dims)
 
-    def activation_bytes(self, depth: int, act_bits: int | None, decompose: str = "all") -> int:
+    def activation_bytes(
+        self, depth: int, act_bits: int | tuple[int | None, ...] | None, decompose: str = "all"
+    ) -> int:
         """The most bytes of inputs and outputs together of one factor, for one sample.
 
-        Both are held at `act_bits` (None: float32). Of the layers that are quantised.
+        Both are held at the `act_bits` of the layer (None: float32). Of the layers that are quantised.
         """
         most = 0
-        for layer, widths in zip(self.layers, self.dims(depth, decompose), strict=True):
+        each = of_each(act_bits, len(self.layers))
+        for layer, widths, own_bits in zip(self.layers, self.dims(depth, decompose), each, strict=True):
             held = [layer.read_numbers, *(width * layer.call_positions for width in widths[1:])]
-            most = max(most, *(i + o for i, o in pairwise(held)))
-        return -(-most * (8 * FLOAT_BYTES if act_bits is None else act_bits) // 8)
+            bits = 8 * FLOAT_BYTES if own_bits is None else own_bits
+            most = max(most, *(bits * (i + o) for i, o in pairwise(held)))
+        return -(-most // 8)
 
     def sizes(
         self,
         depth: int,
         weight_bits: int | tuple[int, ...],
-        act_bits: int | None,
+        act_bits: int | tuple[int | None, ...] | None,
         levels: str = "symmetric",
         granularity: str = "tensor",
         decompose: str = "all",
     ) -> Sizes:
-        """The bytes after `decompose` and `quantize`; `weight_bits` are those of all layers, or of each."""
+        """The bytes after `decompose` and `quantize`; bits are those of all layers, or a tuple of those of each."""
         total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
         total += normalisation_sizes(self.normalised)
-        each = of_each(weight_bits, len(self.layers))
-        for layer, dims, own_bits in zip(self.layers, self.dims(depth, decompose), each, strict=True):
+        each = [of_each(bits, len(self.layers)) for bits in (weight_bits, act_bits)]
+        for layer, dims, own_bits, input_bits in zip(self.layers, self.dims(depth, decompose), *each, strict=True):
             total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
             for k, (rows, columns) in enumerate(pairwise(dims)):
                 biases = columns if k == len(dims) - 2 and layer.has_bias else 0
                 steps = columns if granularity == "channel" else 1
-                total += matrix_sizes(rows * columns, biases, own_bits, act_bits, levels, steps)
+                total += matrix_sizes(rows * columns, biases, own_bits, input_bits, levels, steps)
         return total
 
 

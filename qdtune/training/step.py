@@ -39,7 +39,7 @@ class StepShape:
     depth: int
     activation: str
     float_weights: bool | tuple[bool, ...]  # of all layers before the split, or of each
-    float_inputs: bool
+    float_inputs: bool | tuple[bool, ...]  # as float_weights
     optimizer: str  # sgd or adam
     momentum: float  # of sgd, 0 <= m < 1
     granularity: str = "tensor"
@@ -63,7 +63,7 @@ class StepShape:
             trial.depth,
             trial.activation,
             float_weights=float_weights,
-            float_inputs=warmup or trial.act_bits is None,
+            float_inputs=True if warmup else which_are_float(trial.input_bits),
             optimizer=settings.optimizer,
             momentum=settings.momentum,
             granularity="tensor" if float_weights is True else trial.granularity,
@@ -95,14 +95,8 @@ class StepShape:
             norm=self.batch_norm == "factors",
             head=self.head,
         )
-        act_bits = None if self.float_inputs else 2
-        return quantize(model, self._some_bits(), act_bits, granularity=self.granularity).to("meta")
-
-    def _some_bits(self) -> int | tuple[int, ...]:
-        """Bits with which a network has this graph."""
-        if isinstance(self.float_weights, bool):
-            return FLOAT_BITS if self.float_weights else 2
-        return tuple(FLOAT_BITS if is_float else 2 for is_float in self.float_weights)
+        weight_bits, act_bits = _some_bits(self.float_weights, FLOAT_BITS), _some_bits(self.float_inputs, None)
+        return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
 
     def make_optimiser_state(self, params: Stack) -> dict[str, Stack]:
         """The tensors that the optimiser keeps between steps, at zero."""
@@ -113,12 +107,19 @@ class StepShape:
         return {"velocity": zeros()} if self.momentum else {}
 
 
-def which_are_float(bits: int | tuple[int, ...]) -> bool | tuple[bool, ...]:
-    """Whether the weights of all layers are float; a tuple of whether those of each are, if they differ."""
-    if isinstance(bits, int):
-        return bits == FLOAT_BITS
-    each = tuple(one == FLOAT_BITS for one in bits)
+def which_are_float(bits: Any) -> bool | tuple[bool, ...]:
+    """Whether the weights or inputs of all layers are float; a tuple of whether those of each are, if they differ."""
+    if not isinstance(bits, tuple):
+        return bits in (FLOAT_BITS, None)
+    each = tuple(one in (FLOAT_BITS, None) for one in bits)
     return each if len(set(each)) > 1 else each[0]
+
+
+def _some_bits(are_float: bool | tuple[bool, ...], of_float: Any) -> Any:
+    """Bits, of all layers or of each, with which a network has the graph in which these are float."""
+    if isinstance(are_float, bool):
+        return of_float if are_float else 2
+    return tuple(of_float if is_float else 2 for is_float in are_float)
 
 
 def normalise(x: Tensor) -> Tensor:

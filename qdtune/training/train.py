@@ -94,7 +94,7 @@ def _make_unloaded(trial: Configuration, data: Tensors, compile: str) -> Trainin
 
 def _quantize_all(replicas: list[nn.Module], trial: Configuration) -> None:
     for replica in replicas:
-        quantize(replica, trial.bits, trial.act_bits, trial.scale, trial.levels, granularity=trial.granularity)
+        quantize(replica, trial.bits, trial.input_bits, trial.scale, trial.levels, granularity=trial.granularity)
 
 
 def _train_quantised(

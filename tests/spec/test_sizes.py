@@ -123,6 +123,7 @@ def test_the_ledger_of_a_network_by_hand():
     assert plain.activation_bytes(1, None) == 4 * (20 + 8)
     assert plain.activation_bytes(1, 3) == -(-3 * (20 + 8) // 8)
     assert plain.activation_bytes(2, None) == 4 * (20 + h)
+    assert plain.activation_bytes(1, (1, 8, None)) == 4 * (6 + 5)
 
 
 def test_the_ledger_of_layers_that_are_applied_at_many_positions():

@@ -107,6 +107,7 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "first_bits": (None,),
         "last_bits": (None,),
         "layer_bits": (None,),
+        "layer_act_bits": (None,),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -725,7 +726,13 @@ def test_bits_of_layers_fit_the_network() -> None:
     both = "{hidden: {values: [[24], [8, 8]]}, weight_bits: {value: 2}, layer_bits: {values: [[8, 2], [8, 2, 2]]}}"
     planned = plan(small(f"parameters={both}"))
     assert [(one.hidden, one.layer_bits) for one in planned.trials] == [((8, 8), (8, 2, 2)), ((24,), (8, 2))]
-    assert (planned.infeasible, planned.broken) == (2, ["layer_bits: one entry for each layer"])
+    assert (planned.infeasible, planned.broken) == (2, ["bits of layers: one entry for each layer"])
+    (line,) = told("parameters={layer_act_bits: {value: [8, 32]}, act_bits: {value: 4}}")
+    assert "[8, 32] replaces act_bits, which tables and labels show: set act_bits to one of its entries" in line
+    axes = "layer_act_bits: {value: [8, 32]}, act_bits: {values: [8, null]}, scale: {values: [lsq, minmax]}"
+    mixed = plan(small(f"parameters={{{axes}}}"))
+    assert [(one.input_bits, one.bits) for one in mixed.trials] == [((8, None), 32)] * 4
+    assert mixed.twins == 2  # the list replaces act_bits, and scale has an effect on inputs
 
 
 def test_bits_of_layers_share_a_warmup_and_twins_are_told() -> None:
@@ -873,6 +880,7 @@ CHANGED: dict[str, Any] = {
     "first_bits": 8,
     "last_bits": 8,
     "layer_bits": (8, 2),
+    "layer_act_bits": (8, 32),
     "batch_norm": False,
     "dataset": "kmnist",
     "val_size": 4999,
@@ -902,6 +910,7 @@ def test_trial_id_changes_with_every_field(name: str) -> None:
         "first_bits",
         "last_bits",
         "layer_bits",
+        "layer_act_bits",
         "act_bits",
         "scale",
         "granularity",

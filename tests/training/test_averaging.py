@@ -22,6 +22,7 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.sizes import mlp_structure
+from qdtune.training.augment import distort_images
 from qdtune.training.averaging import average_images
 from qdtune.training.cohort import Tensors
 from qdtune.training.train import train_configuration
@@ -158,6 +159,16 @@ def test_a_wide_image_is_averaged_down_once_for_all_trials():
     assert (seen.inputs, seen.train_x.shape, seen.test_x.shape, seen.image) == (30, (150, 30), (60, 108), None)
     assert torch.equal(seen.train_x, average_images(data.train_x, how))
     assert replace(data, val_x=data.train_x).averaged(how).val_x.shape == (150, 30)
+
+
+@pytest.mark.parametrize("augment", ["shift", "elastic"])
+def test_images_are_distorted_before_they_are_averaged_down(augment):
+    info = DatasetInfo(200, 108, 2, (3, 6, 6))
+    data = Tensors.of(cut("mine:data", colours(), 50, info), CPU)
+    draws = [torch.Generator().manual_seed(5) for _ in range(2)]
+    found = data.averaged(info.averaging(4)).distort(augment, draws[0])
+    whole = distort_images(data.train_x, augment, draws[1], (3, 6, 6))
+    assert torch.equal(found, average_images(whole, info.averaging(4)))
 
 
 def test_an_autoencoder_gives_back_the_images_averaged_down():

@@ -42,6 +42,8 @@ def test_bytes_by_arithmetic_are_those_of_the_tensors(bits, granularity, levels)
         quantize(model, bits, None, "absmean", levels, granularity)
         expected = mlp_structure(20, (9, 7), 5).sizes(depth, bits, None, levels, granularity, decomposed)
         assert count_sizes(model) == expected
+    inputs = mlp_structure(20, (9,), 5).sizes(1, 2, (8, None))
+    assert inputs.scale_bytes == 4 * 3
     plain = mlp_structure(20, (9,), 5).sizes(1, (8, 2), None)
     assert (plain.weight_bytes, plain.scale_bytes) == (20 * 9 + -(-9 * 5 * 2 // 8), 8)  # by hand
 
@@ -65,6 +67,7 @@ def test_factors_have_the_bits_of_their_layer():
         ({"first_bits": 32, "act_bits": 4}, (32, 2, 2)),
         ({"layer_bits": (1, 4, 32), "first_bits": 8, "levels": "full", "granularity": "channel"}, (1, 4, 32)),
         ({"layer_bits": (3, 3, 3)}, 3),
+        ({"layer_act_bits": (8, 4, 32), "act_bits": 4, "layer_bits": (1, 4, 2)}, (1, 4, 2)),
     ],
     ids=str,
 )
@@ -77,8 +80,10 @@ def test_what_is_shipped_has_the_bits_and_the_tested_accuracy(data, changes, bit
         blob = one_seed(report["weights"], row["seed"])
         assert len(split_file(blob)[1]) == trial.sizes.size_bytes
         model = reader.load(blob)
-        linear = [op["bits"] for op in model.program["ops"] if op["op"] == "linear"]
-        assert linear == [n for n in each for _ in range(trial.depth)]
+        linear = [op for op in model.program["ops"] if op["op"] == "linear"]
+        assert [op["bits"] for op in linear] == [n for n in each for _ in range(trial.depth)]
+        inputs = trial.input_bits if isinstance(trial.input_bits, tuple) else (trial.input_bits,) * 3
+        assert [op["act_bits"] for op in linear] == [n for n in inputs for _ in range(trial.depth)]
         x = data.test_x.numpy()
         logits = model.logits(x)
         assert row["test_accuracy"] == (logits.argmax(1) == data.test_y.numpy()).mean()
@@ -87,12 +92,20 @@ def test_what_is_shipped_has_the_bits_and_the_tested_accuracy(data, changes, bit
 
 
 def test_replicas_of_mixed_bits_are_single_runs(data):
-    trial = a_trial(**MIXED, layer_bits=(32, 2, 4))
+    trial = a_trial(**MIXED, layer_bits=(32, 2, 4), act_bits=4, layer_act_bits=(4, 32, 4))
     shape = StepShape.of(trial, data.inputs, data.classes, "qat")
-    assert (shape.float_weights, which_are_float(4), which_are_float((32, 32))) == ((True, False, False), False, True)
+    assert (shape.float_weights, shape.float_inputs) == ((True, False, False), (False, True, False))
+    assert [which_are_float(bits) for bits in (4, 32, None, (32, 32), (None, None))] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
     def cohort(seeds):
-        replicas = quantised(replace(trial, weight_bits=trial.bits), seeds, data)
+        alike = replace(trial, weight_bits=trial.bits, act_bits=trial.input_bits)
+        replicas = quantised(alike, seeds, data)
         return Cohort(replicas, shape, trial.qat, seeds, "qat", data, trial.batch_size, False)
 
     stack, singles = cohort((0, 1)), [cohort((seed,)) for seed in (0, 1)]
