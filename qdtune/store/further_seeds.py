@@ -80,13 +80,26 @@ def find_further_seeds(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, tuple[
     """The trials that live comparisons need next: the first cohort of each configuration, and its further seeds.
 
     As many seeds at a time as the sweep trains together, and the closest comparison first. A comparison is begun only
-    if the budget allows both of its sides.
+    if the budget allows both of its sides. What was begun is trained to its end: a side that diverges meanwhile
+    changes nothing, so a launch that was killed in between trains the same as one that was not.
 
     Args:
         spec: resolved.
         cohorts: all cohorts of this sweep.
     """
     known = list(cohorts)
+    blocks = [_find_block(spec.seeds, cohort.seeds) for cohort in known]
+    if (last := max(blocks, default=-1)) >= 0:
+        before = [cohort for cohort, block in zip(known, blocks, strict=True) if block < last]
+        there = {(cohort.key, cohort.seeds) for cohort in known if all(end.state in FINAL for end in cohort.ends)}
+        begun = [one for one in _choose_further_seeds(spec, before) if (one[0].key, one[1]) not in there]
+        if begun:
+            return begun
+    return _choose_further_seeds(spec, known)
+
+
+def _choose_further_seeds(spec: Spec, known: Sequence[C]) -> list[tuple[C, tuple[int, ...]]]:
+    """As `find_further_seeds`, if nothing is begun."""
     families = judge_cohorts(spec, known)
     if not any(family.walk.pending for family in families):
         return []
@@ -122,6 +135,11 @@ def _find_trials(family: Family, member: int, seeds: tuple[int, ...]) -> list[tu
 def _seeds_of_block(seeds: tuple[int, ...], block: int) -> tuple[int, ...]:
     first = max(seeds) + 1 + block * len(seeds)
     return tuple(range(first, first + len(seeds)))
+
+
+def _find_block(first: tuple[int, ...], seeds: tuple[int, ...]) -> int:
+    """The block that seeds belong to, see `_seeds_of_block`; -1 for the first seeds."""
+    return (max(seeds) - max(first) - 1) // len(first)
 
 
 class _Budget:

@@ -12,7 +12,7 @@ from qdtune.store.cohorts import find_stored_cohorts
 from qdtune.store.further_seeds import count_decisions, find_further_seeds, judge_cohorts
 from qdtune.store.looks import GIVEN_UP, LIVE
 from qdtune.store.unfinished import find_unfinished
-from tests.decided import ONE_WIDTH, Launches, noisy, sweep, table_of
+from tests.decided import DRAWN_BY, ONE_WIDTH, Launches, noisy, sweep, table_of
 from tests.schemas import HISTORY
 
 QUESTIONS = ["depth", "activation", "front"]
@@ -152,6 +152,21 @@ def test_a_side_that_diverges_with_more_seeds_ends_its_comparison():
     assert tally.counts[LIVE] == 0
     (family,) = judge_cohorts(launches.spec, launches.results)
     assert all(look == 0 for look in family.walk.looks)
+
+
+@pytest.mark.parametrize("budget", [None, 24])
+def test_a_side_that_diverges_changes_nothing_of_what_was_begun(budget):
+    def value(trial, seed):
+        chance = random.Random(repr((trial.key[:DRAWN_BY], seed)))
+        return None if seed > 2 and chance.random() < 0.2 else noisy()(trial, seed)
+
+    spec = sweep(ONE_WIDTH, replicate={"budget": budget})
+    whole, killed = Launches(spec, value), Launches(spec, value)
+    whole.launch(random.Random(0))
+    assert any(result.state == "diverged" for result in whole.results)
+    while killed.queue().more():
+        killed.launch(random.Random(0), kill_after=1)
+    assert sorted(killed.trained) == sorted(whole.trained)
 
 
 def test_a_search_decides_after_its_last_proposal():
