@@ -143,10 +143,12 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
 
 
 def join_rows(inputs: Sequence[Tensor]) -> Tensor:
-    """Inputs (B, ..., I) of one layer as one tensor; their shapes may differ before the last axis."""
+    """Inputs (B, ...) of one layer as one tensor; a column of numbers if images of several sizes are among them."""
     if len({x.shape[1:] for x in inputs}) == 1:
         return torch.cat(list(inputs)) if len(inputs) > 1 else inputs[0]
-    return torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])
+    widths = {x.shape[-1] for x in inputs}
+    width = widths.pop() if len(widths) == 1 else 1
+    return torch.cat([x.reshape(-1, width) for x in inputs])
 
 
 def count_sizes(model: nn.Module) -> Sizes:

@@ -193,8 +193,8 @@ class Structure(NamedTuple):
         other_bytes: the bytes of these numbers and of the buffers of the model.
         head: the place, among the layers that are split, of the one that runs last; None: the last of them.
         normalised: how many scales, and as many shifts, normalise the inputs; they are shipped and not trained.
-        loaded: a hash of the first weights that no seed changes, such as those of a checkpoint; empty if there are
-            none.
+        loaded: a hash of the first weights that no seed changes, such as those of a checkpoint; or empty.
+        unsplit_end: the place, among all layers, of the one that runs last, if it is never split; None: the head.
     """
 
     layers: tuple[LayerShape, ...]
@@ -205,6 +205,7 @@ class Structure(NamedTuple):
     head: int | None = None
     loaded: str = ""
     normalised: int = 0
+    unsplit_end: int | None = None
 
     @property
     def later_kinds(self) -> list[str]:
@@ -215,7 +216,7 @@ class Structure(NamedTuple):
         """The widths of each layer's factors; with `hidden` the last layer that could be split stays whole."""
         split = [k for k, layer in enumerate(self.layers) if layer.is_split]
         if decompose == "hidden" and split:
-            split.remove(self.last)
+            del split[-1 if self.head is None else self.head]
         return [
             factor_dims(layer.inputs, layer.outputs, depth if k in split else 1)
             for k, layer in enumerate(self.layers)
@@ -223,9 +224,10 @@ class Structure(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The place of the layer that runs last, of those that could be split if there are some."""
+        """The place of the layer that runs last."""
         split = [k for k, layer in enumerate(self.layers) if layer.is_split]
-        return split[-1 if self.head is None else self.head] if split else len(self.layers) - 1
+        head = split[-1 if self.head is None else self.head] if split else len(self.layers) - 1
+        return head if self.unsplit_end is None else self.unsplit_end
 
     def inner_dims(self, depth: int, decompose: str = "all") -> list[list[int]]:
         """The widths between the factors of each layer that is split, D - 1 of them."""

@@ -167,8 +167,9 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
     _check_answers(own.factory, model, normalise(rows), outputs)
     _check_input_is_kept(own.factory, twin.train(), normalise(rows))
-    structure = describe_structure(model, _find_head(model, normalise(rows)), _hash_loaded(model, build(2)))
-    return structure._replace(layers=tuple(_measure_layers(model, structure.layers, normalise(rows))))
+    head, unsplit_end = _find_ends(model, normalise(rows))
+    structure = describe_structure(model, head, _hash_loaded(model, build(2)))._replace(unsplit_end=unsplit_end)
+    return structure._replace(layers=tuple(_measure_layers(own.factory, model, structure.layers, normalise(rows))))
 
 
 @torch.no_grad()
@@ -227,26 +228,37 @@ def _are_close(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _find_head(model: nn.Module, x: Tensor) -> int | None:
-    """The place of the layer that runs last, among the layers that are split; None if it is the last of them."""
-    layers = [layer for layer, shape in find_quantisable(model) if shape.is_split]
+def _find_ends(model: nn.Module, x: Tensor) -> tuple[int | None, int | None]:
+    """The fields `head` and `unsplit_end` of the structure, of a forward pass of x (N, I)."""
+    layers = [*find_quantisable(model)]
+    places = {layer: place for place, (layer, _) in enumerate(layers)}
+    split = [layer for layer, shape in layers if shape.is_split]
     calls: list[nn.Module] = []
-    hooks = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in layers]
+    hooks = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in places]
     try:
         model.eval()(x)
     finally:
         for hook in hooks:
             hook.remove()
-    place = layers.index(calls[-1]) if calls else len(layers) - 1
-    return None if place == len(layers) - 1 else place
+    ran = [layer for layer in calls if layer in split]
+    head = split.index(ran[-1]) if ran and ran[-1] is not split[-1] else None
+    return head, places[calls[-1]] if calls and calls[-1] not in split else None
 
 
 @torch.no_grad()
-def _measure_layers(model: nn.Module, shapes: Sequence[LayerShape], x: Tensor) -> Iterator[LayerShape]:
-    """The shapes of the layers that are quantised, with what they read and write in a forward pass of x (N, I)."""
+def _measure_layers(factory: str, model: nn.Module, shapes: Sequence[LayerShape], x: Tensor) -> Iterator[LayerShape]:
+    """The shapes of the layers that are quantised, with what they read and write in a forward pass of x (N, I).
+
+    Raises:
+        PluginError: a layer gets its input by name, but a quantised layer names it otherwise.
+    """
+    names = {layer: name for name, layer in model.named_modules()}
     calls: dict[nn.Module, list[tuple[int, int]]] = {layer: [] for layer, _ in find_quantisable(model)}
 
     def note(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+        if not given:
+            what = f"{names[layer]} must be called without the name of its input, as in {names[layer]}(x)"
+            raise PluginError(f"{factory}: {what}")
         calls[layer].append((given[0].numel() // len(x), found.numel() // len(x)))
 
     hooks = [layer.register_forward_hook(note) for layer in calls]

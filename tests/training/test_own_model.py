@@ -486,3 +486,33 @@ def test_what_an_own_model_computes_is_recorded_by_a_forward_pass(tmp_path):
     assert trial.columns["macs"] == built.macs(trial.depth)
     rows = sum(one.inputs * one.outputs for one in built.layers if one.positions == 1)
     assert built.macs(1) == 4 * 9 * 2 + 8 * 4 + rows
+
+
+def test_a_convolution_may_be_called_at_two_sizes(tmp_path):
+    init = "self.c, self.d = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(20, 4)"
+    forward = """y = self.c(x.unflatten(1, (1, 4, 4)))
+z = self.c(nn.functional.avg_pool2d(y, 2))
+return self.b(self.a(x)) + self.d(torch.cat([y.flatten(1), z.flatten(1)], 1))"""
+    (built,) = taken(tmp_path, net(init, forward)).model.built.values()
+    assert built.macs(1) == 9 * (16 + 4) + 20 * 4 + 16 * 8 + 8 * 4
+
+
+def test_an_input_given_by_its_name_is_refused(tmp_path):
+    message = refusal(tmp_path, net(forward="return self.b(input=self.a(x))"))
+    assert ": b must be called without the name of its input, as in b(x)" in message
+
+
+@pytest.mark.parametrize(
+    ("init", "forward", "bits"),
+    [
+        ("self.b.requires_grad_(False)", PLAIN, (4, 8)),
+        ("self.c = nn.Conv1d(4, 4, 1, groups=4)", "return self.c(self.b(self.a(x))[..., None])[..., 0]", (4, 4, 8)),
+        ("self.a, self.b = nn.Linear(width, classes), nn.Linear(16, width)", "return self.a(self.b(x))", (8, 4)),
+    ],
+    ids=["frozen", "in groups", "the other way round"],
+)
+def test_last_bits_are_those_of_the_layer_that_runs_last(tmp_path, init, forward, bits):
+    sweep = SWEEP.replace("values: [4]}", "values: [4]}, last_bits: {value: 8}")
+    spec = taken(tmp_path, net(init, forward), sweep=sweep)
+    assert {trial.bits for trial in plan(spec).trials} == {bits}
+    assert loads(spec.to_yaml().encode(), "x.yaml") == spec
