@@ -84,6 +84,11 @@ class DatasetInfo(NamedTuple):
         height, width = ((2 * side * resolution + shorter) // (2 * shorter) for side in image[1:])
         return Averaging(image, (height, width))
 
+    def pixels_at(self, resolution: int | None) -> tuple[int, int, int] | None:
+        """As `pixels`, of images averaged down to a resolution, which may leave them one pixel."""
+        how = self.averaging(resolution)
+        return self.pixels if how is None else how.smaller
+
     def averaged(self, resolution: int | None) -> DatasetInfo:
         """The same data set with images averaged down, see `averaging`."""
         how = self.averaging(resolution)

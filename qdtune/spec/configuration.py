@@ -178,7 +178,7 @@ class Configuration(_AxisFields):
         """The layers before the hidden ones, if it is a `cnn`."""
         if self.blocks is None:
             return None
-        image = self.info.pixels
+        image = self._whole_info.pixels_at(self.resolution)
         assert image is not None, "a sweep file with other data is refused"
         return list_cnn_layers(self.blocks, self.channels, self.padding or PADDINGS[0], image)
 

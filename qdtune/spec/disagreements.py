@@ -140,7 +140,7 @@ def _list_block_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Itera
         return
     sizes = [value for _, value in _list_values(spec, RESOLUTION)]
     fit = [size for size in sizes if RESOLUTION.misfit is None or RESOLUTION.misfit(size, info) is None]
-    image = min((info.averaged(size).pixels or info.pixels for size in fit), default=info.pixels)
+    image = min((info.pixels_at(size) or info.pixels for size in fit), default=info.pixels)
     try:
         list_cnn_layers(blocks, None, spec.model.padding or PADDINGS[0], image)
     except ValueError as error:

@@ -79,6 +79,13 @@ def test_the_bytes_of_a_small_cnn_by_hand():
     assert split.sizes(2, 2, None).bias_bytes == 8 * (8 + 8 + 8 + 16) + 40
 
 
+def test_images_of_one_pixel_are_images():
+    (trial,) = plan(spec("parameters.resolution={value: 1}", "model.blocks=[conv 4 1x1, mean]").resolve("mnist")).trials
+    assert trial.structure.layers[0][:2] == (1, 4)
+    (line,) = told("parameters.resolution={value: 1}", "model.blocks=[conv 4]")
+    assert "'conv 4' is larger than the 1 x 1 pixels" in line
+
+
 def test_configurations_of_a_cnn_say_so():
     trials = plan(spec("parameters.channels={values: [null, 4]}").resolve("mnist")).trials
     assert {trial.columns["model"] for trial in trials} == {"cnn"}
