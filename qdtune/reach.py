@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+LEAST_RISK = 1e-9  # a smaller risk counts as this one: no sweep has so many trials
+
 
 def progress(score: float, is_share: bool, least: float) -> float:
     """-ln(error) of a score, of which more is better.
@@ -75,7 +77,7 @@ def share_reaching(stopped: Curve, needed: float, alike: Sequence[Curve]) -> flo
 
 def neighbours_of(risk: float) -> int:
     """How many nearest curves can tell a share of `risk`, above 0 and below 1, from none: 9 for 0.1."""
-    return math.ceil(round(1 / risk, 9)) - 1
+    return max(1, math.ceil(round(1 / max(risk, LEAST_RISK), 9)) - 1)
 
 
 @dataclass(frozen=True)

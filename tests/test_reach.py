@@ -64,7 +64,10 @@ def test_with_too_few_finished_no_prospect_is_at_most_the_risk():
         assert rank_prospects(stopped, finished, count)[0].share <= risk
 
 
-@pytest.mark.parametrize(("risk", "count"), [(0.1, 9), (0.05, 19), (0.3, 3), (0.5, 1), (1 / 3, 2), (0.01, 99)])
+@pytest.mark.parametrize(
+    ("risk", "count"),
+    [(0.1, 9), (0.05, 19), (0.3, 3), (0.5, 1), (1 / 3, 2), (0.01, 99), (0.9999999999, 1), (1e-310, 999_999_999)],
+)
 def test_neighbours_of(risk, count):
     assert neighbours_of(risk) == count
 

@@ -66,9 +66,21 @@ def read_paused_epoch(blob: bytes) -> int | None:
     Args:
         blob: a file without a fault.
     """
-    metadata = split_file(blob)[0].get("__metadata__") or {}
-    epoch = json.loads(metadata.get(PROGRESS, "{}")).get("epoch")
+    epoch = read_progress(blob).get("epoch")
     return epoch if isinstance(epoch, int) else None
+
+
+def read_progress(blob: bytes) -> dict[str, Any]:
+    """What a checkpoint says about its training; empty if that has another shape, such as in another version.
+
+    Args:
+        blob: a file without a fault.
+    """
+    try:
+        found = json.loads((split_file(blob)[0].get("__metadata__") or {}).get(PROGRESS, "{}"))
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def split_file(blob: bytes) -> tuple[dict[str, Any], bytes]:

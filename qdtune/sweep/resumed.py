@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qdtune.messages import format_count
-from qdtune.model.signed_file import find_fault, read_paused_epoch
+from qdtune.model.signed_file import find_fault, read_owner, read_paused_epoch
 from qdtune.sweep.pace import Start
 
 if TYPE_CHECKING:
@@ -27,15 +28,18 @@ def find_checkpoints(folder: Folder, trial_ids: Collection[str] | None = None) -
     """
     from qdtune.store.folder import StorageError  # Arrow, which checks a sweep file without
 
-    found = {}
+    found: dict[str, int] = {}
     try:
         names = {file.removesuffix(SUFFIX) for file in folder.list_files("paused") if file.endswith(SUFFIX)}
-        for trial_id in sorted(names if trial_ids is None else names & set(trial_ids)):
-            blob = folder.read_file(f"paused/{trial_id}{SUFFIX}")
-            if blob and not find_fault(blob, older=False) and (epoch := read_paused_epoch(blob)):
-                found[trial_id] = epoch
     except StorageError:  # checkpoints save time and nothing else
-        pass
+        return found
+    for trial_id in sorted(names if trial_ids is None else names & set(trial_ids)):
+        with suppress(StorageError):
+            blob = folder.read_file(f"paused/{trial_id}{SUFFIX}")
+            if not blob or find_fault(blob, older=False) or read_owner(blob) != trial_id:
+                continue
+            if epoch := read_paused_epoch(blob):
+                found[trial_id] = epoch
     return found
 
 

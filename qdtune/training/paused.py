@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from qdtune.model.quantize import read_signs, set_signs
-from qdtune.model.signed_file import PROGRESS, TRIAL, find_fault, read_owner, sign_file, split_file
+from qdtune.model.signed_file import (
+    PROGRESS,
+    TRIAL,
+    find_fault,
+    read_owner,
+    read_progress,
+    sign_file,
+    split_file,
+)
 from qdtune.spec.configuration import Configuration
 from qdtune.training.cohort import Cohort
 from qdtune.training.compiled import describe_machine, why_eager
@@ -159,8 +167,8 @@ def unpack_training(blob: bytes, training: Training) -> Outcome:
     """
     if find_fault(blob, older=False) or read_owner(blob) != training.trial.trial_id:
         return "damaged"
-    progress = json.loads(split_file(blob)[0]["__metadata__"].get(PROGRESS, "{}"))
-    if progress.get("format") != FORMAT or progress["machine"] != describe_circumstances(training.cohort):
+    progress = read_progress(blob)
+    if progress.get("format") != FORMAT or progress.get("machine") != describe_circumstances(training.cohort):
         return "foreign"
     try:
         _load(safetensors.torch.load(blob), progress, training)

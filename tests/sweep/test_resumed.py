@@ -32,8 +32,13 @@ def test_whole_checkpoints_are_found_with_their_epoch(tmp_path: Path) -> None:
     assert find_checkpoints(open_folder(str(tmp_path))) == {}
     for trial_id, epoch in (("a", 3), ("b", 7), ("c", 5)):
         keep(tmp_path, trial_id, epoch)
-    damaged = tmp_path / "paused" / "b.safetensors"
+    paused = tmp_path / "paused"
+    damaged = paused / "b.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-9])
+    (paused / "A.safetensors").mkdir()  # comes before the others
+    (paused / "e.safetensors").write_bytes((paused / "a.safetensors").read_bytes())  # of another trial
+    other_version = {"__metadata__": {TRIAL: "f", PROGRESS: "[3]"}}
+    (paused / "f.safetensors").write_bytes(sign_file(other_version, b""))
     folder = open_folder(str(tmp_path))
     assert find_checkpoints(folder) == {"a": 3, "c": 5}
     assert find_checkpoints(folder, ["a", "d"]) == {"a": 3}
