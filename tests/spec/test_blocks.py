@@ -80,7 +80,8 @@ def test_the_bytes_of_a_small_cnn_by_hand():
 
 
 def test_images_of_one_pixel_are_images():
-    (trial,) = plan(spec("parameters.resolution={value: 1}", "model.blocks=[conv 4 1x1, mean]").resolve("mnist")).trials
+    made = spec("parameters.resolution={value: 1}", "model.blocks=[conv 4 1x1, mean]")
+    (trial,) = plan(made.resolve("mnist")).trials
     assert trial.structure.layers[0][:2] == (1, 4)
     (line,) = told("parameters.resolution={value: 1}", "model.blocks=[conv 4]")
     assert "'conv 4' is larger than the 1 x 1 pixels" in line
