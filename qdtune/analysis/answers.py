@@ -166,7 +166,7 @@ def _find_best(
     others = [row for i, row in enumerate(rows[:count]) if i != best]
     rivals = [row for row, is_other in zip(others, rejected, strict=True) if not is_other]
     p_best = None
-    if rows[best]["n_seeds"] > 1:
+    if np.isfinite(values[best]).sum() > 1:
         p_best = float(win_shares(metric.sign * values[:count], [np.arange(count)])[0][best])
     rivals.sort(key=lambda row: (-metric.sign * row[metric.val], _size_order(row)))
     same = equal_within(metric, [rows[best][metric.val]])
@@ -208,7 +208,8 @@ def _find_best_depths(
     for (n, size), group, shares in zip(
         places, places.values(), win_shares(metric.sign * values, [*places.values()]), strict=True
     ):
-        best = rows[group[_find_top([rows[i] for i in group], metric)]]
+        top = group[_find_top([rows[i] for i in group], metric)]
+        best, n_tested = rows[top], np.isfinite(values[top]).sum()
         depths = np.array([rows[i]["depth"] for i in group])
         # From best to worst, the first row of each depth is its best.
         ranking = sorted(group, key=lambda i: -metric.sign * rows[i][metric.val])
@@ -220,7 +221,7 @@ def _find_best_depths(
             and best["size_bytes"] > (1 + SIZES_APART) * max(sizes[list(firsts.values())])
         )
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
-        known = probabilities if best["n_seeds"] > 1 or len(probabilities) == 1 else {}
+        known = probabilities if n_tested > 1 or len(probabilities) == 1 else {}
         here = [
             row
             for row in every

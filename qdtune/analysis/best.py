@@ -26,7 +26,7 @@ class Best:
         row: the row of the Pareto table with the best mean on the validation split; None if nothing within the budget
             has finished.
         p_best: the share of bootstrap draws over seeds in which it is the best within the budget; None below two
-            seeds.
+            seeds that are tested.
         rivals: rows of the Pareto table within the budget that do not differ significantly from it (paired t test
             over shared seeds, Holm's correction), from best to worst. The test is slightly biased in its favour,
             because the same metric selected it.
@@ -56,7 +56,7 @@ class Best:
         n = format_count(row["n_seeds"], "seed")
         test = "" if row[metric.test] is None else f" and {value_text(metric, row[metric.test])} on the test set"
         share = ""
-        if self.p_best is not None and self.n_others and row["n_seeds"] >= LEAST_DRAWN:
+        if self.p_best is not None and self.n_others and (self.n_tested or row["n_seeds"]) >= LEAST_DRAWN:
             share = f" It is the best in {as_percent(self.p_best, 0)} of bootstrap draws{self._of_first}."
         value = f"{say_metric(metric, row[metric.val])} on the validation set ({_describe_spread(row, metric, n)})"
         return (
@@ -72,7 +72,7 @@ class Best:
             return ""
         value = say_metric(self.metric, row[self.metric.val])
         best = f"The best configuration{self._within} is {self.label(row)}: {value} on the validation set."
-        if not self.n_others or row["n_seeds"] == 1:
+        if not self.n_others or (self.n_tested or row["n_seeds"]) == 1:
             return best
         best, it = f"{best}{self._describe_ties()}", say_first("It", self.n_tested)
         beaten = self.n_others - len(self.rivals)
@@ -101,8 +101,8 @@ class Best:
             return f"No other configuration{self._within} has finished."
         if not self.rivals:
             return f"{say_first('It', self.n_tested)} is significantly better than every other configuration."
-        if self.row and self.row["n_seeds"] == 1:
-            return "With 1 seed no difference can be tested."
+        if self.row and (self.n_tested or self.row["n_seeds"]) == 1:
+            return f"With {seeds if self.n_tested is None else name_first(1)} no difference can be tested."
         count, named = len(self.rivals), _join([self.label(rival) for rival in self.rivals[:MAX_RIVALS]])
         if count == self.n_others > MAX_RIVALS:
             named = "any other configuration"
@@ -132,8 +132,8 @@ def describe_setting(row: Mapping[str, Any], varying: Sequence[str], *asked: str
 
 
 def name_first(count: int) -> str:
-    """`the first 3 seeds`."""
-    return f"the first {format_count(count, 'seed')}"
+    """`the first 3 seeds`, `the first seed`."""
+    return "the first seed" if count == 1 else f"the first {format_count(count, 'seed')}"
 
 
 def say_first(who: str, n_tested: int | None) -> str:

@@ -99,7 +99,7 @@ class BestDepth:
             best = f"{best_word(self.metric)} {self.metric.name}, {mean_value}"
             return f"{where}, {named} has the {best}. A test needs at least 2 seeds."
         test = "no two seeds are shared" if self.p is None else f"corrected p = {self.p:.3g}"
-        draws = self._describe_draws() if self.n_seeds >= LEAST_DRAWN else ""
+        draws = self._describe_draws() if (self.n_tested or self.n_seeds) >= LEAST_DRAWN else ""
         # A p of 1 says no more than the verdict.
         proof = "; ".join(part for part in (draws, test) if part and part != "corrected p = 1")
         proof = f" ({proof})" if proof else ""

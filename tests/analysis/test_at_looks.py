@@ -252,3 +252,14 @@ def test_near_ties_can_be_the_same_by_the_further_seeds():
     assert (tie.ending, tie.same_within, tie.n_seeds) == (SAME, 0.01, 3)
     assert -0.01 < tie.low < tie.high < 0.01
     assert " is the same as w1 (366 bytes) within 1 point: -0.01 points (" in tie.sentence
+
+
+def test_one_first_seed_tells_no_best_configuration_however_many_others_have():
+    launches = Launches(sweep({"depth": [1, 2], "weight_bits": [1, 8]}, seeds=[0]), noisy())
+    launches.launch(random.Random(0))
+    found = answers_of(launches)
+    assert found.best.row["n_seeds"] > 1
+    assert found.best.p_best is None
+    assert "With the first seed no difference can be tested." in found.best.sentence
+    assert "significant" not in found.best.short_sentence
+    assert all("at least 2 seeds" in one.sentence for one in found.by_bits)
