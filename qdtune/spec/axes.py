@@ -53,6 +53,14 @@ def _act_bits_of_most_layers(axes: Mapping[str, Any]) -> Any:
     return None if most == FLOAT_BITS else most
 
 
+def _bits_of_each_layer(axes: Mapping[str, Any]) -> Any:
+    """`layer_bits`; None if all layers have the same, which are then those of `_bits_of_most_layers`."""
+    listed = axes["layer_bits"]
+    if listed is None:
+        return None
+    return listed if len(set(LAYER_BITS.of_cell(listed) if isinstance(listed, str) else listed)) > 1 else None
+
+
 def _own_bits(axes: Mapping[str, Any], name: str) -> Any:
     """The bits of one layer; None if `layer_bits` replaces them or they are those of all layers."""
     return None if axes["layer_bits"] or axes[name] == axes["weight_bits"] else axes[name]
@@ -343,6 +351,7 @@ LAYER_BITS = Axis(
     place=17,
     since=7,
     before=None,
+    alias=_bits_of_each_layer,
     head="by layer",
     tag="b{}",
     words=lambda cell: "" if cell is None else f"layers of {cell} bits",

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from qdtune.messages import SpecError
-from qdtune.spec.axes import LEVELS
+from qdtune.spec.axes import AXIS_NAMES, LEVELS
 from qdtune.spec.choices import ORDERS
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.groups import Resources
-from qdtune.spec.objectives import BOUNDED
+from qdtune.spec.objectives import BOUNDED, find_known
 from qdtune.spec.plan import (
     Plan,
     draw_candidates,
@@ -170,7 +170,7 @@ def test_excess_is_how_far_a_constraint_is_broken(
     axes: dict[str, list[Any]], name: str, sign: str, offset: float, generator: random.Random
 ) -> None:
     trial = generator.choice(planned(parameters=values(**axes)).trials)
-    value = getattr(trial.sizes, name, None) or getattr(trial, name, 0)
+    value = getattr(trial, name) if name in AXIS_NAMES else find_known(trial, name)
     bound = value + offset
     over = measure_excess(f"{name} {sign} {bound}", trial)
     assert (over <= 0) == COMPARE[sign](value, bound)
@@ -338,6 +338,9 @@ def test_twins_are_networks_under_two_names() -> None:
     assert planned(parameters=values(weight_bits=[4, 32], granularity=["tensor", "channel"])).twins == 1
     # One bit has one kind of levels, three bits have no ternary ones; float weights have none.
     assert planned(parameters=values(weight_bits=[1, 2, 3, 32], levels=list(LEVELS.names))).twins == 2 + 0 + 1 + 2
+    # The same bits in both layers are those of all weights.
+    layers = planned(parameters=values(weight_bits=[2, 4], layer_bits=[None, [2, 2], [2, 4]]))
+    assert layers.twins == 1 + 1 + 1  # [2, 2] with 2 is null; with 4 it is, too; [2, 4] has the same bits with both
 
 
 def test_sizes_follow_levels_granularity_and_decompose() -> None:
