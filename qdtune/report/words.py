@@ -229,15 +229,21 @@ def questions_at(run: Run, bits: Collection[int]) -> list[Question]:
 def trouble(run: Run) -> list[str]:
     """A line for each state in which configurations ended badly, with one of their errors."""
     lines = []
-    for name in sorted(set(run.states) - {"ok", "pruned"}):
+    for name in sorted({*run.states, *run.trials["state"].unique().to_pylist()} - {"ok", "pruned"}):
         rows = rows_equal(run.trials, "state", name)
         errors = rows["error"].drop_null()
         why = f": {one_line(errors[0].as_py())}" if len(errors) else ""
-        lines.append(
-            f"{format_count(run.states[name], 'configuration')} ended as {name} (see the column `error`){why}"
-        )
+        whose = format_count(run.states.get(name, 0), "configuration")
+        if name not in run.states:
+            whose = f"further seeds of {format_count(_count_configurations(rows), 'configuration')}"
+        lines.append(f"{whose} ended as {name} (see the column `error`){why}")
     chance = rows_known(rows_among(run.trials, "state", LIVE_STATES), "error")
-    if dead := len(set(zip(*(chance[axis].to_pylist() for axis in AXIS_NAMES), strict=True))):
+    if dead := _count_configurations(chance):
         what = "started from a warm-up that ended at chance (see the column `error`)"
         lines.append(f"{format_count(dead, 'configuration')} {what}")
     return lines
+
+
+def _count_configurations(rows: Arrow) -> int:
+    """How many configurations have rows here."""
+    return len(set(zip(*(rows[axis].to_pylist() for axis in AXIS_NAMES), strict=True)))

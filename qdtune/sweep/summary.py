@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from qdtune.datasets.load import Samples
@@ -16,6 +17,7 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL
 from qdtune.store.folder import StorageError
 from qdtune.store.front import print_front
+from qdtune.store.looks import LIVE
 from qdtune.store.pareto_table import table_front
 from qdtune.store.releases import describe_releases
 from qdtune.store.store import PAGE
@@ -72,6 +74,8 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
     _print_front(run, table, out)
     if tally := queue.count_decisions():
         out.print(f"{tally.summary}: see the report")
+        if tally.counts.get(LIVE) and not queue.left and (why := _explain_live(spec, states)):
+            out.print(why)
     _print_losses(run, states, table, out)
     _print_dead_warmups(run, out)
     if table.num_rows:
@@ -89,6 +93,20 @@ def print_summary(run: HeldRun, table: Table, stopped: int | None, error: Storag
         out.print(f"{why}: {left}; the same command goes on from here")
         return 128 + stopped if stopped else FAILED_TRIALS
     return DONE if set(states) <= FINAL else FAILED_TRIALS
+
+
+def _explain_live(spec: Spec, states: Mapping[str, int]) -> str:
+    """Why comparisons are live although nothing is left to train; empty if that is unknown.
+
+    Args:
+        spec: resolved.
+        states: the number of trials in each state.
+    """
+    if set(states) - FINAL:
+        return "live comparisons wait for the trials that failed; the same command tries these again"
+    if spec.replicate is not None and spec.replicate.budget is not None:
+        return "the budget allows no more trainings for live comparisons; with a larger one they go on from here"
+    return ""
 
 
 def _print_front(run: HeldRun, table: Table, out: Any) -> None:

@@ -1,6 +1,8 @@
 """The answers of a run in a few sentences: grouped, significant ones first, refusals counted by their reason."""
 
+import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +26,8 @@ from qdtune.report.groups import (
     same_sentences,
     significant_sentences,
 )
+from qdtune.report.words import trouble
+from tests.decided import Launches, noisy, sweep, table_of
 
 BASE = Comparison(
     "activation",
@@ -285,3 +289,12 @@ def test_a_launch_ends_with_the_best_and_every_question_in_sum():
 )
 def test_bits_are_listed_as_they_are_said(bits, text):
     assert describe_bits_list(bits) == text
+
+
+def test_further_seeds_that_failed_are_told():
+    launches = Launches(
+        sweep({"depth": [1, 2], "weight_bits": [1, 8]}), noisy(), fate=lambda t: "failed" if 3 in t.seeds else None
+    )
+    launches.launch(random.Random(0))
+    run = SimpleNamespace(states={"ok": 4}, trials=table_of(launches.results))
+    assert trouble(run) == ["further seeds of 4 configurations ended as failed (see the column `error`)"]

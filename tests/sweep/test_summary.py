@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qdtune.spec.sweep_file import loads
-from qdtune.sweep.summary import _print_losses
+from qdtune.sweep.summary import _explain_live, _print_losses
 from qdtune.terminal import console
 from tests.store.test_releases import table
 
@@ -48,3 +48,17 @@ def test_releases_for_lack_of_finished_trials_are_said(capsys: pytest.CaptureFix
     assert losses(capsys, ends, {"1", "2"})[-1] == f"all of them were {why}"
     assert losses(capsys, ends, {"1"})[-1] == f"1 of them was {why}"
     assert "released" not in "".join(losses(capsys, [("ok", False, 10), ("pruned", False, 2)], set()))
+
+
+@pytest.mark.parametrize(
+    ("budget", "states", "said"),
+    [
+        ("budget: 3", {"ok": 4}, "the budget allows no more trainings"),
+        ("budget: 3", {"ok": 4, "failed": 1}, "wait for the trials that failed"),
+        ("budget: null", {"ok": 4}, None),
+    ],
+)
+def test_live_comparisons_are_explained(budget: str, states: dict[str, int], said: str | None) -> None:
+    text = SWEEP.decode().replace("{type: pareto}", "{type: none}") + f"replicate: {{until: decided, {budget}}}\n"
+    why = _explain_live(loads(text.encode(), "a.yaml"), states)
+    assert said in why if said else why == ""
