@@ -264,11 +264,11 @@ QAT_LR = Axis(
 )
 AUGMENT = Axis(
     "augment",
-    _named("none", "shift", "elastic"),
+    _named("none", "shift", "elastic", "affine", "affine_elastic"),
     "none",
     "training",
     "string",
-    "distortion of the training images: none, a shift of up to one pixel, or elastic; new in every epoch",
+    "distortion of training images: none, a shift of up to one pixel, elastic, affine or both; new in every epoch",
     place=12,
     home=("train", "qat", "augment"),
     since=5,

@@ -48,6 +48,7 @@ def _digest(text: str) -> str | None:
 
 Seconds = Annotated[float, number("seconds, above 0", lambda x: x > 0)]
 Momentum = Annotated[float, number("0 or more, below 1", lambda x: 0 <= x < 1)]
+PlainShare = Annotated[float, number("0 to 1", lambda x: 0 <= x <= 1)]
 Seed = Annotated[int, whole(0, 2**32 - 1)]
 Norm = Annotated[bool | str, flag(NORMS)]
 RunName = Annotated[
@@ -196,7 +197,8 @@ def name_built(hidden: tuple[int, ...], resolution: int | None) -> str:
 class Phase(Frozen):
     """One part of a training: `epochs` at learning rate `lr`.
 
-    With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`) or bent (`elastic`).
+    With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`), bent (`elastic`),
+    turned, moved and scaled (`affine`), or all of the last four (`affine_elastic`).
 
     Attributes:
         epochs: passes over the training set
@@ -205,6 +207,7 @@ class Phase(Frozen):
         momentum: momentum of `sgd`
         schedule: learning rate over the epochs
         augment: distortion of each image, drawn anew in every epoch
+        plain_share: share of the images that `augment` leaves as they are, drawn anew in every epoch; null: 0
         min_steps: minimum number of steps; on a small data set the phase gets more epochs to reach it
     """
 
@@ -214,6 +217,7 @@ class Phase(Frozen):
     momentum: Momentum = 0.0
     schedule: Annotated[str, choice(("constant", "cosine"))] = "constant"
     augment: Augment = AUGMENT.default
+    plain_share: PlainShare | None = None
     min_steps: Annotated[int, whole(1, 10_000_000)] | None = None
 
     def epochs_of(self, steps: int) -> int:
@@ -223,7 +227,8 @@ class Phase(Frozen):
     @property
     def recipe(self) -> dict[str, Any]:
         """JSON-able: what decides the numbers of a training; `min_steps` has been turned into epochs by then."""
-        return self.model_dump(exclude={"min_steps"})
+        is_idle = not self.plain_share or self.augment == "none"
+        return self.model_dump(exclude={"min_steps", "plain_share"} if is_idle else {"min_steps"})
 
     @model_validator(mode="after")
     def _momentum_has_a_use(self) -> Phase:

@@ -113,18 +113,18 @@ class Tensors:
             )
         return self._averaged[how]
 
-    def distort(self, augment: str, draw: torch.Generator) -> Tensor:
-        """The training images, each one distorted, as inputs of a network, uint8 (N, I).
+    def distort(self, augment: str, draw: torch.Generator, plain_share: float = 0.0) -> Tensor:
+        """The training images, each one distorted or plain, as inputs of a network, uint8 (N, I).
 
         They are distorted as they are and then averaged down. A pixel of an image averaged down is large: moved by
         one of 8 x 8, networks lost 5.4 points (MNIST, 64-64-10, 2 bits, 3 seeds).
 
         Args:
-            augment, draw: as for `distort_images`.
+            augment, draw, plain_share: as for `distort_images`.
         """
         whole = self.whole or self
         assert whole.image is not None, "a sweep is refused that augments what is no square image"
-        images = distort_images(whole.train_x, augment, draw, whole.image)
+        images = distort_images(whole.train_x, augment, draw, whole.image, plain_share)
         return images if self.averaging is None else average_images(images, self.averaging)
 
     def normalise(self, rows: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Cohort:
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
         if self.phase.augment != "none":
             draw = make_generator(f"{self.purpose} moves", epoch)  # of the epoch: the same for every replica
-            self.inputs.copy_(self.data.distort(self.phase.augment, draw))
+            self.inputs.copy_(self.data.distort(self.phase.augment, draw, self.phase.plain_share or 0.0))
         self.losses.zero_()
         self.template.train()
         for batch, rate in zip(batches.unbind(), self.rates(epoch).unbind(), strict=True):

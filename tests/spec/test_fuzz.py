@@ -49,7 +49,7 @@ data: {dataset: [digits, synthetic], val_size: 128, task: classification, metric
 model: {name: mlp, hidden: [16, 8], batch_norm: true}
 train:
   batch_size: 32
-  warmup: {epochs: 2, optimizer: adam, lr: 0.001, momentum: 0, schedule: cosine}
+  warmup: {epochs: 2, optimizer: adam, lr: 0.001, momentum: 0, schedule: cosine, plain_share: 0.5}
   qat: {epochs: 4, optimizer: sgd, lr: 0.01, momentum: 0.9, schedule: constant, min_steps: 9}
 early_terminate: {type: pareto, margin: 0.02, signal: best_so_far, min_epochs: 2, patience: 1, risk: 0.1}
 replicate: {front: 5, within: 0.005}

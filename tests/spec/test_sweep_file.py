@@ -674,6 +674,20 @@ def test_augment_comes_from_the_training_unless_it_is_an_axis() -> None:
     assert shifting.result_settings() == small().result_settings()
 
 
+def test_a_share_of_plain_images_counts_only_where_images_are_distorted() -> None:
+    ids = {
+        text: plan(small(f"train.qat.augment={augment}", f"train.qat.plain_share={text}")).trials[0].trial_id
+        for augment, text in (("affine", "null"), ("affine", "0"), ("affine", "0.5"), ("none", "0.25"))
+    }
+    assert ids["null"] == ids["0"] != ids["0.5"]
+    assert ids["0.25"] == plan(small()).trials[0].trial_id
+    wrong = told("train.qat.plain_share=1.5", "train.warmup.plain_share=-0.1")
+    assert wrong == [
+        "train.warmup.plain_share: -0.1 is not allowed (0 to 1)",
+        "train.qat.plain_share: 1.5 is not allowed (0 to 1)",
+    ]
+
+
 def test_distortions_need_images() -> None:
     own = "data={factory: 'mine:data', shape: [600, 20, 4], val_size: 100}"
     what = "needs square images, which a factory returns as (rows, channels, height, width)"

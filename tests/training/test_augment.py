@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from qdtune.training.augment import ALPHA, SHIFTS, SIGMA, WARP_ROWS, distort_images, shift_images, warp_images
+from qdtune.training.augment import (
+    ALPHA,
+    SHIFTS,
+    SIGMA,
+    WARP_ROWS,
+    distort_images,
+    map_images,
+    shift_images,
+    warp_images,
+)
 
 
 @pytest.mark.parametrize(("colours", "side"), [(1, 4), (3, 5), (1, 1)])
@@ -71,7 +80,7 @@ def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
     assert (move[:, 1:] - move[:, :-1]).square().mean().sqrt().item() < expected / 4
 
 
-@pytest.mark.parametrize("augment", ["shift", "elastic"])
+@pytest.mark.parametrize("augment", ["shift", "elastic", "affine", "affine_elastic"])
 def test_distorted_images_are_of_the_generator_alone_and_each_its_own(augment):
     image = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = image.expand(WARP_ROWS + 50, 64)
@@ -83,3 +92,52 @@ def test_distorted_images_are_of_the_generator_alone_and_each_its_own(augment):
     kinds = len(one.unique(dim=0))
     assert kinds == SHIFTS if augment == "shift" else kinds > WARP_ROWS / 2
     assert not torch.equal(one[:50], one[WARP_ROWS:])  # what is warped together does not draw alike
+
+
+NO_MAP = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("side", [28, 16, 5])
+def test_a_map_that_moves_nothing_gives_the_image(side):
+    images = torch.arange(2 * 3 * side**2).remainder(256).to(torch.uint8).view(2, -1)
+    assert torch.equal(map_images(images, NO_MAP.expand(2, 2, 3), (3, side, side)), images)
+    both = warp_images(images, torch.zeros(2, 2, side, side), (3, side, side), NO_MAP.expand(2, 2, 3))
+    assert torch.equal(both, images)
+
+
+@pytest.mark.parametrize("augment", ["affine", "affine_elastic"])
+def test_a_ramp_tells_how_far_images_are_turned_scaled_and_moved(augment, monkeypatch):
+    """On two ramps, of columns and of rows, each image is a plane whose slopes and height are those of its map."""
+    if augment == "affine_elastic":
+        monkeypatch.setattr("qdtune.training.augment.ALPHA", 0.0)
+    side, n = 20, 400
+    ramp = (10 * torch.arange(side)).to(torch.uint8).expand(side, side)
+    images = torch.stack([ramp, ramp.T]).flatten().expand(n, -1)
+    seen = distort_images(images, augment, torch.Generator().manual_seed(0), (2, side, side)).view(n, 2, side, side)
+    middle = seen[..., 5:15, 5:15].float() / 10  # what comes from inside the image
+    across = (middle[..., -1] - middle[..., 0]).mean(-1) / 9  # (n, 2): the slopes along a row
+    along = (middle[..., -1, :] - middle[..., 0, :]).mean(-1) / 9
+    assert torch.allclose(across[:, 0], along[:, 1], atol=0.02)  # a turn and a scale, no shear
+    assert torch.allclose(across[:, 1], -along[:, 0], atol=0.02)
+    turn = torch.rad2deg(torch.atan2(across[:, 1], across[:, 0]))
+    scale = 1 / across.norm(dim=1)
+    # The centre of the image has moved to where the centre of the ramps is seen now.
+    offset = middle.mean((-2, -1)) - (side - 1) / 2
+    inverse = torch.linalg.inv(torch.stack([across, along], 2))
+    move = -(inverse @ offset[..., None]).squeeze(2) / side
+    for found, least, most in ((turn, -10, 10), (scale, 0.9, 1.1), *((m, -0.1, 0.1) for m in move.unbind(1))):
+        slack = 0.03 * (most - least)
+        assert least - slack < found.min() < least + 3 * slack
+        assert most - 3 * slack < found.max() < most + slack
+        assert found.mean().item() == pytest.approx((least + most) / 2, abs=3 * slack)
+
+
+def test_plain_images_are_as_many_as_asked_for_and_others_in_each_epoch():
+    images = torch.randint(0, 256, (400, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    plain = []
+    for seed in (1, 2):
+        found = distort_images(images, "affine", torch.Generator().manual_seed(seed), (1, 8, 8), plain_share=0.25)
+        plain.append((found == images).all(1))
+        assert 70 < plain[-1].sum() < 130
+    assert not torch.equal(*plain)
+    assert torch.equal(distort_images(images, "affine", torch.Generator(), (1, 8, 8), plain_share=1.0), images)

@@ -90,6 +90,7 @@ CASES = [
     a_trial(batch_norm="factors", weight_bits=1, scale="lsq"),
     a_trial(qat=Qat(epochs=2, lr=0.03, momentum=0.9, schedule="cosine")),
     a_trial(qat=Qat(epochs=2, lr=0.003, optimizer="adam", augment="shift")),
+    a_trial(qat=Qat(epochs=2, lr=0.03, augment="affine_elastic", plain_share=0.5)),
 ]
 
 
