@@ -13,7 +13,8 @@ from qdtune.store.store import Store
 def check_frozen_looks(spec: Spec, sweep_yaml: bytes, folder: str) -> None:
     """Checks that a sweep tests comparisons as the sweep file in the run folder does, if they have results of a look.
 
-    The first look is no obstacle. After results of a later one, other looks would void the level of the tests.
+    The first look is no obstacle. After results of a later one, other looks would void the level of the tests. So
+    would seeds that another rule has added: results chose who got them.
 
     Args:
         spec: resolved.
@@ -25,7 +26,10 @@ def check_frozen_looks(spec: Spec, sweep_yaml: bytes, folder: str) -> None:
         StorageError: the folder cannot be read.
     """
     old, new = _frozen_settings(loads(sweep_yaml, f"{folder}/sweep.yaml")), _frozen_settings(spec)
-    changed = [f"replicate.{key}: {old[key]} there, {new.get(key)} now" for key in old if old[key] != new.get(key)]
+    keys = dict.fromkeys((*old, *new))
+    changed = [
+        f"replicate.{key}: {old.get(key)} there, {new.get(key)} now" for key in keys if old.get(key) != new.get(key)
+    ]
     if changed and set(Store(folder).trials()["seed"].to_pylist()) - set(spec.seeds):
         raise user_error(
             f"{folder} holds results with more seeds, which fixes how they are tested ({'; '.join(changed)}): set it "

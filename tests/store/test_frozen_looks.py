@@ -23,7 +23,7 @@ def folder_of(path: Path, spec: Spec, kill_after: int | None = None) -> str:
         store.create(spec.to_yaml())
         for result in launches.results:
             store.write(result.trial_id, rows_of([result]), [], {})
-    assert store.trials().num_rows == 3 * len(launches.results)
+    assert store.trials().num_rows == sum(len(result.seeds) for result in launches.results)
     return str(path)
 
 
@@ -57,6 +57,14 @@ def test_another_rule_is_a_change_too(tmp_path, instead):
     other = Spec.model_validate(EARLIER.to_dict() | {"replicate": instead})
     with pytest.raises(SpecError, match=r"replicate.until: decided there, None now; replicate.looks: "):
         check(other, EARLIER, folder)
+
+
+def test_seeds_that_another_rule_added_are_a_change_too(tmp_path):
+    front = Spec.model_validate(EARLIER.to_dict() | {"replicate": {"front": 5}})
+    folder = folder_of(tmp_path / "a", front)
+    with pytest.raises(SpecError, match=r"replicate.until: None there, decided now"):
+        check(EARLIER, front, folder)
+    check(front, front, folder)
 
 
 @pytest.mark.parametrize(("more", "told"), CHANGED)
