@@ -178,6 +178,18 @@ def test_the_network_its_file_its_module_and_its_graph_answer_alike(settings):
         np.testing.assert_array_equal(found["onnx"], found["reader"])
 
 
+@pytest.mark.parametrize(("weight_bits", "act_bits"), [(16, 16), (5, 15), (16, 12)])
+def test_a_graph_sums_large_codes_of_a_wide_convolution_exactly(weight_bits, act_bits):
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    layers = nn.Unflatten(1, (36, 2, 2)), nn.Conv2d(36, 10, 5, padding=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = quantize(nn.Sequential(*layers), weight_bits, act_bits, "minmax")
+    calibrate(model, ROWS)
+    read = reader.load(pack(model.eval()))
+    (found,) = runtime.InferenceSession(to_onnx(read, "t")).run(None, {"pixels": PIXELS})
+    np.testing.assert_array_equal(found, read.logits(PIXELS))
+
+
 @pytest.mark.parametrize(
     "pool",
     [

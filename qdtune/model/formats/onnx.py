@@ -197,10 +197,30 @@ class Graph:
         """Adds a convolution of codes, whose sums are exact.
 
         Runtimes convolve in float32 alone. If that does not hold the sums, the weights are cut into digits whose sums
-        it does hold, and these sums are added as doubles (see `Quantized._sum_exactly`).
+        it does hold, and these sums are added as doubles (see `Quantized._sum_exactly`). If inputs are so large that
+        no digit of weights is small enough, they are cut in two, too.
         """
+        largest = _largest_sum(op)
+        if largest <= max(EXACT_FLOAT32, (EXACT_FLOAT32 << op["bits"] - 1) // 2):
+            sums, is_double = self._convolve_digits(op, inputs, weights, attributes, largest)
+            return self.cast(sums, "FLOAT") if is_double else sums
+        half_bits = op["act_bits"] // 2
+        base = self.number(2.0**half_bits)
+        high = self.add("Floor", [self.add("Div", [inputs, base])])
+        low = self.add("Sub", [inputs, self.add("Mul", [high, base])])
+        largest = math.prod(op["shape"][1:]) << op["act_bits"] - half_bits + op["bits"] - 1
+        total = ""
+        for part, place in ((low, 1.0), (high, 2.0**half_bits)):
+            sums, _ = self._convolve_digits(op, part, weights, attributes, largest)
+            total = self._add_digit(total, sums, place)
+        return self.cast(total, "FLOAT")
+
+    def _convolve_digits(
+        self, op: dict[str, Any], inputs: str, weights: str, attributes: dict[str, Any], largest: int
+    ) -> tuple[str, bool]:
+        """As `_convolve_codes`, and whether it is double, because digits are added; no sum is above `largest`."""
         bits, place, total = op["bits"] - 1, 1.0, ""
-        base_bits = int(EXACT_FLOAT32 * 2**bits / _largest_sum(op)).bit_length() - 1
+        base_bits = int(EXACT_FLOAT32 * 2**bits / largest).bit_length() - 1
         while bits > base_bits >= 1:
             base = self.number(2.0**base_bits)
             high = self.add("Floor", [self.add("Div", [weights, base])])
@@ -208,7 +228,7 @@ class Graph:
             total = self._add_digit(total, self.add("Conv", [inputs, low], **attributes), place)
             weights, place, bits = high, place * 2.0**base_bits, bits - base_bits
         sums = self.add("Conv", [inputs, weights], **attributes)
-        return self.cast(self._add_digit(total, sums, place), "FLOAT") if total else sums
+        return (self._add_digit(total, sums, place), True) if total else (sums, False)
 
     def _add_digit(self, total: str, sums: str, place: float) -> str:
         """Adds `sums` times the worth of its digit to a total of doubles, which may not have begun."""
