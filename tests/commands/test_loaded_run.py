@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import qdtune
-from qdtune.commands import export
+from qdtune.commands import trained_models
 from qdtune.commands.loaded_run import LoadedRun, _read_options
 from qdtune.messages import SpecError
 from qdtune.model.formats.format import FormatOption
@@ -26,8 +26,8 @@ def run() -> LoadedRun:
 def test_a_front_within_a_budget_is_exported_in_one_go(
     run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, open_run = [], export.open_run
-    monkeypatch.setattr(export, "open_run", lambda where: opened.append(where) or open_run(where))
+    opened, open_run = [], trained_models.open_run
+    monkeypatch.setattr(trained_models, "open_run", lambda where: opened.append(where) or open_run(where))
     monkeypatch.setenv("HOME", str(tmp_path))
     small = run.within(max(run.front()["size_bytes"].to_pylist()) - 1)
     names = [f"{trial_id}{PACKED.suffix}" for trial_id in small.front()["trial_id"].to_pylist()]

@@ -35,6 +35,7 @@ from qdtune.report.plot_data import sheet
 from qdtune.report.published import PUBLISHED
 from qdtune.report.scales import error, size_ticks
 from qdtune.report.words import beside, questions, trouble
+from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store.folder import StorageError
@@ -371,7 +372,8 @@ def test_published_networks_stand_beside_the_smallest_of_the_front_that_is_as_ac
     ]
     random.Random(0).shuffle(ours)
     rows = [
-        {"act_bits": a, "size_bytes": s, "val_accuracy": v, "test_accuracy": t, "pareto_rank": v and 1}
+        dict.fromkeys(AXIS_NAMES)
+        | {"act_bits": a, "size_bytes": s, "val_accuracy": v, "test_accuracy": t, "pareto_rank": v and 1}
         | {"hidden": "64", "depth": 2, "weight_bits": 1}
         for a, s, v, t in ours
     ]

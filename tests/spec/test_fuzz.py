@@ -67,7 +67,14 @@ UNTIL = (
         b" questions: [activation]}",
     )
 )
-FILES = [EVERY_KEY, UNTIL, *(path.read_bytes() for path in sorted((ROOT / "sweeps").glob("*.yaml")))]
+CNN = (
+    EVERY_KEY.replace(b"name: every.key-1", b"name: every.key-3")
+    .replace(b"[digits, synthetic]", b"digits")
+    .replace(
+        b"{name: mlp, hidden: [16, 8]", b"{name: cnn, blocks: [conv 8, dw, pool], padding: same, hidden: [16, 8]"
+    )
+)
+FILES = [EVERY_KEY, UNTIL, CNN, *(path.read_bytes() for path in sorted((ROOT / "sweeps").glob("*.yaml")))]
 NASTY = [
     *(b".inf", b"-.inf", b".nan", b"nan", b"1e999", b"-0.0", b"-1", b"0", b"010", b"0x1f", b"1_000", b"1:30", b"+.5"),
     *(b"yes", b"no", b"true", b"~", b"null", b"", b"''", b'""', b"[]", b"{}", b"[[]]", b"[{}]", b"{a: {b: [c]}}"),
@@ -261,4 +268,4 @@ def test_unmutated_files_are_planned(
         "_name",
         "Augment",
     }  # of plugins, and a type
-    assert known - optional - {"values"} <= {key.decode() for key in KEY.findall(EVERY_KEY + UNTIL)}
+    assert known - optional - {"values"} <= {key.decode() for key in KEY.findall(EVERY_KEY + UNTIL + CNN)}
