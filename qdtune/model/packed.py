@@ -93,6 +93,7 @@ from torch import Tensor, nn
 
 from qdtune.datasets.dataset import DTYPES, Averaging
 from qdtune.model.chain import Chain
+from qdtune.model.dropout import is_dropout
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of, kind_of_op
 from qdtune.model.quantize import saved_buffers
@@ -181,7 +182,7 @@ def _list_in_order(module: nn.Module) -> Iterator[nn.Module]:
     elif type(module) is nn.Sequential and not (module._forward_hooks or module._forward_pre_hooks):
         for inner in module:
             yield from _list_in_order(inner)
-    else:
+    elif not is_dropout(module):
         yield module
 
 

@@ -23,6 +23,7 @@ from torch.func import vmap
 
 from qdtune.datasets.dataset import Averaging
 from qdtune.datasets.load import Samples
+from qdtune.model.dropout import find_states
 from qdtune.model.quantize import read_digits, set_digits
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.augment import distort_images
@@ -167,6 +168,9 @@ class Cohort:
     ) -> None:
         self.device = data.train_x.device
         self.params, self.buffers = stack_replicas(replicas, self.device)
+        for name in find_states(replicas[0]):
+            draws = [torch.randint(2**62, (), generator=make_generator(f"{purpose} {name}", seed)) for seed in seeds]
+            self.buffers[name] = torch.stack(draws).to(self.device)
         self.losses = torch.zeros(len(seeds), device=self.device)  # summed over the steps of an epoch
         self.generators = [make_generator(purpose, seed) for seed in seeds]
         self.phase, self.data, self.batch_size, self.purpose = phase, data, batch_size, purpose

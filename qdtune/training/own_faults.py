@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qdtune.model.dropout import KINDS as DROPOUTS
+from qdtune.model.dropout import is_dropout
 from qdtune.model.factored import is_frozen
 from qdtune.model.layers.known import LAYERS, kind_of
 from qdtune.model.layers.matrix import MatrixKind
@@ -216,8 +218,11 @@ def _find_module_faults(name: str, module: nn.Module) -> Iterator[str]:
             f"with an {kind} in {name} that keeps no statistics (track_running_stats=False): it would answer by the "
             "batch that it is tested with. Leave that argument out, or use nn.LayerNorm or nn.GroupNorm"
         )
-    drop = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-    if isinstance(module, nn.MultiheadAttention):
-        drop = module.dropout
-    if drop > 0:
-        yield f"with dropout {drop:g} in {name}: replicas that are trained together cannot draw, set it to 0"
+    if isinstance(module, nn.modules.dropout._DropoutNd) and not is_dropout(module):
+        base = class_name(next(one for one in DROPOUTS if isinstance(module, one)))
+        yield f"with a subclass of dropout, {kind}, in {name}, which may compute something else: use {base} itself"
+    if isinstance(module, nn.MultiheadAttention) and module.dropout > 0:
+        yield (
+            f"with dropout {module.dropout:g} inside the {kind} {name}, where replicas that are trained together "
+            "cannot draw: set it to 0, and use nn.Dropout after it"
+        )

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from qdtune import plugins, reader
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
+from qdtune.model.dropout import replace_dropout
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.quantize import count_sizes
 from qdtune.model.rounding import match_rows
@@ -167,6 +168,7 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
     _check_answers(own.factory, model, normalise(rows), outputs)
     _check_input_is_kept(own.factory, twin.train(), normalise(rows))
+    _check_draws(own.factory, replace_dropout(twin), normalise(rows))
     head, unsplit_end = _find_ends(model, normalise(rows))
     structure = describe_structure(model, head, _hash_loaded(model, build(2)))._replace(unsplit_end=unsplit_end)
     return structure._replace(layers=tuple(_measure_layers(own.factory, model, structure.layers, normalise(rows))))
@@ -219,6 +221,25 @@ def _check_input_is_kept(factory: str, model: nn.Module, x: Tensor) -> None:
             f"{factory} builds a model that changes its input in place, such as with clamp_, x[...] = or a first "
             "layer with inplace=True: write to a copy, or use the function that returns a new tensor"
         )
+
+
+@torch.no_grad()
+def _check_draws(factory: str, model: nn.Module, x: Tensor) -> None:
+    """Checks that a forward pass (N, I) in training draws nothing from PyTorch's generator, which knows no replicas.
+
+    Raises:
+        PluginError: it does.
+    """
+    with torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        with suppress(Exception):  # told by the checks that follow
+            model(x)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise PluginError(
+                f"{factory} builds a model that draws random numbers in its forward pass, such as with torch.rand or "
+                "nn.functional.dropout: replicas that are trained together would share them; use nn.Dropout, "
+                "nn.Dropout1d, nn.Dropout2d or nn.AlphaDropout, which draw for each replica"
+            )
 
 
 def _are_close(a: Tensor, b: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from qdtune.model import networks
+from qdtune.model.dropout import replace_dropout
 from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
 from qdtune.spec.blocks import CnnLayer
@@ -77,7 +78,8 @@ class StepShape:
     def build_undivided(self, seed: int) -> nn.Module:
         """One replica before its layers are split, with the initial weights of a seed."""
         if self.own:
-            return networks.build_own(*self.own, self.inputs, self.hidden, self.outputs, seed=seed)
+            model = networks.build_own(*self.own, self.inputs, self.hidden, self.outputs, seed=seed)
+            return replace_dropout(model)
         rest: Any = {"batch_norm": bool(self.batch_norm), "seed": seed}
         if self.cnn is not None:
             return networks.build_cnn(self.cnn, self.hidden, self.outputs, **rest)

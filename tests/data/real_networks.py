@@ -1,6 +1,6 @@
 """Small networks that people put on microcontrollers, as their papers describe them, and rows of their shapes.
 
-Dropout is left out, because qdtune refuses it. Rows are drawn at random: the tests ask whether a network is taken.
+Dropout is left out. Rows are drawn at random: the tests ask whether a network is taken.
 """
 
 import numpy as np
