@@ -17,7 +17,6 @@ from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import sort_trials
 from qdtune.spec.sweep_file import Spec
-from qdtune.store.cohorts import choose_further_seeds
 from qdtune.store.further_seeds import Tally, count_decisions, find_further_seeds
 from qdtune.store.releases import find_prospects, find_to_release
 from qdtune.store.results import Result
@@ -155,18 +154,11 @@ class Queue:
 
     def _replicates(self) -> list[Configuration]:
         """Trials with more seeds: for the front and what is close behind it, or for undecided comparisons."""
+        known = self.results.values()
         if self.spec.looks is not None:
-            wanted = find_further_seeds(self.spec, self.results.values())
-            trials = [replace(result.trial, seeds=seeds) for result, seeds in wanted]
-            return [trial for trial in trials if trial.trial_id not in self.again]
-        more = []
-        for found in find_to_replicate(self.spec, self.results.values()):
-            assert self.spec.replicate is not None
-            new = choose_further_seeds(found.seeds, (self.spec.replicate.front or 0) - len(found.seeds))
-            # In chunks of the sweep's number of seeds, because a cohort of another size must be compiled again.
-            chunks = (new[i : i + len(self.spec.seeds)] for i in range(0, len(new), len(self.spec.seeds)))
-            more += [replace(found.cohorts[0].trial, seeds=chunk) for chunk in chunks]
-        return self._not_yet(more)
+            wanted = [replace(result.trial, seeds=seeds) for result, seeds in find_further_seeds(self.spec, known)]
+            return [trial for trial in wanted if trial.trial_id not in self.again]
+        return self._not_yet(replace(one.trial, seeds=seeds) for one, seeds in find_to_replicate(self.spec, known))
 
     @property
     def is_replicating(self) -> bool:

@@ -538,6 +538,26 @@ def test_replicates_that_do_not_end_well_do_not_loop(state):
     assert sorted(by_bits([run.trial for run in runs])) == [(1, 2), (1, 3), (8, 2), (8, 3)]
 
 
+def test_seeds_of_the_front_that_were_begun_are_trained_to_their_end_after_a_kill():
+    """1 and 8 bits fall behind with (2, 3), which brings 4 bits onto the front; 8 bits still get (4,)."""
+    given = {"early_terminate": {"type": "none"}, "replicate": {"front": 5}, "seeds": [0, 1]}
+    sweep = spec({"weight_bits": [1, 4, 8]}, **given)
+
+    def train(earlier: Sequence[Result]) -> list[Result]:
+        queue = queue_of(sweep, earlier)
+        levels = {1: 0.8, 4: 0.7, 8: 0.9}
+        fates = Trainer(
+            lambda t: flat(0.1 if t.seeds[0] > 1 and t.weight_bits != 4 else levels[t.weight_bits], len(t.seeds))
+        )
+        fates.train(queue)
+        return list(queue.results.values())
+
+    whole = train([])
+    assert sorted(by_bits([r.trial for r in whole])) == [(bits, n) for bits in (1, 4, 8) for n in (1, 2, 2)]
+    for count in range(len(whole)):
+        assert {r.trial_id for r in train(whole[:count])} == {r.trial_id for r in whole}
+
+
 def test_a_configuration_whose_replicate_diverged_gets_no_further_seeds_later():
     sweep = spec({"weight_bits": [1]}, early_terminate={"type": "none"}, replicate={"front": 5})
     trial = plan(sweep).trials[0]
