@@ -26,6 +26,8 @@ def _budget(value: Any) -> int | dict[str, float] | None:
     is_number = isinstance(amount, int | float) and not isinstance(amount, bool) and math.isfinite(amount)
     if value is None or (is_number and amount > 0 and (seconds is not None or isinstance(value, int))):
         return value if seconds is None else {"seconds": float(seconds)}
+    if seconds is not None:
+        raise ValueError(f"seconds: {format_value(seconds)} is not allowed (a number above 0)")
     raise ValueError(f"{format_value(value)} is not allowed ({right})")
 
 

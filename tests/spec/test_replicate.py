@@ -84,6 +84,7 @@ BUDGET = "(a number of trainings, one per configuration and seed; or {seconds: N
         ("{until: decided, budget: 1.5}", f"1.5 is not allowed {BUDGET}"),
         ("{until: decided, budget: true}", f"true is not allowed {BUDGET}"),
         ("{until: decided, budget: {hours: 1}}", f"a mapping is not allowed {BUDGET}"),
+        ("{until: decided, budget: {seconds: 0}}", "seconds: 0 is not allowed (a number above 0)"),
         (
             "{until: decided, looks: [5, 10]}",
             "[5, 10] must begin with 3, the number of seeds, and have two looks or more (such as [3, 6, 9, 12])",
