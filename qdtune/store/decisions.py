@@ -176,9 +176,10 @@ def _find_again(pair: Neighbours, sides: Sequence[Side]) -> Neighbours | None:
 def _table_of(family: Sequence[Member], schedule: Schedule, look: int) -> LookTable:
     """The differences of a family at a look."""
     seeds = schedule.seeds_of(look)
+    further = seeds[len(schedule.seeds) :]
     if any(member.is_fresh for member in family):
-        seeds = seeds[len(schedule.seeds) :]
-    rows, equal, lost = [], [], []
+        seeds = further
+    rows, equal, lost, failed = [], [], [], []
     for member in family:
         sound = member.sound(look)
         by_seed = mean_differences(sound) if sound else {}
@@ -186,5 +187,6 @@ def _table_of(family: Sequence[Member], schedule: Schedule, look: int) -> LookTa
         values = [value for pair in sound for side in pair for value in side.measured.values()]
         equal.append(float(equal_within(sound[0][0].metric, values)) if values else 0.0)
         lost.append(not sound)
+        failed.append(any(side.has_failed(further) for pair in sound for side in pair))
     table = np.array(rows, dtype=float).reshape(len(family), len(seeds))
-    return LookTable(table, np.array(equal, dtype=float), np.array(lost, dtype=bool))
+    return LookTable(table, np.array(equal, dtype=float), np.array(lost, dtype=bool), np.array(failed, dtype=bool))

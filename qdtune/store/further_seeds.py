@@ -81,7 +81,8 @@ def find_further_seeds(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, tuple[
 
     As many seeds at a time as the sweep trains together, and the closest comparison first. A comparison is begun only
     if the budget allows both of its sides. What was begun is trained to its end: a side that diverges meanwhile
-    changes nothing, so a launch that was killed in between trains the same as one that was not.
+    changes nothing, so a launch that was killed in between trains the same as one that was not. What failed is
+    listed again, and holds up no other comparisons.
 
     Args:
         spec: resolved.
@@ -89,13 +90,17 @@ def find_further_seeds(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, tuple[
     """
     known = list(cohorts)
     blocks = [_find_block(spec.seeds, cohort.seeds) for cohort in known]
-    if (last := max(blocks, default=-1)) >= 0:
+    tried = {(cohort.key, cohort.seeds) for cohort in known}
+    there = {(cohort.key, cohort.seeds) for cohort in known if all(end.state in FINAL for end in cohort.ends)}
+    failed_in = {block for one, block in zip(known, blocks, strict=True) if (one.key, one.seeds) not in there}
+    failed: list[tuple[C, tuple[int, ...]]] = []
+    for last in sorted({*failed_in, max(blocks, default=-1)} - {-1}):
         before = [cohort for cohort, block in zip(known, blocks, strict=True) if block < last]
-        there = {(cohort.key, cohort.seeds) for cohort in known if all(end.state in FINAL for end in cohort.ends)}
         begun = [one for one in _choose_further_seeds(spec, before) if (one[0].key, one[1]) not in there]
-        if begun:
-            return begun
-    return _choose_further_seeds(spec, known)
+        if any((one.key, seeds) not in tried for one, seeds in begun):
+            return failed + begun
+        failed += begun
+    return failed + _choose_further_seeds(spec, known)
 
 
 def _choose_further_seeds(spec: Spec, known: Sequence[C]) -> list[tuple[C, tuple[int, ...]]]:

@@ -48,11 +48,13 @@ class LookTable:
         differences: (m, n), NaN for a missing seed.
         equal: (m,), the largest difference that is none, see `seed_tests.equal_within`.
         lost: (m,), whether its missing seeds will never come, such as after a divergence.
+        failed: (m,), whether the training of a further seed failed; a later launch may try it again.
     """
 
     differences: NDArray[np.float64]
     equal: NDArray[np.float64]
     lost: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Walk:
         levels: the level at which it was tested there; of a same one that of each one-sided test.
         last_level: the level at which an open one would be tested at the last look.
         tests: the tests at each look.
-        pending: the comparisons that lack seeds, by index; empty once nothing is live.
+        pending: the comparisons that lack seeds, by index; empty once nothing is live but what failed.
         pending_look: the look for which they lack them.
     """
 
@@ -152,7 +154,8 @@ class _Standing:
 def walk_looks(tables: Sequence[LookTable], levels: Sequence[float], margin: float | None = None) -> Walk:
     """How the comparisons of one family stand.
 
-    All live comparisons must have the seeds of a look, or have lost them, before any is given up there.
+    All live comparisons must have the seeds of a look, or have lost them, before any is given up there. One whose
+    further seeds failed holds up no others, and stays live.
 
     Args:
         tables: at least one, with more seeds from look to look. A comparison that lacks seeds of the first look
@@ -172,7 +175,7 @@ def walk_looks(tables: Sequence[LookTable], levels: Sequence[float], margin: flo
             stand = _Standing(complete)
         p_same = None if margin is None else same_test(test, margin, table.equal)
         stand.test(look, level, np.where(complete, np.nan_to_num(test.p, nan=1.0), np.nan), p_same)
-        live = stand.live
+        live = stand.live & ~table.failed
         waiting = live & ~complete & ~table.lost
         if not pending and waiting.any():
             pending, pending_look = tuple(np.flatnonzero(waiting).tolist()), look

@@ -59,6 +59,10 @@ class Side:
         """Whether it has the metric of all these seeds."""
         return self.measured.keys() >= set(seeds)
 
+    def has_failed(self, seeds: Iterable[int]) -> bool:
+        """Whether any of these seeds was trained and has no metric."""
+        return any(seed in self.trial_ids and seed not in self.measured for seed in seeds)
+
     def mean(self, seeds: Sequence[int]) -> float:
         """The mean of the metric over these seeds, all of which it has."""
         return math.fsum(self.measured[seed] for seed in seeds) / len(seeds)

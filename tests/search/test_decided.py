@@ -141,6 +141,25 @@ def test_further_seeds_that_fail_are_tried_once_per_launch(state):
     assert set(launches.trained) == set(whole.trained)
 
 
+def test_further_seeds_that_always_fail_hold_up_no_other_comparisons():
+    spec = sweep({"depth": [1, 2], "weight_bits": [1, 2, 4, 8]})
+
+    def fate(trial):
+        return "failed" if trial.weight_bits == 8 and trial.depth == 2 and 3 in trial.seeds else None
+
+    launches = Launches(spec, noisy(), fate=fate)
+    queue = launches.launch(random.Random(0), at_once=2)
+    (family,) = judge_cohorts(spec, launches.results)
+    (failed,) = (place for place, ending in enumerate(family.walk.endings) if ending == LIVE)
+    assert family.members[failed].at[0].name[0] == 8
+    assert max(seed for _, seeds in launches.trained for seed in seeds) == 8  # the others reach look 3
+    assert queue.count_decisions().look is None
+    again = find_further_seeds(spec, launches.results)
+    assert [(result.trial.weight_bits, result.trial.depth, seeds) for result, seeds in again] == [(8, 2, (3, 4, 5))]
+    launches.fate = lambda trial: None
+    assert launches.launch(random.Random(1)).count_decisions().counts[LIVE] == 0
+
+
 def test_a_side_that_diverges_with_more_seeds_ends_its_comparison():
     def value(trial, seed):
         return None if seed == 4 and trial.depth > 1 else noisy()(trial, seed)

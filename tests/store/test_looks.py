@@ -25,7 +25,7 @@ def tables_of(values: np.ndarray, looks=LOOKS, lost_at: dict[int, int] | None = 
         here[:, : known.shape[1]] = known
         lost = np.array([(lost_at or {}).get(i, len(looks)) <= look for i in range(len(values))], dtype=bool)
         here[lost] = np.nan
-        found.append(LookTable(here, np.full(len(values), EQUAL), lost))
+        found.append(LookTable(here, np.full(len(values), EQUAL), lost, np.zeros_like(lost)))
     return found
 
 
