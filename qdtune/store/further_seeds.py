@@ -186,6 +186,7 @@ class Tally:
         look: the look, from 1, for which live comparisons lack seeds; None if there is none.
         looks: the number of looks.
         begun, needed: the further trainings of that look that have ended, and those that it still lacks.
+        untested: the comparisons that are not tested, such as refused ones; `total` leaves them out.
     """
 
     counts: Mapping[str, int]
@@ -195,6 +196,7 @@ class Tally:
     looks: int = 0
     begun: int = 0
     needed: int = 0
+    untested: int = 0
 
     @cached_property
     def total(self) -> int:
@@ -204,7 +206,8 @@ class Tally:
     def __str__(self) -> str:
         decided, same, given_up, live = (self.counts.get(name, 0) for name in (DECIDED, SAME, GIVEN_UP, LIVE))
         parts = [f"{decided} of {self.total} comparisons decided", *([f"{same} the same"] if same else [])]
-        return ", ".join([*parts, f"{given_up} given up", f"{live} live"])
+        untested = [f"{self.untested} not tested"] if self.untested else []
+        return ", ".join([*parts, f"{given_up} given up", f"{live} live", *untested])
 
     @property
     def progress(self) -> str:
@@ -230,7 +233,8 @@ def count_decisions(spec: Spec, cohorts: Iterable[SeedCohort]) -> Tally | None:
     first = sum(seed in spec.seeds for seed in trained)
     schedule, waiting = families[0].schedule, [family for family in families if family.walk.pending]
     look = min((family.walk.pending_look for family in waiting), default=None)
-    tally = Tally(counts, first, len(trained) - first, looks=len(schedule.looks))
+    untested = sum(len(family.everyone) - len(family.members) for family in families)
+    tally = Tally(counts, first, len(trained) - first, looks=len(schedule.looks), untested=untested)
     if look is None:
         return tally
     new = set(schedule.seeds_of(look)) - set(schedule.seeds_of(look - 1))

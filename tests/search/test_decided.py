@@ -245,6 +245,15 @@ def test_the_tally_counts_the_trainings_of_a_look_and_of_all():
     )
 
 
+def test_the_tally_counts_comparisons_that_are_not_tested():
+    """With 8 bits the first seeds of depth 2 diverge, so the report refuses this comparison."""
+    spec = sweep({"depth": [1, 2], "weight_bits": [1, 8]})
+    launches = Launches(spec, lambda t, s: None if t.depth == 2 and t.weight_bits == 8 else noisy()(t, s))
+    tally = launches.launch(random.Random(0), kill_after=4).count_decisions()
+    assert (tally.total, tally.untested) == (1, 1)
+    assert str(tally) == "0 of 1 comparisons decided, 0 given up, 1 live, 1 not tested"
+
+
 def test_seeds_above_the_first_ones_are_the_same_for_all():
     spec = sweep({"depth": [1, 2], "weight_bits": [1, 2]}, seeds=[7, 3])
     launches = Launches(spec, noisy())
