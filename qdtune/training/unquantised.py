@@ -8,6 +8,7 @@ from torch import nn
 
 from qdtune.model.layers.known import kind_of
 from qdtune.model.networks import build_own
+from qdtune.model.quantize import saved_buffers
 from qdtune.spec.sweep_file import Spec
 from qdtune.training.own_faults import class_name, find_quantisable
 
@@ -25,16 +26,14 @@ def count_unquantised(model: nn.Module) -> dict[str, int]:
     for module in model.modules():
         if module in known or kind_of(module) is not None:
             continue
-        unsaved = module._non_persistent_buffers_set
-        buffers = [buffer for name, buffer in module._buffers.items() if buffer is not None and name not in unsaved]
-        tensors = [*module.parameters(recurse=False), *buffers]
+        tensors = [*module.parameters(recurse=False), *saved_buffers(module).values()]
         if size := sum(tensor.numel() * tensor.element_size() for tensor in tensors):
             found[BARE if module is model else class_name(type(module))] += size
     return dict(found)
 
 
 def find_unquantised(spec: Spec) -> dict[str, int]:
-    """As `count_unquantised`, of the model of the first hidden widths of a sweep; empty without a factory.
+    """As `count_unquantised`, of a sweep's model of the first hidden widths and resolution; empty without a factory.
 
     Args:
         spec: returned by `own_model.describe_own_model`.
@@ -43,5 +42,6 @@ def find_unquantised(spec: Spec) -> dict[str, int]:
     if not spec.model.factory or info is None or sha256 is None:
         return {}
     hidden, resolution = ((spec.axes[name].choices or ())[0] for name in ("hidden", "resolution"))
-    inputs, outputs = info.averaged(resolution).inputs, spec.task.outputs(info)
-    return count_unquantised(build_own(spec.model.factory, sha256, inputs, hidden, outputs, seed=0))
+    seen = info.averaged(resolution)
+    outputs = spec.task.outputs(seen)
+    return count_unquantised(build_own(spec.model.factory, sha256, seen.inputs, hidden, outputs, seed=0))
