@@ -94,8 +94,8 @@ def _read_held(prepared: Prepared) -> Held:
         waiting = [trial for trial in trials if trial.trial_id not in ids]
     results = read_rows(store, spec).results if ids else []
     left = len(waiting) if is_planned else max(0, (spec.run_cap or 0) - len(results))
-    paused = {file.partition(".")[0] for file in store.folder.list_files("paused")} - ids
-    return Held(frozenset(ids), results, find_checkpoints(store.folder, paused), waiting, left)
+    checkpoints = find_checkpoints(store.folder, lambda trial_id: trial_id not in ids)
+    return Held(frozenset(ids), results, checkpoints, waiting, left)
 
 
 def _measure(prepared: Prepared, held: Held) -> list[Timed]:
@@ -118,7 +118,7 @@ def _measure(prepared: Prepared, held: Held) -> list[Timed]:
 
 
 def _tell_measured(trial: Configuration) -> None:
-    """Says on stderr what is measured, because a step may have to be compiled first."""
+    """Prints the configuration on stderr before it is measured, because compiling its step may take a while."""
     print(f"measuring {trial.label} ({trial.sizes.params:,} parameters)", file=sys.stderr, flush=True)
 
 

@@ -124,14 +124,14 @@ def list_near_ties(everything: Sequence[Side], seeds: Sequence[int], alpha: floa
         seeds: the first seeds.
         alpha: the level of Holm's procedure over all neighbours.
     """
+    from qdtune.store.seed_tests import apply_holm, equal_within, t_test  # SciPy, which a dry run does without
+
     finished = [side for side in everything if side.state == "ok" and side.size and side.has_seeds(seeds)]
     score = {id(side): side.metric.sign * side.mean(seeds) for side in finished}
     best: list[Side] = []
     for side in sorted(finished, key=lambda side: (side.size or 0, -score[id(side)])):
         if not best or score[id(side)] > score[id(best[-1])]:
             best.append(side)
-    from qdtune.store.seed_tests import apply_holm, equal_within, t_test  # SciPy, which a dry run does without
-
     found = [Neighbours(larger, smaller) for smaller, larger in pairwise(best)]
     if not found:
         return []

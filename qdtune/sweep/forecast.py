@@ -134,17 +134,17 @@ def forecast_time(
         place: how trials share this machine.
         timed: of one configuration or more.
     """
-    times, epochs = _Times(timed), spec.train.qat.epochs
+    times, all_epochs = _Times(timed), spec.train.qat.epochs
 
-    def work(trials: Sequence[Configuration], epochs: int) -> list[float]:
+    def list_seconds(trials: Sequence[Configuration], epochs: int) -> list[float]:
         return [times.qat_s(trial) * epochs + times.overhead_s for trial in trials]
 
     scale = left / len(waiting)
-    seconds = WARMUP_SHARE * spec.train.warmup.epochs
-    warm = sum({trial.warmup_key: times.qat_s(trial) * seconds for trial in waiting}.values())
-    whole, all_of_plan = work(waiting, epochs), work(planned.trials, epochs)
+    warm_epochs = WARMUP_SHARE * spec.train.warmup.epochs  # as so many QAT epochs
+    warm = sum({trial.warmup_key: times.qat_s(trial) * warm_epochs for trial in waiting}.values())
+    whole, all_of_plan = list_seconds(waiting, all_epochs), list_seconds(planned.trials, all_epochs)
     least_more, most_more = _count_more(spec, all_of_plan, warm)
-    least = sum(work(waiting, _earliest_stop(spec))) + least_more
+    least = sum(list_seconds(waiting, _earliest_stop(spec))) + least_more
     at_once = max(1, min(place.concurrent, left))
     least_s = scale * (warm + least) / at_once
     most_s = max(scale * (warm + sum(whole) + most_more) / at_once, max(whole) - times.overhead_s)

@@ -112,12 +112,8 @@ class SharedWarmups:
         report_alive: Callable[[], None],
         report_preparing: Callable[[str | None], None] = lambda text: None,
     ) -> None:
-        self.folder, self.holder, self.report_alive, self.report_preparing = (
-            folder,
-            holder,
-            report_alive,
-            report_preparing,
-        )
+        self.folder, self.holder = folder, holder
+        self.report_alive, self.report_preparing = report_alive, report_preparing
         self.waited_s = 0.0
         self.is_training = False  # whether this trial has claimed a warm-up and not kept it yet
 

@@ -98,11 +98,9 @@ class Pace:
             new, one.at = max(0, epoch - one.at), epoch
         one.phase = phase
         self.trained += new
-        one.trained_s, one.preparing_s, one.epochs = (
-            one.trained_s + seconds,
-            one.preparing_s + preparing_s,
-            one.epochs + new,
-        )
+        one.trained_s += seconds
+        one.preparing_s += preparing_s
+        one.epochs += new
         self.epoch_s.append(seconds)
 
     def end(self, trial_id: str, epochs: int, now: float) -> None:

@@ -33,9 +33,9 @@ LEAST_VERSIONS = {
 }  # as in pyproject.toml; older versions may run code from files that they read
 # Bytes in a run folder (measured): per configuration, for its Parquet files, study and table rows; per row of its
 # history; per epoch in the study; per factor, for the header of its weights.
+CONFIGURATION_BYTES, ROW_BYTES, EPOCH_BYTES, FACTOR_BYTES = 21_000, 30, 150, 400
 CHECKPOINT_COPIES = 3  # of the float parameters in a checkpoint: themselves, and the two moments of Adam
 RUNNING_TRIALS = 8  # at a time; each has one checkpoint
-CONFIGURATION_BYTES, ROW_BYTES, EPOCH_BYTES, FACTOR_BYTES = 21_000, 30, 150, 400
 
 
 def check_surroundings(runs_dir: str, name: str, address: str | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 
 
-def find_checkpoints(folder: Folder, trial_ids: Collection[str] | None = None) -> dict[str, int]:
+def find_checkpoints(folder: Folder, is_asked: Callable[[str], bool] = lambda trial_id: True) -> dict[str, int]:
     """trial_id -> the QAT epoch of its checkpoint, of those of the trials that have a whole one.
 
     A worker may still refuse one, because another kind of machine made it; its trial then starts from the beginning.
 
     Args:
         folder: the run folder.
-        trial_ids: whose checkpoints are asked for; None for all.
+        is_asked: whether the checkpoint of a trial is read at all, given its id.
     """
     from qdtune.store.folder import StorageError  # Arrow, which checks a sweep file without
 
@@ -33,7 +33,7 @@ def find_checkpoints(folder: Folder, trial_ids: Collection[str] | None = None) -
         names = {file.removesuffix(SUFFIX) for file in folder.list_files("paused") if file.endswith(SUFFIX)}
     except StorageError:  # checkpoints save time and nothing else
         return found
-    for trial_id in sorted(names if trial_ids is None else names & set(trial_ids)):
+    for trial_id in sorted(filter(is_asked, names)):
         with suppress(StorageError):
             blob = folder.read_file(f"paused/{trial_id}{SUFFIX}")
             if not blob or find_fault(blob, older=False) or read_owner(blob) != trial_id:
@@ -64,7 +64,7 @@ def find_start(run: HeldRun) -> Start:
     spec, queue, folder = run.spec, run.queue, run.store.folder
     waiting = {trial.trial_id: trial for trial in queue.waiting}
     states = {trial_id: one.state for trial_id, one in queue.results.items() if trial_id not in waiting}
-    checkpoints = find_checkpoints(folder, waiting)
+    checkpoints = find_checkpoints(folder, waiting.__contains__)
     files, by_key = set(folder.list_files("warmup")), {trial.warmup_key: trial for trial in waiting.values()}
     kept = {key for key, trial in by_key.items() if f"{trial.warmup_id}{SUFFIX}" in files}
     resumed = {waiting[trial_id].warmup_key for trial_id in checkpoints}

@@ -41,7 +41,7 @@ def test_whole_checkpoints_are_found_with_their_epoch(tmp_path: Path) -> None:
     (paused / "f.safetensors").write_bytes(sign_file(other_version, b""))
     folder = open_folder(str(tmp_path))
     assert find_checkpoints(folder) == {"a": 3, "c": 5}
-    assert find_checkpoints(folder, ["a", "d"]) == {"a": 3}
+    assert find_checkpoints(folder, ["a", "d"].__contains__) == {"a": 3}
 
 
 @pytest.mark.parametrize(
