@@ -21,6 +21,7 @@ import numpy as np
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
 INPUT, INPUT_VERSION = "input", "3"  # version 3 has the key "input": the type of rows that are not uint8
 AVERAGE, LATEST_VERSION = "average", "4"  # version 4 has operations that older readers do not know, such as this one
+EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
 MAX_SIDE = 8192  # pixels; a lying header asks for no more memory than this
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
 WANTED = "uint8 pixels or floats -1 to 1, which is (pixel / 127.5) - 1 and not ToTensor's 0 to 1"
@@ -190,9 +191,9 @@ def convolve(x: np.ndarray, op: dict[str, Any], t: dict[str, np.ndarray]) -> np.
     is_exact = op["act_bits"] is not None and op.get("bits", 32) != 32
     weight, axes, groups = t[f"{op['weight']}.codes" if is_exact else op["weight"]], len(op["stride"]), op["groups"]
     x, kind, padding = (input_codes if is_exact else round_input)(x, op, t), np.dtype("f4"), op["padding"]
-    if is_exact:  # float32 holds whole numbers up to 2^24
+    if is_exact:
         largest = int(np.abs(weight).reshape(len(weight), -1).sum(1).max()) * 2 ** op["act_bits"]
-        kind = np.dtype("f4" if largest <= 2**24 else "f8")
+        kind = np.dtype("f4" if largest <= EXACT_FLOAT32 else "f8")
     _must(0 <= min(padding) <= max(padding) <= MAX_SIDE, f"a padding must be 0 to {MAX_SIDE}, got {padding}")
     x = np.pad(x.astype(kind), [(0, 0), (0, 0), *zip(padding[:axes], padding[axes:], strict=True)])
     inner, kernel = weight.shape[1], weight.shape[2:]  # C/G, the sides of the kernel

@@ -16,11 +16,10 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.layers.conv import Conv1d, Conv2d
 from qdtune.model.load_into import load_into
 from qdtune.spec.tasks import Metric, task_of
-from qdtune.training.cohort import Tensors
+from qdtune.training.cohort import EVAL_IMAGES, EVAL_ROWS, Tensors
 from qdtune.training.losses import Meter
 from qdtune.training.step import StepShape, check_outputs
 
-ROWS, IMAGES = 2048, 256  # samples per forward pass; the second where layers keep images, which are large
 CONVOLUTIONS = (Conv1d.name, Conv2d.name)
 
 
@@ -38,7 +37,7 @@ def measure_shipped(
         seeds: those of its replicas that are in the file.
         data: its test set is read.
         metrics: those of the task.
-        shape: names the task, and builds the user's own network; the forward pass of the mlp is in the file.
+        shape: names the task, and builds the user's own network; a file that is complete needs no such network.
     """
     task = task_of(shape.task)
     for seed in seeds:
@@ -46,7 +45,7 @@ def measure_shipped(
         model = reader.load(alone)
         predict = _predict_by_reader(model) if model.is_complete else _predict_by_module(shape, alone, data)
         meters = [Meter(task, metric, 1, data.test_x.device) for metric in metrics]
-        count = IMAGES if any(op["op"] in CONVOLUTIONS for op in model.program["ops"]) else ROWS
+        count = EVAL_IMAGES if any(op["op"] in CONVOLUTIONS for op in model.program["ops"]) else EVAL_ROWS
         for rows, targets in zip(data.test_x.split(count), data.test_y.split(count), strict=True):
             outputs, inputs = predict(rows)[None], data.normalise(rows)
             for meter in meters:

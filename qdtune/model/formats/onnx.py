@@ -15,11 +15,10 @@ import numpy as np
 
 from qdtune.messages import format_value, one_line, user_error
 from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel, averaging_of, input_words, is_pixels
-from qdtune.reader import GRIDS, Model, area_weights, codes
+from qdtune.reader import EXACT_FLOAT32, GRIDS, Model, area_weights, codes
 from qdtune.spec.choices import FLOAT_BITS
 
 OPSET, IR_VERSION = 21, 10
-EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
 INTERFACE = "{input}: {dtype} (batch, inputs), {values}, {inside} inside; logits: float32 (batch, {outputs})"
 EXACT_AREA = 2**13  # sums of pixels by weights that add up to less are rounded alike in float32 by any division
 RAW_DTYPES = {"FLOAT": "<f4", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2"}  # of a constant's bytes

@@ -22,7 +22,6 @@ from qdtune.model.formats.format import averaging_of, input_words, is_pixels
 from qdtune.model.formats.onnx import ONNX
 from qdtune.model.load_into import load_into
 from qdtune.model.rounding import match_rows
-from qdtune.reader import area_weights
 
 OPSET = 18
 BATCHES = (1, 3)  # the graph is made with another one, so a size that it took for a constant shows
@@ -42,7 +41,7 @@ class FromRows(nn.Module):
         self.module, self.is_pixels, self.averaging = module, is_pixels(program), averaging_of(program)
         if self.averaging is not None:
             sides = zip(self.averaging["image"][1:], self.averaging["size"], strict=True)
-            self.down, self.right = (torch.from_numpy(area_weights(n, m)).double() for n, m in sides)
+            self.down, self.right = (torch.from_numpy(reader.area_weights(n, m)).double() for n, m in sides)
 
     def forward(self, rows: Tensor) -> Any:
         floats = rows.to(torch.float32)

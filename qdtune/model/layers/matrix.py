@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from qdtune.model.chain import Chain
 from qdtune.model.layers.kind import LayerKind, Op
 from qdtune.model.quantizer import Quantizer, round_to_codes
-from qdtune.reader import GRIDS
+from qdtune.reader import EXACT_FLOAT32, GRIDS
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.sizes import TRITS, LayerShape, Sizes, matrix_sizes
-
-EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
 
 
 class Digits(NamedTuple):
