@@ -75,9 +75,9 @@ class DatasetInfo(NamedTuple):
         Both sides become shorter by the same factor, the longer one to the nearest whole number, halves up.
 
         Args:
-            resolution: pixels of the shorter side, at most those of the images; None: the images stay as they are.
+            resolution: pixels of the shorter side after averaging, not more than before; None: no averaging.
         """
-        image = self.square if self.image is None else self.image
+        image = self.pixels
         if resolution is None or image is None or resolution == min(image[1:]):
             return None
         shorter = min(image[1:])

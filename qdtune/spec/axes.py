@@ -58,7 +58,8 @@ def _bits_of_each_layer(axes: Mapping[str, Any]) -> Any:
     listed = axes["layer_bits"]
     if listed is None:
         return None
-    return listed if len(set(LAYER_BITS.of_cell(listed) if isinstance(listed, str) else listed)) > 1 else None
+    each = listed.split("-") if isinstance(listed, str) else listed
+    return listed if len(set(each)) > 1 else None
 
 
 def _own_bits(axes: Mapping[str, Any], name: str) -> Any:
@@ -79,7 +80,7 @@ def _needs_images(kind: str, data: DatasetInfo) -> str | None:
 
 
 def _needs_larger_images(resolution: int | None, data: DatasetInfo) -> str | None:
-    image = data.square if data.image is None else data.image
+    image = data.pixels
     if resolution is None:
         return None
     if data.dtype != DTYPES[0]:
