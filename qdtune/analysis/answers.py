@@ -91,9 +91,8 @@ def answer(
     curves = curves or CurveBook(trials, history)
     depth, activation, ties = _compare(trials, curves, schedule)
     if is_unfinished:
-        places = [tuple(getattr(one, name) for name in SETTING) for one in depth]
         depth = tuple(
-            one if place in lonely else wait_for_partner(one) for one, place in zip(depth, places, strict=True)
+            one if tuple(getattr(one, name) for name in SETTING) in lonely else wait_for_partner(one) for one in depth
         )
         activation = tuple(map(wait_for_partner, activation))
     # Who has further seeds depends on results, so the tests of the best configurations use the first seeds alone.
@@ -199,12 +198,7 @@ def _find_best_depths(
     """
     every, whole = (table.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist() for table in tables)
     sizes = np.array([row["size_bytes"] for row in rows])
-    places: dict[tuple[int | None, int | None], NDArray[np.int64]] = {}
-    for n in sorted({row["weight_bits"] for row in rows}):
-        places[n, None] = np.flatnonzero([row["weight_bits"] == n for row in rows])
-    for size in sorted({row["size_bytes"] for row in rows if row["is_pareto"]}):
-        places[None, size] = np.flatnonzero(sizes <= size)
-    found = []
+    places, found = _list_places(rows), []
     for (n, size), group, shares in zip(
         places, places.values(), win_shares(metric.sign * values, [*places.values()]), strict=True
     ):
@@ -222,12 +216,8 @@ def _find_best_depths(
         )
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
         known = probabilities if n_tested > 1 or len(probabilities) == 1 else {}
-        here = [
-            row
-            for row in every
-            if (row["weight_bits"] == n if size is None else row["size_bytes"] and row["size_bytes"] <= size)
-        ]
-        sized = {row["depth"] for row in whole if row["size_bytes"] and (n is None or row["weight_bits"] == n)}
+        here = _list_within(every, n, size)
+        sized = {row["depth"] for row in _list_within(whole, n, None) if row["size_bytes"]}
         ended = _find_ended(here, probabilities)
         ended |= dict.fromkeys(sorted(sized - {row["depth"] for row in here}), TOO_LARGE)
         found.append(
@@ -249,6 +239,27 @@ def _find_best_depths(
     return _correct_family(b for b in found if b.budget is None), _correct_family(
         b for b in found if b.budget is not None
     )
+
+
+def _list_places(rows: list[dict[str, Any]]) -> dict[tuple[int | None, int | None], NDArray[np.int64]]:
+    """The bits or the bytes of each question about a best depth -> the indices of the rows that it is about."""
+    sizes = np.array([row["size_bytes"] for row in rows])
+    places: dict[tuple[int | None, int | None], NDArray[np.int64]] = {}
+    for n in sorted({row["weight_bits"] for row in rows}):
+        places[n, None] = np.flatnonzero([row["weight_bits"] == n for row in rows])
+    for size in sorted({row["size_bytes"] for row in rows if row["is_pareto"]}):
+        places[None, size] = np.flatnonzero(sizes <= size)
+    return places
+
+
+def _list_within(rows: Iterable[dict[str, Any]], bits: int | None, size: int | None) -> list[dict[str, Any]]:
+    """The rows at a number of bits, and of at most so many bytes; None: any."""
+    return [
+        row
+        for row in rows
+        if (bits is None or row["weight_bits"] == bits)
+        and (size is None or (row["size_bytes"] and row["size_bytes"] <= size))
+    ]
 
 
 def _find_ended(rows: Iterable[Mapping[str, Any]], finished: Collection[int]) -> dict[int, str]:

@@ -149,12 +149,12 @@ class Run:
             self._find_lonely() if self.left else (),
         )
 
-    def _find_lonely(self) -> list[tuple[Any, ...]]:
+    def _find_lonely(self) -> frozenset[tuple[Any, ...]]:
         """The settings of comparisons of depths for which the plan has no partner of equal size."""
         if self.listed is None:
-            return []
+            return frozenset()
         asked = list_planned_depths(plan(self.spec).trials, self.spec.metric)
-        return [one.name for one in asked if is_without_partner(one)]
+        return frozenset(one.name for one in asked if is_without_partner(one))
 
 
 def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ignore[assignment]

@@ -139,16 +139,13 @@ class Queue:
             found = self._not_yet(one.trial for one in find_to_release(self.spec, self.results.values()))
             self.released |= dict.fromkeys(trial.trial_id for trial in found)
         else:
-            found = []
-            for result, prospect in find_prospects(self.spec, self.results.values()):
-                if prospect.share <= risk:
-                    break
-                if result.trial_id not in self.again:
-                    found = [result.trial]
-                    self.released[result.trial_id] = prospect.share
-                    if prospect.gap > 0 and prospect.alike < neighbours_of(risk):
-                        self.unjudged.add(result.trial_id)
-                    break
+            ranked = find_prospects(self.spec, self.results.values())
+            first = [one for one in ranked if one[1].share > risk and one[0].trial_id not in self.again][:1]
+            found = [result.trial for result, _ in first]
+            for result, prospect in first:
+                self.released[result.trial_id] = prospect.share
+                if prospect.gap > 0 and prospect.alike < neighbours_of(risk):
+                    self.unjudged.add(result.trial_id)
         self.nothing_to_release = not found
         return found
 
