@@ -160,4 +160,5 @@ def _describe_spread(row: Mapping[str, Any], metric: Metric, seeds: str) -> str:
 
 
 def as_percent(fraction: float, digits: int = 1) -> str:
+    """A fraction in percent: `90 %`."""
     return f"{100 * fraction:.{digits}f} %"

@@ -42,9 +42,9 @@ class Comparison(_MadeAt):
         effect: the mean over seeds of the metric at `value` minus the metric at `baseline`; None if the
             comparison is refused. It favours `value` if it has the sign of the metric.
         low, high: the confidence interval of the effect; None if there is none.
-        level: the confidence of the interval. It is the level of Holm's procedure, so that the interval excludes zero
-            exactly if the verdict is significant. With the verdict `same` it is that of the two one-sided tests, and
-            the interval lies within the margin.
+        level: the confidence of the interval. It belongs to the level of the test, so the interval excludes zero if
+            the verdict is significant, and only then. If the verdict is `same`, it belongs to the two one-sided
+            tests, and the interval lies within the margin.
         p: the p value of the two-sided test before correction; None below two seeds.
         n_seeds: the number of seeds that both sides of every pair have.
         n_pairs: the number of pairs of configurations; the difference of a seed is the mean over them.

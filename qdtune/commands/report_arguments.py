@@ -55,7 +55,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.watch and (len(arguments.runs) > 1 or arguments.out):
         raise user_error(f"--watch draws RUN/{PAGE} of one run: leave out --out and the other runs")
     if arguments.watch and arguments.bits:
-        raise user_error("--bits limits what is printed, and --watch draws the page: leave out one of them")
+        raise user_error("--bits limits the printed answers, and --watch prints none: leave out one of them")
     if arguments.out and not os.path.isdir(os.path.dirname(arguments.out) or "."):
         raise user_error(f"--out must be a file in a folder that is there, got {one_line(arguments.out)}")
     if arguments.out and os.path.isdir(arguments.out):

@@ -54,7 +54,7 @@ def find_models(
     elif not entries and skipped:
         raise user_error(f"{run} has no front that can be read: {one_line(skipped[0])}")
     elif not entries:
-        raise user_error(f"{run} has no front yet: no configuration has come to its end (run the sweep on)")
+        raise user_error(f"{run} has no front yet: no configuration has finished (run the sweep on)")
     models, faults = [], []
     for entry in entries:
         row = _best_row(entry, groups[_key_of(entry)], seed, read.spec.metric)
@@ -103,7 +103,7 @@ def _best_row(
     )
     if not ended:
         why = "was stopped early" if entry["state"] == "pruned" else f"ended as {entry['state']}"
-        raise user_error(f"trial {entry['trial_id']} {why}: what is exported has come to its end")
+        raise user_error(f"trial {entry['trial_id']} {why}: only a finished trial can be exported")
     if seed is None:
         return ended[0]
     for row in ended:

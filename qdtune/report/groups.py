@@ -60,7 +60,7 @@ def _say_groups(found: Sequence[Comparison], verdicts: Sequence[str]) -> tuple[l
 
 
 def _join_short(groups: Sequence[Sequence[Comparison]], found: Sequence[Comparison]) -> str:
-    """`depth 3 is better than depth 1 (at 2 bits; decided at look 2 with 6 seeds); depth 2 is ...`."""
+    """`depth 3 is better than depth 1 (at 2 bits; look 2, 6 seeds); depth 2 is ...`."""
     return "; ".join(
         f" {RELATIONS[members[0].verdict][1]} ".join(members[0].names) + f" ({_describe_where(members, found)})"
         for members in groups

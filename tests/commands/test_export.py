@@ -260,7 +260,9 @@ def test_results_without_an_end_are_not_exported(run, tmp_path, capsys):
         (run / "trials" / f"{trial_id}.parquet").unlink()
         store.write(trial_id, [r | {"state": "pruned", "pruned_by": "abc"} for r in rows], [], {})
     assert not any((run / "weights").iterdir())  # gone with the result they belonged to
-    assert " was stopped early: " in refused(capsys, out, run, "--trial", sorted(store.ids())[0])
+    assert " was stopped early: only a finished trial can be exported" in refused(
+        capsys, out, run, "--trial", sorted(store.ids())[0]
+    )
     assert refused(capsys, out, run, "--front").startswith(f"{run} has no front yet")
 
 

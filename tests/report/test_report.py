@@ -238,6 +238,9 @@ def test_one_number_of_bits_can_be_asked_for_and_keeps_its_verdicts(run, capsys)
     ):
         assert main([str(run.root), "--bits", given]) == 2
         assert capsys.readouterr().err == told
+    assert main([str(run.root), "--bits", "2", "--watch"]) == 2
+    told = "error: --bits limits the printed answers, and --watch prints none: leave out one of them\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_file_that_is_left_out_costs_the_page_nothing_else(tmp_path):
