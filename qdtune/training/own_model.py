@@ -1,13 +1,11 @@
 """Checks a user's model once, in the driver: describes what it consists of, and tests that it can be trained.
 
-Only layers of known kinds are split and quantised (`model/layers`). Other modules are not changed, and their bytes
-count. A model that would train or ship wrongly is refused before a trial starts.
+A model that would train or ship wrongly is refused before a trial starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,18 +20,17 @@ from qdtune.datasets.dataset import DatasetInfo
 from qdtune.model import networks
 from qdtune.model.dropout import replace_dropout
 from qdtune.model.formats.packed import one_seed
-from qdtune.model.quantize import count_sizes
 from qdtune.model.rounding import match_rows
 from qdtune.plugins import PluginError
-from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup, name_built
-from qdtune.spec.sizes import FLOAT_BYTES, LayerShape, Structure
+from qdtune.spec.sizes import Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.training.averaging import average_images
 from qdtune.training.cohort import Tensors
-from qdtune.training.own_faults import class_name, find_faults, find_quantisable
+from qdtune.training.own_faults import class_name, find_faults
+from qdtune.training.own_structure import hash_loaded, trace_structure
 from qdtune.training.shipped import load_shipped
 from qdtune.training.step import StepShape, check_outputs, normalise
 from qdtune.training.train import train_configuration
@@ -169,9 +166,8 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
     _check_answers(own.factory, model, normalise(rows), outputs)
     _check_input_is_kept(own.factory, twin.train(), normalise(rows))
     _check_draws(own.factory, replace_dropout(twin), normalise(rows))
-    head, unsplit_end = _find_ends(model, normalise(rows))
-    structure = describe_structure(model, head, _hash_loaded(model, build(2)))._replace(unsplit_end=unsplit_end)
-    return structure._replace(layers=tuple(_measure_layers(own.factory, model, structure.layers, normalise(rows))))
+    structure = trace_structure(own.factory, model, normalise(rows))
+    return structure._replace(loaded=hash_loaded(model, build(2)))
 
 
 @torch.no_grad()
@@ -246,91 +242,6 @@ def _are_close(a: Tensor, b: Tensor) -> bool:
     """Whether outputs are the same but for rounding."""
     size = float(a.nan_to_num().abs().max())
     return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(size, 1.0), equal_nan=True)
-
-
-@torch.no_grad()
-def _find_ends(model: nn.Module, x: Tensor) -> tuple[int | None, int | None]:
-    """The fields `head` and `unsplit_end` of the structure, of a forward pass of x (N, I)."""
-    layers = [*find_quantisable(model)]
-    places = {layer: place for place, (layer, _) in enumerate(layers)}
-    split = [layer for layer, shape in layers if shape.is_split]
-    calls: list[nn.Module] = []
-    hooks = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in places]
-    try:
-        model.eval()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    ran = [layer for layer in calls if layer in split]
-    head = split.index(ran[-1]) if ran and ran[-1] is not split[-1] else None
-    return head, places[calls[-1]] if calls and calls[-1] not in split else None
-
-
-@torch.no_grad()
-def _measure_layers(factory: str, model: nn.Module, shapes: Sequence[LayerShape], x: Tensor) -> Iterator[LayerShape]:
-    """The shapes of the layers that are quantised, with what they read and write in a forward pass of x (N, I).
-
-    Raises:
-        PluginError: a layer gets its input by name, but a quantised layer names it otherwise.
-    """
-    names = {layer: name for name, layer in model.named_modules()}
-    calls: dict[nn.Module, list[tuple[int, int]]] = {layer: [] for layer, _ in find_quantisable(model)}
-
-    def note(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
-        if not given:
-            what = f"{names[layer]} must be called without the name of its input, as in {names[layer]}(x)"
-            raise PluginError(f"{factory}: {what}")
-        calls[layer].append((given[0].numel() // len(x), found.numel() // len(x)))
-
-    hooks = [layer.register_forward_hook(note) for layer in calls]
-    try:
-        model.eval()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for shape, seen in zip(shapes, calls.values(), strict=True):
-        if not seen or seen == [(shape.inputs, shape.outputs)]:
-            yield shape._replace(positions=len(seen))
-            continue
-        reads, writes = max(seen)
-        yield shape._replace(positions=sum(n for _, n in seen) // shape.outputs, reads=reads, writes=writes)
-
-
-@torch.no_grad()
-def _hash_loaded(model: nn.Module, other: nn.Module) -> str:
-    """A hash of the weights that are equal in models of two seeds, so that no seed has drawn them; empty if none are.
-
-    They come from a checkpoint, for example, which may change while the source of the factory does not.
-    """
-    digest, is_empty = hashlib.sha256(), True
-    others = dict(other.named_parameters())
-    for name, p in model.named_parameters():
-        is_constant = not p.numel() or bool((p == p.flatten()[0]).all())
-        if not is_constant and name in others and torch.equal(p, others[name]):
-            digest.update(f"{name} {tuple(p.shape)} ".encode() + p.numpy().tobytes())
-            is_empty = False
-    return "" if is_empty else digest.hexdigest()[:24]
-
-
-def describe_structure(model: nn.Module, head: int | None = None, loaded: str = "") -> Structure:
-    """The structure of a network that is not split yet; `head` and `loaded` are fields of `Structure`.
-
-    Raises:
-        AssertionError: a layer kind counts other bytes than follow from its shapes.
-    """
-    whole = count_sizes(model)
-    layers = Structure(tuple(shape for _, shape in find_quantisable(model)))
-    alone = layers.sizes(1, FLOAT_BITS, None)
-    norms = (whole.bias_bytes - alone.bias_bytes) // (2 * FLOAT_BYTES)  # a scale and a shift per feature
-    structure = layers._replace(
-        norms=norms,
-        other=whole.params - alone.params - 2 * norms,
-        other_bytes=whole.other_bytes,
-        head=head,
-        loaded=loaded,
-    )
-    assert structure.sizes(1, FLOAT_BITS, None) == whole, "the sizes by arithmetic and those by tensors disagree"
-    return structure
 
 
 def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

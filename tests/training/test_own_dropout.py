@@ -15,7 +15,7 @@ from qdtune.model.load_into import load_into
 from qdtune.spec.configuration import OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.training.cohort import Cohort, make_generator
-from qdtune.training.own_model import describe_structure
+from qdtune.training.own_structure import describe_structure
 from qdtune.training.step import StepShape
 from tests.training.test_cohort import a_trial
 from tests.training.test_own_model import net, refusal, taken, tensors  # noqa: F401
