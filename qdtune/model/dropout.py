@@ -19,7 +19,7 @@ WORD = 2**32 - 1  # all bits of a word of 32 bits
 FACTOR = 0x45D9F3B  # of Thomas Mueller's integer hash; its product with a word fits into int64
 FEATURE_AXES: dict[type[nn.Module], int] = {nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}  # those of a channel
 WHOLE = (nn.Dropout, nn.AlphaDropout)  # each number is drawn by itself
-KINDS: tuple[type[nn.Module], ...] = (*WHOLE, nn.FeatureAlphaDropout, *FEATURE_AXES)
+DROPOUTS: tuple[type[nn.Module], ...] = (*WHOLE, nn.FeatureAlphaDropout, *FEATURE_AXES)
 
 
 class ReplicaDropout(nn.Module):
@@ -94,7 +94,7 @@ def replace_dropout(model: nn.Module) -> nn.Module:
 
 def is_dropout(module: nn.Module) -> bool:
     """Whether a module is a dropout layer, of PyTorch or of a replica; in evaluation it changes nothing."""
-    return isinstance(module, ReplicaDropout) or type(module) in KINDS
+    return isinstance(module, ReplicaDropout) or type(module) in DROPOUTS
 
 
 def find_states(model: nn.Module) -> Iterator[str]:

@@ -21,7 +21,7 @@ safetensors lays them out: wider dtypes first, then by name. A reader accepts an
 
 `ops` are applied in turn, the first to pixels / 127.5 - 1, or if there is an "input" to the rows as float32; all in
 float32. "average" alone is applied before that, to the pixels, and is always the first.
-RowFormat that are to be normalised have an `affine` operation as the first. NAME is that of a tensor, or null:
+If the rows are to be normalised, the first operation is `affine`. NAME is that of a tensor, or null:
 
     {"op": "linear", "shape": [O, I], "bits": b, "levels": one of LEVELS, "weight": NAME, "step": NAME,
      "bias": NAME, "act_bits": a, "input_step": NAME, "input_levels": "symmetric" or "unsigned"}

@@ -141,7 +141,7 @@ class DataGroup(Plugged):
 class ModelGroup(Plugged):
     """The network before it is split: its hidden widths, and which layers are normalised (see `choices.NORMS`).
 
-    For a factory, `built` holds the layers by `name_built`.
+    For a factory, `built` holds the structures, under the keys that `name_built` makes.
 
     Attributes:
         name: linear layers with ReLU between them; `cnn`: convolutions with ReLU before them

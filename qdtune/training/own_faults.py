@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdtune.model.dropout import KINDS as DROPOUTS
-from qdtune.model.dropout import is_dropout
+from qdtune.model.dropout import DROPOUTS, is_dropout
 from qdtune.model.factored import is_frozen
 from qdtune.model.layers.known import LAYERS, kind_of
 from qdtune.model.layers.matrix import MatrixKind

@@ -16,10 +16,10 @@ from qdtune.training.device import choose_device, set_threads
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 
-FEW = 2  # as many configurations are measured if their steps are compiled now, which takes long
-LONG_S = 2.0  # a step from the cache takes less
-STEPS = 40  # of each measured epoch, unless the data has fewer
-EPOCHS = 3  # that are measured; the fastest counts, because the first one also fills caches
+MIN_MEASURED = 2  # configurations, even if their steps are compiled now, which takes long
+LONG_COMPILE_S = 2.0  # a step from the cache takes less
+MEASURED_STEPS = 40  # of each measured epoch, unless the data has fewer
+MEASURED_EPOCHS = 3  # the fastest counts, because the first one also fills caches
 VAL_ROWS = 32  # that are evaluated after each measured epoch, next to nothing
 FORWARD_SHARE = 1 / 3  # of a step's time that the forward pass takes
 
@@ -46,7 +46,7 @@ def time_configurations(
     gpu: float,
     tell: Callable[[Configuration], None],
 ) -> list[StepTimes]:
-    """The times of configurations, measured one after the other in this process; of the first `FEW` at least.
+    """The times of configurations, measured in turn in this process; of the first `MIN_MEASURED` at least.
 
     Args:
         trials: the configurations.
@@ -59,7 +59,7 @@ def time_configurations(
     data = Tensors.of(samples, choose_device(gpu))
     found: list[StepTimes] = []
     for trial in trials:
-        if len(found) >= FEW and any(one.compile_s > LONG_S for one in found):
+        if len(found) >= MIN_MEASURED and any(one.compile_s > LONG_COMPILE_S for one in found):
             break
         tell(trial)
         found.append(_time_one(trial, data, compile))
@@ -69,7 +69,7 @@ def time_configurations(
 
 def _time_one(trial: Configuration, data: Tensors, compile: str) -> StepTimes:
     steps = len(data.train_x) // trial.batch_size
-    few = min(steps, STEPS)
+    few = min(steps, MEASURED_STEPS)
     rows = few * trial.batch_size
     small = replace(
         data,
@@ -80,7 +80,7 @@ def _time_one(trial: Configuration, data: Tensors, compile: str) -> StepTimes:
     )
     compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x))
     warmup = trial.warmup.model_copy(update={"epochs": 0})  # another step to compile
-    qat = trial.qat.model_copy(update={"epochs": EPOCHS})
+    qat = trial.qat.model_copy(update={"epochs": MEASURED_EPOCHS})
     began, compiled_before = time.perf_counter(), COMPILE_WATCH.seconds
     short = replace(trial, warmup=warmup, qat=qat)
     reports = train_configuration(short, small, NoWarmups(), "always" if compiled else "never")

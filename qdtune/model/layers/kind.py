@@ -28,7 +28,7 @@ class LayerKind(ABC):
     Attributes:
         ops: the names of its operations in a packed program.
         has_tensors: whether its operations refer to tensors.
-        version: of the packed format that its operations came with.
+        version: the first version of the packed format that has its operations.
     """
 
     ops: ClassVar[tuple[str, ...]]
