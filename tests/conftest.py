@@ -7,10 +7,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from tests.launched import Launched
+    from tests.seen import Seen
 
 # Before anything imports torch: two threads on a busy machine make a step tens of times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,26 +30,11 @@ settings.register_profile("same", derandomize=True)  # the same examples in ever
 settings.load_profile("same")
 
 
-# Tests that start Ray, by module or name: each of these lists runs in turn, in one process and before all others, so
-# that no more than two Rays run at a time; a third process has the other tests meanwhile.
+# Tests that start Ray or share a launch, by folder, module or name: each of these lists runs in turn, in one process
+# and before all others, so that no more than two Rays run at a time; a third process has the other tests meanwhile.
 IN_TURN = (
-    (
-        "test_trainable",
-        "test_faults",
-        "test_own_tuner",
-        "test_judged_sweep",
-        "test_api",
-        "test_trainings_give_the_recorded_numbers",
-    ),
-    (
-        "test_driver",
-        "test_loggers",
-        "test_notebook",
-        "test_security",
-        "test_judged_sweep",
-        "test_the_example_of_the_docs_runs_where_it_lies",
-        "test_python_blocks_run",
-    ),
+    ("with_ray", "test_api", "test_trainings_give_the_recorded_numbers"),
+    ("test_driver", "test_loggers", "test_security", "test_the_example_of_the_docs_runs_where_it_lies"),
 )
 PROCESSES = 3
 
@@ -52,7 +42,8 @@ PROCESSES = 3
 def place(nodeid: str) -> tuple[int, str]:
     """Which tests a test runs together with: those of its list, else of its file."""
     file, *_, name = nodeid.partition("[")[0].split("::")
-    number = next((n for n, names in enumerate(IN_TURN) if {Path(file).stem, name} & set(names)), len(IN_TURN))
+    known = {Path(file).parent.name, Path(file).stem, name}
+    number = next((n for n, names in enumerate(IN_TURN) if known & set(names)), len(IN_TURN))
     return number, "" if number < len(IN_TURN) else file
 
 
@@ -98,6 +89,22 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("QDTUNE_DATA is not set: it names a folder that holds MNIST/raw and FashionMNIST/raw")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def eager_launch(tmp_path_factory: pytest.TempPathFactory) -> "Launched":
+    """The golden sweep, trained by `qdtune.run` with Ray: one launch for the tests of the call and of the numbers."""
+    from tests.launched import launch_eager
+
+    return launch_eager(tmp_path_factory.mktemp("eager"))
+
+
+@pytest.fixture(scope="session")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> "Seen":
+    """A sweep that was looked at while it ran, and then stopped."""
+    from tests.seen import launch_seen
+
+    return launch_seen(tmp_path_factory.mktemp("CANARY-home"))  # which no path in the run folder may name
 
 
 @pytest.fixture(autouse=True)

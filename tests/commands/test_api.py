@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -22,7 +21,6 @@ import qdtune
 from qdtune.analysis.run import RunError
 from qdtune.commands import api, sweep_process
 from qdtune.commands.loaded_run import LoadedRun
-from qdtune.machine import own_folder
 from qdtune.messages import Place, Problem, SpecError
 from qdtune.model.formats.known import PACKED
 from qdtune.report.figures import figures
@@ -30,7 +28,9 @@ from qdtune.report.plot_data import sheet
 from qdtune.store.folder import RunInUse
 from qdtune.store.store import Store
 from qdtune.sweep.prepared import LaunchOptions
+from tests.launched import Launched, environment_for_ray, surroundings
 from tests.pages import BLOCKS, RUN_MARKER
+from tests.trained import train_here
 
 (EXAMPLE,) = [block.text for block in BLOCKS if block.page == "python-api.md" and block.marker == RUN_MARKER]
 pytestmark = pytest.mark.timeout(300)  # the first test waits for the sweep
@@ -54,41 +54,30 @@ def waves(root):
 """
 
 
-def here() -> tuple[Any, ...]:
-    """What a call must leave as it was."""
-    mask = os.umask(0)
-    os.umask(mask)
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    return dict(os.environ), mask, handlers, os.getcwd(), "ray" in sys.modules
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of all tests, with a module of the user's own and an environment for Ray."""
     folder = tmp_path_factory.mktemp("api")
-    (folder / "token").write_text("0" * 64)
     (folder / "mine.py").write_text(MINE)
-    with pytest.MonkeyPatch.context() as patch, own_folder() as scratch:
-        for name in [name for name in os.environ if name.startswith(("RAY_", "TUNE_"))]:
-            patch.delenv(name)
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
-        patch.setenv("RAY_TMPDIR", scratch)
+    with environment_for_ray(folder), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def example(place: Path) -> tuple[LoadedRun, dict[str, Any], str]:
-    """The example of the docs, run in a thread beside an event loop: its run, its names, what it printed."""
+    """The example of the docs, whose trials are trained here: its run, its names, what it printed."""
     names: dict[str, Any] = {}
+    launch = api._run_process
 
-    async def run() -> None:
-        await asyncio.to_thread(exec, compile(EXAMPLE, "python-api.md", "exec"), names)
+    def find_all_done(options: LaunchOptions, has_dashboard: bool) -> None:
+        train_here(options)
+        launch(options, has_dashboard)
 
-    before, said = here(), io.StringIO()
-    with redirect_stdout(said):
-        asyncio.run(run())
-    assert here() == before
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(api, "_run_process", find_all_done)
+        exec(compile(EXAMPLE, "python-api.md", "exec"), names)
     return names["run"], names, said.getvalue()
 
 
@@ -97,24 +86,32 @@ def run(example: tuple[LoadedRun, dict[str, Any], str]) -> LoadedRun:
     return example[0]
 
 
-def test_the_example_trains_a_sweep_and_prints_how_it_goes(example: tuple[LoadedRun, dict[str, Any], str]) -> None:
+def test_a_call_trains_a_sweep_and_prints_how_it_goes(eager_launch: Launched) -> None:
+    run, said = eager_launch.run, eager_launch.said
+    assert eager_launch.before == eager_launch.after
+    assert said.startswith(f"fresh=True: what was in {run.where} is now in {run.where}.1\n")
+    assert "eager: 15 configurations x 2 seeds on digits" in said
+    assert "15/15 done" in said
+    assert "Ray dashboard" not in said
+    assert (run.states, run.left) == ({"ok": 13, "pruned": 2}, 0)
+    assert sorted(set(run.history["phase"].to_pylist())) == ["qat", "warmup"]
+
+
+def test_the_example_prints_its_answers(example: tuple[LoadedRun, dict[str, Any], str]) -> None:
     run, _, said = example
     assert "first: 4 configurations x 2 seeds on digits" in said
-    assert "4/4 done" in said
-    assert "Ray dashboard" not in said
     assert said.endswith(f"{run.answers()}\n")
     assert (run.where, run.states, run.left) == ("runs/first", {"ok": 4}, 0)
     assert run.spec.train.qat.epochs == 4
-    assert sorted(set(run.history["phase"].to_pylist())) == ["qat", "warmup"]
 
 
 def test_a_second_call_finds_everything_done(
     example: tuple[LoadedRun, dict[str, Any], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, names, _ = example
-    before = here()
+    before = surroundings()
     again = qdtune.run(names["SWEEP"] | {"seeds": [5]}, overrides={"train.qat.epochs": 4}, seeds=range(2))
-    assert here() == before
+    assert surroundings() == before
     out = capsys.readouterr().out
     assert "all done before" in out
     assert "Ray" not in out
@@ -212,16 +209,6 @@ def test_what_the_other_process_refuses_is_raised_here(place: Path, run: LoadedR
         qdtune.run(SWEEP)
     with Store(run.where).lock(), pytest.raises(RunInUse):
         qdtune.run(run.spec.to_dict())
-
-
-@pytest.mark.slow  # two launches for one line
-def test_a_fresh_start_is_told_in_words_of_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = SWEEP | {"name": "few", "train": SWEEP["train"] | {"qat": {"epochs": 1}}, "seeds": [0]}
-    few["parameters"] = {"depth": {"values": [1]}, "weight_bits": {"values": [2]}}
-    qdtune.run(few, plugins="mine")
-    capsys.readouterr()
-    qdtune.run(few, plugins="mine", fresh=True)
-    assert "fresh=True: what was in runs/few is now in runs/few.1" in capsys.readouterr().out
 
 
 def test_errors_are_the_same_after_their_way_through_the_file() -> None:

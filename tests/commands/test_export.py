@@ -30,13 +30,13 @@ from qdtune.spec.sweep_file import loads
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store import disk_folder
 from qdtune.store.pareto_table import table_front
-from qdtune.store.provenance import make_provenance
 from qdtune.store.store import Store
 from qdtune.sweep.held_run import hold_run
 from qdtune.terminal import console
 from qdtune.training.cohort import Tensors
 from qdtune.training.train import train_configuration as train
 from tests.store.test_store import row as stored_row
+from tests.trained import train_one
 from tests.training.test_cohort import CPU
 from tests.training.test_train import Kept
 
@@ -65,15 +65,12 @@ def swept(tmp_path_factory):
     home = tmp_path_factory.mktemp("export")
     loaded, _ = load(["digits"], home, 200)
     data = Tensors.of(loaded, CPU)
-    spec, warmups, metadata = loads(SWEEP.encode(), "tiny.yaml").resolve("digits"), Kept(), make_provenance()
+    spec, warmups = loads(SWEEP.encode(), "tiny.yaml").resolve("digits"), Kept()
     store = Store(home / "runs" / "tiny")
     store.create(spec.to_yaml())
     trials = plan(spec).trials
     for trial in [*trials, make_trial(spec, trials[0].cells, (2, 3, 4))]:
-        *_, last = train(trial, data, warmups, "never")
-        rows = [row | {"attempt": 1} for row in last["rows"]]
-        history = [entry | {"trial_id": trial.trial_id} for entry in last["history"]]
-        store.write(trial.trial_id, rows, history, metadata, last["weights"])
+        train_one(store, trial, data, warmups)
     store.write_pareto()
     return store, data
 

@@ -4,6 +4,7 @@ Where a change is meant, `python -m tests.golden.record` writes the new records,
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,10 +28,18 @@ def test_commands_print_what_they_printed():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
-def test_trainings_give_the_recorded_numbers(name, tmp_path):
+def test_trainings_give_the_recorded_numbers(eager_launch):
+    check_numbers("eager", Path(eager_launch.run.where))
+
+
+@pytest.mark.slow  # the same uncompiled is above; training/test_compiled.py compares both
+@pytest.mark.timeout(600)
+def test_compiled_trainings_give_the_recorded_numbers(tmp_path):
+    check_numbers("compiled", trees.sweep("compiled", tmp_path))
+
+
+def check_numbers(name, run):
     """To the last bit on the machine of the record; on another one as near as another order of sums allows."""
-    run = trees.sweep(name, tmp_path)
     found, recorded = trees.numbers(run), dict(RECORDED[name])
     weights = recorded.pop("packed")
     if trees.machine() == RECORDED["machine"]:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import optuna
@@ -13,7 +12,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from qdtune.store.store import Store
+from tests.seen import results
+from tests.sweep.resumed import finished as finished_in
+from tests.sweep.resumed import run_launch
 
 SWEEP = """
 version: 1
@@ -57,59 +58,49 @@ def finished(command):
     return {path.name: path.stat().st_mtime_ns for path in (command.folder / "trials").glob("*.parquet")}
 
 
-def optuna_states(command):
-    """How often each state occurs in the two studies of the journal, as another process reads them."""
-    storage = JournalStorage(JournalFileBackend(str(command.folder / "study.journal")))
+def optuna_states(folder):
+    """How often each state occurs in the two studies of the journal of a run, as another process reads them."""
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     both = [optuna.load_study(study_name=name, storage=storage) for name in ("tiny", "tiny-curves")]
     return Counter(trial.state.name for study in both for trial in study.trials)
 
 
 @pytest.mark.timeout(300)
-def test_a_sweep_is_stopped_finished_with_more_and_then_found_done(command):
-    """Each start of Ray takes seconds, so one sweep goes through all of it."""
-    Store(command.folder).create((SWEEP % ("[1]", 64, 1)).lstrip())
-    process = command.start("[1, 4]", "--fresh", *ONE_WORKER, epochs=10)
-    deadline = time.monotonic() + 100
-    while not finished(command) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)  # until a first result is there to be kept
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, (out, err)
-    assert "4 configurations x 2 seeds on synthetic" in out
-    assert "1 trial at a time, " in out
-    assert "runs/tiny is now in runs/tiny.1" in out, "what was there is not comparable"
-    assert "stopped by SIGINT" in out
-    assert "trials left to do; the same command goes on from here" in out
-    kept = finished(command)
-    assert 0 < len(kept) < 4
-    ended = optuna_states(command)
-    assert ended["COMPLETE"] == 2 * len(kept)
+def test_a_sweep_is_stopped_and_keeps_what_has_ended(seen):
+    assert seen.code == 130, (seen.out, seen.err)
+    assert "16 configurations x 2 seeds on synthetic" in seen.out
+    assert "1 trial at a time, " in seen.out
+    assert "stopped by SIGINT" in seen.out
+    assert "trials left to do; the same command goes on from here" in seen.out
+    kept = len(results(seen))
+    assert 0 < kept < 16
+    ended = optuna_states(seen.folder)
+    assert ended["COMPLETE"] == 2 * kept
     assert set(ended) <= {"COMPLETE", "FAIL"}
 
-    code, out, err = command("[1, 4, 2]", *ONE_WORKER, epochs=10)  # finishes it, and more
-    assert (code, err) == (0, "")
+
+@pytest.mark.timeout(300)
+def test_a_stopped_sweep_is_finished_with_more_and_then_found_done(resumed):
+    kept, whole, out = resumed.kept, resumed.whole, resumed.out
+    assert (resumed.code, resumed.err) == (0, "")
+    assert 0 < len(kept) < len(whole) == 6
     assert f"{len(kept)} done before" in out
     assert "6/6 done" in out
     assert " of 6 configurations" in out
-    whole = finished(command)
     assert kept.items() <= whole.items()
-    assert len(whole) == 6
-    assert pq.read_table(command.folder / "pareto.parquet").num_rows == 6
-    assert len(list((command.folder / "warmup").glob("*.safetensors"))) == 2  # one per depth
-    assert optuna_states(command) == {"COMPLETE": 2 * 6}
+    assert pq.read_table(resumed.folder / "pareto.parquet").num_rows == 6
+    assert len(list((resumed.folder / "warmup").glob("*.safetensors"))) == 2  # one per depth
 
-    code, again, err = command("[1, 4, 2]", epochs=10)
+    code, again, err = run_launch(resumed.home)
     assert (code, err) == (0, "")
     assert "all done before" in again
     assert "Ray" not in again
-    assert finished(command) == whole
+    assert finished_in(resumed.home) == whole
     assert again[again.index("Pareto front") :] == out[out.index("Pareto front") :]
-    assert optuna_states(command) == {"COMPLETE": 2 * 6}
 
-    code, out, err = command(batch_size=64, epochs=10)
+    code, out, err = run_launch(resumed.home, "--set", "train.batch_size=64")
     assert (code, out) == (2, "")
-    assert command("[1]", "--dry-run", batch_size=64, epochs=10)[0] == 2
-    assert "runs/tiny holds results that are not comparable (train.batch_size: 32 there, 64 now)" in err
+    assert "runs/tiny holds results that are not comparable (train.batch_size: 8 there, 64 now)" in err
     assert len(err.splitlines()) == 1
 
 
@@ -125,7 +116,7 @@ def test_ctrl_c_before_the_first_trial_is_not_lost(command):
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, (out, err)
     assert "16 of 16 trials left to do" in out
-    assert set(optuna_states(command)) <= {"FAIL"}
+    assert set(optuna_states(command.folder)) <= {"FAIL"}
 
 
 @pytest.mark.slow
@@ -146,7 +137,7 @@ def test_a_spent_time_budget_leaves_nothing_running(command):
     )  # less than the first worker needs
     assert (code, err) == (3, "")
     assert "the time budget is spent: 4 of 4 trials left to do; the same command goes on from here" in out
-    assert set(optuna_states(command)) <= {"FAIL"}
+    assert set(optuna_states(command.folder)) <= {"FAIL"}
 
 
 @pytest.mark.slow
@@ -158,7 +149,7 @@ def test_a_search_runs_up_to_its_cap_and_then_gives_its_front_more_seeds(command
     assert "3 configurations x 2 seeds on synthetic" in out
     first = finished(command)
     assert len(first) == 3
-    assert optuna_states(command)["COMPLETE"] == 2 * 3
+    assert optuna_states(command.folder)["COMPLETE"] == 2 * 3
 
     more = ("--set", "run_cap=5", "--set", "replicate={front: 3, within: 0}")
     code, out, err = command("[1, 2, 3, 4]", *search, *more)
@@ -173,7 +164,7 @@ def test_a_search_runs_up_to_its_cap_and_then_gives_its_front_more_seeds(command
     assert seeds[True] == {3}
     assert seeds.get(False, {2}) <= {2, 3}
     assert len(finished(command)) == 5 + sum(row["n_seeds"] == 3 for row in table)  # a file of its own for the third
-    assert set(optuna_states(command)) <= {"COMPLETE", "FAIL", "PRUNED"}
+    assert set(optuna_states(command.folder)) <= {"COMPLETE", "FAIL", "PRUNED"}
 
 
 @pytest.mark.slow
@@ -189,7 +180,7 @@ def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(com
     assert [(row["state"], row["pruned_by"], row["pareto_rank"]) for row in table] == [
         ("pruned", "threshold", None)
     ] * 4
-    assert optuna_states(command) == {"PRUNED": 2 * 4}
+    assert optuna_states(command.folder) == {"PRUNED": 2 * 4}
 
     code, out, err = command("[1, 4]", "--set", perfect)
     assert (code, err) == (0, "")
@@ -201,7 +192,7 @@ def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(com
     assert " of 4 configurations" in out
     table = pq.read_table(command.folder / "pareto.parquet").to_pylist()
     assert [(row["state"], row["pruned_by"]) for row in table] == [("ok", None)] * 4
-    assert optuna_states(command) == {"COMPLETE": 2 * 4}
+    assert optuna_states(command.folder) == {"COMPLETE": 2 * 4}
 
 
 def test_node_that_leaves_or_joins_is_told_with_how_many_trials_run_now(monkeypatch, capsys):

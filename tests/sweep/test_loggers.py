@@ -1,9 +1,8 @@
 """What trackers are told: one real sweep, read back from MLflow, W&B and TensorBoard, and what happens around it."""
 
 import os
+import shutil
 import struct
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,7 +10,6 @@ import pytest
 
 from qdtune.messages import SpecError
 from qdtune.spec.loggers import LOGGER_NAMES, LOGGERS, find_loggers
-from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store.store import Store
@@ -19,19 +17,14 @@ from qdtune.sweep import loggers, preflight
 from qdtune.sweep.logger_callbacks import CALLBACKS, MlflowRuns, TensorBoardRuns, is_logged_in
 from qdtune.sweep.loggers import SweepLoggers, epoch_means, read_key, sweep_loggers
 from qdtune.sweep.preflight import check_loggers
+from tests.sweep.resumed import SWEEP as ITS_SWEEP
+from tests.sweep.resumed import planned
 
-SWEEP = """
-version: 1
-name: tiny
-parameters: {depth: {value: 2}, weight_bits: {values: [1, 4, 8]}}
-exclude: [{weight_bits: 8}]
-seeds: [0, 1]
-data: {dataset: digits, val_size: 128}
-model: {name: mlp, hidden: [8]}
-train: {batch_size: 64, warmup: {epochs: 1}, qat: {epochs: 2}}
-run: {compile: never, max_concurrent_trials: 1, loggers: [mlflow, wandb, tensorboard]}
-"""
-ONE, FOUR = "d2 w1 identity h8", "d2 w4 identity h8"
+# The sweep of `resumed`, and a bit width that it does not have.
+SWEEP = ITS_SWEEP.replace("[1, 8, 32]", "[1, 4, 8, 32]").replace(
+    "run: {", "run: {loggers: [mlflow, wandb, tensorboard], "
+)
+NEW = "d1 w4 identity h8"  # no launch has trained it
 FINAL = {"test_accuracy", "size_bytes", "params"}
 # Deprecations within MLflow and SQLAlchemy, which tell their own authors.
 pytestmark = [
@@ -52,18 +45,17 @@ class Out:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where a sweep has run; its run folder is runs/tiny."""
-    folder = tmp_path_factory.mktemp("logged")
-    (folder / "token").write_text("0" * 64)
-    (folder / "tiny.yaml").write_text(SWEEP)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_", "WANDB_", "MLFLOW_"))}
-    environment |= {"RAY_AUTH_TOKEN_PATH": str(folder / "token"), "WANDB_MODE": "offline"}
-    line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml", "--no-dashboard"]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert "without it" not in done.stdout
-    return folder
+def folder(resumed, tmp_path_factory):
+    """A copy of where a sweep was finished with all trackers; its run folder is runs/tiny."""
+    assert (resumed.code, resumed.err) == (0, ""), resumed.out
+    assert "without it" not in resumed.out
+    return shutil.copytree(resumed.home, tmp_path_factory.mktemp("logged"), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def logged(resumed):
+    """The configurations that the launch with trackers has trained, by name."""
+    return {trial.label: trial for trial in planned() if trial.trial_id not in resumed.kept}
 
 
 @pytest.fixture
@@ -147,51 +139,54 @@ def tensorboard_runs(folder):
     return found
 
 
-def planned():
-    """The configurations with 1, 4 and 8 bits, of which the sweep excludes the last."""
-    spec = loads(SWEEP.replace("exclude: [{weight_bits: 8}]", "").encode(), "tiny.yaml")
-    return spec, {trial.weight_bits: trial for trial in plan(spec.resolve("digits")).trials}
-
-
-def expected(folder, bits):
+def expected(folder, trial):
     """The mean accuracies after each epoch, and the mean test accuracy, in the run folder."""
-    store, (_, trials) = Store(folder / "runs/tiny"), planned()
-    trial_id = trials[bits].trial_id
-    history = store.history([trial_id]).to_pylist()
-    tests = [row["test_accuracy"] for row in store.trials([trial_id]).to_pylist()]
+    store = Store(folder / "runs/tiny")
+    history = store.history([trial.trial_id]).to_pylist()
+    tests = [row["test_accuracy"] for row in store.trials([trial.trial_id]).to_pylist()]
     curve = [(step, numbers["val_accuracy"]) for step, numbers in epoch_means(history, ACCURACY, 1)]
-    return trials[bits], curve, sum(tests) / len(tests)
+    return curve, sum(tests) / len(tests)
 
 
-def test_mlflow_has_a_run_per_configuration(folder):
+def spec_and_trials():
+    """The sweep with one bit width more, and its configurations by name."""
+    return loads(SWEEP.encode(), "tiny.yaml"), {trial.label: trial for trial in planned(SWEEP)}
+
+
+STEPS = list(range(1, 10))  # an epoch of warm-up and eight of QAT
+
+
+def test_mlflow_has_a_run_per_configuration(folder, logged):
     runs = mlflow_runs(folder)
-    assert sorted(runs) == [ONE, FOUR]
-    for name, bits in ((ONE, 1), (FOUR, 4)):
-        trial, curve, test = expected(folder, bits)
+    assert runs.keys() == logged.keys()
+    assert len(runs) >= 4  # the largest ones were left to do
+    for name, trial in logged.items():
+        curve, test = expected(folder, trial)
         [(status, params, tags, curves)] = runs[name]
         assert (status, tags["state"], tags["qdtune.trial_id"]) == ("FINISHED", "ok", trial.trial_id)
         assert [params[key] for key in ("weight_bits", "depth", "act_bits", "seeds")] == [
-            str(bits),
-            "2",
+            str(trial.weight_bits),
+            str(trial.depth),
             "null",
             "0 1",
         ]
-        assert [step for step, _ in curve] == [1, 2, 3]
+        assert [step for step, _ in curve] == STEPS
         assert curves["val_accuracy"] == curve
-        assert [step for step, _ in curves["train_loss"]] == [1, 2, 3]
-        assert curves["test_accuracy"] == [(3, pytest.approx(test))]
-        assert curves["size_bytes"] == [(3, trial.sizes.size_bytes)]
+        assert [step for step, _ in curves["train_loss"]] == STEPS
+        assert curves["test_accuracy"] == [(9, pytest.approx(test))]
+        assert curves["size_bytes"] == [(9, trial.sizes.size_bytes)]
 
 
-def test_wandb_has_a_run_per_configuration(folder):
+def test_wandb_has_a_run_per_configuration(folder, logged):
     runs = wandb_runs(folder)
-    assert sorted(runs) == [ONE, FOUR]
-    for name, bits in ((ONE, 1), (FOUR, 4)):
-        trial, curve, test = expected(folder, bits)
+    assert runs.keys() == logged.keys()
+    for name, trial in logged.items():
+        curve, test = expected(folder, trial)
         [(project, config, curves, summary)] = runs[name]
-        assert (project, config["weight_bits"], config["trial_id"]) == ("tiny", str(bits), f'"{trial.trial_id}"')
+        assert (project, config["weight_bits"]) == ("tiny", str(trial.weight_bits))
+        assert config["trial_id"] == f'"{trial.trial_id}"'
         assert [(step, float(numbers["val_accuracy"])) for step, numbers in curves.items()] == curve
-        assert set(curves[3]) >= {"train_loss", *FINAL}
+        assert set(curves[9]) >= {"train_loss", *FINAL}
         assert not FINAL & set(curves[2])
         assert float(summary["test_accuracy"]) == pytest.approx(test)
         assert (summary["size_bytes"], summary["state"]) == (str(trial.sizes.size_bytes), '"ok"')
@@ -200,53 +195,53 @@ def test_wandb_has_a_run_per_configuration(folder):
     ]  # nothing is sent along
 
 
-def test_tensorboard_has_a_folder_per_configuration(folder):
+def test_tensorboard_has_a_folder_per_configuration(folder, logged):
     runs = tensorboard_runs(folder)
-    assert sorted(runs) == [ONE.replace(" ", "-"), FOUR.replace(" ", "-")]
-    for name, bits in ((ONE, 1), (FOUR, 4)):
-        trial, curve, test = expected(folder, bits)
+    assert runs.keys() == {name.replace(" ", "-") for name in logged}
+    for name, trial in logged.items():
+        curve, test = expected(folder, trial)
         curves, parameters = runs[name.replace(" ", "-")]
         assert curves["val_accuracy"] == [(step, pytest.approx(value)) for step, value in curve]
-        assert curves["test_accuracy"] == [(3, pytest.approx(test))]
-        assert curves["size_bytes"] == [(3, trial.sizes.size_bytes)]
+        assert curves["test_accuracy"] == [(9, pytest.approx(test))]
+        assert curves["size_bytes"] == [(9, trial.sizes.size_bytes)]
         assert b"weight_bits" in parameters
         assert trial.trial_id.encode() in parameters
 
 
 def test_a_later_launch_replaces_unfinished_runs_and_leaves_the_others(folder, environment):
-    spec, trials = planned()
-    before, out = mlflow_runs(folder), Out()
+    spec, trials = spec_and_trials()
+    trial, before, out = trials[NEW], mlflow_runs(folder), Out()
     history = [{"seed": 0, "phase": "warmup", "epoch": 1, "train_loss": 2.0, "val_accuracy": 0.25}]
     with sweep_loggers(spec, environment, [], out) as told:  # stopped in the middle
-        told.start(trials[8])
-        told.update(trials[8].trial_id, history)
-    [(status, _, tags, _)] = mlflow_runs(folder)["d2 w8 identity h8"]
+        told.start(trial)
+        told.update(trial.trial_id, history)
+    [(status, _, tags, _)] = mlflow_runs(folder)[NEW]
     assert (status, tags["state"]) == ("FAILED", "stopped")
 
     with sweep_loggers(spec, environment, [], out) as told:
-        told.start(trials[8])
-        told.update(trials[8].trial_id, history)
-        told.start(trials[8])  # its worker was lost: it begins again, and tells the same
-        told.update(trials[8].trial_id, history)
+        told.start(trial)
+        told.update(trial.trial_id, history)
+        told.start(trial)  # its worker was lost: it begins again, and tells the same
+        told.update(trial.trial_id, history)
         more = [*history, history[0] | {"phase": "qat", "val_accuracy": 0.5}]
-        told.finish(trials[8], [{"test_accuracy": None, "state": "diverged"}], more, "diverged")
+        told.finish(trial, [{"test_accuracy": None, "state": "diverged"}], more, "diverged")
     assert out.lines == []
 
     runs = mlflow_runs(folder)
     assert {name: runs[name] for name in before} == before
-    [(status, _, tags, curves)] = runs["d2 w8 identity h8"]
+    [(status, _, tags, curves)] = runs[NEW]
     assert (status, tags["state"], curves["val_accuracy"]) == ("FINISHED", "diverged", [(1, 0.25), (2, 0.5)])
     runs = wandb_runs(folder)
-    assert [len(runs[name]) for name in (ONE, FOUR, "d2 w8 identity h8")] == [1, 1, 1]
-    [(_, _, curves, summary)] = runs["d2 w8 identity h8"]
+    assert {len(runs[name]) for name in (*before, NEW)} == {1}
+    [(_, _, curves, summary)] = runs[NEW]
     assert ([*curves], summary["state"]) == ([1, 2], '"diverged"')
-    curves, _ = tensorboard_runs(folder)["d2-w8-identity-h8"]
+    curves, _ = tensorboard_runs(folder)[NEW.replace(" ", "-")]
     assert curves["val_accuracy"] == [(1, 0.25), (2, 0.5)]
-    assert len(list(folder.glob("runs/tiny/tensorboard/d2-w8-*/*"))) == 1
+    assert len(list(folder.glob(f"runs/tiny/tensorboard/{NEW.replace(' ', '-')}-*/*"))) == 1
 
 
-def test_another_run_folder_leaves_these_runs_alone(folder, environment, monkeypatch, tmp_path):
-    _, trials = planned()
+def test_another_run_folder_leaves_these_runs_alone(folder, logged, environment, monkeypatch, tmp_path):
+    name, trial = next(iter(logged.items()))
     before = mlflow_runs(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/tiny/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tiny")
@@ -254,10 +249,10 @@ def test_another_run_folder_leaves_these_runs_alone(folder, environment, monkeyp
     assert read_key(other) == read_key(other) != read_key(environment)
     mlflow = loads(SWEEP.encode(), "tiny.yaml", ["run.loggers=mlflow"])
     with sweep_loggers(mlflow, other, [], Out()) as told:
-        told.finish(trials[1], [], [], "failed")
+        told.finish(trial, [], [], "failed")
     after = mlflow_runs(folder)
-    assert len(after[ONE]) == 2
-    assert before[ONE][0] in after[ONE]
+    assert len(after[name]) == 2
+    assert before[name][0] in after[name]
 
 
 class Failing(MlflowRuns):
@@ -282,15 +277,16 @@ class Hanging(MlflowRuns):
 def test_a_tracker_that_fails_costs_one_line_and_no_time(kind, line, monkeypatch, tmp_path):
     import tensorboardX  # noqa: F401 - which may take longer than the sweep waits
 
-    spec, trials = planned()
+    spec, trials = spec_and_trials()
+    two = list(trials.values())[:2]
     monkeypatch.setattr(Hanging, "over", threading.Event(), raising=False)
     monkeypatch.setattr(loggers, "CALLBACKS", (kind, TensorBoardRuns))  # the other one goes on
     monkeypatch.setattr(loggers, "CLOSE_S", 2.0)
     out, began = Out(), time.monotonic()
     with sweep_loggers(spec, Store(tmp_path), [], out) as told:
-        for bits in (1, 4):
-            told.start(trials[bits])
-        told.finish(trials[1], [], [], "ok")  # two entries; one more ends the other trial, and one ends the thread
+        for trial in two:
+            told.start(trial)
+        told.finish(two[0], [], [], "ok")  # two entries; one more ends the other trial, and one ends the thread
     Hanging.over.set()
     assert time.monotonic() - began < 10
     assert out.lines == [line]
@@ -298,14 +294,13 @@ def test_a_tracker_that_fails_costs_one_line_and_no_time(kind, line, monkeypatch
 
 
 def test_without_loggers_nothing_is_made(tmp_path):
-    spec, trials = planned()
-    spec = loads(SWEEP.replace(", loggers: [mlflow, wandb, tensorboard]", "").encode(), "tiny.yaml")
+    spec, trial = loads(ITS_SWEEP.encode(), "tiny.yaml"), planned()[0]
     assert "loggers" not in spec.to_yaml()
     with sweep_loggers(spec, Store(tmp_path), [], Out()) as told:
-        told.start(trials[1])
-        told.finish(trials[1], [], [], "ok")
+        told.start(trial)
+        told.finish(trial, [], [], "ok")
     assert list(tmp_path.iterdir()) == []
-    SweepLoggers().start(trials[1])
+    SweepLoggers().start(trial)
 
 
 def test_means_are_those_of_the_seeds_that_go_on():
