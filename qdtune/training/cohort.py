@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils import _pytree as tree
 
 from qdtune.datasets.dataset import Averaging
 from qdtune.datasets.load import Samples
@@ -32,6 +34,7 @@ from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
 from qdtune.training.losses import Meter
 from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
+from qdtune.training.tape import PLAIN_CALLS, Taped
 
 if TYPE_CHECKING:
     from qdtune.spec.groups import Phase
@@ -232,15 +235,29 @@ class Cohort:
         """A metric of each replica on inputs (N, I), uint8 or normalised, and their targets; NaN if undefined."""
         self.template.eval()
         set_digits(self.template, self.digits)
+        meter = Meter(task_of(self.shape.task), metric, len(self.generators), self.device)
+        for rows, targets in zip(x.split(self.eval_rows), y.split(self.eval_rows), strict=True):
+            inputs = normalise(rows)
+            meter.add(self._predictors[len(inputs)](*self._weights, inputs), targets, inputs)
+        return meter.values()
+
+    @cached_property
+    def _weights(self) -> list[Tensor]:
+        return tree.tree_leaves((self.params, self.buffers))
+
+    @cached_property
+    def _predictors(self) -> defaultdict[int, Callable[..., Tensor]]:
+        """For each number of rows: the function of all weights and inputs (B, I) that gives the outputs (K, B, O)."""
+        structure = tree.tree_structure((self.params, self.buffers))
 
         def predict_one(params: Stack, buffers: Stack, x: Tensor) -> Tensor:
             return predict(self.template, params, buffers, x, self.shape.outputs)
 
-        meter = Meter(task_of(self.shape.task), metric, len(self.generators), self.device)
-        for rows, targets in zip(x.split(self.eval_rows), y.split(self.eval_rows), strict=True):
-            inputs = normalise(rows)
-            meter.add(vmap(predict_one, in_dims=(0, 0, None))(self.params, self.buffers, inputs), targets, inputs)
-        return meter.values()
+        def predict_all(*tensors: Tensor) -> Tensor:
+            params, buffers = tree.tree_unflatten(list(tensors[:-1]), structure)
+            return vmap(predict_one, in_dims=(0, 0, None))(params, buffers, tensors[-1])
+
+        return defaultdict(lambda: Taped(predict_all, PLAIN_CALLS))
 
     @torch.no_grad()
     def unstack(self, replicas: list[nn.Module]) -> None:

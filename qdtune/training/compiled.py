@@ -30,6 +30,7 @@ from qdtune.model.layers import kind, known, matrix
 from qdtune.training import losses, step, step_compiler
 from qdtune.training.step import StepShape
 from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
+from qdtune.training.tape import PLAIN_CALLS, Taped
 
 Call = Callable[[Tensor, Tensor], None]  # of a batch (K, B) and a learning rate ()
 DIGEST_BYTES = 32  # of the SHA-256 at the end of a library file, which the loader ignores
@@ -47,8 +48,17 @@ def gather_rows(data: tuple[Tensor, ...], batch: Tensor) -> Iterator[Tensor]:
 
 
 def make_eager_step(function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...]) -> Call:
-    """The step as Python runs it, one operation after the other."""
-    return lambda batch, rate: function(*state, *gather_rows(data, batch), rate)
+    """The step as single operations of torch: as Python runs them at first, then from a tape, to the same numbers.
+
+    Args:
+        function, state, data: as in `compile_step`.
+    """
+    flat, structure = tree.tree_flatten(state)
+    taped = Taped(
+        lambda *tensors: function(*tree.tree_unflatten(tensors[: len(flat)], structure), *tensors[len(flat) :]),
+        PLAIN_CALLS,
+    )
+    return lambda batch, rate: taped(*flat, *gather_rows(data, batch), rate)
 
 
 def compile_step(

@@ -136,18 +136,26 @@ def update_params(
     optimizer: str, momentum: float, params: Stack, grads: Stack, state: dict[str, Stack], lr: Tensor
 ) -> None:
     """Makes one step of SGD (with heavy-ball momentum) or Adam (Kingma and Ba 2015, algorithm 1), in place."""
+    weights, slopes = list(params.values()), [grads[name] for name in params]  # one call takes them all
     if optimizer == "adam":
+        means, squares = ([state[kind][name] for name in params] for kind in ("mean", "square"))
         count = state["count"][""].add_(1)
-        for name, p in params.items():
-            mean = state["mean"][name].lerp_(grads[name], 1 - 0.9)
-            square = state["square"][name].lerp_(grads[name] ** 2, 1 - 0.999)
-            p.sub_(lr * (mean / (1 - 0.9**count)) / ((square / (1 - 0.999**count)).sqrt() + 1e-8))
+        torch._foreach_lerp_(means, slopes, 1 - 0.9)
+        torch._foreach_lerp_(squares, torch._foreach_pow(slopes, 2), 1 - 0.999)
+        moves = torch._foreach_div(means, 1 - 0.9**count)
+        torch._foreach_mul_(moves, lr)
+        scales = torch._foreach_div(squares, 1 - 0.999**count)
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, 1e-8)
+        torch._foreach_div_(moves, scales)
+        torch._foreach_sub_(weights, moves)
         return
-    for name, p in params.items():
-        g = grads[name]
-        if momentum:
-            g = state["velocity"][name].mul_(momentum).add_(g)
-        p.sub_(lr * g)
+    if momentum:
+        velocities = [state["velocity"][name] for name in params]
+        torch._foreach_mul_(velocities, momentum)
+        torch._foreach_add_(velocities, slopes)
+        slopes = velocities
+    torch._foreach_sub_(weights, torch._foreach_mul(slopes, lr))
 
 
 def predict(template: nn.Module, params: Stack, buffers: Stack, x: Tensor, outputs: int) -> Tensor:

@@ -1,0 +1,248 @@
+"""A taped function does what the function does, to the last bit, whatever it changes, repeats or draws."""
+
+import random
+
+import pytest
+import torch
+from torch.func import grad_and_value, vmap
+
+from qdtune.datasets.load import load
+from qdtune.spec.configuration import OwnModel
+from qdtune.spec.tasks import ACCURACY
+from qdtune.training.cohort import Tensors
+from qdtune.training.own_structure import describe_structure
+from qdtune.training.tape import NotTapedError, Taped, record
+from tests.training import test_cnn, test_cohort, test_own_dropout
+from tests.training.test_cohort import data  # noqa: F401
+
+
+def a_program(seed):
+    """A random function of three tensors (4, 4), which changes some, views others, and repeats itself."""
+    draw = random.Random(seed)
+    kinds = [
+        "add",
+        "twice",
+        "view",
+        "turn",
+        "part",
+        "copy",
+        "in place",
+        "through a view",
+        "write",
+        "constant",
+        "list",
+    ]
+    plan = [(draw.choice(kinds), draw.randrange(99), draw.randrange(99)) for _ in range(draw.randrange(3, 30))]
+
+    def run(*inputs):
+        values = list(inputs)
+        for kind, i, j in plan:
+            one, other = values[i % len(values)], values[j % len(values)]
+            if kind == "add":
+                values.append(one + other * 0.5)
+            elif kind == "twice":
+                values += [one.sin(), one.sin()]
+            elif kind == "view":
+                values.append(one.reshape(2, 8).view(4, 4))
+            elif kind == "turn":
+                values.append(one.t())
+            elif kind == "part":
+                values.append(one[:2].repeat(2, 1))
+            elif kind == "copy":
+                values.append(one.clone())
+            elif kind == "in place":
+                one.add_(other.detach().clone(), alpha=0.1)
+            elif kind == "in a view":
+                one.t()[1:].mul_(0.5)
+            elif kind == "write":
+                one.copy_(other.clone().cos())
+            elif kind == "constant":
+                values.append(torch.full((4, 4), float(i)) + one)
+            else:
+                torch._foreach_mul_([one.clone(), inputs[0]], 0.9)
+                values += torch._foreach_tanh([one, other])
+        return {"last": values[-1], "all": [values[j % len(values)] for _, _, j in plan]}
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_taped_program_gives_the_same_numbers(seed):
+    program = a_program(seed)
+    draw = torch.Generator().manual_seed(seed)
+    plain = [torch.randn(4, 4, generator=draw) for _ in range(3)]
+    taped = [tensor.clone() for tensor in plain]
+    play = record(program, taped)
+    assert all(map(torch.equal, plain, taped))  # recording changes nothing
+    for _ in range(3):
+        expected, found = program(*plain), play(*taped)
+        assert torch.equal(expected["last"], found["last"])
+        assert all(map(torch.equal, expected["all"], found["all"]))
+        assert all(map(torch.equal, plain, taped))
+
+
+def test_what_is_repeated_or_vain_is_not_played(monkeypatch):
+    def function(x, state):
+        copy = state.clone()
+        for _ in range(5):
+            x = x.sin() + x.sin().view(x.shape) + torch.ones(3)
+        torch.cos(x)
+        state.copy_(copy)
+        return x
+
+    calls = []
+    monkeypatch.setattr("qdtune.training.tape._compose", lambda tape, given, returned: calls.extend(given))
+    record(function, (torch.ones(3), torch.ones(3)))
+    assert [str(call.function) for call in calls] == ["aten.sin.default", "aten.add.Tensor", "aten.add.Tensor"] * 5
+
+
+def test_a_copy_that_changes_before_it_is_written_back_stays_a_copy():
+    def function(state):
+        copy = state.clone()
+        copy.add_(1)
+        before = state * 2
+        state.copy_(copy)
+        return before
+
+    state = torch.ones(3)
+    play = record(function, (state,))
+    assert torch.equal(play(state), torch.full((3,), 2.0))
+    assert torch.equal(state, torch.full((3,), 2.0))
+
+
+def test_statistics_that_a_normalisation_changes_are_kept():
+    def function(x, mean, variance):
+        kept = mean.clone(), variance.clone()
+        y = torch.nn.functional.batch_norm(x, *kept, training=True)
+        before = y + mean + variance
+        mean.copy_(kept[0])
+        variance.copy_(kept[1])
+        return before
+
+    plain = [torch.zeros(3), torch.ones(3)]
+    taped = [tensor.clone() for tensor in plain]
+    play = record(function, (torch.zeros(5, 3), *taped))
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        assert torch.equal(function(x, *plain), play(x, *taped))
+    assert all(map(torch.equal, plain, taped))
+    assert plain[0].abs().sum() > 0
+
+
+def test_a_draw_is_drawn_anew_at_each_play():
+    def function(x):
+        torch.rand(2)  # moves the generator, though nothing reads it
+        return x + torch.rand(4) - torch.rand(4)
+
+    play = record(function, (torch.zeros(4),))
+    torch.manual_seed(0)
+    expected = [function(torch.zeros(4)) for _ in range(3)]
+    torch.manual_seed(0)
+    assert all(torch.equal(play(torch.zeros(4)), one) for one in expected)
+    assert not torch.equal(*expected[:2])
+
+
+def test_gradients_of_stacked_replicas_are_played():
+    def loss(w, x):
+        return (torch.tanh(x @ w) ** 2).mean()
+
+    def function(w, x):
+        slope, value = vmap(grad_and_value(loss))(w, x)
+        w.sub_(0.1 * slope)
+        return value
+
+    plain = torch.randn(3, 5, 2)
+    taped, play = plain.clone(), None
+    for _ in range(4):
+        x = torch.randn(3, 7, 5)
+        play = play or record(function, (taped, x))
+        assert torch.equal(function(plain, x), play(taped, x))
+    assert torch.equal(plain, taped)
+
+
+@pytest.mark.parametrize("reads", ["item", "nonzero"])
+def test_what_reads_values_in_python_runs_as_it_is(reads):
+    def function(x):
+        if reads == "nonzero":
+            return x[x > 0].sum()
+        return x * 2 if x.sum().item() > 0 else x
+
+    with pytest.raises(NotTapedError, match="reads values of a tensor"):
+        record(function, (torch.ones(3),))
+    taped = Taped(function, 1)
+    for sign in (1, -1, 1, -1):
+        x = torch.ones(3) * sign
+        assert torch.equal(taped(x), function(x))
+
+
+def test_it_is_recorded_after_the_plain_calls():
+    calls = []
+
+    def function(x):
+        calls.append(len(x))
+        return x + 1
+
+    taped = Taped(function, 2)
+    for _ in range(5):
+        assert torch.equal(taped(torch.ones(3)), torch.full((3,), 2.0))
+    assert len(calls) == 3  # two as they are, one recorded
+
+
+def test_tensors_are_dropped_after_their_last_use():
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    class Alive(TorchDispatchMode):
+        most, tensors = 0, WeakTensorKeyDictionary()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            self.tensors[found] = True
+            self.most = max(self.most, len(self.tensors))
+            return found
+
+    def function(x):
+        for number in range(20):
+            x = x * number
+        return x
+
+    play = record(function, (torch.ones(3),))
+    with Alive() as alive:
+        play(torch.ones(3))
+    assert alive.most <= 3  # one is made while another is still read
+
+
+def assert_alike(make, data, monkeypatch):  # noqa: F811
+    """A cohort that is played gives the numbers of one that runs as it is: of two epochs and of evaluations."""
+    ends = []
+    for plain_calls in (10**9, 1):
+        for module in ("cohort", "compiled"):
+            monkeypatch.setattr(f"qdtune.training.{module}.PLAIN_CALLS", plain_calls)
+        cohort = make()
+        numbers = []
+        for epoch in range(3):
+            numbers += [cohort.train(epoch), cohort.measure(ACCURACY, data.val_x, data.val_y)]
+        ends.append((numbers, cohort.params | cohort.buffers))
+    assert ends[0][0] == ends[1][0]
+    for name, tensor in ends[0][1].items():
+        assert torch.equal(tensor, ends[1][1][name]), name
+
+
+@pytest.mark.parametrize("trial", test_cohort.CASES, ids=lambda t: f"{t.label} {t.scale} {t.qat.optimizer}")
+def test_a_played_training_gives_the_same_bits(trial, data, monkeypatch):  # noqa: F811
+    assert_alike(lambda: test_cohort.a_cohort(trial, data, (3, 0)), data, monkeypatch)
+
+
+@pytest.mark.parametrize("changes", [{"act_bits": 8, "granularity": "channel"}, {"weight_bits": 1, "scale": "lsq"}])
+def test_played_convolutions_give_the_same_bits(changes, monkeypatch, tmp_path):
+    loaded, _ = load(["digits"], tmp_path, 300)
+    digits = Tensors.of(loaded, torch.device("cpu"))
+    trial = test_cnn.a_cnn(batch_size=400, **changes)
+    assert_alike(lambda: test_cnn.a_cohort(trial, digits, (3, 0)), digits, monkeypatch)
+
+
+def test_played_dropout_draws_the_same(data, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("qdtune.model.networks.build_own", test_own_dropout.build)
+    structure = describe_structure(test_own_dropout.build("", "", 16, (12,), 4, seed=0))
+    trial = test_cohort.a_trial(batch_size=48, own_model=OwnModel("mine:f", "0" * 64, structure))
+    assert_alike(lambda: test_own_dropout.a_cohort(trial, data, (3, 0)), data, monkeypatch)
