@@ -34,7 +34,7 @@ settings.load_profile("same")
 # and before all others, so that no more than two Rays run at a time; a third process has the other tests meanwhile.
 IN_TURN = (
     ("with_ray", "test_api", "test_trainings_give_the_recorded_numbers"),
-    ("test_driver", "test_loggers", "test_security", "test_the_example_of_the_docs_runs_where_it_lies"),
+    ("test_driver", "test_loggers", "test_security"),
 )
 PROCESSES = 3
 

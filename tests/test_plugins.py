@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-import qdtune
 from qdtune import __main__, plugins
-from qdtune.commands.replay import main as replay
 from qdtune.datasets import load
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import SpecError
@@ -572,62 +566,3 @@ def test_a_dry_run_shows_the_source_and_makes_nothing(tmp_path, monkeypatch, cap
     assert f"{tmp_path / 'mine.py'},sha256{hashlib.sha256(PY.encode()).hexdigest()}" in said
     assert "mine:digits:900samplestotrainon,300tojudgeby" in said
     assert set(os.listdir(tmp_path)) - {"__pycache__"} == {"mine.py", "mine.yaml"}
-
-
-def _check_that_the_exported_model_is_the_one_of_the_table(folder: Path) -> None:
-    run, out = folder / "runs" / "mine", folder / "models"
-    assert __main__.main(["export", str(run), "--front", "--out", str(out)]) == 0
-    code: dict[str, Any] = {}
-    exec(PY, code)
-    *_, test_x, test_y = code["digits"](None)
-    x = torch.from_numpy(test_x).float() / 127.5 - 1
-    cards = [json.loads(path.read_text()) for path in out.glob("*.json")]
-    assert cards
-    for card in cards:
-        loaded = qdtune.load_into(code["net"](64, [16], 10, seed=0), out / card["file"])
-        with torch.no_grad():
-            right = int((loaded(x).argmax(1).numpy() == test_y).sum())
-        assert right / len(test_y) == card["accuracy"]["test"]
-        assert "qdtune.load_into(module, file)(x)" in card["read_with"]
-
-
-@pytest.mark.timeout(300)
-def test_the_example_of_the_docs_runs_where_it_lies(tmp_path, monkeypatch, capsys):
-    """From another folder, so that only that of the sweep file leads to the module, in the workers, too."""
-    folder = tmp_path / "sub"
-    folder.mkdir()
-    (folder / "mine.py").write_text(PY)
-    (folder / "mine.yaml").write_text(YAML)
-    # A second worker takes seconds to start, and compiling takes more.
-    few = ["parameters.weight_bits={value: 4}", "seeds=[0, 1]", "train.warmup.epochs=5", "train.qat.epochs=2"]
-    few += ["run={max_concurrent_trials: 1, compile: never}", "resources={gpu: 0, cpu: 1}"]
-    options = ["--allow-plugin", "mine", "--no-dashboard", *(word for key in few for word in ("--set", key))]
-    line = [sys.executable, "-m", "qdtune.launch", "sub/mine.yaml", *options]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=280)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    sha256 = hashlib.sha256(PY.encode()).hexdigest()
-    assert f"plugin mine: {folder / 'mine.py'}, sha256 {sha256}" in done.stdout
-    assert "not quantised" not in done.stdout
-    files = list((tmp_path / "runs" / "mine" / "trials").glob("*.parquet"))
-    assert len(files) == 2
-    for file in files:
-        table = pq.read_table(file)
-        assert table["state"].to_pylist() == ["ok"] * 2
-        assert table["model"].to_pylist() == ["mine:net"] * 2
-        assert table["dataset"].to_pylist() == ["mine:digits"] * 2
-        assert table.schema.metadata[b"qdtune.plugin.mine"].decode() == f"{folder / 'mine.py'} sha256:{sha256}"
-    front = pq.read_table(tmp_path / "runs" / "mine" / "pareto.parquet")
-    assert set(zip(front["model"].to_pylist(), front["other_bytes"].to_pylist(), strict=True)) == {("mine:net", 0)}
-    assert max(front["val_accuracy"].to_pylist()) > 0.8
-    _check_that_the_exported_model_is_the_one_of_the_table(tmp_path)
-    run = str(tmp_path / "runs" / "mine")
-    assert replay([run, "--orders", "1", "--jobs", "1"]) == 0  # from what it says of itself
-    assert "2 trials on mine:digits" in capsys.readouterr().out
-    assert "mine" not in sys.modules
-    (folder / "mine.py").write_text(PY + "\n# other\n")
-    monkeypatch.chdir(tmp_path)
-    code, out, err = launched(capsys, "sub/mine.yaml", *options, "--dry-run")
-    assert (code, out) == (2, "")
-    assert "holds results that are not comparable (" in err
-    assert "model.sha256: " in err
-    assert err.count("\n") == 1
