@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pyarrow as pa
@@ -49,7 +50,7 @@ def tuner_for(kind, space, tmp_path, callbacks=(), **tuning):
     )  # fmt: skip
 
 
-def test_four_quarters_of_a_gpu_run_at_once_and_five_do_not(ray_here, tmp_path):
+def test_two_halves_of_a_gpu_run_at_once_and_three_do_not(ray_here, tmp_path):
     from ray import tune
     from ray.util import placement_group_table
 
@@ -57,7 +58,7 @@ def test_four_quarters_of_a_gpu_run_at_once_and_five_do_not(ray_here, tmp_path):
 
     @ray_here.remote(num_cpus=0)
     class Door:
-        """Counts who is inside; opens when four are and a fifth stands before it, unable to get in."""
+        """Counts who is inside; opens when two are and a third stands before it, unable to get in."""
 
         def __init__(self):
             self.inside = self.most = 0
@@ -69,7 +70,7 @@ def test_four_quarters_of_a_gpu_run_at_once_and_five_do_not(ray_here, tmp_path):
 
         def is_open(self):
             waiting = [g for g in placement_group_table().values() if g["state"] == "PENDING"]
-            self.opened = self.opened or (self.inside >= 4 and bool(waiting)) or self.inside >= 5
+            self.opened = self.opened or (self.inside >= 2 and bool(waiting)) or self.inside >= 3
             return self.opened
 
         def leave(self):
@@ -88,18 +89,32 @@ def test_four_quarters_of_a_gpu_run_at_once_and_five_do_not(ray_here, tmp_path):
                 time.sleep(0.05)
             return {"most": ray.get(self.door.leave.remote()), "done": True}
 
-    place = place_trials(Resources(gpu=0.25, cpu=1), [Node(5, 1)])
-    assert (place.per_gpu, place.concurrent) == (4, 4)
+    place = place_trials(Resources(gpu=0.5, cpu=1), [Node(5, 1)])
+    assert (place.per_gpu, place.concurrent) == (2, 2)
     door = Door.remote()
-    grid = tuner_for(set_share(Waits, place), {"door": door, "n": tune.grid_search(list(range(5)))}, tmp_path).fit()
-    assert max(result.metrics["most"] for result in grid) == 4
+    grid = tuner_for(set_share(Waits, place), {"door": door, "n": tune.grid_search([0, 1, 2])}, tmp_path).fit()
+    assert max(result.metrics["most"] for result in grid) == 2
 
 
-def trial_parameters(ray, tmp_path, spec):
+class NearActor:
+    """An object in the place of an actor, for trials of this process: it needs no process of its own."""
+
+    def __init__(self, ray, held):
+        self.ray, self.held = ray, held
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *given: self.ray.put(getattr(self.held, name)(*given)))
+
+
+def trial_parameters(ray, tmp_path, spec, is_near=False):
     from qdtune.store.warmups import WarmupFolder
 
     data, _ = load(["synthetic"], tmp_path, 128)
-    warmups = ray.remote(WarmupFolder).options(num_cpus=0).remote(str(tmp_path / "warmup"))
+    folder = str(tmp_path / "warmup")
+    if is_near:
+        warmups = NearActor(ray, WarmupFolder(folder))
+    else:
+        warmups = ray.remote(WarmupFolder).options(num_cpus=0).remote(folder)
     return {"spec": spec, "data": data, "warmups": warmups, "stacks": str(tmp_path)}
 
 
@@ -314,7 +329,7 @@ def reports_of(ray, tmp_path, spec, monkeypatch, **changes):
     """The reports of one trial whose trainable is stepped by hand, without Tune."""
     from qdtune.sweep.trainable import QATTrial
 
-    parameters = trial_parameters(ray, tmp_path, spec)
+    parameters = trial_parameters(ray, tmp_path, spec, is_near=True)
     trial = trial_by_hand(QATTrial, plan(spec).trials[0].cells, **parameters)
     for name, value in changes.items():
         monkeypatch.setattr(f"qdtune.training.train.{name}", value)
@@ -359,13 +374,11 @@ def test_reports_hold_the_numbers_that_schedulers_of_ray_compare(ray_here, tmp_p
 
 @pytest.mark.parametrize("ending", ["cleanup", "reset_config", "fault"])
 def test_a_trial_that_ends_in_its_warmup_leaves_it_to_others(ray_here, tmp_path, monkeypatch, ending):
-    from types import SimpleNamespace
-
     from qdtune.sweep.trainable import QATTrial
 
     spec = loads(SWEEP, "byhand.yaml", ["train.warmup.epochs=2", "run.stall_timeout_s=100"])
     configuration = plan(spec).trials[0]
-    parameters = trial_parameters(ray_here, tmp_path, spec)
+    parameters = trial_parameters(ray_here, tmp_path, spec, is_near=True)
     trial = trial_by_hand(QATTrial, configuration.cells, SimpleNamespace(trial_id="first"), **parameters)
     open_files = len(os.listdir("/proc/self/fd"))
     report = trial.step()
