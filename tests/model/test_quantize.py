@@ -197,7 +197,8 @@ def differentiated(mode: str, what: str):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("mode", ["eager", "vmap", "compiled"])
+# training/test_cohort.py has a compiled step among ordinary tests.
+@pytest.mark.parametrize("mode", ["eager", "vmap", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["weights", "activations"])
 def test_gradient_equals_the_handwritten_one(bits, mode, what):
     shape = (24, 33) if what == "weights" else (16, 33)

@@ -115,7 +115,13 @@ def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("changes", [{"act_bits": 8}, {"weight_bits": 1, "scale": "lsq", "batch_norm": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"act_bits": 8}, marks=pytest.mark.slow),  # each takes half a minute where no cache has it
+        {"weight_bits": 1, "scale": "lsq", "batch_norm": True},
+    ],
+)
 def test_compiled_step_equals_the_eager_one(changes, data):
     # Compiled for real, or taken from this machine's cache.
     # One step, and not too few codes: sums of few codes meet the edges of ReLU and clip exactly, where the last bit

@@ -38,6 +38,7 @@ def tensors():
     return torch.ones(3), torch.tensor([[0]]), torch.tensor(0.5)
 
 
+@pytest.mark.slow  # test_cohort.py compiles a step, or finds it; below what is kept is found with code that is invented
 def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     x, batch, rate = tensors()
     compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)(batch, rate)
@@ -142,7 +143,23 @@ def test_without_a_cache_folder_a_library_is_built_all_the_same(tmp_path: Path) 
     assert compiled_in(XDG_CACHE_HOME=str(tmp_path)) == "compiled None"
 
 
-@pytest.mark.parametrize("compiler", ["false", pytest.param("no-such-compiler", marks=pytest.mark.slow)])
+def test_a_step_that_cannot_be_compiled_runs_all_the_same_and_says_why(folder, monkeypatch):
+    def fail(*given):
+        raise compiled.CompileError("no compiler")
+
+    monkeypatch.setattr(compiled, "_eager_reasons", [])
+    monkeypatch.setattr(compiled, "build_library", fail)
+    x, batch, rate = tensors()
+    call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
+    call(batch, rate)
+    assert x.tolist() == [12.5] * 3
+    call(torch.tensor([[1]]), torch.tensor(1.0))
+    assert x.tolist() == [46.0] * 3
+    assert compiled.why_eager() == "no compiler"
+
+
+@pytest.mark.slow  # above with an error that is planted
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
 def test_a_compiler_that_fails_costs_speed_only_and_is_named(tmp_path: Path, compiler: str) -> None:
     said = compiled_in(XDG_CACHE_HOME=str(tmp_path), CXX=compiler)
     assert said.startswith("eager a training step cannot be compiled: ")
