@@ -8,7 +8,6 @@ vain is dropped, and the rest is played. Numbers stay the same to the last bit: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,84 +17,24 @@ from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Layout = tuple[Any, ...]  # shape, strides, offset and type of a tensor
-aten = torch.ops.aten
+from qdtune.training.taped_calls import (
+    Layout,
+    Slot,
+    TapedCall,
+    drop_repeated,
+    drop_unread,
+    drop_vain_copies,
+    find_slots,
+    map_leaves,
+    rename_slots,
+)
 
-# The result of each has the elements of its first argument, in their order, if it has its layout too.
-SAME_ELEMENTS = (aten.alias, aten.clone, aten.detach, aten.expand, aten.permute, aten.view, aten._unsafe_view)
-VALUE_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+CHANGING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 PLAIN_CALLS = 8  # before a recording, which takes as long as some ten calls
-STATISTICS = slice(3, 5)  # arguments that a batch normalisation changes, which its schema does not say
 
 
 class NotTapedError(RuntimeError):
-    """A function reads values of tensors in Python, so that its operations may differ from call to call."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of one tensor on a tape."""
-
-    number: int
-
-    def __repr__(self) -> str:
-        return f"t{self.number}"
-
-
-@dataclass(frozen=True)
-class TapedCall:
-    """One call of an operation of torch.
-
-    Attributes:
-        function: the operation.
-        args, kwargs: with slots in the place of tensors.
-        results: the slots of the returned tensors; None in the place of what is no tensor.
-        is_tuple: whether it returned several things.
-    """
-
-    function: OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    results: tuple[Slot | None, ...]
-    is_tuple: bool
-
-    def reads(self) -> list[Slot]:
-        return find_slots((self.args, self.kwargs))
-
-    def makes(self) -> list[Slot]:
-        return find_slots(self.results)
-
-    def writes(self) -> list[Slot]:
-        """The slots whose tensors it changes."""
-        declared = self.function._schema.arguments
-        given = dict(zip((a.name for a in declared), self.args, strict=False)) | self.kwargs
-        changed = [given.get(a.name) for a in declared if a.alias_info is not None and a.alias_info.is_write]
-        if self.function is aten.native_batch_norm.default:
-            changed += self.args[STATISTICS]
-        return find_slots(changed)
-
-    def viewed(self) -> Slot | None:
-        """The slot of the tensor in whose memory the result lies; None if the result has its own."""
-        returned = self.function._schema.returns
-        is_view = bool(returned) and returned[0].alias_info is not None
-        return self.args[0] if is_view and self.args and isinstance(self.args[0], Slot) else None
-
-    def is_drawn(self) -> bool:
-        return torch.Tag.nondeterministic_seeded in self.function.tags
-
-    def renamed(self, names: dict[Slot, Slot]) -> TapedCall:
-        args, kwargs, results = rename_slots((self.args, self.kwargs, self.results), names)
-        return replace(self, args=args, kwargs=kwargs, results=results)
-
-
-def find_slots(nested: Any) -> list[Slot]:
-    """All slots in nested lists, tuples and dicts."""
-    return [leaf for leaf in tree.tree_leaves(nested) if isinstance(leaf, Slot)]
-
-
-def rename_slots(nested: Any, names: dict[Slot, Slot]) -> Any:
-    """The same with other slots."""
-    return tree.tree_map(lambda leaf: names.get(leaf, leaf) if isinstance(leaf, Slot) else leaf, nested)
+    """A function cannot be played from a tape: what it does may differ from call to call."""
 
 
 class Taped:
@@ -131,16 +70,29 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Callable[.
         inputs: those of later calls have their shapes and types.
 
     Raises:
-        NotTapedError: the function reads values of tensors in Python.
+        NotTapedError: the function reads values of tensors in Python, or draws, or its tape does something else.
     """
-    copies = [tensor.clone() for tensor in inputs]
+    copies, others = ([tensor.clone() for tensor in inputs] for _ in range(2))
     tape = Tape(copies)
     with torch.no_grad(), tape:
-        returned = function(*copies)
-    returned = tree.tree_map(tape.name, returned)
-    calls, names = _drop_repeated(_drop_vain_copies(tape.calls), tape.layouts)
-    returned = rename_slots(returned, names)
-    return _compose(tape, _drop_unread(calls, find_slots(returned)), returned)
+        expected = function(*copies)
+    calls, names = drop_repeated(drop_vain_copies(tape.calls), tape.layouts)
+    returned = rename_slots(map_leaves(tape.name, expected), names)
+    play = _compose(tape, drop_unread(calls, find_slots(returned)), returned)
+    try:
+        found = play(*others)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise NotTapedError(f"its tape cannot be played: {error}") from error
+    if not all(map(_is_equal, tree.tree_leaves((expected, copies)), tree.tree_leaves((found, others)))):
+        raise NotTapedError("its tape gives other numbers")
+    return play
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether all numbers of two tensors are equal; one that is not a number equals another such."""
+    if not isinstance(one, Tensor):
+        return bool(one == other)
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 class Tape(TorchDispatchMode):
@@ -164,9 +116,9 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if any(tag in function.tags for tag in VALUE_TAGS):
-            raise NotTapedError(f"{function} reads values of a tensor")
-        named_args, named_kwargs = tree.tree_map(self.name, (args, kwargs or {}))
+        if any(tag in function.tags for tag in CHANGING):
+            raise NotTapedError(f"{function} reads values of a tensor, or draws")
+        named_args, named_kwargs = map_leaves(self.name, (args, kwargs or {}))
         returned = function(*args, **(kwargs or {}))
         is_tuple = isinstance(returned, (tuple, list))
         is_constant = not find_slots((named_args, named_kwargs))
@@ -196,87 +148,6 @@ class Tape(TorchDispatchMode):
         return slot
 
 
-def _find_owners(calls: Sequence[TapedCall]) -> dict[Slot, Slot]:
-    """For each view: the tensor that owns its memory."""
-    owners: dict[Slot, Slot] = {}
-    for call in calls:
-        if (base := call.viewed()) is not None:
-            owners |= {view: owners.get(base, base) for view in call.makes() if view != base}
-    return owners
-
-
-def _drop_vain_copies(calls: Sequence[TapedCall]) -> list[TapedCall]:
-    """The calls without copies that nothing changes before they are written back.
-
-    A forward pass gets copies of all buffers, because it may change some, but it changes few.
-    """
-    owners = _find_owners(calls)
-    sources = {call.makes()[0]: call.reads()[0] for call in calls if call.function is aten.clone.default}
-
-    def is_written_back(call: TapedCall) -> bool:
-        return call.function is aten.copy_.default and sources.get(call.args[1]) == call.args[0]
-
-    changed = {owners.get(slot, slot) for call in calls if not is_written_back(call) for slot in call.writes()}
-    back = [call.args[1] for call in calls if is_written_back(call)]
-    vain = {copy: sources[copy] for copy in back if not changed & {copy, owners.get(sources[copy], sources[copy])}}
-    left = [call for call in calls if not (is_written_back(call) and call.args[1] in vain)]
-    return [call.renamed(vain) for call in left if not vain.keys() & set(call.makes())]
-
-
-def _drop_repeated(
-    calls: Sequence[TapedCall], layouts: dict[Slot, Layout]
-) -> tuple[list[TapedCall], dict[Slot, Slot]]:
-    """The calls without those that only repeat what is there; and the slots of the same numbers for their results.
-
-    Calls without arguments go, too, because the tape has kept what they returned.
-    """
-    owners = _find_owners(calls)
-
-    def owner(slot: Slot) -> Slot:
-        return owners.get(slot, slot)
-
-    changed = {owner(slot) for call in calls for slot in call.writes()}
-    changes: dict[Slot, int] = {}  # how often the memory of a tensor was changed so far
-    names: dict[Slot, Slot] = {}
-    found: dict[str, tuple[Slot | None, ...]] = {}
-    left = []
-    for recorded in calls:
-        call = recorded.renamed(names)
-        for slot in recorded.writes():
-            changes[owner(slot)] = changes.get(owner(slot), 0) + 1
-        if recorded.writes() or call.is_drawn() or changed.intersection(call.results):
-            left.append(call)
-        elif call.reads():
-            if (source := _find_same(call, layouts)) and (call.viewed() or owner(source) not in changed):
-                names[call.makes()[0]] = source
-                continue
-            read = [(slot, changes.get(owner(slot), 0)) for slot in call.reads()]
-            first = found.setdefault(repr((call.function, call.args, call.kwargs, read)), call.results)
-            if first is call.results:
-                left.append(call)
-            names |= {one: other for one, other in zip(call.results, first, strict=True) if one and other}
-    return left, names
-
-
-def _find_same(call: TapedCall, layouts: dict[Slot, Layout]) -> Slot | None:
-    """The slot of the first argument, if the result has its elements and its layout."""
-    if call.function.overloadpacket not in SAME_ELEMENTS or len(call.reads()) != 1:
-        return None
-    (source,) = call.reads()
-    return source if layouts[source] == layouts[call.makes()[0]] else None
-
-
-def _drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:
-    """The calls without those on which nothing depends."""
-    read = set(returned)
-    left = []
-    for call in reversed(calls):
-        if call.writes() or call.is_drawn() or read.intersection(call.makes()):
-            read.update(call.reads())
-            left.append(call)
-    return left[::-1]
-
-
 def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[..., Any]:
     """A Python function of the inputs that makes these calls, and drops each tensor after its last use."""
     names: dict[str, Any] = {}  # what the function refers to
@@ -299,11 +170,17 @@ def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[
         given = [*map(write, call.args), *(f"{key}={write(value)}" for key, value in call.kwargs.items())]
         targets = ["_" if slot is None else repr(slot) for slot in call.results]
         target = f"{', '.join(targets)}{',' * call.is_tuple} = " if targets else ""
-        lines.append(f" {target}{write(call.function, 'f')}({', '.join(given)})")
+        lines.append(f" {target}{write(_find_binding(call.function), 'f')}({', '.join(given)})")
         ended = {slot for slot in (*call.reads(), *call.makes()) if last[slot] == place} - lasting
         lines += [f" {slot} = None" for slot in sorted(ended, key=lambda slot: slot.number)]
     leaves, structure = tree.tree_flatten(returned)
     lines.append(f" return {write(leaves)}")
     exec("\n".join(lines), names)
-    play = torch.no_grad()(names["play"])
-    return lambda *inputs: tree.tree_unflatten(play(*inputs), structure)
+    play = torch.inference_mode()(names["play"])
+    return (lambda *inputs: tree.tree_unflatten(play(*inputs), structure)) if leaves else play
+
+
+def _find_binding(function: OpOverload) -> Callable[..., Any]:
+    """The same operation as torch offers it to Python, if it does: its call costs half of that of `torch.ops`."""
+    name = function._schema.name.removeprefix("aten::")
+    return getattr(torch, name, None) or getattr(Tensor, name, None) or function

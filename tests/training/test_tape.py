@@ -9,6 +9,7 @@ from torch.func import grad_and_value, vmap
 from qdtune.datasets.load import load
 from qdtune.spec.configuration import OwnModel
 from qdtune.spec.tasks import ACCURACY
+from qdtune.training import tape
 from qdtune.training.cohort import Tensors
 from qdtune.training.own_structure import describe_structure
 from qdtune.training.tape import NotTapedError, Taped, record
@@ -91,7 +92,10 @@ def test_what_is_repeated_or_vain_is_not_played(monkeypatch):
         return x
 
     calls = []
-    monkeypatch.setattr("qdtune.training.tape._compose", lambda tape, given, returned: calls.extend(given))
+    compose = tape._compose
+    monkeypatch.setattr(
+        tape, "_compose", lambda made, given, *rest: calls.extend(given) or compose(made, given, *rest)
+    )
     record(function, (torch.ones(3), torch.ones(3)))
     assert [str(call.function) for call in calls] == ["aten.sin.default", "aten.add.Tensor", "aten.add.Tensor"] * 5
 
@@ -129,19 +133,6 @@ def test_statistics_that_a_normalisation_changes_are_kept():
     assert plain[0].abs().sum() > 0
 
 
-def test_a_draw_is_drawn_anew_at_each_play():
-    def function(x):
-        torch.rand(2)  # moves the generator, though nothing reads it
-        return x + torch.rand(4) - torch.rand(4)
-
-    play = record(function, (torch.zeros(4),))
-    torch.manual_seed(0)
-    expected = [function(torch.zeros(4)) for _ in range(3)]
-    torch.manual_seed(0)
-    assert all(torch.equal(play(torch.zeros(4)), one) for one in expected)
-    assert not torch.equal(*expected[:2])
-
-
 def test_gradients_of_stacked_replicas_are_played():
     def loss(w, x):
         return (torch.tanh(x @ w) ** 2).mean()
@@ -160,19 +151,36 @@ def test_gradients_of_stacked_replicas_are_played():
     assert torch.equal(plain, taped)
 
 
-@pytest.mark.parametrize("reads", ["item", "nonzero"])
-def test_what_reads_values_in_python_runs_as_it_is(reads):
+@pytest.mark.parametrize("reads", ["item", "nonzero", "draws"])
+def test_what_may_differ_from_call_to_call_runs_as_it_is(reads):
     def function(x):
+        if reads == "draws":
+            return x + torch.rand(3) * 0
         if reads == "nonzero":
             return x[x > 0].sum()
         return x * 2 if x.sum().item() > 0 else x
 
-    with pytest.raises(NotTapedError, match="reads values of a tensor"):
+    with pytest.raises(NotTapedError, match="reads values of a tensor, or draws"):
         record(function, (torch.ones(3),))
     taped = Taped(function, 1)
     for sign in (1, -1, 1, -1):
         x = torch.ones(3) * sign
         assert torch.equal(taped(x), function(x))
+
+
+@pytest.mark.parametrize("fault", ["another result", "no such call"])
+def test_a_tape_that_does_something_else_is_not_played(fault, monkeypatch):
+    wrong = torch.cos if fault == "another result" else torch.stack
+    monkeypatch.setattr(tape, "_find_binding", lambda function: wrong)
+    with pytest.raises(NotTapedError, match="its tape"):
+        record(lambda x: x.sin(), (torch.ones(3),))
+    taped = Taped(lambda x: x.sin(), 0)
+    assert all(torch.equal(taped(torch.ones(3)), torch.ones(3).sin()) for _ in range(3))
+
+
+def test_numbers_that_are_none_are_played_too():
+    play = record(lambda x: x.log() + 1, (torch.tensor([-1.0, 1.0]),))
+    assert play(torch.tensor([1.0, -1.0])).isnan().tolist() == [False, True]
 
 
 def test_it_is_recorded_after_the_plain_calls():
@@ -185,7 +193,7 @@ def test_it_is_recorded_after_the_plain_calls():
     taped = Taped(function, 2)
     for _ in range(5):
         assert torch.equal(taped(torch.ones(3)), torch.full((3,), 2.0))
-    assert len(calls) == 3  # two as they are, one recorded
+    assert len(calls) == 3  # two as they are, one that is recorded
 
 
 def test_tensors_are_dropped_after_their_last_use():

@@ -1,0 +1,176 @@
+"""The operations of a tape, and how those are dropped that do nothing new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+Layout = tuple[Any, ...]  # shape, strides, offset and type of a tensor
+aten = torch.ops.aten
+
+# The result of each has the elements of its first argument, in their order, if it has its layout too.
+SAME_ELEMENTS = (aten.alias, aten.clone, aten.detach, aten.expand, aten.permute, aten.view, aten._unsafe_view)
+STATISTICS = slice(3, 5)  # arguments that a batch normalisation changes, which its schema does not say
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one tensor on a tape."""
+
+    number: int
+
+    def __repr__(self) -> str:
+        return f"t{self.number}"
+
+
+@dataclass(frozen=True)
+class TapedCall:
+    """One call of an operation of torch.
+
+    Attributes:
+        function: the operation.
+        args, kwargs: with slots in the place of tensors.
+        results: the slots of the returned tensors; None in the place of what is no tensor.
+        is_tuple: whether it returned several things.
+    """
+
+    function: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Slot | None, ...]
+    is_tuple: bool
+
+    def reads(self) -> list[Slot]:
+        return find_slots((self.args, self.kwargs))
+
+    def makes(self) -> list[Slot]:
+        return find_slots(self.results)
+
+    def writes(self) -> list[Slot]:
+        """The slots whose tensors it changes."""
+        declared = self.function._schema.arguments
+        given = dict(zip((a.name for a in declared), self.args, strict=False)) | self.kwargs
+        changed = [given.get(a.name) for a in declared if a.alias_info is not None and a.alias_info.is_write]
+        if self.function is aten.native_batch_norm.default:
+            changed += self.args[STATISTICS]
+        return find_slots(changed)
+
+    def viewed(self) -> Slot | None:
+        """The slot of the tensor in whose memory the result lies; None if the result has its own."""
+        returned = self.function._schema.returns
+        is_view = bool(returned) and returned[0].alias_info is not None
+        return self.args[0] if is_view and self.args and isinstance(self.args[0], Slot) else None
+
+    def renamed(self, names: dict[Slot, Slot]) -> TapedCall:
+        args, kwargs, results = rename_slots((self.args, self.kwargs, self.results), names)
+        return replace(self, args=args, kwargs=kwargs, results=results)
+
+
+def find_slots(nested: Any) -> list[Slot]:
+    """All slots in nested lists, tuples and dicts."""
+    if isinstance(nested, Slot):
+        return [nested]
+    if isinstance(nested, dict):
+        nested = nested.values()
+    elif not isinstance(nested, (list, tuple)):
+        return []
+    return [slot for one in nested for slot in find_slots(one)]
+
+
+def map_leaves(function: Callable[[Any], Any], nested: Any) -> Any:
+    """The same lists, tuples and dicts with what `function` makes of their leaves; much faster than torch's own."""
+    if isinstance(nested, dict):
+        return {key: map_leaves(function, one) for key, one in nested.items()}
+    if isinstance(nested, (list, tuple)):
+        return type(nested)([map_leaves(function, one) for one in nested])
+    return function(nested)
+
+
+def rename_slots(nested: Any, names: dict[Slot, Slot]) -> Any:
+    """The same with other slots."""
+    return map_leaves(lambda leaf: names.get(leaf, leaf) if isinstance(leaf, Slot) else leaf, nested)
+
+
+def _find_owners(calls: Sequence[TapedCall]) -> dict[Slot, Slot]:
+    """For each view: the tensor that owns its memory."""
+    owners: dict[Slot, Slot] = {}
+    for call in calls:
+        if (base := call.viewed()) is not None:
+            owners |= {view: owners.get(base, base) for view in call.makes() if view != base}
+    return owners
+
+
+def drop_vain_copies(calls: Sequence[TapedCall]) -> list[TapedCall]:
+    """The calls without copies that nothing changes before they are written back.
+
+    A forward pass gets copies of all buffers, because it may change some, but it changes few.
+    """
+    owners = _find_owners(calls)
+    sources = {call.makes()[0]: call.reads()[0] for call in calls if call.function is aten.clone.default}
+
+    def is_written_back(call: TapedCall) -> bool:
+        return call.function is aten.copy_.default and sources.get(call.args[1]) == call.args[0]
+
+    changed = {owners.get(slot, slot) for call in calls if not is_written_back(call) for slot in call.writes()}
+    back = [call.args[1] for call in calls if is_written_back(call)]
+    vain = {copy: sources[copy] for copy in back if not changed & {copy, owners.get(sources[copy], sources[copy])}}
+    left = [call for call in calls if not (is_written_back(call) and call.args[1] in vain)]
+    return [call.renamed(vain) for call in left if not vain.keys() & set(call.makes())]
+
+
+def drop_repeated(
+    calls: Sequence[TapedCall], layouts: dict[Slot, Layout]
+) -> tuple[list[TapedCall], dict[Slot, Slot]]:
+    """The calls without those that only repeat what is there; and the slots of the same numbers for their results.
+
+    Calls without arguments go, too, because the tape has kept what they returned.
+    """
+    owners = _find_owners(calls)
+
+    def owner(slot: Slot) -> Slot:
+        return owners.get(slot, slot)
+
+    changed = {owner(slot) for call in calls for slot in call.writes()}
+    changes: dict[Slot, int] = {}  # how often the memory of a tensor was changed so far
+    names: dict[Slot, Slot] = {}
+    found: dict[str, tuple[Slot | None, ...]] = {}
+    left = []
+    for recorded in calls:
+        call = recorded.renamed(names)
+        for slot in recorded.writes():
+            changes[owner(slot)] = changes.get(owner(slot), 0) + 1
+        if recorded.writes() or changed.intersection(call.results):
+            left.append(call)
+        elif call.reads():
+            if (source := _find_same(call, layouts)) and (call.viewed() or owner(source) not in changed):
+                names[call.makes()[0]] = source
+                continue
+            read = [(slot, changes.get(owner(slot), 0)) for slot in call.reads()]
+            first = found.setdefault(repr((call.function, call.args, call.kwargs, read)), call.results)
+            if first is call.results:
+                left.append(call)
+            names |= {one: other for one, other in zip(call.results, first, strict=True) if one and other}
+    return left, names
+
+
+def _find_same(call: TapedCall, layouts: dict[Slot, Layout]) -> Slot | None:
+    """The slot of the first argument, if the result has its elements and its layout."""
+    if call.function.overloadpacket not in SAME_ELEMENTS or len(call.reads()) != 1:
+        return None
+    (source,) = call.reads()
+    return source if layouts[source] == layouts[call.makes()[0]] else None
+
+
+def drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:
+    """The calls without those on which nothing depends."""
+    read = set(returned)
+    left = []
+    for call in reversed(calls):
+        if call.writes() or read.intersection(call.makes()):
+            read.update(call.reads())
+            left.append(call)
+    return left[::-1]
