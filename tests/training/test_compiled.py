@@ -38,7 +38,7 @@ def tensors():
     return torch.ones(3), torch.tensor([[0]]), torch.tensor(0.5)
 
 
-@pytest.mark.slow  # test_cohort.py compiles a step, or finds it; below what is kept is found with code that is invented
+@pytest.mark.slow  # test_cohort.py compiles a step, or finds it; below invented code is kept and found
 def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     x, batch, rate = tensors()
     compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)(batch, rate)
