@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ def given(task, dtype):
 LEARN = 40  # epochs of warm-up after which every task is learned
 
 
-def trained(task, metric, dtype="float32", normalize="feature", epochs=4, **changes):
+@cache  # nobody changes what it returns
+def trained(task, metric, dtype="float32", normalize="feature", learns=False, **changes):
+    """A trial, its data and its last report, after a few steps or as many as it takes to learn."""
     splits, info = given(task, dtype)
     data = cut("mine:data", splits, 100, info, normalize)
     values = {"hidden": (24,), "depth": 2, "activation": "tanh", "weight_bits": 8, "act_bits": 8, "scale": "lsq"}
@@ -66,9 +69,9 @@ def trained(task, metric, dtype="float32", normalize="feature", epochs=4, **chan
         **values | changes,
         dataset="mine:data",
         val_size=100,
-        batch_size=20,
-        warmup=Warmup(epochs=epochs, lr=0.01, optimizer="adam"),
-        qat=Qat(epochs=3, lr=0.003, optimizer="adam"),
+        batch_size=20 if learns else 60,
+        warmup=Warmup(epochs=LEARN if learns else 1, lr=0.01, optimizer="adam"),
+        qat=Qat(epochs=3 if learns else 1, lr=0.003, optimizer="adam"),
         own_data=OwnData("0" * 64, "1" * 64, info),
         task=task.name,
         metric=metric.name,
@@ -87,7 +90,7 @@ def test_each_metric_is_one_of_a_task():
 
 @pytest.mark.parametrize(("task", "metric"), METRICS, ids=lambda one: one.name)
 def test_a_task_is_learned_and_judged_by_its_metric(task, metric):
-    _, _, report = trained(task, metric, epochs=LEARN)
+    _, _, report = trained(task, metric, learns=True)
     for row in report["rows"]:
         assert row["state"] == "ok", row["error"]
         assert metric.val in row
@@ -227,7 +230,7 @@ def test_a_card_says_what_the_outputs_are_and_what_to_make_of_them(name, dtype):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_network_without_hidden_layers_trains_and_ships(depth):
     task = task_of("regression")
-    trial, data, report = trained(task, task.metrics[0], epochs=LEARN, hidden=(), depth=depth, decompose="all")
+    trial, data, report = trained(task, task.metrics[0], learns=True, hidden=(), depth=depth, decompose="all")
     assert trial.cells["hidden"] == "none"
     assert len(trial.structure.layers) == 1
     alone = one_seed(report["weights"], 0)
