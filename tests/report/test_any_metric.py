@@ -28,7 +28,9 @@ def runs(tmp_path_factory):
 
 
 def printed(capsys, run, *options):
-    assert main(["report", str(run), *options]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # drawing takes seconds
+        patch.setattr("qdtune.commands.report._write_files", lambda *given: ["report: nowhere"])
+        assert main(["report", str(run), *options]) == 0
     return capsys.readouterr().out
 
 

@@ -119,6 +119,18 @@ def test_the_nearest_run_beside_a_wrong_name_is_suggested(run, options, tmp_path
     assert capsys.readouterr().err.endswith(f"(did you mean {run.root}?)\n")
 
 
+@pytest.fixture
+def only_printed(monkeypatch):
+    """Reports that draw nothing, which takes seconds."""
+    monkeypatch.setattr("qdtune.commands.report._write_files", lambda *given: ["report: nowhere"])
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports that draw a page, but no figures beside it."""
+    monkeypatch.setattr("qdtune.commands.report.images", lambda *given: ())
+
+
 def test_report_prints_what_it_draws(run, capsys):
     assert main([str(run.root)]) == 0
     out, err = capsys.readouterr()
@@ -205,7 +217,7 @@ def test_refusals_are_a_line_and_their_list_is_folded(tmp_path):
     assert [figure.name for figure in figures(refused)][1] == "forest_activation"  # no depth has an effect
 
 
-def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys):
+def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys, only_printed):
     assert main([str(run.root)]) == 0
     short = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in short if not line.startswith("report: "))
@@ -225,7 +237,7 @@ def test_terminal_is_a_summary_of_80_columns_unless_all_is_asked_for(run, capsys
     assert "qdtune report --all" not in out
 
 
-def test_one_number_of_bits_can_be_asked_for_and_keeps_its_verdicts(run, capsys):
+def test_one_number_of_bits_can_be_asked_for_and_keeps_its_verdicts(run, capsys, only_printed):
     assert main([str(run.root), "--bits", "2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "At 2 bits, depth " in said
@@ -527,7 +539,7 @@ def test_watch_of_a_finished_sweep_draws_it_and_ends(run, capsys):
     assert 'data-reload="0"' in (run.root / PAGE).read_text()
 
 
-def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path):
+def test_page_of_a_running_sweep_loads_itself_again(run, tmp_path, without_figures):
     root = Path(shutil.copytree(run.root, tmp_path / "grid"))
     next(iter(sorted((root / "trials").iterdir()))).unlink()
     html = page([sheet(qdtune.load(root))], reload_s=3).decode()
