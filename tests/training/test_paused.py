@@ -51,8 +51,11 @@ COMPILED = {  # without a warm-up, which would be compiled, too
 }
 
 
+MANY_STEPS = ("sgd", "factors and lsq", *COMPILED)  # enough to be played from a tape, which takes time to record
+
+
 def trial_of(case):
-    return a_trial(batch_size=64, **(CASES | COMPILED)[case])
+    return a_trial(batch_size=64 if case in MANY_STEPS else 192, **(CASES | COMPILED)[case])
 
 
 @contextlib.contextmanager
