@@ -17,6 +17,7 @@ ELSEWHERE = {
     "parameters": "see [Axes](#axes)",
     "exclude": "see [Axes](#axes)",
     "early_terminate": "see [Pruning](pruning.md)",
+    "fallback": "see [Another data set](#another-data-set-stands-in)",
 }
 
 

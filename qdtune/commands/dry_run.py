@@ -142,6 +142,7 @@ def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_al
         yield "  paused", text
     yield from _training_facts(spec, planned)
     yield "data", _format_data(prepared)
+    yield from (("fallback", line) for line in prepared.replaced)
     yield from (("longer", line) for line in prepared.lengthened)
     yield from (("test", line) for line in prepared.test_notes)
     yield from (("model", line) for line in prepared.float_notes)

@@ -22,6 +22,7 @@ from qdtune.spec.checks import choice, matching, whole
 from qdtune.spec.choices import METHODS
 from qdtune.spec.disagreements import list_disagreements
 from qdtune.spec.early_terminate import EarlyTerminate
+from qdtune.spec.fallback import Fallback, change_groups
 from qdtune.spec.foreign_words import hint_for_key, hint_for_value
 from qdtune.spec.groups import (
     Constraint,
@@ -58,6 +59,7 @@ class Spec(Frozen):
         early_terminate: pruner that stops weak trials
         replicate: more seeds after the search, for the front or until comparisons are decided
         constraints: limits such as `size_bytes <= 8192`
+        fallback: what changes where another data set of the list stands in for the first one
     """
 
     version: Annotated[int, whole(1, 1)]
@@ -77,12 +79,26 @@ class Spec(Frozen):
     constraints: Distinct[Constraint] = ()
     resources: Resources = Resources()
     run: RunGroup = RunGroup()
+    fallback: Fallback | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Spec:
-        if found := list(list_disagreements(self)):
+        if found := [*list_disagreements(self), *self._list_fallback_disagreements()]:
             raise _DisagreementError(found)
         return self
+
+    def _list_fallback_disagreements(self) -> Iterator[tuple[KeyPath, str]]:
+        """The mistakes of the sweeps that stand in for this one."""
+        if self.fallback is None:
+            return
+        if len(self.data.names) == 1:
+            yield ("fallback",), "has no use with one data set (list several in data.dataset, or leave fallback out)"
+        for name in self.data.names[1:]:
+            try:
+                self._on(name)
+            except SpecError as error:
+                yield from ((("fallback", *one.path), f"{one.what} (on {name})") for one in error.problems)
+                return
 
     @property
     def axes(self) -> dict[str, Values[Any]]:
@@ -121,8 +137,8 @@ class Spec(Frozen):
     def resolve(self, dataset: str) -> Spec:
         """The same sweep on `dataset`, one of `data.names`, alone.
 
-        A fallback (not the first of the list) is usually smaller, so its validation split is at most a fifth.
-        `min_steps` of a phase is turned into epochs.
+        A fallback (not the first of the list) is usually smaller, so its validation split is at most a fifth. There,
+        the groups of `fallback` replace keys of the same groups. `min_steps` of a phase is turned into epochs.
 
         Raises:
             SpecError: the data set is not in the list, or is too small for the batch size.
@@ -130,13 +146,17 @@ class Spec(Frozen):
         if dataset not in self.data.names:
             what = f"{format_value(dataset)} is not in the list ({', '.join(self.data.names)})"
             raise user_error(what, "data", "dataset")
-        spec = self
-        if not self.data.factory:
-            val_size = self.data.val_size
-            if dataset != self.data.names[0]:
-                val_size = min(val_size, dataset_of(dataset).train // 5)
-            spec = self.changed("data", dataset=[dataset], val_size=val_size)
-        return spec._with_floors()
+        return (self if self.data.factory else self._on(dataset))._with_floors()
+
+    def _on(self, dataset: str) -> Spec:
+        """The same sweep on one data set of the list, with what `fallback` changes there."""
+        data, val_size = self.to_dict(), self.data.val_size
+        changes = data.pop("fallback", {})
+        if dataset != self.data.names[0]:
+            data = change_groups(data, changes)
+            val_size = min(val_size, dataset_of(dataset).train // 5)
+        data["data"] = {**data["data"], "dataset": [dataset], "val_size": val_size}
+        return self._validated_like(data)
 
     def _with_floors(self) -> Spec:
         """The same sweep with each `min_steps` turned into epochs; unchanged if its data is not known yet.
@@ -161,9 +181,12 @@ class Spec(Frozen):
             SpecError: the values do not fit the rest.
         """
         data = self.to_dict()
-        spec = _validated(Document({**data, group: {**data[group], **values}}))
-        # As it was read, so that it still tells which keys the file names.
-        return spec if group == "resources" else spec.model_copy(update={"resources": self.resources})
+        data[group] = {**data[group], **values}
+        return _validated(Document(data)) if group == "resources" else self._validated_like(data)
+
+    def _validated_like(self, data: dict[str, Any]) -> Spec:
+        """The spec of changed data; its resources stay as they were read, so that they tell which keys a file has."""
+        return _validated(Document(data)).model_copy(update={"resources": self.resources})
 
     @property
     def factories(self) -> dict[str, str]:

@@ -120,6 +120,14 @@ class Prepared:
         return lines
 
     @property
+    def replaced(self) -> list[str]:
+        """A line on what the sweep file changes on this data set, if it stands in for another one."""
+        fallback, data = self.asked.fallback, self.spec.data.names[0]
+        if fallback is None or data == self.asked.data.names[0]:
+            return []
+        return [f"on {data}, fallback of the sweep file replaces {', '.join(fallback.model_dump(exclude_none=True))}"]
+
+    @property
     def float_notes(self) -> list[str]:
         """A line on the parts of the user's own model that no layer kind quantises."""
         if not self.spec.model.factory:

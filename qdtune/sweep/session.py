@@ -98,7 +98,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
             has_more = run.queue.more()
             start = find_start(run)
             announce(prepared.spec, data, prepared.plan, run.queue, start, notes, out)
-            for line in (*prepared.lengthened, *prepared.test_notes, *prepared.float_notes):
+            for line in (*prepared.replaced, *prepared.lengthened, *prepared.test_notes, *prepared.float_notes):
                 out.print(line)
             stopped, error = _train(run, start, data, join, drawing, early, out) if has_more else (None, None)
             if error is None and not run.queue.left:

@@ -138,6 +138,15 @@ def test_a_data_set_that_cannot_be_had_is_decided_anew_on_the_one_that_can(
     assert calls == {"plan": 1}, "what was decided on digits before is not decided again"
 
 
+def test_what_the_file_changes_on_the_data_set_that_stands_in_is_said(folder: Path) -> None:
+    (folder / "a.yaml").write_text(SWEEP + "fallback: {seeds: [5], parameters: {depth: {value: 3}}}\n")
+    prepared = prepare_launch(LaunchOptions("a.yaml"))
+    assert (prepared.replaced, prepared.plan.trials[0].seeds) == ([], (0, 1))
+    settled, _, _ = read_data(prepared, console())
+    assert settled.replaced == ["on digits, fallback of the sweep file replaces parameters, seeds"]
+    assert [(trial.depth, trial.seeds) for trial in settled.plan.trials] == [(3, (5,))] * 2
+
+
 def test_results_on_a_data_set_that_could_not_be_had_are_told_with_the_reason(folder: Path) -> None:
     Store(folder / "runs" / "a").create(load("a.yaml").resolve("mnist").to_yaml())
     prepared = prepare_launch(LaunchOptions("a.yaml"))

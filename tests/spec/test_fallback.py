@@ -1,0 +1,99 @@
+"""The group `fallback`: what changes on the data set that stands in. Its mistakes are told before a launch."""
+
+import pytest
+
+from qdtune.messages import SpecError
+from qdtune.spec.plan import plan
+from qdtune.spec.sweep_file import loads
+
+FILE = """
+version: 1
+name: small
+parameters:
+  depth: {values: [1, 2, 3]}
+  weight_bits: {values: [1, 2]}
+  hidden: {value: 24}
+data: {dataset: [mnist, digits]}
+train:
+  batch_size: 64
+  warmup: {epochs: 2, lr: 0.1}
+  qat: {epochs: 3, lr: 0.1, optimizer: adam}
+early_terminate: {type: pareto, margin: 0.02}
+fallback:
+"""
+GOOD = """
+  seeds: [5, 6]
+  parameters:
+    depth: {value: 2}
+    hidden: {values: [8, 12]}
+  exclude: [{weight_bits: 1, hidden: 12}]
+  train: {qat: {epochs: 9}}
+  early_terminate: {type: none}
+"""
+
+
+def file(text):
+    return loads((FILE + text).encode(), "a.yaml")
+
+
+def refusals(text):
+    with pytest.raises(SpecError) as caught:
+        file(text)
+    return str(caught.value).splitlines()
+
+
+def test_the_first_data_set_is_as_without_it():
+    spec = file(GOOD).resolve("mnist")
+    assert spec == loads(FILE.removesuffix("fallback:\n").encode(), "a.yaml").resolve("mnist")
+    assert "fallback" not in spec.to_yaml()
+
+
+def test_another_data_set_has_what_it_changes_and_the_rest_of_the_file():
+    spec = file(GOOD).resolve("digits")
+    assert spec.seeds == (5, 6)
+    found = {(t.depth, t.bits, t.hidden) for t in plan(spec).trials}
+    assert found == {(2, 1, (8,)), (2, 2, (8,)), (2, 2, (12,))}
+    assert (spec.train.qat.epochs, spec.train.qat.optimizer, spec.train.warmup.epochs) == (9, "adam", 2)
+    assert spec.train.batch_size == 64
+    assert spec.early_terminate.type == "none"
+    assert "fallback" not in spec.to_yaml()
+
+
+def test_a_file_with_it_is_written_and_read_again():
+    spec = file(GOOD)
+    again = loads(spec.to_yaml().encode(), "b.yaml")
+    assert again == spec
+    assert again.resolve("digits") == spec.resolve("digits")
+
+
+def test_what_it_does_not_name_stays():
+    plain = loads(FILE.replace("fallback:\n", "").encode(), "a.yaml").resolve("digits")
+    assert file("  seeds: [0, 1, 2]").resolve("digits") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("  sseds: [1]", "a.yaml:15: fallback: unknown key 'sseds'; did you mean 'seeds'?"),
+        ("  data: {val_size: 3}", "a.yaml:15: fallback: unknown key 'data'"),
+        ("  seeds: [1, 1]", "a.yaml:15: fallback.seeds"),
+        ("  parameters: {depth: 3}", "a.yaml:15: fallback.parameters"),
+        (
+            "  parameters:\n    depht: {value: 3}",
+            "a.yaml:15: fallback.parameters: unknown key 'depht'; did you mean 'depth'?",
+        ),
+        ("  train: {qat: {epochs: 0}}", "a.yaml:15: fallback.train.qat.epochs"),
+        ("  train: {batch_size: 2000}", "a.yaml:15: fallback.train.batch_size"),
+        ("  early_terminate: {type: pareto, margn: 1}", "a.yaml:15: fallback.early_terminate"),
+        ("  replicate: {front: 2}", "a.yaml:15: fallback.replicate.front"),
+    ],
+)
+def test_a_mistake_is_told_at_its_line(text, line):
+    (found,) = refusals(text)
+    assert found.startswith(f"error: {line}")
+    assert found.endswith("(on digits)") is not line.startswith("a.yaml:15: fallback: unknown key")
+
+
+def test_it_needs_a_data_set_that_stands_in():
+    with pytest.raises(SpecError, match=r"a.yaml:14: fallback: has no use with one data set"):
+        loads((FILE + GOOD).replace("[mnist, digits]", "mnist").encode(), "a.yaml")
