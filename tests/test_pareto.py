@@ -31,13 +31,13 @@ def brute_rank(costs: np.ndarray) -> list[int]:
     return ranks
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TABLES)
 def test_rank_equals_brute_force(costs):
     assert rank(costs).tolist() == brute_rank(costs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TABLES, st.randoms(use_true_random=False))
 def test_rank_follows_its_rows_when_they_are_shuffled(costs, random):
     order = list(range(len(costs)))
@@ -51,7 +51,7 @@ def test_rank_equals_brute_force_on_many_distinct_points(m):
     assert rank(costs).tolist() == brute_rank(costs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TABLES)
 def test_front_is_what_nothing_finite_dominates(costs):
     finite = [row for row in costs if np.isfinite(row).all()]
@@ -81,7 +81,7 @@ def test_rank_refuses_what_is_no_table(costs):
         rank(costs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(PAIRS, st.sampled_from([(2.0, 2.0), (3.0, 0.5), (-1.0, 4.0), (4.0, 4.0)]))
 def test_hypervolume_equals_the_counted_cells(costs, reference):
     """Values are multiples of one half from -1 up: cells of side one half are covered whole or not at all."""

@@ -89,7 +89,7 @@ def test_codes_of_one_bit_call_zero_positive():
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     st.integers(1, 6),
     st.sampled_from([*LEVELS.names, "unsigned"]),

@@ -90,7 +90,7 @@ def admitted(other: FrozenTrial, trial: FrozenTrial) -> bool:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sweeps, pruners, st.randoms(use_true_random=False))
 def test_the_rule_equals_its_definition(sweep, pruner, chance):
     chance.shuffle(sweep)

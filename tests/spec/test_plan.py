@@ -63,7 +63,7 @@ axes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(axes, st.integers(0, 10_000), st.integers(0, 3000))
 def test_grid_equals_brute_force(axes: dict[str, list[Any]], seed: int, limit: int) -> None:
     generator = random.Random(seed)
@@ -158,7 +158,7 @@ def test_constraint_compares_as_it_is_written(constraint: str, depths: list[int]
 COMPARE = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     axes,
     st.sampled_from(BOUNDED),

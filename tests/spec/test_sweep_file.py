@@ -785,7 +785,7 @@ values = st.fixed_dictionaries(
 texts = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(values, texts, st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4, unique=True), st.booleans())
 def test_canonical_text_loads_back_equal(parameters: Any, description: str, seeds: list[int], norm: bool) -> None:
     data = {

@@ -183,7 +183,7 @@ while not sys.stdin.closed:
         assert len(found) >= 5, found
     reads += 1
     print(reads, seen, flush=True)
-    if seen == 150:
+    if seen == 80:
         break
 """
 
@@ -194,12 +194,12 @@ def test_readers_see_all_of_it_at_any_moment(store):
     command = [sys.executable, "-c", READER, str(store.root)]
     with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         assert reader.stdout.readline().startswith("1 ")
-        for n in range(5, 150):
+        for n in range(5, 80):
             save(store, f"{n:03x}")
         said = reader.stdout.read().split()
     assert reader.returncode == 0
-    assert said[-1] == "150"
-    assert len([file for file in files(store) if file.startswith("packed-")]) == 30
+    assert said[-1] == "80"
+    assert len([file for file in files(store) if file.startswith("packed-")]) == 16
 
 
 @pytest.mark.parametrize("lacks", ["exchange", "link", "room"])

@@ -51,7 +51,7 @@ def test_paired_of_nothing_knows_nothing():
     assert np.isnan(t_test(np.empty((2, 0))).p).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(P, max_size=8))
 def test_holm_equals_adjusted_p_values_written_out(values):
     rejected, levels = apply_holm(values, 0.05)

@@ -229,7 +229,7 @@ def test_a_damaged_file_is_skipped_listed_kept_and_run_again(store, harm):
     assert path.with_name("a.parquet.damaged").read_bytes() == bad
 
 
-@pytest.mark.parametrize(("folder", "stride"), [("trials", 11), ("history", 1)])
+@pytest.mark.parametrize(("folder", "stride"), [("trials", 13), ("history", 3)])
 def test_a_flipped_bit_is_listed_or_harmless(store, folder, stride):
     store.write("a", [row()], [epoch(number=n) for n in (1, 2, 3)], {})
     read = getattr(store, folder)
@@ -557,7 +557,7 @@ def start(code: str, store: Store) -> "subprocess.Popen[str]":
 
 def test_kill_9_loses_nothing_that_was_acknowledged(store):
     rng, known = random.Random(0), set()
-    for _ in range(10):
+    for _ in range(5):
         with start(WRITER, store) as writer:
             said = [writer.stdout.readline() for _ in range(rng.randint(1, 12))]
             spin = sum(range(rng.randint(0, 200_000)))  # moves the blow to another moment of the next write
@@ -692,7 +692,7 @@ CONFIGURATION = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(CONFIGURATION, max_size=6), st.randoms(use_true_random=False))
 def test_aggregate_equals_brute_force_in_any_order(configurations, shuffler):
     """A configuration is up to three trials that differ in nothing but their seeds; a null is a value of an axis."""

@@ -116,7 +116,7 @@ def queue_of(sweep: Spec, trials: Any, history: Any) -> Queue:
     return Queue(sweep, plan(sweep).trials, Study(sweep), results(sweep, trials, history))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stored())
 def test_the_queue_and_a_run_that_is_read_leave_the_same_number(tables: tuple[Spec, Any, Any]) -> None:
     run, queue = reader_of(*tables), queue_of(*tables)
@@ -134,7 +134,7 @@ def test_the_queue_and_a_run_that_is_read_leave_the_same_number(tables: tuple[Sp
         assert run.left == run.planned
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stored(any_end=True))
 def test_rows_and_results_are_the_same_cohorts(tables: tuple[Spec, Any, Any]) -> None:
     sweep, trials, history = tables
