@@ -21,6 +21,9 @@ import numpy as np
 PACKED, MODEL, CHECKSUM, VERSION = "qdtune.packed", "qdtune.model", "qdtune.sha256", "2"
 INPUT, INPUT_VERSION = "input", "3"  # version 3 has the key "input": the type of rows that are not uint8
 AVERAGE, LATEST_VERSION = "average", "4"  # version 4 has operations that older readers do not know, such as this one
+OVERHEAD_VERSION = "5"  # version 5 has numbers that are not float32, see `read_number`, and scales without shifts
+NUMBERS = ("step", "input_step", "bias", "scale", "shift")  # the keys of operations that name such tensors
+EXPONENT_OFFSET = 128  # a byte n is 2^(n - 128)
 EXACT_FLOAT32 = 2**24  # whole numbers up to here are float32 exactly
 MAX_SIDE = 8192  # pixels; a lying header asks for no more memory than this
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?"} | {f"{k.upper()}{8 * n}": f"<{k}{n}" for k in "fiu" for n in (2, 4, 8)}
@@ -39,7 +42,9 @@ ACTIVATIONS |= {"relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x: np.w
 ACTIVATIONS["gelu"] = lambda x: (0.5 * x * (1 + np.vectorize(math.erf, otypes="d")(x / 2**0.5))).astype(np.float32)
 OPERATIONS: dict[str, Any] = {  # layers with tensors: functions of x, the operation `op`, and all tensors `t`
     "linear": lambda x, op, t: multiply(x, op, t) + (0 if op["bias"] is None else t[op["bias"]]),
-    "affine": lambda x, op, t: x * per_channel(t[op["scale"]], x) + per_channel(t[op["shift"]], x),
+    "affine": lambda x, op, t: (
+        x * per_channel(t[op["scale"]], x) + (0 if op["shift"] is None else per_channel(t[op["shift"]], x))
+    ),
     "conv1d": lambda x, op, t: convolve(x, op, t),
     "conv2d": lambda x, op, t: convolve(x, op, t),
     "max_pool": lambda x, op, t: reduce(np.maximum, windows(x, op["kernel"], op["stride"])),
@@ -121,8 +126,8 @@ def load(file: str | Path | bytes) -> Model:
     try:
         header, data = json.loads(blob[8:start]), blob[start:]
         version, promised = header["__metadata__"].get(PACKED), header["__metadata__"].pop(CHECKSUM, None)
-        versions = ("1", VERSION, INPUT_VERSION, LATEST_VERSION)
-        _must(version in versions, f"a packed model must be of version 1 to 4, got {version!r}")
+        versions = ("1", VERSION, INPUT_VERSION, LATEST_VERSION, OVERHEAD_VERSION)
+        _must(version in versions, f"a packed model must be of version 1 to 5, got {version!r}")
         found = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
         _must(found == promised, f"the file must fit its checksum {promised!r}, got {found}: it is damaged")
         program = json.loads(header.pop("__metadata__")[MODEL])
@@ -132,16 +137,31 @@ def load(file: str | Path | bytes) -> Model:
             _must(fits, f"{name[:60]!r} must fill its place in {len(data)} bytes of data, got {begin} to {end}")
             stored[name], place = np.frombuffer(data[begin:end], dtype).reshape(shape), end
         _must(place == len(data), f"the tensors must fill {len(data)} bytes of data, got {place}")
+        named = [op[key] for op in program["ops"] for key in NUMBERS if op.get(key) is not None]
+        tensors = stored | {name: read_number(stored[name]) for name in named}
         few_bits = [op for op in program["ops"] if op.get("bits", 32) != 32]
         found_codes = {op["weight"]: codes(stored, op) for op in few_bits}
-        weights = {op["weight"]: stored[op["step"]] * found_codes[op["weight"]].astype(np.float32) for op in few_bits}
-        weights |= {f"{name}.codes": array for name, array in found_codes.items()}
-        model = Model(program, stored, stored | weights)
+        for op in few_bits:
+            tensors[op["weight"]] = tensors[op["step"]] * found_codes[op["weight"]].astype(np.float32)
+        model = Model(program, stored, tensors | {f"{name}.codes": array for name, array in found_codes.items()})
         if model.is_complete:  # a forward pass of zero rows checks all shapes
             model.logits(np.zeros((0, program["inputs"]), np.uint8))
         return model
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ReaderError(f"{'' if isinstance(error, ReaderError) else 'no packed model: '}{error}"[:300]) from None
+
+
+def read_number(stored: np.ndarray) -> np.ndarray:
+    """Step sizes, biases, scales or shifts as float32, by the type that they are stored in.
+
+    uint8 are the exponents of powers of two, plus 128. int8 (1 + O,) are O whole numbers times a unit, and the first
+    one is the exponent of this unit. float16 and float32 are themselves.
+    """
+    if stored.dtype == np.uint8:
+        return np.asarray(np.ldexp(np.float32(1), stored.astype(np.int32) - EXPONENT_OFFSET))
+    if stored.dtype == np.int8:
+        return np.ldexp(stored[1:].astype(np.float32), stored[:1].astype(np.int32))
+    return stored.astype(np.float32) if stored.dtype == np.float16 else stored
 
 
 def average(x: np.ndarray, op: dict[str, Any]) -> np.ndarray:

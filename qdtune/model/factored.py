@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qdtune.model.chain import Chain, last_factor
+from qdtune.model.layers.batch_norm import drop_shifts
 from qdtune.model.layers.known import splitter_of
 from qdtune.model.layers.matrix import as_matrix
 from qdtune.spec.axes import DECOMPOSE, FACTOR_INIT
@@ -34,6 +35,7 @@ def decompose(
     norm: bool = False,
     head: int | None = None,
     keeps_whole: bool = False,
+    bias: str = "all",
 ) -> nn.Module:
     """The model with every layer split into `depth` factors, at any level, if its kind can split it; in place.
 
@@ -59,6 +61,7 @@ def decompose(
             last, before the activation. One-bit factors between rectifiers train only with it.
         head: the place of the head among the layers that are split; None: the last in the order of modules.
         keeps_whole: whether a layer that gets one factor keeps its own weights, whatever `factor_init` says.
+        bias: a name of `axes.BIAS`: with `none`, the normalisations between factors have no shifts.
 
     Raises:
         ValueError: an unknown name, depth below 1, or `svd` of factors with an activation between them.
@@ -77,6 +80,8 @@ def decompose(
         keeps_weights = factor_init == "svd" or (keeps_whole and own_depth == 1)
         matrix = _multiply_factors(layer) if keeps_weights else None
         chain = kind.split(layer, own_depth, activation, norm).to(last.weight)
+        if bias == "none":
+            drop_shifts(chain.norms)
         weights = [_weight_matrix(factor) for factor in chain.factors]
         if matrix is not None:
             _fill_by_svd(weights, matrix)
@@ -84,8 +89,8 @@ def decompose(
             _draw_weights(weights, factor_init, isinstance(chain.activation, RECTIFIERS), generator)
         if last.bias is not None:
             with torch.no_grad():
-                bias: Any = last_factor(chain).bias
-                bias.copy_(last.bias).requires_grad_(last.bias.requires_grad)
+                own: Any = last_factor(chain).bias
+                own.copy_(last.bias).requires_grad_(last.bias.requires_grad)
         return chain
 
     # Modules draw their first weights from the global generator. If another one is given, the global one is restored.

@@ -22,6 +22,7 @@ from qdtune.model.factored import swap_modules
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of_op, splitter_of
 from qdtune.model.layers.matrix import MatrixKind, Quantized
+from qdtune.model.overhead import overhead_of
 from qdtune.model.packed import OWN_NAMES, operations
 from qdtune.model.quantizer import Quantizer, round_to_codes
 from qdtune.reader import Model, ReaderError
@@ -161,8 +162,10 @@ def _load_chain(layer: nn.Module, ops: list[Op], model: Model, path: str) -> Cha
 def _load_layer(layer: Any, op: Op, model: Model) -> nn.Module:
     """The layer of an operation; the given one has its shape."""
     kind = kind_of_op(op["op"])
+    overhead = overhead_of(model.stored[op[role]].dtype.name for role in reader.NUMBERS if op.get(role))
     if not isinstance(kind, MatrixKind):
-        return kind.unpack(layer, op, {op[role]: _tensor(model.stored[op[role]]) for role in ROLES if op.get(role)})
+        tensors = {op[role]: _tensor(model.tensors[op[role]]) for role in ROLES if op.get(role)}
+        return kind.set_overhead(kind.unpack(layer, op, tensors), overhead)
     if list(layer.weight.shape) != op["shape"] or (layer.bias is None) != (op["bias"] is None):
         has = "with" if op["bias"] else "without"
         raise ReaderError(
@@ -171,20 +174,20 @@ def _load_layer(layer: Any, op: Op, model: Model) -> nn.Module:
         )
     layer.weight = nn.Parameter(_tensor(model.tensors[op["weight"]]))
     if op["bias"] is not None:
-        layer.bias = nn.Parameter(_tensor(model.stored[op["bias"]]))
+        layer.bias = nn.Parameter(_tensor(model.tensors[op["bias"]]))
     for key, value in kind.settings(layer).items():
         if op[key] != value:
             raise ReaderError(
                 f"the module must be built as in the sweep: {op['weight']} has {key} {op[key]} in the file, "
                 f"{value} in the module"
             )
-    step = None if op["step"] is None else _tensor(model.stored[op["step"]])
+    step = None if op["step"] is None else _tensor(model.tensors[op["step"]])
     levels, granularity = op["levels"], "channel" if step is not None and step.ndim else "tensor"
-    made = kind.quantize(layer, op["bits"], op["act_bits"], "lsq", levels, granularity)
+    made = kind.set_overhead(kind.quantize(layer, op["bits"], op["act_bits"], "lsq", levels, granularity), overhead)
     if not isinstance(made, Quantized):
         return layer
     if op["act_bits"] is not None:
-        input_step = _tensor(model.stored[op["input_step"]])
+        input_step = _tensor(model.tensors[op["input_step"]])
         made.input_quantizer = FixedQuantizer(op["act_bits"], op["input_levels"], input_step, observe=True)
     if op["bits"] != FLOAT_BITS:
         assert step is not None, "a layer of few bits has a step size"

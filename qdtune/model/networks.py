@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from qdtune import plugins
+from qdtune.model.layers.batch_norm import drop_shifts
 from qdtune.spec.blocks import MEAN, POOL, CnnLayer
 
 
 def build_mlp(
-    inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = False, seed: int
+    inputs: int, hidden: Sequence[int], classes: int, *, batch_norm: bool = False, bias: str = "all", seed: int
 ) -> nn.Sequential:
     """The notebook's network at any widths: linear layers with ReLU between them, from (B, I) to (B, classes).
 
@@ -22,12 +23,22 @@ def build_mlp(
         hidden: the widths between input and output, each >= 1; the notebook's is [24].
         classes: O of the last layer.
         batch_norm: whether a batch normalisation follows each hidden layer, which then has no bias.
+        bias: a name of `axes.BIAS`: with `none`, layers have no biases and normalisations no shifts.
         seed: of the initial weights.
     """
     # `nn.Linear` draws only from the global generator, so that one is seeded here and restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(*_list_linear(inputs, hidden, classes, batch_norm))
+        return _drop_biases(nn.Sequential(*_list_linear(inputs, hidden, classes, batch_norm)), bias)
+
+
+def _drop_biases(model: nn.Sequential, bias: str) -> nn.Sequential:
+    if bias == "none":
+        drop_shifts(model)
+        for layer in model:
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.bias = None
+    return model
 
 
 def _list_linear(inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool) -> Iterator[nn.Module]:
@@ -42,13 +53,19 @@ def _list_linear(inputs: int, hidden: Sequence[int], classes: int, batch_norm: b
 
 
 def build_cnn(
-    layers: Sequence[CnnLayer], hidden: Sequence[int], classes: int, *, batch_norm: bool = False, seed: int
+    layers: Sequence[CnnLayer],
+    hidden: Sequence[int],
+    classes: int,
+    *,
+    batch_norm: bool = False,
+    bias: str = "all",
+    seed: int,
 ) -> nn.Sequential:
     """Convolutions with ReLU, pooling, and then the layers of `build_mlp`, from rows (B, C H W) to (B, classes).
 
     Args:
         layers: at least one; the first says what images the rows are.
-        hidden, classes, batch_norm, seed: as of `build_mlp`; convolutions are normalised as hidden layers are.
+        hidden, classes, batch_norm, bias, seed: as of `build_mlp`; convolutions are normalised as hidden layers are.
     """
     modules: list[nn.Module] = [nn.Unflatten(1, layers[0].image)]
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +81,8 @@ def build_cnn(
                 modules += [nn.BatchNorm2d(layer.channels)] if batch_norm else []
                 modules.append(nn.ReLU())
         inputs = math.prod(layers[-1].output)
-        return nn.Sequential(*modules, nn.Flatten(), *_list_linear(inputs, hidden, classes, batch_norm))
+        head = _list_linear(inputs, hidden, classes, batch_norm)
+        return _drop_biases(nn.Sequential(*modules, nn.Flatten(), *head), bias)
 
 
 def build_own(factory: str, sha256: str, inputs: int, hidden: Sequence[int], classes: int, *, seed: int) -> nn.Module:

@@ -9,7 +9,8 @@ model's `size_bytes`. All numbers are little-endian. The JSON maps the name of e
 `data_offsets` [begin, end) in the data, which the tensors fill without a gap (so far this is safetensors). Its entry
 `__metadata__` maps text to text:
 
-    qdtune.packed  2, 3 if the rows are not uint8, or 4 if there is an operation that is marked with 4 below
+    qdtune.packed  2, 3 if the rows are not uint8, 4 if there is an operation that is marked with 4 below, or 5 if
+                   there is one that is marked with 5, or a step, bias, scale or shift that is not float32
     qdtune.model   JSON: {"model": "mlp", "inputs": I, "outputs": O, "ops": [...]}; in version 3 also "input": the
                    type of the rows, int16, uint16 or float32
     qdtune.sha256  in hexadecimal, of the JSON above without this entry (keys sorted, ASCII, ", " and ": " between),
@@ -27,6 +28,7 @@ If the rows are to be normalised, the first operation is `affine`. NAME is that 
      "bias": NAME, "act_bits": a, "input_step": NAME, "input_levels": "symmetric" or "unsigned"}
                                                        x <- q(x) W^T + bias
     {"op": "affine", "scale": NAME, "shift": NAME}     x <- x * scale + shift for each feature: a batch normalisation
+  5 {"op": "affine", "scale": NAME, "shift": null}     x <- x * scale
     {"op": "identity"}                                 x <- x
     {"op": "relu"}                                     x <- max(x, 0)
     {"op": "leaky_relu"}                               x <- x where x > 0, 0.01 x elsewhere
@@ -44,6 +46,11 @@ If the rows are to be normalised, the first operation is `affine`. NAME is that 
   4 {"op": "unflatten", "shape": [C, H, W] or [C, L]}  x <- rows as images or signals, channel by channel, row by row
   4 {"op": "average", "image": [C, H, W], "size": [h, w]}
                                                        x <- images of fewer pixels, see below
+
+Tensors named by "step", "input_step", "bias", "scale" and "shift" are float32 in versions 1 to 4. In version 5 they
+may be of other types. float16 are the numbers themselves. A uint8 n is 2^(n - 128). int8 of the shape (1 + O,) are an
+exponent e and then O whole numbers, each of which stands for itself times 2^e. All become float32, exactly, before
+anything is computed. "scale" may be (1,), one number for all features.
 
 "average" makes C images of h x w pixels of C images of H x W, h <= H and w <= W, which lie row by row. A new pixel is
 the mean of the pixels under it, weighted by the areas that they share. With H = 5 and h = 2, rows 0 and 1 and half of
@@ -98,7 +105,17 @@ from qdtune.model.layers.kind import Op
 from qdtune.model.layers.known import kind_of, kind_of_op
 from qdtune.model.quantize import saved_buffers
 from qdtune.model.signed_file import TRIAL, sign_file, split_file
-from qdtune.reader import AVERAGE, INPUT, INPUT_VERSION, LATEST_VERSION, MODEL, PACKED, VERSION
+from qdtune.reader import (
+    AVERAGE,
+    INPUT,
+    INPUT_VERSION,
+    LATEST_VERSION,
+    MODEL,
+    NUMBERS,
+    OVERHEAD_VERSION,
+    PACKED,
+    VERSION,
+)
 
 
 class RowFormat(NamedTuple):
@@ -160,8 +177,16 @@ def pack_replicas(
         version = LATEST_VERSION
     if rows.dtype != DTYPES[0]:
         program[INPUT], version = rows.dtype, max(version, INPUT_VERSION)
+    if _has_short_numbers(ops, tensors) or any(op["op"] == "affine" and op["shift"] is None for op in ops):
+        version = OVERHEAD_VERSION
     metadata = {PACKED: version, MODEL: json.dumps(program | {"ops": ops}), TRIAL: trial_id}
     return sign_file(*split_file(safetensors.torch.save(tensors, metadata=metadata)))
+
+
+def _has_short_numbers(ops: list[Op], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether some numbers that are no weights are not float32; `tensors` are those of all seeds."""
+    names = {op[key] for op in ops for key in NUMBERS if op.get(key) is not None}
+    return any(name.partition("/")[2] in names and t.dtype != torch.float32 for name, t in tensors.items())
 
 
 def runs_in_order(model: nn.Module) -> bool:

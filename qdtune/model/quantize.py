@@ -12,7 +12,7 @@ from qdtune.model.factored import swap_modules
 from qdtune.model.layers.known import kind_of
 from qdtune.model.layers.matrix import Digits, Quantized
 from qdtune.model.quantizer import Quantizer
-from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
+from qdtune.spec.axes import GRANULARITY, LEVELS, OVERHEAD, SCALE
 from qdtune.spec.sizes import FLOAT_BYTES, Sizes, of_each, other_sizes
 
 
@@ -23,6 +23,7 @@ def quantize(
     scale: str = "absmean",
     levels: str = "symmetric",
     granularity: str = "tensor",
+    overhead: str = "float32",
 ) -> nn.Module:
     """The model with every layer quantised, at any level, if its kind can quantise it; in place.
 
@@ -36,21 +37,26 @@ def quantize(
         scale: the rule of the step size, a name of `axes.SCALE`.
         levels: of the weights, a name of `axes.LEVELS`.
         granularity: a name of `axes.GRANULARITY`: one step size for the weight `tensor`, or one per output `channel`.
+        overhead: of biases, normalisations and step sizes, a name of `axes.OVERHEAD`, see `overhead.py`.
 
     Raises:
         ValueError: bits out of range, bits of another number of layers, or an unknown name.
     """
     places = place_layers(model)
     each, inputs = (of_each(bits, len(set(places.values()))) for bits in (weight_bits, act_bits))
-    for axis, name in ((SCALE, scale), (LEVELS, levels), (GRANULARITY, granularity)):
+    names = ((SCALE, scale), (LEVELS, levels), (GRANULARITY, granularity), (OVERHEAD, overhead))
+    for axis, name in names:
         axis.check(name)
 
     def replace(layer: nn.Module) -> nn.Module | None:
         kind = kind_of(layer)
-        if kind is None or layer not in places:
+        if kind is None:
             return None
+        if layer not in places:
+            return kind.set_overhead(layer, overhead)
         place = places[layer]
-        return kind.quantize(layer, each[place], inputs[place], scale, levels, granularity)
+        made = kind.quantize(layer, each[place], inputs[place], scale, levels, granularity)
+        return made and kind.set_overhead(made, overhead)
 
     return swap_modules(model, replace)
 

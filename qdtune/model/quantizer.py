@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qdtune.model.overhead import FLOAT32, SMALLEST_HALF, round_factor
 from qdtune.reader import GRIDS
 from qdtune.spec.axes import SCALE
 
@@ -97,8 +98,12 @@ class Quantizer(nn.Module):
         observe: for activations. In training, the rule applies to each batch, as in the notebook. Evaluation and
             export use a running mean of the step sizes, so a prediction does not depend on its batch. Calibration
             (`start`) decides whether the activations can be negative.
+
+    Attributes:
+        overhead: how the step size is stored, a name of `axes.OVERHEAD`.
     """
 
+    overhead = FLOAT32
     low: Tensor
     high: Tensor
     binary: Tensor
@@ -138,7 +143,16 @@ class Quantizer(nn.Module):
         return x.abs().mean() if self.rows is None else x.abs().mean(-1, keepdim=True)
 
     def step_size(self, x: Tensor) -> Tensor:
-        """The step size of x by the rule, 0-dim or (O, 1), > 0."""
+        """The step size of x by the rule, as it is stored: 0-dim or (O, 1), > 0."""
+        return self._stored(self._exact_step(x))
+
+    def _stored(self, step: Tensor) -> Tensor:
+        if self.overhead == FLOAT32:
+            return step
+        return round_factor(step.clamp_min(SMALLEST_HALF), self.overhead)
+
+    def _exact_step(self, x: Tensor) -> Tensor:
+        """The step size of x by the rule, before it is rounded."""
         fixed = x.detach()
         low, high = torch.aminmax(fixed) if self.rows is None else torch.aminmax(fixed, dim=-1, keepdim=True)
         # A range without zero, or of one value: its largest magnitude gets the outermost code. max - min, which is 0
@@ -179,7 +193,7 @@ class Quantizer(nn.Module):
         apart = torch.where((apart >= 2 * peak) & (peak > 0), peak, apart)
         self.step.copy_(torch.where(self.binary, apart / 2, apart).clamp_min(SMALLEST_STEP))
         if self.observe:
-            self.running.copy_(self.step_size(x))
+            self.running.copy_(self._exact_step(x))
 
     def current_step(self, x: Tensor) -> Tensor:
         """The step size used for x: the running one for an activation in evaluation, else that of the rule."""
@@ -187,10 +201,10 @@ class Quantizer(nn.Module):
             return self.step_size(x)
         if not self.training:
             learned = self.mix[2]
-            return (learned * self.step.abs() + (1 - learned) * self.running).clamp_min(SMALLEST_STEP)
-        step = self.step_size(x)
+            return self._stored((learned * self.step.abs() + (1 - learned) * self.running).clamp_min(SMALLEST_STEP))
+        step = self._exact_step(x)
         self.running.copy_(self.running + OBSERVER_MOMENTUM * (step.detach() - self.running))
-        return step
+        return self._stored(step)
 
     def forward(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.current_step(x), self.grid)

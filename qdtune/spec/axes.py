@@ -375,6 +375,34 @@ LAYER_ACT_BITS = Axis(
     asked="inputs of {} bits",
     of_cell=_of_cell,
 )
+OVERHEAD = Axis(
+    "overhead",
+    _named("float32", "float16", "int8", "pow2"),
+    "float32",
+    "quantisation",
+    "string",
+    "how numbers that are no weights are stored: step sizes, biases, normalisations",
+    place=19,
+    since=8,
+    before="float32",
+    tag="{}",
+    words=lambda name: f"{name} overhead",
+    asked="{} overhead",
+)
+BIAS = Axis(
+    "bias",
+    _named("all", "none"),
+    "all",
+    "structure",
+    "string",
+    "all: layers have biases, or the shifts of normalisations; none: neither",
+    place=20,
+    since=8,
+    before="all",
+    tag="bias_{}",
+    words=lambda name: "" if name == "all" else "no biases",
+    asked="bias {}",
+)
 AXES = (
     DEPTH,
     WEIGHT_BITS,
@@ -395,6 +423,8 @@ AXES = (
     LAST_BITS,
     LAYER_BITS,
     LAYER_ACT_BITS,
+    OVERHEAD,
+    BIAS,
 )
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)

@@ -120,6 +120,7 @@ def cnn_structure(
     outputs: int,
     batch_norm: bool | str = False,
     normalised: int = 0,
+    bias: str = "all",
 ) -> Structure:
     """The parts of `networks.build_cnn`; the last arguments are those of `sizes.mlp_structure`."""
     convs = [layer for layer in layers if layer.kind == CONV]
@@ -127,7 +128,7 @@ def cnn_structure(
         LayerShape(
             layer.image[0] // layer.groups * layer.kernel**2,
             layer.channels,
-            not batch_norm,
+            bias == "all" and not batch_norm,
             "conv2d",
             is_split=layer.groups == 1,
             positions=math.prod(layer.output[1:]),
@@ -136,6 +137,10 @@ def cnn_structure(
         )
         for layer in convs
     )
-    head = mlp_structure(math.prod(layers[-1].output), hidden, outputs, batch_norm, normalised)
-    norms = sum(layer.channels for layer in convs) if batch_norm else 0
-    return head._replace(layers=shapes + head.layers, norms=head.norms + norms)
+    head = mlp_structure(math.prod(layers[-1].output), hidden, outputs, batch_norm, normalised, bias)
+    normed = convs if batch_norm else []
+    return head._replace(
+        layers=shapes + head.layers,
+        norms=head.norms + sum(layer.channels for layer in normed),
+        norm_layers=head.norm_layers + len(normed),
+    )

@@ -158,7 +158,7 @@ class Configuration(_AxisFields):
     def sizes(self) -> Sizes:
         """The bytes of one replica."""
         bits = (self.bits, self.input_bits, self.levels, self.granularity)
-        return _sizes(self.structure, self.depth, *bits, self.decompose)
+        return _sizes(self.structure, self.depth, *bits, self.decompose, self.overhead)
 
     @property
     def structure(self) -> Structure:
@@ -170,8 +170,8 @@ class Configuration(_AxisFields):
         outputs = task_of(self.task).outputs(info)
         normalised = {"none": 0, "dataset": 1, "feature": info.inputs}[self.normalize]
         if self.cnn_layers is not None:
-            return cnn_structure(self.cnn_layers, self.hidden, outputs, self.batch_norm, normalised)
-        return mlp_structure(info.inputs, self.hidden, outputs, self.batch_norm, normalised)
+            return cnn_structure(self.cnn_layers, self.hidden, outputs, self.batch_norm, normalised, self.bias)
+        return mlp_structure(info.inputs, self.hidden, outputs, self.batch_norm, normalised, self.bias)
 
     @property
     def cnn_layers(self) -> tuple[CnnLayer, ...] | None:

@@ -11,6 +11,7 @@ from qdtune.messages import KeyPath
 from qdtune.spec.axes import (
     ACT_BITS,
     AXES,
+    BIAS,
     CHANNELS,
     LAYER_ACT_BITS,
     LAYER_BITS,
@@ -51,6 +52,9 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     yield from _list_bits_disagreements(spec)
     yield from _list_task_disagreements(spec)
     yield from _list_channel_disagreements(spec)
+    if spec.model.factory and any(value != BIAS.before for _, value in _list_values(spec, BIAS)):
+        what = f"is for mlp and cnn only (or {BIAS.before}): a factory builds its layers with or without biases"
+        yield ("parameters", BIAS.name), what
     if spec.data.info is not None:
         yield from _list_data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:

@@ -56,10 +56,8 @@ SIZE_BYTES = Objective(
 WEIGHT_BYTES = Objective(
     "weight_bytes", "minimize", "bytes", "weights, packed at their bit width", lambda c: c.sizes.weight_bytes
 )
-SCALE_BYTES = Objective("scale_bytes", "minimize", "bytes", "step sizes, float32", lambda c: c.sizes.scale_bytes)
-BIAS_BYTES = Objective(
-    "bias_bytes", "minimize", "bytes", "biases and normalisation, float32", lambda c: c.sizes.bias_bytes
-)
+SCALE_BYTES = Objective("scale_bytes", "minimize", "bytes", "step sizes", lambda c: c.sizes.scale_bytes)
+BIAS_BYTES = Objective("bias_bytes", "minimize", "bytes", "biases and normalisation", lambda c: c.sizes.bias_bytes)
 OTHER_BYTES = Objective(
     "other_bytes",
     "minimize",

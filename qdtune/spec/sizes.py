@@ -19,6 +19,12 @@ from qdtune.spec.choices import FLOAT_BITS
 
 TRITS = 5  # ternary digits in a byte: 3^5 = 243
 FLOAT_BYTES = 4
+# By the names of `axes.OVERHEAD`: bytes of a step size or scale, of a bias or shift, and of the unit that the biases
+# or shifts of one layer share; and those with which all features of a normalisation share one scale.
+FACTOR_BYTES = {"float32": FLOAT_BYTES, "float16": 2, "int8": 2, "pow2": 1}
+TERM_BYTES = {"float32": FLOAT_BYTES, "float16": 2, "int8": 1, "pow2": 1}
+UNIT_BYTES = {"float32": 0, "float16": 0, "int8": 1, "pow2": 1}
+SHARED_SCALE = ("int8", "pow2")
 LINEAR = "linear"  # the first layer kind
 
 
@@ -60,9 +66,9 @@ class Sizes:
     Attributes:
         params: trainable numbers: weights, biases, the two vectors of a normalisation.
         weight_bytes: sum over factors of ceil(weights * bits / 8), of ternary ones ceil(weights / 5).
-        scale_bytes: 4 per step size: one per quantised factor or per output channel of it, one more where its input
-            is quantised too.
-        bias_bytes: biases and normalisation (scale and shift, the statistics folded in), as float32.
+        scale_bytes: step sizes: one per quantised factor or per output channel of it, one more where its input is
+            quantised too. Each takes 4 bytes, or less with another `overhead`.
+        bias_bytes: biases and normalisation (scale and shift, the statistics folded in).
         fp32_bytes: the same model with nothing quantised.
         other_bytes: layers of unknown kinds, which are shipped unchanged.
     """
@@ -97,32 +103,54 @@ def code_bytes(weights: int, weight_bits: int, levels: str) -> int:
     return -(-weights * weight_bits // 8)
 
 
+def term_bytes(numbers: int, overhead: str) -> int:
+    """The bytes of the biases or shifts of one layer."""
+    return numbers * TERM_BYTES[overhead] + (UNIT_BYTES[overhead] if numbers else 0)
+
+
 def matrix_sizes(
-    weights: int, biases: int, weight_bits: int, act_bits: int | None, levels: str = "symmetric", steps: int = 1
+    weights: int,
+    biases: int,
+    weight_bits: int,
+    act_bits: int | None,
+    levels: str = "symmetric",
+    steps: int = 1,
+    overhead: str = "float32",
 ) -> Sizes:
     """The bytes of one factor.
 
     Args:
         weights: how many numbers of `weight_bits` bits (32: float).
-        biases: how many float32.
+        biases: how many.
         act_bits: of its input; None: float.
         levels: of the weights.
         steps: step sizes of the weights: 1, or one per output channel.
+        overhead: of biases and step sizes, a name of `axes.OVERHEAD`.
     """
     scales = steps * (weight_bits < FLOAT_BITS) + (act_bits is not None)
     return Sizes(
         params=weights + biases,
         weight_bytes=code_bytes(weights, weight_bits, levels),
-        scale_bytes=FLOAT_BYTES * scales,
-        bias_bytes=FLOAT_BYTES * biases,
+        scale_bytes=FACTOR_BYTES[overhead] * scales,
+        bias_bytes=term_bytes(biases, overhead),
         fp32_bytes=FLOAT_BYTES * (weights + biases),
     )
 
 
-def norm_sizes(features: int) -> Sizes:
-    """The bytes of one batch normalisation: a scale and a shift per feature, float32."""
-    floats = 2 * features
-    return Sizes(params=floats, bias_bytes=FLOAT_BYTES * floats, fp32_bytes=FLOAT_BYTES * floats)
+def norm_sizes(features: int, overhead: str = "float32", norms: int = 1, has_shift: bool = True) -> Sizes:
+    """The bytes of batch normalisations: a scale and a shift per feature, or a scale alone.
+
+    Args:
+        features: of all of them together.
+        overhead: of both numbers, a name of `axes.OVERHEAD`.
+        norms: how many normalisations they are; of no features, 0.
+        has_shift: whether they have shifts.
+    """
+    floats = (1 + has_shift) * features
+    stored = (norms if overhead in SHARED_SCALE else features) * FACTOR_BYTES[overhead]
+    if has_shift:
+        stored += features * TERM_BYTES[overhead] + norms * UNIT_BYTES[overhead]
+    return Sizes(params=floats, bias_bytes=stored, fp32_bytes=FLOAT_BYTES * floats)
 
 
 def other_sizes(params: int, size: int) -> Sizes:
@@ -195,6 +223,8 @@ class Structure(NamedTuple):
         normalised: how many scales, and as many shifts, normalise the inputs; they are shipped and not trained.
         loaded: a hash of the first weights that no seed changes, such as those of a checkpoint; or empty.
         unsplit_end: the place, among all layers, of the one that runs last, if it is never split; None: the head.
+        norm_layers: how many normalisations the `norms` belong to.
+        has_shifts: whether normalisations have shifts.
     """
 
     layers: tuple[LayerShape, ...]
@@ -206,6 +236,8 @@ class Structure(NamedTuple):
     loaded: str = ""
     normalised: int = 0
     unsplit_end: int | None = None
+    norm_layers: int = 0
+    has_shifts: bool = True
 
     @property
     def later_kinds(self) -> list[str]:
@@ -262,33 +294,52 @@ class Structure(NamedTuple):
         levels: str = "symmetric",
         granularity: str = "tensor",
         decompose: str = "all",
+        overhead: str = "float32",
     ) -> Sizes:
         """The bytes after `decompose` and `quantize`; bits are those of all layers, or a tuple of those of each."""
-        total = norm_sizes(self.norms) + other_sizes(self.other, self.other_bytes)
+        total = norm_sizes(self.norms, overhead, self.norm_layers, self.has_shifts)
+        total += other_sizes(self.other, self.other_bytes)
         total += normalisation_sizes(self.normalised)
         each = [of_each(bits, len(self.layers)) for bits in (weight_bits, act_bits)]
         for layer, dims, own_bits, input_bits in zip(self.layers, self.dims(depth, decompose), *each, strict=True):
-            total += norm_sizes(sum(dims[1:-1]) if self.factor_norms else 0)
+            if self.factor_norms:
+                total += norm_sizes(sum(dims[1:-1]), overhead, len(dims) - 2, self.has_shifts)
             for k, (rows, columns) in enumerate(pairwise(dims)):
                 biases = columns if k == len(dims) - 2 and layer.has_bias else 0
                 steps = columns if granularity == "channel" else 1
-                total += matrix_sizes(rows * columns, biases, own_bits, input_bits, levels, steps)
+                total += matrix_sizes(rows * columns, biases, own_bits, input_bits, levels, steps, overhead)
         return total
 
 
 def mlp_structure(
-    inputs: int, hidden: Sequence[int], classes: int, batch_norm: bool | str = False, normalised: int = 0
+    inputs: int,
+    hidden: Sequence[int],
+    classes: int,
+    batch_norm: bool | str = False,
+    normalised: int = 0,
+    bias: str = "all",
 ) -> Structure:
     """The parts of `networks.build_mlp`. A layer before a normalisation has no bias, because the shift replaces it.
 
     Args:
         batch_norm: true, false, or one of `choices.NORMS`.
         normalised: as in `Structure`.
+        bias: a name of `axes.BIAS`.
     """
+    has_biases = bias == "all"
     pairs = list(pairwise((inputs, *hidden, classes)))
-    layers = tuple(LayerShape(i, o, not batch_norm or k == len(hidden)) for k, (i, o) in enumerate(pairs))
+    layers = tuple(
+        LayerShape(i, o, has_biases and (not batch_norm or k == len(hidden))) for k, (i, o) in enumerate(pairs)
+    )
     norms = sum(hidden) if batch_norm else 0
-    return Structure(layers, norms=norms, factor_norms=batch_norm == "factors", normalised=normalised)
+    return Structure(
+        layers,
+        norms=norms,
+        factor_norms=batch_norm == "factors",
+        normalised=normalised,
+        norm_layers=len(hidden) if batch_norm else 0,
+        has_shifts=has_biases,
+    )
 
 
 def mlp_sizes(

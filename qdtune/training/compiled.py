@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as tree
 
 from qdtune.machine import cache_dir
-from qdtune.model import chain, dropout, factored, networks, quantize, quantizer
+from qdtune.model import chain, dropout, factored, networks, overhead, quantize, quantizer
 from qdtune.model.layers import kind, known, matrix
 from qdtune.training import losses, step, step_compiler
 from qdtune.training.step import StepShape
@@ -135,6 +135,7 @@ def step_sources() -> list[ModuleType]:
         chain,
         dropout,
         factored,
+        overhead,
         quantize,
         quantizer,
         kind,

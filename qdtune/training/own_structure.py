@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qdtune.model.layers.batch_norm import BatchNorm
+from qdtune.model.layers.known import kind_of
 from qdtune.model.quantize import count_sizes
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
@@ -40,6 +42,7 @@ def describe_structure(model: nn.Module) -> Structure:
     norms = (whole.bias_bytes - alone.bias_bytes) // (2 * FLOAT_BYTES)  # a scale and a shift per feature
     structure = layers._replace(
         norms=norms,
+        norm_layers=sum(isinstance(kind_of(module), BatchNorm) for module in model.modules()),
         other=whole.params - alone.params - 2 * norms,
         other_bytes=whole.other_bytes,
     )

@@ -20,6 +20,7 @@ from qdtune.model import networks
 from qdtune.model.dropout import replace_dropout
 from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
+from qdtune.spec.axes import BIAS, OVERHEAD
 from qdtune.spec.blocks import CnnLayer
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration
@@ -49,6 +50,8 @@ class StepShape:
     head: int | None = None  # see `Structure.head`
     task: str = CLASSIFICATION.name
     cnn: tuple[CnnLayer, ...] | None = None  # the layers of a `cnn` before its hidden ones
+    overhead: str = OVERHEAD.default
+    bias: str = BIAS.default
 
     @classmethod
     def of(cls, trial: Configuration, inputs: int, outputs: int, phase: str) -> StepShape:
@@ -73,6 +76,8 @@ class StepShape:
             head=trial.structure.head if trial.decompose == "hidden" else None,
             task=trial.task,
             cnn=trial.cnn_layers,
+            overhead=OVERHEAD.default if warmup else trial.overhead,
+            bias=trial.bias,
         )
 
     def build_undivided(self, seed: int) -> nn.Module:
@@ -80,7 +85,7 @@ class StepShape:
         if self.own:
             model = networks.build_own(*self.own, self.inputs, self.hidden, self.outputs, seed=seed)
             return replace_dropout(model)
-        rest: Any = {"batch_norm": bool(self.batch_norm), "seed": seed}
+        rest: Any = {"batch_norm": bool(self.batch_norm), "bias": self.bias, "seed": seed}
         if self.cnn is not None:
             return networks.build_cnn(self.cnn, self.hidden, self.outputs, **rest)
         return networks.build_mlp(self.inputs, self.hidden, self.outputs, **rest)
@@ -96,9 +101,11 @@ class StepShape:
             decomposed=self.decompose,
             norm=self.batch_norm == "factors",
             head=self.head,
+            bias=self.bias,
         )
         weight_bits, act_bits = _some_bits(self.float_weights, FLOAT_BITS), _some_bits(self.float_inputs, None)
-        return quantize(model, weight_bits, act_bits, granularity=self.granularity).to("meta")
+        settings = {"granularity": self.granularity, "overhead": self.overhead}
+        return quantize(model, weight_bits, act_bits, **settings).to("meta")
 
     def make_optimiser_state(self, params: Stack) -> dict[str, Stack]:
         """The tensors that the optimiser keeps between steps, at zero."""

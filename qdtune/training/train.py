@@ -94,7 +94,8 @@ def _make_unloaded(trial: Configuration, data: Tensors, compile: str) -> Trainin
 
 def _quantize_all(replicas: list[nn.Module], trial: Configuration) -> None:
     for replica in replicas:
-        quantize(replica, trial.bits, trial.input_bits, trial.scale, trial.levels, granularity=trial.granularity)
+        settings = (trial.scale, trial.levels, trial.granularity, trial.overhead)
+        quantize(replica, trial.bits, trial.input_bits, *settings)
 
 
 def _train_quantised(
@@ -220,7 +221,7 @@ def _read_layout(trial: Configuration, data: Tensors) -> tuple[StepShape, dict[s
     """The shape of the warm-up's step, and what `decompose` must know of the network besides axes."""
     shape = StepShape.of(trial, data.inputs, task_of(trial.task).outputs(trial.info), "warmup")
     # The first weights of a user's own model may be those of a checkpoint. The mlp's are drawn at any depth.
-    return shape, {"head": shape.head, "keeps_whole": trial.own_model is not None}
+    return shape, {"head": shape.head, "keeps_whole": trial.own_model is not None, "bias": trial.bias}
 
 
 def _make_rows(training: Training, tests: Sequence[Mapping[str, float]], data: Tensors) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from qdtune.model.formats import onnx as onnx_format
 from qdtune.model.formats.known import FORMAT_NAMES, FORMATS
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import sign_file, split_file
-from qdtune.spec.axes import GRANULARITY, LEVELS, SCALE
+from qdtune.spec.axes import GRANULARITY, LEVELS, OVERHEAD, SCALE
 from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import loads
 from qdtune.spec.tasks import ACCURACY
@@ -409,7 +409,7 @@ def test_command_is_one_of_qdtunes(capsys):
 
 
 def random_model(bits, act_bits, activation, norm=True, depth=2, quantised=(), widths=(9, 7, 5)):
-    """A packed mlp of random codes, 9-7-5 unless told, read; `quantised`: scale, levels and granularity."""
+    """A packed mlp of random codes, 9-7-5 unless told, read; `quantised`: scale, levels, granularity and overhead."""
     import torch
     from torch import nn
 
@@ -435,7 +435,7 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
     act_bits = (None, 1, 4, 8, 16, 2)[bits % 6]
     activation = list(reader.ACTIVATIONS)[bits % 6]
     levels = LEVELS.names[bits % 3]
-    quantised = (SCALE.names[bits // 3 % 3], levels, GRANULARITY.names[bits // 2 % 2])
+    quantised = (SCALE.names[bits // 3 % 3], levels, GRANULARITY.names[bits // 2 % 2], OVERHEAD.names[bits // 3 % 4])
     model = random_model(bits, act_bits, activation, bits % 2 == 0, 1 + bits % 4, quantised)
     blob = onnx_format.to_onnx(model, "t")
     x = np.random.default_rng(bits).integers(0, 256, (500, 9), np.uint8)
@@ -449,6 +449,19 @@ def test_onnx_holds_the_codes_and_gives_the_readers_logits(bits):
             onnx.TensorProto.INT4 if bits <= 4 else onnx.TensorProto.INT8 if bits <= 8 else onnx.TensorProto.INT16
         )
         assert kinds["0.factors.0.weight"] == wanted
+
+
+@pytest.mark.parametrize("overhead", OVERHEAD.names)
+def test_onnx_of_a_network_without_biases_gives_the_readers_logits(overhead):
+    from qdtune.model import networks, packed, quantize
+
+    network = networks.build_mlp(9, (7,), 5, batch_norm=True, bias="none", seed=0)
+    quantize.quantize(network, 2, None, overhead=overhead)
+    model = reader.load(one_seed(packed.pack_replicas({0: network}, "t", 9, 5), 0))
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 9), np.uint8)
+    answers = session(onnx_format.to_onnx(model, "t")).run(None, {"pixels": pixels})[0]
+    assert np.allclose(answers, model.logits(pixels), rtol=1e-5)
+    assert {op[key] for op in model.program["ops"] for key in ("bias", "shift") if key in op} == {None}
 
 
 @pytest.mark.parametrize(("bits", "container"), [(1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (16, 16), (32, 32)])

@@ -23,7 +23,7 @@ from qdtune.model.packed import pack_replicas
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.model.rounding import match_rows
 from qdtune.reader import Model, ReaderError
-from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.axes import AXIS_NAMES, OVERHEAD
 from qdtune.spec.sizes import code_bytes
 from tests.training.test_cohort import a_trial
 
@@ -75,6 +75,9 @@ CASES = [
     {"weight_bits": 2, "levels": "ternary"},
     {"weight_bits": 4, "levels": "full", "granularity": "channel", "act_bits": 4},
     {"weight_bits": 32, "depth": 1},
+    {"weight_bits": 4, "overhead": "float16", "act_bits": 4},
+    {"weight_bits": 3, "overhead": "pow2", "granularity": "channel"},
+    {"weight_bits": 32, "overhead": "pow2"},
 ]
 
 
@@ -94,8 +97,9 @@ def test_the_module_computes_what_was_trained(settings):
         torch.testing.assert_close(loaded(ROWS), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_gives_the_very_logits_again_and_packs_to_the_same_file():
-    blob = packed(trained(weight_bits=2, act_bits=4, granularity="channel"))
+@pytest.mark.parametrize("overhead", OVERHEAD.names)
+def test_it_gives_the_very_logits_again_and_packs_to_the_same_file(overhead):
+    blob = packed(trained(weight_bits=2, act_bits=4, granularity="channel", overhead=overhead))
     loaded = qdtune.load_into(Net(), blob)
     assert packed(loaded) == blob
     torch.testing.assert_close(copy.deepcopy(loaded)(ROWS), loaded(ROWS), rtol=0, atol=0)

@@ -25,6 +25,7 @@ CASES = [
     {"weight_bits": 8, "act_bits": 8, "granularity": "channel"},
     {"weight_bits": 32, "act_bits": 8},
     {"weight_bits": 12, "act_bits": 12, "levels": "full"},
+    {"weight_bits": 2, "act_bits": 4, "overhead": "pow2"},
 ]
 
 

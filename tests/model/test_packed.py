@@ -20,7 +20,7 @@ from qdtune.model.layers.matrix import pack_codes
 from qdtune.model.quantize import count_sizes
 from qdtune.model.signed_file import find_fault, sign_file, split_file
 from qdtune.reader import ReaderError
-from qdtune.spec.axes import DECOMPOSE, GRANULARITY, LEVELS, SCALE
+from qdtune.spec.axes import BIAS, DECOMPOSE, GRANULARITY, LEVELS, OVERHEAD, SCALE
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.sizes import code_bytes
 from qdtune.training import train
@@ -46,6 +46,8 @@ def spread():
             "levels": LEVELS.names[(k + k // 10) % 3],
             "granularity": GRANULARITY.names[k // 2 % 2],
             "decompose": DECOMPOSE.names[k // 3 % 2],
+            "overhead": OVERHEAD.names[(k + k // 4) % 4],
+            "bias": BIAS.names[k // 3 % 2],
         }
 
 
@@ -351,8 +353,8 @@ def put(tree, place, value):
         (struct.pack("<Q", 2) + b"[]", "no packed model"),
         (struct.pack("<Q", 2) + b"{}", "no packed model"),
         (struct.pack("<Q", 40_000) + b"[" * 40_000, "no packed model"),
-        (sign_file({"__metadata__": {"qdtune.packed": "5"}}, b""), "of version 1 to 4, got '5'"),
-        (sign_file({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"x"), "version 1 to 4, got None"),
+        (sign_file({"__metadata__": {"qdtune.packed": "6"}}, b""), "of version 1 to 5, got '6'"),
+        (sign_file({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"x"), "version 1 to 5, got None"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused(tmp_path, content, why):

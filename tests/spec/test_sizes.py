@@ -114,6 +114,27 @@ def test_size_bytes_counts_activation_scales_normalisation_and_floats():
     assert floats.size_bytes == floats.fp32_bytes == 4 * (784 * 24 + 24 * 10 + 34)
 
 
+def test_bytes_of_overhead_by_hand():
+    weights, steps, scales, shifts, biases = 64 * 12 * 2 // 8 + 12 * 10 * 4 // 8, 2, 12, 12, 10
+    normed = [mlp_structure(64, (12,), 10, batch_norm=True, bias=bias) for bias in ("all", "none")]
+    for overhead, whole, without in (
+        ("float32", 4 * (steps + scales + shifts + biases), 4 * (steps + scales)),
+        ("float16", 2 * (steps + scales + shifts + biases), 2 * (steps + scales)),
+        ("int8", 2 * steps + 2 + (1 + shifts) + (1 + biases), 2 * steps + 2),
+        ("pow2", steps + 1 + (1 + shifts) + (1 + biases), steps + 1),  # one scale; a unit for shifts, one for biases
+    ):
+        found = [one.sizes(1, (2, 4), None, overhead=overhead).size_bytes for one in normed]
+        assert found == [weights + whole, weights + without]
+    assert [one.sizes(1, 32, None).params for one in normed] == [768 + 120 + 12 + 12 + 10, 768 + 120 + 12]
+    plain = mlp_structure(64, (12,), 10)
+    assert plain.sizes(1, 2, 4, overhead="pow2").size_bytes == 192 + 30 + 4 + 13 + 11  # inputs have steps, too
+    assert plain.sizes(1, 2, None, granularity="channel", overhead="pow2").scale_bytes == 12 + 10
+    between = mlp_structure(20, (8,), 5, batch_norm="factors")
+    h, g = (dims[1] for dims in between.dims(3))
+    found = between.sizes(3, 1, None, overhead="pow2")
+    assert found.bias_bytes == 2 * (1 + 1 + h) + (1 + 1 + 8) + 2 * (1 + 1 + g) + (1 + 5)
+
+
 def test_the_ledger_of_a_network_by_hand():
     plain = mlp_structure(20, (8, 6), 5)
     assert plain.macs(1) == 20 * 8 + 8 * 6 + 6 * 5

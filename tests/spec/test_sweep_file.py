@@ -108,6 +108,8 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "last_bits": (None,),
         "layer_bits": (None,),
         "layer_act_bits": (None,),
+        "overhead": ("float32",),
+        "bias": ("all",),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -895,6 +897,8 @@ CHANGED: dict[str, Any] = {
     "last_bits": 8,
     "layer_bits": (8, 2),
     "layer_act_bits": (8, 32),
+    "overhead": "pow2",
+    "bias": "none",
     "batch_norm": False,
     "dataset": "kmnist",
     "val_size": 4999,
@@ -929,6 +933,7 @@ def test_trial_id_changes_with_every_field(name: str) -> None:
         "scale",
         "granularity",
         "levels",
+        "overhead",
         "qat",
     )
     assert (other.warmup_id == TRIAL.warmup_id) is shared

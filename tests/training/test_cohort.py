@@ -50,17 +50,19 @@ def a_trial(**changes):
 
 
 def a_replica(trial, seed):
-    model = networks.build_mlp(16, trial.hidden, 4, batch_norm=bool(trial.batch_norm), seed=seed)
+    norms = {"batch_norm": bool(trial.batch_norm), "bias": trial.bias}
+    model = networks.build_mlp(16, trial.hidden, 4, **norms, seed=seed)
     norm = trial.batch_norm == "factors"
     between = (trial.depth, trial.activation, trial.factor_init)
-    decompose(model, *between, make_generator("init", seed), trial.decompose, norm)
+    decompose(model, *between, make_generator("init", seed), trial.decompose, norm, bias=trial.bias)
     return model
 
 
 def quantised(trial, seeds, data):
     replicas = [a_replica(trial, seed) for seed in seeds]
     for replica in replicas:
-        quantize(replica, trial.weight_bits, trial.act_bits, trial.scale, trial.levels, trial.granularity)
+        settings = (trial.scale, trial.levels, trial.granularity, trial.overhead)
+        quantize(replica, trial.weight_bits, trial.act_bits, *settings)
         calibrate(replica, normalise(data.train_x[:256]))
     return replicas
 
@@ -88,6 +90,9 @@ CASES = [
     a_trial(act_bits=1, weight_bits=1, scale="lsq"),
     a_trial(batch_norm=True, hidden=(12, 8)),
     a_trial(batch_norm="factors", weight_bits=1, scale="lsq"),
+    a_trial(batch_norm=True, weight_bits=2, scale="lsq", act_bits=4, overhead="pow2"),
+    a_trial(batch_norm="factors", weight_bits=32, overhead="int8"),
+    a_trial(batch_norm=True, overhead="pow2", bias="none"),
     a_trial(qat=Qat(epochs=2, lr=0.03, momentum=0.9, schedule="cosine")),
     a_trial(qat=Qat(epochs=2, lr=0.003, optimizer="adam", augment="shift")),
     a_trial(qat=Qat(epochs=2, lr=0.03, augment="affine_elastic", plain_share=0.5)),
@@ -120,6 +125,8 @@ def test_replicas_of_one_seed_are_twins_and_of_two_are_not(data):
     [
         pytest.param({"act_bits": 8}, marks=pytest.mark.slow),  # each takes half a minute where no cache has it
         {"weight_bits": 1, "scale": "lsq", "batch_norm": True},
+        pytest.param({"batch_norm": True, "overhead": "pow2"}, marks=pytest.mark.slow),
+        pytest.param({"batch_norm": True, "overhead": "float16", "bias": "none"}, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_step_equals_the_eager_one(changes, data):

@@ -138,7 +138,7 @@ class Graph:
         return self.constant(np.array(value, np.float32))
 
     def tensor(self, name: str) -> str:
-        return self.constant(self.model.stored[name], name=name)
+        return self.constant(self.model.tensors[name], name=name)
 
     def average(self, op: dict[str, Any], x: str) -> str:
         """Adds the averaging of images (B, C H W), which are whole numbers, as floats.
@@ -162,7 +162,7 @@ class Graph:
 
     def channels(self, name: str) -> str:
         """Adds a tensor of one number for each channel, in a shape that fits the axes after the channels."""
-        return self.constant(self.model.stored[name].reshape(-1, *[1] * self.axes_after), name=name)
+        return self.constant(self.model.tensors[name].reshape(-1, *[1] * self.axes_after), name=name)
 
     def cast(self, x: str, kind: str) -> str:
         """Adds a change of type, to one of ONNX's."""
@@ -179,7 +179,7 @@ class Graph:
         """
         if op["act_bits"] is None or op["bits"] == FLOAT_BITS:
             return self.add(kind, [self.quantized_input(op, x), self.weight(op)], **attributes)
-        step = self.model.stored[op["input_step"]]
+        step = self.model.tensors[op["input_step"]]
         inputs = self.input_codes(op, x)
         weights = self.add("DequantizeLinear", [self.weight_codes(op), self.number(1.0)])
         if kind == "Conv":
@@ -189,7 +189,7 @@ class Graph:
             sums = self.cast(self.add(kind, doubles, **attributes), "FLOAT")
         else:
             sums = self.add(kind, [inputs, weights], **attributes)
-        steps = (step * self.model.stored[op["step"]]).reshape(-1, *[1] * self.axes_after)
+        steps = (step * self.model.tensors[op["step"]]).reshape(-1, *[1] * self.axes_after)
         return self.add("Mul", [sums, self.constant(steps)])
 
     def _convolve_codes(self, op: dict[str, Any], inputs: str, weights: str, attributes: dict[str, Any]) -> str:
@@ -239,9 +239,9 @@ class Graph:
         if op["bits"] == FLOAT_BITS:
             return self.tensor(op["weight"])
         codes_name = self.weight_codes(op)
-        if not self.model.stored[op["step"]].ndim:
+        if not self.model.tensors[op["step"]].ndim:
             return self.add("DequantizeLinear", [codes_name, self.tensor(op["step"])])
-        steps = self.constant(self.model.stored[op["step"]].ravel(), name=op["step"])
+        steps = self.constant(self.model.tensors[op["step"]].ravel(), name=op["step"])
         return self.add("DequantizeLinear", [codes_name, steps], axis=0)  # a step for each output channel
 
     def weight_codes(self, op: dict[str, Any]) -> str:
@@ -253,7 +253,7 @@ class Graph:
         """Adds the rounding of an operation's input to its levels; x itself if it is float."""
         if op["act_bits"] is None:
             return x
-        return self.add("Mul", [self.input_codes(op, x), self.constant(self.model.stored[op["input_step"]])])
+        return self.add("Mul", [self.input_codes(op, x), self.constant(self.model.tensors[op["input_step"]])])
 
     def input_codes(self, op: dict[str, Any], x: str) -> str:
         """Adds the codes of an operation's input: whole numbers, as floats."""
@@ -262,7 +262,7 @@ class Graph:
             is_up = self.add("GreaterOrEqual", [x, self.number(0.0)])
             return self.add("Where", [is_up, self.number(1.0), self.number(-1.0)])
         # Round takes halves to the even neighbour, as the reader does.
-        x = self.add("Round", [self.add("Div", [x, self.constant(self.model.stored[op["input_step"]])])])
+        x = self.add("Round", [self.add("Div", [x, self.constant(self.model.tensors[op["input_step"]])])])
         # Not Clip: ONNX Runtime 1.32 makes one of it and of a Relu before it, and other codes come out.
         return self.add("Min", [self.add("Max", [x, self.number(low)]), self.number(high)])
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from qdtune import reader
 from qdtune.model.formats.format import averaging_of, input_words, is_pixels
 from qdtune.model.formats.onnx import ONNX
+from qdtune.model.layers.known import kind_of
 from qdtune.model.load_into import load_into
+from qdtune.model.overhead import FLOAT32
 from qdtune.model.rounding import match_rows
 
 OPSET = 18
@@ -65,7 +67,11 @@ def own_to_onnx(module: nn.Module, file: str | os.PathLike[str] | bytes, pixels:
     _import_onnx()  # first: without it torch's exporter fails as if it could not follow the module
     blob = file if isinstance(file, bytes) else Path(file).read_bytes()
     program = reader.load(blob).program
-    model, width = FromRows(load_into(module, blob), program).eval(), program["inputs"]
+    loaded = load_into(module, blob)
+    for layer in loaded.modules():
+        if (kind := kind_of(layer)) is not None:
+            kind.set_overhead(layer, FLOAT32)  # its numbers are rounded already: a graph need not round them again
+    model, width = FromRows(loaded, program).eval(), program["inputs"]
     words = input_words(program)
     name, dtype = words["input"], np.dtype(words["dtype"])
     rows = np.zeros((max(BATCHES), width), dtype) if pixels is None else np.asarray(pixels)

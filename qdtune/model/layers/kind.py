@@ -60,6 +60,15 @@ class LayerKind(ABC):
         """The layer with these bits; None if it is never quantised. The arguments are as in `quantize.quantize`."""
         return None
 
+    def set_overhead(self, layer: nn.Module, overhead: str) -> nn.Module:
+        """The layer with its numbers that are no weights as they are stored; it may be the given one, changed.
+
+        Args:
+            layer: of this kind, as `quantize` leaves it.
+            overhead: a name of `axes.OVERHEAD`.
+        """
+        return layer
+
     def shape(self, layer: nn.Module) -> LayerShape | None:
         """The shape from which a dry run counts bytes at any depth and bits; None if the layer is never quantised."""
         return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qdtune.model.chain import Chain
 from qdtune.model.layers.kind import LayerKind, Op
+from qdtune.model.overhead import FLOAT32, pack_factor, pack_terms, round_terms
 from qdtune.model.quantizer import Quantizer, round_to_codes
 from qdtune.reader import EXACT_FLOAT32, GRIDS
 from qdtune.spec.choices import FLOAT_BITS
@@ -43,6 +44,7 @@ class Quantized(nn.Module):
         act_bits: 1..16, or None for float inputs.
         weight_quantizer, input_quantizer: None if the weights or the inputs are float.
         digits: in which evaluation on a CPU sums codes in float32; None: it sums them in float64.
+        overhead: how the bias and the step sizes are stored, a name of `axes.OVERHEAD`.
     """
 
     weight: Tensor
@@ -52,6 +54,7 @@ class Quantized(nn.Module):
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
     digits: Digits | None = None  # right for all bits; a template does not know those of its replicas
+    overhead = FLOAT32
 
     def take_over(
         self, layer: Any, weight_bits: int, act_bits: int | None, scale: str, levels: str, granularity: str
@@ -102,16 +105,16 @@ class Quantized(nn.Module):
             x: the input.
             channel_axis: of what the function returns, the axis of the O channels.
         """
-        own, of_input = self.weight_quantizer, self.input_quantizer
+        own, of_input, bias = self.weight_quantizer, self.input_quantizer, self.stored_bias()
         if self.training or own is None or of_input is None:
-            return function(self.quantized_input(x), self.quantized_weight(), self.bias)
+            return function(self.quantized_input(x), self.quantized_weight(), bias)
         codes, step = self.weight_codes()
         input_step = of_input.current_step(x)
         inputs = round_to_codes(x, input_step, of_input.grid)
         sums = self._sum_exactly(function, inputs, codes.to(x.dtype)).to(x.dtype)
         after = [1] * (-channel_axis - 1)
         product = sums * (input_step * step.flatten()).view(-1, *after)  # (1, ...), or (O, ...)
-        return product if self.bias is None else product + self.bias.view(-1, *after)
+        return product if bias is None else product + bias.view(-1, *after)
 
     def _sum_exactly(
         self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor], inputs: Tensor, codes: Tensor
@@ -139,6 +142,10 @@ class Quantized(nn.Module):
             return None
         bits = room.bit_length() - 1
         return Digits(2**bits, max(0, -(-(self.weight_bits - 1 - bits) // bits)))
+
+    def stored_bias(self) -> Tensor | None:
+        """The bias as the layer computes with it."""
+        return self.bias if self.bias is None or self.overhead == FLOAT32 else round_terms(self.bias, self.overhead)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer computes with it."""
@@ -205,6 +212,17 @@ class MatrixKind(LayerKind):
         plain.weight, plain.bias = layer.weight, layer.bias
         return plain
 
+    def set_overhead(self, layer: Any, overhead: str) -> nn.Module:
+        if overhead == FLOAT32 and not isinstance(layer, Quantized):
+            return layer
+        made: Any = layer
+        if not isinstance(layer, Quantized):
+            made = self.quantized(layer, FLOAT_BITS, None, "lsq", "symmetric", "tensor")
+        for part in (made, made.weight_quantizer, made.input_quantizer):
+            if part is not None:
+                part.overhead = overhead
+        return made
+
     def shape(self, layer: Any) -> LayerShape:
         rows = len(layer.weight)
         has_bias = layer.bias is not None
@@ -215,24 +233,26 @@ class MatrixKind(LayerKind):
         if not isinstance(layer, Quantized):
             return matrix_sizes(layer.weight.numel(), biases, FLOAT_BITS, None)
         own = layer.weight_quantizer
-        of_weights = (own.levels, own.step.numel()) if own else ()
-        return matrix_sizes(layer.weight.numel(), biases, layer.weight_bits, layer.act_bits, *of_weights)
+        levels, steps = (own.levels, own.step.numel()) if own else ("symmetric", 0)
+        bits = (layer.weight_bits, layer.act_bits)
+        return matrix_sizes(layer.weight.numel(), biases, *bits, levels, steps, layer.overhead)
 
     def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
         bits, act_bits, found = FLOAT_BITS, None, {"weight": layer.weight.detach()}
-        levels = input_levels = "symmetric"
+        levels, input_levels, overhead = "symmetric", "symmetric", FLOAT32
         if isinstance(layer, Quantized):
-            bits, act_bits = layer.weight_bits, layer.act_bits
+            bits, act_bits, overhead = layer.weight_bits, layer.act_bits, layer.overhead
             if layer.weight_quantizer is not None:
-                codes, found["step"] = layer.weight_codes()
+                codes, step = layer.weight_codes()
+                found["step"] = pack_factor(step, overhead)
                 levels = layer.weight_quantizer.levels
                 found["weight"] = pack_codes(codes, bits, levels)
             if layer.input_quantizer is not None:
                 input_levels = layer.input_quantizer.levels
                 # In evaluation, the step size is the same for any tensor.
-                found["input_step"] = layer.input_quantizer.current_step(layer.weight)
+                found["input_step"] = pack_factor(layer.input_quantizer.current_step(layer.weight), overhead)
         if layer.bias is not None:
-            found["bias"] = layer.bias.detach()
+            found["bias"] = pack_terms(layer.bias.detach(), overhead)
         tensors = {f"{prefix}{role}": tensor for role, tensor in found.items()}
         names = {
             role: f"{prefix}{role}" if role in found else None for role in ("weight", "step", "bias", "input_step")
