@@ -205,21 +205,13 @@ def _find_best_depths(
         top = group[_find_top([rows[i] for i in group], metric)]
         best, n_tested = rows[top], np.isfinite(values[top]).sum()
         depths = np.array([rows[i]["depth"] for i in group])
-        # From best to worst, the first row of each depth is its best.
-        ranking = sorted(group, key=lambda i: -metric.sign * rows[i][metric.val])
-        firsts = {rows[i]["depth"]: i for i in reversed(ranking)}
+        firsts = _find_best_rows(rows, group, metric)
         p = _test_best(values[firsts.pop(best["depth"])], values[list(firsts.values())], metric)
-        larger = (
-            size is None
-            and bool(firsts)
-            and best["size_bytes"] > (1 + SIZES_APART) * max(sizes[list(firsts.values())])
-        )
+        others = sizes[list(firsts.values())]
+        larger = size is None and bool(firsts) and best["size_bytes"] > (1 + SIZES_APART) * max(others)
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
         known = probabilities if n_tested > 1 or len(probabilities) == 1 else {}
-        here = _list_within(every, n, size)
-        sized = {row["depth"] for row in _list_within(whole, n, None) if row["size_bytes"]}
-        ended = _find_ended(here, probabilities)
-        ended |= dict.fromkeys(sorted(sized - {row["depth"] for row in here}), TOO_LARGE)
+        ended = _find_missing(_list_within(every, n, size), _list_within(whole, n, None), probabilities)
         found.append(
             BestDepth(
                 n,
@@ -236,9 +228,28 @@ def _find_best_depths(
                 describe_setting(best, varying, "depth", *(["weight_bits"] if size is None else [])),
             )
         )
-    return _correct_family(b for b in found if b.budget is None), _correct_family(
-        b for b in found if b.budget is not None
-    )
+    by_bits, by_size = ([one for one in found if (one.budget is None) is of_bits] for of_bits in (True, False))
+    return _correct_family(by_bits), _correct_family(by_size)
+
+
+def _find_missing(
+    here: list[dict[str, Any]], anywhere: list[dict[str, Any]], found: Mapping[int, float]
+) -> dict[int, str]:
+    """Why each depth has no place in a comparison of depths.
+
+    Args:
+        here: the configurations that it is about.
+        anywhere: the same without a limit on their size.
+        found: the depths that have a place.
+    """
+    sized = {row["depth"] for row in anywhere if row["size_bytes"]}
+    return _find_ended(here, found) | dict.fromkeys(sorted(sized - {row["depth"] for row in here}), TOO_LARGE)
+
+
+def _find_best_rows(rows: list[dict[str, Any]], group: NDArray[np.int64], metric: Metric) -> dict[int, int]:
+    """The index of the best row of each depth, among the rows of a group of indices."""
+    ranking = sorted(group, key=lambda i: -metric.sign * rows[i][metric.val])
+    return {rows[i]["depth"]: int(i) for i in reversed(ranking)}  # from best to worst, the last that is set stays
 
 
 def _list_places(rows: list[dict[str, Any]]) -> dict[tuple[int | None, int | None], NDArray[np.int64]]:

@@ -71,18 +71,9 @@ def run(
     Args:
         keys: top-level keys of the sweep with their values.
     """
-    check_arguments(
-        {
-            "sweep": sweep,
-            "overrides": overrides,
-            "runs_dir": runs_dir,
-            "data_dir": data_dir,
-            "address": address,
-            "fresh": fresh,
-            "plugins": plugins,
-            "dashboard": dashboard,
-        }
-    )
+    places = {"runs_dir": runs_dir, "data_dir": data_dir, "address": address}
+    ways = {"fresh": fresh, "plugins": plugins, "dashboard": dashboard}
+    check_arguments({"sweep": sweep, "overrides": overrides, **places, **ways})
     given = [*keys.items(), *(overrides or {}).items()]
     _check_names([key for key, _ in given])
     is_dict = isinstance(sweep, Mapping)

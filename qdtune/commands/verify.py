@@ -90,15 +90,8 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     ours = rows.results
     ids, known = store.ids(), {result.trial.trial_id for result in ours}
     damaged = [f"{one.line}: {aside}, {text}" for one, text in _describe_tables(tables, opened.spec, known)]
-    warmups = _find_damaged(store, "warmup", is_read_only)
-    damaged += [f"{line}: {aside}, is trained again if a trial needs it" for _, line in warmups]
-    paused = _find_damaged(store, "paused", is_read_only)
-    damaged += [f"{line}: {aside}, its trial is trained from the beginning" for _, line in paused]
     shipped = find_shipped(rows.trials) & known
-    damaged += [
-        f"{line}: {aside}, {'the next launch trains its trial again' if trial_id in shipped else NOBODYS}"
-        for trial_id, line in _find_damaged(store, "weights", is_read_only)
-    ]
+    damaged += [f"{line}: {aside}, {text}" for line, text in _describe_files(store, shipped, is_read_only)]
     links = [line for line in rows.left_out if IS_LINK in line]
     anew = []
     shares = shares_to_reach(opened.spec, ours)
@@ -124,6 +117,22 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     faults += [] if links else lost
     print_wrapped(one_line(f"{opened.where}: {', '.join(counts)}: {', '.join(faults) or 'all whole'}"))
     return EXIT_DAMAGED if faults else EXIT_WHOLE
+
+
+def _describe_files(store: Store, shipped: Collection[str], is_read_only: bool) -> Iterator[tuple[str, str]]:
+    """Each damaged file beside the tables, with what follows.
+
+    Args:
+        store: of the run.
+        shipped: the trials of the sweep whose weights are needed.
+        is_read_only: whether the files stay where they are.
+    """
+    for _, line in _find_damaged(store, "warmup", is_read_only):
+        yield line, "is trained again if a trial needs it"
+    for _, line in _find_damaged(store, "paused", is_read_only):
+        yield line, "its trial is trained from the beginning"
+    for trial_id, line in _find_damaged(store, "weights", is_read_only):
+        yield line, "the next launch trains its trial again" if trial_id in shipped else NOBODYS
 
 
 def _describe_losses(rows: StoredRows, told: Collection[str | None]) -> tuple[list[str], list[str]]:

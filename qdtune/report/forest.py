@@ -98,7 +98,6 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
     # So few ticks that every label fits, that of zero among them.
     x = alt.X("effect:Q", title=title, scale=alt.Scale(nice=True, zero=True, **ends), axis=alt.Axis(tickCount=TICKS))
     scale = alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()])
-    fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | HOLLOW).values()])
     look = ["look"] if any(one.look for one in shown) else []
     tips = [alt.Tooltip(f"{name}:N") for name in ("comparison", head, "seeds", *look, "verdict", "needed")]
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#333333", strokeWidth=1).encode(x="zero:Q")
@@ -114,15 +113,7 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
             tooltip=tips,
         )
     )
-    point = base.mark_point(size=55, opacity=1, strokeWidth=1.5).encode(
-        x=x,
-        stroke=alt.Stroke("verdict:N", legend=None, scale=scale),
-        fill=alt.Fill("verdict:N", legend=None, scale=fill),
-        shape=alt.Shape(
-            "verdict:N", legend=None, scale=alt.Scale(domain=[*VERDICT_SHAPES], range=[*VERDICT_SHAPES.values()])
-        ),
-        tooltip=tips,
-    )
+    point = _mark_effects(base).encode(x=x, stroke=alt.Stroke("verdict:N", legend=None, scale=scale), tooltip=tips)
     margins = [_place(metric, sign * one.same_within) for one in shown[:1] if one.same_within for sign in (-1, 1)]
     dots = [_mark_margins(margins)] if margins else []
     chart = alt.layer(zero, *dots, line, point)
@@ -130,6 +121,16 @@ def forest_chart(axis: str, shown: Sequence[Comparison], width: int) -> Any:
         width=width,
         height=ROW_HEIGHT * len(labels),
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+    )
+
+
+def _mark_effects(base: Any) -> Any:
+    """A mark for each comparison, whose shape and filling tell the verdict."""
+    fill = alt.Scale(domain=[*COLOURS], range=[*(COLOURS | HOLLOW).values()])
+    shapes = alt.Scale(domain=[*VERDICT_SHAPES], range=[*VERDICT_SHAPES.values()])
+    return base.mark_point(size=55, opacity=1, strokeWidth=1.5).encode(
+        fill=alt.Fill("verdict:N", legend=None, scale=fill),
+        shape=alt.Shape("verdict:N", legend=None, scale=shapes),
     )
 
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
-from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from qdtune.datasets.known import dataset_of
-from qdtune.messages import KeyPath, Place, Problem, SpecError, describe_unknown, format_value, printable, user_error
+from qdtune.messages import KeyPath, Place, Problem, SpecError, format_value, printable, user_error
 from qdtune.spec.axes import AXES, Excluded, Parameters
 from qdtune.spec.checks import choice, matching, whole
 from qdtune.spec.choices import METHODS
 from qdtune.spec.disagreements import list_disagreements
 from qdtune.spec.early_terminate import EarlyTerminate
 from qdtune.spec.fallback import Fallback, change_groups
-from qdtune.spec.foreign_words import hint_for_key, hint_for_value
 from qdtune.spec.groups import (
     Constraint,
     DataGroup,
@@ -35,6 +33,7 @@ from qdtune.spec.groups import (
     Train,
 )
 from qdtune.spec.judging import find_metric
+from qdtune.spec.mistakes import DisagreementError, list_mistakes
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.source_file import read_sweep_file
@@ -84,7 +83,7 @@ class Spec(Frozen):
     @model_validator(mode="after")
     def _parts_agree(self) -> Spec:
         if found := [*list_disagreements(self), *self._list_fallback_disagreements()]:
-            raise _DisagreementError(found)
+            raise DisagreementError(found)
         return self
 
     def _list_fallback_disagreements(self) -> Iterator[tuple[KeyPath, str]]:
@@ -232,14 +231,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-class _DisagreementError(ValueError):
-    """Several disagreements, each with the path of the key to blame."""
-
-    def __init__(self, found: list[tuple[KeyPath, str]]) -> None:
-        super().__init__(found)
-        self.found = found
-
-
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
     """The spec in the file at `path`, which is read once.
 
@@ -271,52 +262,7 @@ def _validated(document: Document) -> Spec:
     try:
         spec = Spec.model_validate(document.value, context={"metric": find_metric(document.value)[1]})
     except ValidationError as error:
-        problems += _told(error, document)
+        problems += list_mistakes(error, document, Spec)
     if problems:
         raise SpecError(sorted(problems, key=lambda problem: problem.place or Place("")))
     return spec
-
-
-def _told(error: ValidationError, document: Document) -> Iterator[Problem]:
-    """The mistakes that pydantic found, in our words, without those in values that the reader has refused."""
-    for item in error.errors(include_url=False):
-        path, cause = item["loc"], item.get("ctx", {}).get("error")
-        if any(path[:n] in document.refused for n in range(1, len(path) + 1)):
-            continue
-        if isinstance(cause, _DisagreementError):
-            yield from (_problem(where, what, document) for where, what in cause.found)
-        elif item["type"] == "extra_forbidden":
-            what = describe_unknown("key ", str(path[-1]), _keys_at(path[:-1], document), hint_for_key(path))
-            yield Problem(_place_of(path, document), path[:-1], what)
-        elif item["type"] == "missing":
-            yield Problem(_place_of(path, document), path, "is missing")
-        elif cause is not None:
-            yield _problem(path, hint_for_value(path, item["input"]) or str(cause), document)
-        else:  # model_type, dict_type, tuple_type: the value has another shape than the group
-            right = "a list" if item["type"] == "tuple_type" else "key: value pairs"
-            wrong = "no value" if item["input"] is None else f"{format_value(item['input'])} is not allowed"
-            yield _problem(path, f"{wrong} ({right})", document)
-
-
-def _problem(path: KeyPath, what: str, document: Document) -> Problem:
-    """The problem at the innermost key that is in the file: pydantic also names keys that our validators make."""
-    while path not in document.places and len(path) > 1 and document.places:
-        path = path[:-1]
-    return Problem(_place_of(path, document), path, what)
-
-
-def _place_of(path: KeyPath, document: Document) -> Place | None:
-    return next((document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places), None)
-
-
-def _keys_at(path: KeyPath, document: Document) -> list[str]:
-    """The keys that the group at `path` may have."""
-    kind: Any = Spec
-    if path == ("early_terminate",):
-        return EarlyTerminate.keys_of(document.value[path[0]].get("type"))
-    for part in path:
-        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
-        if NoneType in get_args(kind):
-            kind = get_args(kind)[0]
-    keys = list(getattr(kind, "model_fields", None) or kind.__annotations__)
-    return ["value", *keys] if "values" in keys else keys

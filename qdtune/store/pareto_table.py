@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from qdtune.store.columns import (
     pareto_schema,
 )
 
+KEYS = [*AXIS_NAMES, "dataset"]  # rows that agree in these are of one configuration
+
 
 def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, float] | None = None) -> pa.Table:
     """The Pareto table: one row per configuration, by rank and then by size. The order of `trials` has no effect.
@@ -43,28 +45,10 @@ def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, f
     metric, also = metric_in(trials), also_in(trials)
     judged, measured = (metric.val, metric.test), (metric.val, metric.test, *(one.test for one in also))
     # A fixed order, so that sums round alike and ties keep their order.
-    rows = trials.sort_by([(name, "ascending") for name in (*AXIS_NAMES, "dataset", "seed", "trial_id")])
-    keys = [*AXIS_NAMES, "dataset"]
-    ok = pc.equal(rows["state"], "ok")
-    worst = pc.index_in(rows["state"], pa.array(STATES))
-    columns = {name: rows[name] for name in (*keys, *SHARED_COLUMNS, "epochs")}
-    columns |= {name: pc.if_else(ok, rows[name], None) for name in measured}
-    columns |= {"ok": ok.cast(pa.int32()), "worst": worst}
-    columns |= {"ended": pc.if_else(pc.is_in(rows["state"], pa.array(FINAL)), worst, None)}
-    columns |= {"row": pa.array(np.arange(len(rows)))}
-    sample = pc.VarianceOptions(ddof=1)
-    groups = (
-        pa.table(columns)
-        .group_by(keys, use_threads=False)
-        .aggregate(
-            [(name, "first") for name in SHARED_COLUMNS]
-            + [("epochs", "max"), ("worst", "max"), ("row", "min"), ("row", "count"), ("ended", "max"), ("ok", "sum")]
-            + [(name, "mean") for name in measured]
-            + [(name, "stddev", sample) for name in judged]
-        )
-    )
+    rows = trials.sort_by([(name, "ascending") for name in (*KEYS, "seed", "trial_id")])
+    columns, groups = _group_rows(rows, judged, measured)
     worst = pc.coalesce(groups["ended_max"], groups["worst_max"])
-    result = {name: groups[name] for name in keys}
+    result = {name: groups[name] for name in KEYS}
     result |= {name: groups[f"{name}_first"] for name in SHARED_COLUMNS}
     result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
     result |= _spread(groups, metric.val, metric) | _spread(groups, metric.test, metric)
@@ -83,6 +67,37 @@ def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, f
     schema = pareto_schema(metric, also)
     table = pa.table(result).select(schema.names).cast(schema)
     return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
+
+
+def _group_rows(
+    rows: pa.Table, judged: Sequence[str], measured: Sequence[str]
+) -> tuple[dict[str, pa.ChunkedArray], pa.Table]:
+    """What is known of each row, null where it is not to count, and of all rows of each configuration.
+
+    Args:
+        rows: in the order in which they are added up.
+        judged: the columns of which the spread is needed, too.
+        measured: the columns that count where a training ended `ok`.
+    """
+    ok = pc.equal(rows["state"], "ok")
+    worst = pc.index_in(rows["state"], pa.array(STATES))
+    columns = {name: rows[name] for name in (*KEYS, *SHARED_COLUMNS, "epochs")}
+    columns |= {name: pc.if_else(ok, rows[name], None) for name in measured}
+    columns |= {"ok": ok.cast(pa.int32()), "worst": worst}
+    columns |= {"ended": pc.if_else(pc.is_in(rows["state"], pa.array(FINAL)), worst, None)}
+    columns |= {"row": pa.array(np.arange(len(rows)))}
+    sample = pc.VarianceOptions(ddof=1)
+    groups = (
+        pa.table(columns)
+        .group_by(KEYS, use_threads=False)
+        .aggregate(
+            [(name, "first") for name in SHARED_COLUMNS]
+            + [("epochs", "max"), ("worst", "max"), ("row", "min"), ("row", "count"), ("ended", "max"), ("ok", "sum")]
+            + [(name, "mean") for name in measured]
+            + [(name, "stddev", sample) for name in judged]
+        )
+    )
+    return columns, groups
 
 
 def ranking(configurations: pa.Table) -> dict[str, pa.Array]:
