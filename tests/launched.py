@@ -23,7 +23,11 @@ from qdtune.commands.loaded_run import LoadedRun
 from qdtune.machine import own_folder
 
 SWEEP = Path(__file__).parent / "golden" / "eager.yaml"
-OLD = "version: 1\nname: eager\ndata: {dataset: digits, val_size: 200}\n"  # whose results cannot be compared with it
+OLD = """version: 1
+name: eager
+parameters: {depth: {value: 1}}
+data: {dataset: digits, val_size: 200}
+"""  # its results cannot be compared with those of the golden sweep
 
 
 @dataclass(frozen=True)

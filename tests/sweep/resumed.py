@@ -63,7 +63,7 @@ def run_launch(home: Path, *options: str) -> tuple[int, str, str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_", "WANDB_", "MLFLOW_"))}
     environment |= {"RAY_AUTH_TOKEN_PATH": str(home / "token"), "COLUMNS": "80", "WANDB_MODE": "offline"}
     line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml", *options, "--no-dashboard"]
-    done = subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True, timeout=240, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
