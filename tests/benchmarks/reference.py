@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from qdtune.analysis.run import Run
 from qdtune.report.page import images
 from qdtune.report.plot_data import sheet
 from qdtune.report.words import beside
+from qdtune.spec.axes import OVERHEAD
 from qdtune.spec.metric_text import half_interval
 from qdtune.spec.objectives import known_before
 from qdtune.spec.plan import make_trial
@@ -70,6 +72,7 @@ def tables() -> Iterator[str]:
         assert found is not None
         yield _markdown(found.heads, found.rows)
     yield from _tiny()
+    yield from _overhead()
     yield from _convolutions()
     for name, dataset in DEPTHS.items():
         yield _depths(complete_table(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
@@ -122,6 +125,11 @@ def _tiny() -> Iterator[str]:
         counted = [f"{row['size_bytes']:,}", f"{weights[row['trial_id']]:,}"]
         rows.append([*counted, row["hidden"], *bits, *accuracies])
     yield _markdown(heads, rows)
+    yield _beside_tiny(front, weights)
+
+
+def _beside_tiny(front: list[dict[str, Any]], weights: dict[str, int]) -> str:
+    """Published networks, each beside the smallest of a front that is as accurate; `weights` are bytes by trial."""
     heads = ["published", "images", "weights alone", "test %", "ours, weights alone", "ours, everything", "test %"]
     rows = []
     for name, side, size, accuracy in TINY:
@@ -129,7 +137,30 @@ def _tiny() -> Iterator[str]:
         counted = [f"{weights[mine['trial_id']]:,}", f"{mine['size_bytes']:,}"]
         published = [name, f"{side} x {side}", f"{size:,}", f"{100 * accuracy:.2f}"]
         rows.append([*published, *counted, _interval(mine, "test_accuracy")])
+    return _markdown(heads, rows)
+
+
+def _overhead() -> Iterator[str]:
+    """Networks with each kind of overhead, and published ones beside their front."""
+    spec = load(SWEEPS / "tiny_8x8_overhead.yaml").resolve("mnist")
+    table = complete_table(pq.read_table(FOLDER / "tiny_8x8_overhead.parquet"), PARETO)
+    every, front = table.to_pylist(), table_front(table).to_pylist()
+    weights = {row["trial_id"]: make_trial(spec, row).sizes.weight_bytes for row in every}
+    found: dict[tuple[int, str, int], dict[str, dict[str, Any]]] = {}
+    for row in every:
+        key = (weights[row["trial_id"]], row["hidden"], row["weight_bits"])
+        found.setdefault(key, {})[row["overhead"]] = row
+    heads = ["weights alone", "hidden", "bits"]
+    heads += [f"{name}: {what}" for name in OVERHEAD.names for what in ("bytes", "test %")]
+    rows = []
+    for (size, hidden, bits), by_overhead in sorted(found.items()):
+        cells = [f"{size:,}", hidden, str(bits)]
+        for name in OVERHEAD.names:
+            one = by_overhead.get(name)
+            cells += [f"{one['size_bytes']:,}", _interval(one, "test_accuracy")] if one else ["-", "-"]
+        rows.append(cells)
     yield _markdown(heads, rows)
+    yield _beside_tiny(front, weights)
 
 
 def _convolutions() -> Iterator[str]:

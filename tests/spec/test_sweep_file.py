@@ -690,6 +690,11 @@ def test_a_share_of_plain_images_counts_only_where_images_are_distorted() -> Non
     ]
 
 
+def test_a_factory_decides_about_biases_itself() -> None:
+    (line,) = told("model={factory: 'mine:net'}", "parameters.bias={values: [all, none]}")
+    assert line.endswith("bias: is for mlp and cnn only (or all): a factory builds its layers with or without biases")
+
+
 def test_distortions_need_images() -> None:
     own = "data={factory: 'mine:data', shape: [600, 20, 4], val_size: 100}"
     what = "needs square images, which a factory returns as (rows, channels, height, width)"

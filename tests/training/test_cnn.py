@@ -83,9 +83,13 @@ def test_a_compiled_convolution_equals_the_eager_one(data):
     assert_moved_alike(before, compiled.params, eager.params)
 
 
-@pytest.mark.parametrize("decomposed", ["all", "hidden"])
-def test_the_table_is_what_the_reader_finds(decomposed, data):
+@pytest.mark.parametrize(
+    ("decomposed", "overhead", "bias"),
+    [("all", "pow2", "all"), ("hidden", "float32", "all"), ("all", "int8", "none")],
+)
+def test_the_table_is_what_the_reader_finds(decomposed, overhead, bias, data):
     trial = a_cnn(depth=2, act_bits=8, weight_bits=4, decompose=decomposed, seeds=(0, 5), scale="lsq")
+    trial = replace(trial, overhead=overhead, bias=bias)
     trial = replace(trial, qat=Qat(epochs=1, lr=0.003, optimizer="adam"), batch_norm="factors")
     kept = {}
     *_, report = train_configuration(trial, data, NoWarmups(), "never", lambda replicas, _: kept.update(replicas))
@@ -106,12 +110,14 @@ def test_the_table_is_what_the_reader_finds(decomposed, data):
 @pytest.mark.parametrize("depth", [1, 3])
 def test_the_ledger_by_arithmetic_is_that_of_the_network(blocks, norm, depth):
     layers = list_cnn_layers(blocks, None, "same", (3, 12, 9))
-    model = networks.build_cnn(layers, (6,), 4, batch_norm=bool(norm), seed=0)
-    decompose(model, depth, decomposed="hidden", norm=norm == "factors")
-    quantize(model, 3, 8, granularity="channel")
-    expected = cnn_structure(layers, (6,), 4, norm).sizes(depth, 3, 8, granularity="channel", decompose="hidden")
+    bias, overhead = ("all", "int8") if depth == 1 else ("none" if norm else "all", "pow2")
+    model = networks.build_cnn(layers, (6,), 4, batch_norm=bool(norm), bias=bias, seed=0)
+    decompose(model, depth, decomposed="hidden", norm=norm == "factors", bias=bias)
+    settings = {"granularity": "channel", "overhead": overhead}
+    quantize(model, 3, 8, **settings)
+    expected = cnn_structure(layers, (6,), 4, norm, bias=bias).sizes(depth, 3, 8, decompose="hidden", **settings)
     if depth == 1 and norm == "factors":  # without factors there is nothing to normalise
-        expected = cnn_structure(layers, (6,), 4, True).sizes(1, 3, 8, granularity="channel")
+        expected = cnn_structure(layers, (6,), 4, True, bias=bias).sizes(1, 3, 8, **settings)
     assert count_sizes(model) == expected
     assert model.train()(torch.randn(5, 3 * 12 * 9)).shape == (5, 4)
 

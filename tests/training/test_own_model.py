@@ -344,6 +344,22 @@ self.n = Twice(width)"""
     assert report["rows"][0]["state"] == "ok"
 
 
+@pytest.mark.parametrize("overhead", ["float16", "int8", "pow2"])
+def test_overhead_of_an_own_model_is_that_of_its_layers(tmp_path, tensors, overhead):
+    init = "self.n, self.p = nn.BatchNorm1d(width), nn.LayerNorm(width)"
+    spec = taken(tmp_path, net(init, "return self.b(self.p(torch.relu(self.n(self.a(x)))))"))
+    trial = replace(plan(spec).trials[0], overhead=overhead, seeds=(0,))
+    report = last(trial, tensors)  # asserts that the bytes by arithmetic are those of the tensors
+    stored = reader.load(one_seed(report["weights"], 0)).stored
+    kinds = {name.rpartition(".")[2]: array.dtype.name for name, array in stored.items() if name[0] != "p"}
+    factor, term = {"float16": ("float16", "float16"), "int8": ("float16", "int8"), "pow2": ("uint8", "int8")}[
+        overhead
+    ]
+    assert kinds == {"weight": "uint8", "step": factor, "scale": factor, "shift": term, "bias": term}
+    assert stored["p.weight"].dtype == np.float32
+    assert report["rows"][0]["state"] == "ok"
+
+
 # --- the user's own first weights
 
 LOADED = """self.a.weight.data = torch.load(__file__.replace('.py', '.pt'))['a']
