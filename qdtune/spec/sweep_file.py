@@ -90,8 +90,6 @@ class Spec(Frozen):
         """The mistakes of the sweeps that stand in for this one."""
         if self.fallback is None:
             return
-        if len(self.data.names) == 1:
-            yield ("fallback",), "has no use with one data set (list several in data.dataset, or leave fallback out)"
         for name in self.data.names[1:]:
             try:
                 self._on(name)
