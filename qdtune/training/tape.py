@@ -30,7 +30,7 @@ from qdtune.training.taped_calls import (
 )
 
 CHANGING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
-PLAIN_CALLS = 8  # before a recording, which takes as long as some ten calls
+PLAIN_CALLS = 16  # before a recording, which takes about as long as so many calls
 
 
 class NotTapedError(RuntimeError):
