@@ -24,7 +24,7 @@ from qdtune.spec.comparable import check_comparable
 from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import plan
-from qdtune.spec.sizes import LayerShape, Structure
+from qdtune.spec.structure import LayerShape, Structure
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.sweep.prepare import call_own_data
 from qdtune.training.cohort import Tensors

@@ -13,7 +13,8 @@ from qdtune.model.layers.known import kind_of
 from qdtune.model.layers.matrix import Digits, Quantized
 from qdtune.model.quantizer import Quantizer
 from qdtune.spec.axes import GRANULARITY, LEVELS, OVERHEAD, SCALE
-from qdtune.spec.sizes import FLOAT_BYTES, Sizes, of_each, other_sizes
+from qdtune.spec.sizes import FLOAT_BYTES, Sizes, other_sizes
+from qdtune.spec.structure import of_each
 
 
 def quantize(

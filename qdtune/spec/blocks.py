@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from qdtune.spec.sizes import LayerShape, Structure, mlp_structure
+from qdtune.spec.structure import LayerShape, Structure, mlp_structure
 
 DEFAULT_BLOCKS = ("conv 8", "dw", "pool", "dw", "pool")
 PADDINGS = ("none", "same")
@@ -122,7 +122,7 @@ def cnn_structure(
     normalised: int = 0,
     bias: str = "all",
 ) -> Structure:
-    """The parts of `networks.build_cnn`; the last arguments are those of `sizes.mlp_structure`."""
+    """The parts of `networks.build_cnn`; the last arguments are those of `structure.mlp_structure`."""
     convs = [layer for layer in layers if layer.kind == CONV]
     shapes = tuple(
         LayerShape(

@@ -17,7 +17,8 @@ from qdtune.spec.blocks import PADDINGS, CnnLayer, cnn_structure, list_cnn_layer
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.groups import Phase
 from qdtune.spec.objectives import known_before
-from qdtune.spec.sizes import Sizes, Structure, mlp_structure
+from qdtune.spec.sizes import Sizes
+from qdtune.spec.structure import Structure, mlp_structure
 from qdtune.spec.tasks import ACCURACY, CLASSIFICATION, task_of
 from qdtune.spec.values import cell_text
 

@@ -19,7 +19,7 @@ from qdtune.spec.checks import choice, flag, matching, number, share, whole
 from qdtune.spec.choices import COMPILES, NORMALIZATIONS, NORMS, ORDERS
 from qdtune.spec.loggers import LOGGER_NAMES
 from qdtune.spec.objectives import BOUNDED
-from qdtune.spec.sizes import Structure
+from qdtune.spec.structure import Structure
 from qdtune.spec.tasks import METRIC_NAMES, TASK_NAMES
 from qdtune.spec.values import Frozen, Rate, Several, Widths, as_list, cell_text
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, HIDDEN, decisive_axes
-from qdtune.spec.sizes import mlp_structure
+from qdtune.spec.structure import mlp_structure
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION, Metric
 from qdtune.store.columns import FINAL, STATES, metric_in, trials_schema_of
 from qdtune.store.parquet import complete_table

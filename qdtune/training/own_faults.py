@@ -17,7 +17,7 @@ from qdtune.model.factored import is_frozen
 from qdtune.model.layers.known import LAYERS, kind_of
 from qdtune.model.layers.matrix import MatrixKind
 from qdtune.reader import DTYPES
-from qdtune.spec.sizes import LayerShape
+from qdtune.spec.structure import LayerShape
 
 SHIPPED_DTYPES = {torch.from_numpy(np.empty(0, dtype)).dtype for dtype in DTYPES.values()}
 TORCH_ATTRIBUTES = vars(nn.Module()).keys()  # those in which torch itself keeps parameters, buffers and modules

@@ -24,7 +24,7 @@ from qdtune.model.rounding import match_rows
 from qdtune.plugins import PluginError
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup, name_built
-from qdtune.spec.sizes import Structure
+from qdtune.spec.structure import Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.training.averaging import average_images

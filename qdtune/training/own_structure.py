@@ -18,7 +18,8 @@ from qdtune.model.layers.known import kind_of
 from qdtune.model.quantize import count_sizes
 from qdtune.plugins import PluginError
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.sizes import FLOAT_BYTES, LayerShape, Structure
+from qdtune.spec.sizes import FLOAT_BYTES
+from qdtune.spec.structure import LayerShape, Structure
 from qdtune.training.own_faults import find_quantisable
 
 

@@ -15,7 +15,7 @@ from qdtune.model.layers.linear import FactoredLinear, QuantLinear
 from qdtune.model.quantize import calibrate, calibrate_alike, count_sizes, quantize
 from qdtune.model.quantizer import Quantizer, fake_quantize, round_to_codes, scale_mix
 from qdtune.spec.axes import DECOMPOSE, GRANULARITY, LEVELS, SCALE
-from qdtune.spec.sizes import mlp_sizes
+from qdtune.spec.structure import mlp_sizes
 
 ALL_BITS = [*range(1, 17)]
 

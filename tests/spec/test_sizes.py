@@ -5,7 +5,8 @@ import math
 import pytest
 
 from qdtune.spec.blocks import cnn_structure, list_cnn_layers
-from qdtune.spec.sizes import LayerShape, Structure, factor_dims, inner_width, mlp_sizes, mlp_structure
+from qdtune.spec.sizes import factor_dims, inner_width
+from qdtune.spec.structure import LayerShape, Structure, mlp_sizes, mlp_structure
 
 PAIRS = [(i, o) for i in (1, 2, 3, 7, 10, 24, 64, 100, 784, 3072) for o in (1, 2, 5, 10, 24, 33, 256, 1024)]
 

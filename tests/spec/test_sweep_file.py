@@ -22,7 +22,7 @@ from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import make_trial, plan
-from qdtune.spec.sizes import mlp_sizes
+from qdtune.spec.structure import mlp_sizes
 from qdtune.spec.sweep_file import Spec, load, loads
 
 GOOD = """\

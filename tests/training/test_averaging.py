@@ -21,7 +21,7 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import split_file
 from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
-from qdtune.spec.sizes import mlp_structure
+from qdtune.spec.structure import mlp_structure
 from qdtune.training.augment import distort_images
 from qdtune.training.averaging import average_images
 from qdtune.training.cohort import Tensors

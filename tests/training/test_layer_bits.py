@@ -17,7 +17,7 @@ from qdtune.model.layers.matrix import Quantized
 from qdtune.model.networks import build_mlp
 from qdtune.model.quantize import count_sizes, place_layers, quantize
 from qdtune.model.signed_file import split_file
-from qdtune.spec.sizes import mlp_structure
+from qdtune.spec.structure import mlp_structure
 from qdtune.training.cohort import Cohort, Tensors
 from qdtune.training.step import StepShape, which_are_float
 from qdtune.training.train import train_configuration

@@ -22,7 +22,8 @@ from qdtune.model.chain import Chain, last_factor
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.matrix import MatrixKind, Quantized
 from qdtune.reader import LATEST_VERSION
-from qdtune.spec.sizes import LayerShape, factor_dims
+from qdtune.spec.sizes import factor_dims
+from qdtune.spec.structure import LayerShape
 
 if TYPE_CHECKING:
     from qdtune.model.formats.onnx import Graph

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from qdtune.model.chain import Chain
 from qdtune.reader import VERSION
-from qdtune.spec.sizes import LayerShape, Sizes
+from qdtune.spec.sizes import Sizes
+from qdtune.spec.structure import LayerShape
 
 if TYPE_CHECKING:
     from qdtune.model.formats.onnx import Graph

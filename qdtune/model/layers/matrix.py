@@ -20,7 +20,8 @@ from qdtune.model.overhead import FLOAT32, pack_factor, pack_terms, round_terms
 from qdtune.model.quantizer import Quantizer, round_to_codes
 from qdtune.reader import EXACT_FLOAT32, GRIDS
 from qdtune.spec.choices import FLOAT_BITS
-from qdtune.spec.sizes import TRITS, LayerShape, Sizes, matrix_sizes
+from qdtune.spec.sizes import TRITS, Sizes, matrix_sizes
+from qdtune.spec.structure import LayerShape
 
 
 class Digits(NamedTuple):
