@@ -21,6 +21,7 @@ from qdtune.training.taped_calls import (
     Layout,
     Slot,
     TapedCall,
+    aten,
     drop_repeated,
     drop_unread,
     drop_vain_copies,
@@ -118,6 +119,9 @@ class Tape(TorchDispatchMode):
     ) -> Any:
         if any(tag in function.tags for tag in CHANGING):
             raise NotTapedError(f"{function} reads values of a tensor, or draws")
+        if function is aten.lift_fresh.default and args[0] not in self._slots:  # of `torch.tensor`, or of x[1] = 5
+            self._add_made(args[0])
+            return args[0]
         named_args, named_kwargs = map_leaves(self.name, (args, kwargs or {}))
         returned = function(*args, **(kwargs or {}))
         is_tuple = isinstance(returned, (tuple, list))
@@ -140,6 +144,11 @@ class Tape(TorchDispatchMode):
             slot = self._add(leaf)
             self.kept[slot] = leaf
         return slot
+
+    def _add_made(self, tensor: Tensor) -> None:
+        """Adds a tensor that Python makes anew in each call: as a copy, because later calls may change it."""
+        kept = tensor.clone()
+        self.calls.append(TapedCall(aten.clone.default, (self.name(kept),), {}, (self._add(tensor),), False))
 
     def _add(self, tensor: Tensor) -> Slot:
         slot = Slot(len(self.layouts))
@@ -168,7 +177,8 @@ def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[
     lines = [f"def play({', '.join(map(repr, tape.inputs))}):"]
     for place, call in enumerate(calls):
         given = [*map(write, call.args), *(f"{key}={write(value)}" for key, value in call.kwargs.items())]
-        targets = ["_" if slot is None else repr(slot) for slot in call.results]
+        same = (None, *call.reads())  # a call that changes a tensor returns it
+        targets = ["_" if slot in same else repr(slot) for slot in call.results]
         target = f"{', '.join(targets)}{',' * call.is_tuple} = " if targets else ""
         lines.append(f" {target}{write(_find_binding(call.function), 'f')}({', '.join(given)})")
         ended = {slot for slot in (*call.reads(), *call.makes()) if last[slot] == place} - lasting

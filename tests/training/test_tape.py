@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.func import grad_and_value, vmap
 
 from qdtune.datasets.load import load
@@ -53,7 +54,7 @@ def a_program(seed):
                 values.append(one.clone())
             elif kind == "in place":
                 one.add_(other.detach().clone(), alpha=0.1)
-            elif kind == "in a view":
+            elif kind == "through a view":
                 one.t()[1:].mul_(0.5)
             elif kind == "write":
                 one.copy_(other.clone().cos())
@@ -194,6 +195,27 @@ def test_it_is_recorded_after_the_plain_calls():
     for _ in range(5):
         assert torch.equal(taped(torch.ones(3)), torch.full((3,), 2.0))
     assert len(calls) == 3  # two as they are, one that is recorded
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.tensor([1.0, 2.0, 3.0]),
+        lambda x: x.clone().index_fill_(0, torch.tensor([1]), 5.0).add_(torch.tensor([1.0, 2.0, 3.0]).mul_(2.0)),
+        lambda x: _set_part(x.clone()),
+        lambda x: F.prelu(x, torch.tensor(0.2)),
+    ],
+)
+def test_a_tensor_that_the_function_makes_is_no_other_one_when_it_is_played(function):
+    """`torch.tensor` and `x[1] = 5` make tensors of which only their first use tells; it returns the same one."""
+    play = record(function, (torch.ones(3),))
+    for x in (torch.randn(3), torch.randn(3)):
+        assert torch.equal(play(x), function(x))
+
+
+def _set_part(x):
+    x[1] = 5.0
+    return x
 
 
 def test_tensors_are_dropped_after_their_last_use():
