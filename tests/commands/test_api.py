@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tests.trained import train_here
 
 (EXAMPLE,) = [block.text for block in BLOCKS if block.page == "python-api.md" and block.marker == RUN_MARKER]
 pytestmark = pytest.mark.timeout(300)  # the first test waits for the sweep
+STOP_S = 200  # for a stop in order on a busy machine, which takes two seconds on an idle one
 SWEEP: dict[str, Any] = {
     "version": 1,
     "name": "mine",
@@ -247,6 +248,16 @@ def test_a_process_that_dies_is_a_run_error(monkeypatch: pytest.MonkeyPatch) -> 
         qdtune.run(SWEEP)
 
 
+@contextmanager
+def killed_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive its test."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def lines_until(process: subprocess.Popen[str], text: str) -> str:
     """What a process prints up to the line with `text`."""
     said = ""
@@ -261,12 +272,11 @@ def lines_until(process: subprocess.Popen[str], text: str) -> str:
 @pytest.mark.slow
 def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
     code = f"import qdtune; qdtune.run({SWEEP!r}, plugins=['mine'])"
-    script = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    lines_until(script, " starting")  # a trial has begun
-    script.send_signal(signal.SIGINT)
-    said, _ = script.communicate(timeout=100)
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with killed_at_last(subprocess.Popen([sys.executable, "-c", code], **out)) as script:
+        lines_until(script, " starting")  # a trial has begun
+        script.send_signal(signal.SIGINT)
+        said, _ = script.communicate(timeout=STOP_S)
     assert "stopping: what is finished is kept" in said
     assert "stopped by SIGINT: 8 of 8 trials left to do; the same command goes on from here" in said
     assert said.rstrip().endswith("KeyboardInterrupt")
@@ -285,11 +295,12 @@ def test_the_sweep_stops_when_its_caller_is_gone(place: Path) -> None:
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[outcome.fileno()]
         )
     assert process.stdin is not None
-    process.stdin.write(sweep_process.request_of(options, False).decode())
-    process.stdin.flush()
-    lines_until(process, " starting")
-    begin = time.monotonic()
-    said, _ = process.communicate(timeout=100)  # closes standard input
+    with killed_at_last(process):
+        process.stdin.write(sweep_process.request_of(options, False).decode())
+        process.stdin.flush()
+        lines_until(process, " starting")
+        begin = time.monotonic()
+        said, _ = process.communicate(timeout=STOP_S)  # closes standard input
     assert "stopped by SIGTERM: 8 of 8 trials left to do" in said
     assert process.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - begin < 60
