@@ -50,43 +50,57 @@ class Taped:
         """
         self._function, self._plain_calls = function, plain_calls
         self._play: Callable[..., Any] | None = None
+        self._earlier: Sequence[Tensor] | None = None  # inputs of the last plain call
 
     def __call__(self, *inputs: Tensor) -> Any:
         if self._play is None:
-            self._play = self._function if self._plain_calls < 0 else None
-            if self._plain_calls == 0:
-                try:
-                    self._play = record(self._function, inputs)
-                except NotTapedError:
-                    self._play = self._function
-            self._plain_calls -= 1
-        return (self._play or self._function)(*inputs)
+            if self._plain_calls > 0:
+                self._earlier = _copy(inputs) if self._plain_calls == 1 else None
+                self._plain_calls -= 1
+                return self._function(*inputs)
+            try:
+                self._play = record(self._function, inputs, self._earlier)
+            except NotTapedError:
+                self._play = self._function
+            self._earlier = None
+        return self._play(*inputs)
 
 
-def record(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Callable[..., Any]:
+def record(
+    function: Callable[..., Any], inputs: Sequence[Tensor], others: Sequence[Tensor] | None = None
+) -> Callable[..., Any]:
     """A faster function that does the same, learned from one call with copies of the inputs.
 
     Args:
         function: as for `Taped`.
         inputs: those of later calls have their shapes and types.
+        others: with which the function and its tape are compared; None: the same inputs. They should be other
+            numbers, because a tape takes for a constant what Python computes of them, such as a mean by NumPy.
 
     Raises:
         NotTapedError: the function reads values of tensors in Python, or draws, or its tape does something else.
     """
-    copies, others = ([tensor.clone() for tensor in inputs] for _ in range(2))
+    copies, plain, played = _copy(inputs), _copy(others or inputs), _copy(others or inputs)
     tape = Tape(copies)
-    with torch.no_grad(), tape:
-        expected = function(*copies)
     try:
+        with torch.no_grad(), tape:
+            made = function(*copies)
         calls, names = drop_repeated(drop_vain_copies(tape.calls), tape.layouts)
-        returned = rename_slots(map_leaves(tape.name, expected), names)
+        returned = rename_slots(map_leaves(tape.name, made), names)
         play = _compose(tape, drop_unread(calls, find_slots(returned)), returned)
-        found = play(*others)
+        found = play(*played)
+    except NotTapedError:
+        raise
     except Exception as error:  # whatever it is: the function runs as it is then, which costs time only
         raise NotTapedError(f"its tape cannot be played: {error}") from error
-    if not all(map(_is_equal, tree.tree_leaves((expected, copies)), tree.tree_leaves((found, others)))):
+    expected = function(*plain)
+    if not all(map(_is_equal, tree.tree_leaves((expected, plain)), tree.tree_leaves((found, played)))):
         raise NotTapedError("its tape gives other numbers")
     return play
+
+
+def _copy(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
 
 
 def _is_equal(one: Any, other: Any) -> bool:

@@ -14,6 +14,7 @@ aten = torch.ops.aten
 
 # The result of each has the elements of its first argument, in their order, if it has its layout too.
 SAME_ELEMENTS = (aten.alias, aten.clone, aten.detach, aten.expand, aten.permute, aten.view, aten._unsafe_view)
+UNSAID_VIEWS = (aten._unsafe_view, aten.unsafe_split, aten.unsafe_split_with_sizes)  # the schema says no alias
 STATISTICS = slice(3, 5)  # arguments that a batch normalisation changes, which its schema does not say
 
 
@@ -63,6 +64,7 @@ class TapedCall:
         """The slot of the tensor in whose memory the result lies; None if the result has its own."""
         returned = self.function._schema.returns
         is_view = bool(returned) and returned[0].alias_info is not None
+        is_view = is_view or self.function.overloadpacket in UNSAID_VIEWS
         return self.args[0] if is_view and self.args and isinstance(self.args[0], Slot) else None
 
     def renamed(self, names: dict[Slot, Slot]) -> TapedCall:

@@ -179,6 +179,46 @@ def test_a_tape_that_does_something_else_is_not_played(fault, monkeypatch):
     assert all(torch.equal(taped(torch.ones(3)), torch.ones(3).sin()) for _ in range(3))
 
 
+class Counting:
+    """A function that is another one in each call."""
+
+    calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return x / self.calls
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lambda x: x / float(x.numpy().max()),  # is a number before torch sees it
+        lambda: lambda x: x + torch.tensor(x.tolist()),
+        lambda: lambda x: x.sign() if x.numpy().min() < 0 else x,
+        Counting,
+    ],
+)
+def test_what_python_computes_of_numbers_is_computed_in_each_call(make):
+    taped, function = Taped(make(), 2), make()
+    for number in range(1, 6):
+        if isinstance(function, Counting) and number == 3:
+            function.calls += 2  # to record it and to compare both
+        x = torch.arange(3.0) + (number - 3) * 0.5
+        assert torch.equal(taped(x), function(x))
+
+
+def test_a_result_that_lies_unsaid_in_the_memory_of_another_one_changes_it():
+    """The product of a linear layer without a bias. Nothing shows it while all numbers are positive."""
+
+    def function(x, w):
+        first = F.linear(x, w).relu_()
+        return first - F.linear(x, w)
+
+    play = record(function, (torch.ones(2, 3, 4), torch.ones(5, 4)))
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(play(x, torch.ones(5, 4)), function(x, torch.ones(5, 4)))
+
+
 def test_numbers_that_are_none_are_played_too():
     play = record(lambda x: x.log() + 1, (torch.tensor([-1.0, 1.0]),))
     assert play(torch.tensor([1.0, -1.0])).isnan().tolist() == [False, True]
@@ -194,7 +234,7 @@ def test_it_is_recorded_after_the_plain_calls():
     taped = Taped(function, 2)
     for _ in range(5):
         assert torch.equal(taped(torch.ones(3)), torch.full((3,), 2.0))
-    assert len(calls) == 3  # two as they are, one that is recorded
+    assert len(calls) == 4  # two as they are, one that is recorded, one that it is compared with
 
 
 @pytest.mark.parametrize(
