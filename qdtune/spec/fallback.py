@@ -28,17 +28,24 @@ class Fallback(Frozen):
     replicate: dict[str, Any] | None = None
     constraints: list[Any] | None = None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The groups that it has, JSON-able; null is a value, such as of `replicate`."""
+        return self.model_dump(exclude_unset=True)
+
 
 def change_groups(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The data of a sweep file with the groups of a fallback in it.
 
     Args:
         data: JSON-able, as of `Spec.to_dict`.
-        changes: of a `Fallback`, without keys that are None.
+        changes: `given` of a `Fallback`.
     """
     changed = {**data, **changes}
-    changed["parameters"] = {**data["parameters"], **changes.get("parameters", {})}
-    changed["train"] = _change_keys(data["train"], changes.get("train", {}))
+    if isinstance(changes.get("parameters"), dict):
+        changed["parameters"] = {**data["parameters"], **changes["parameters"]}
+    if isinstance(changes.get("train"), dict):
+        changed["train"] = _change_keys(data["train"], changes["train"])
     return changed
 
 

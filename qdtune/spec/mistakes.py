@@ -43,8 +43,8 @@ def list_mistakes(error: ValidationError, document: Document, top: type[BaseMode
             yield Problem(_place_of(path, document), path, "is missing")
         elif cause is not None:
             yield _problem(path, hint_for_value(path, item["input"]) or str(cause), document)
-        else:  # model_type, dict_type, tuple_type: the value has another shape than the group
-            right = "a list" if item["type"] == "tuple_type" else "key: value pairs"
+        else:  # model_type, dict_type, tuple_type, list_type: the value has another shape than the group
+            right = "a list" if item["type"] in ("tuple_type", "list_type") else "key: value pairs"
             wrong = "no value" if item["input"] is None else f"{format_value(item['input'])} is not allowed"
             yield _problem(path, f"{wrong} ({right})", document)
 

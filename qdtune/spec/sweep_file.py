@@ -82,7 +82,7 @@ class Spec(Frozen):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Spec:
-        if found := [*list_disagreements(self), *self._list_fallback_disagreements()]:
+        if found := [*list_disagreements(self)] or [*self._list_fallback_disagreements()]:
             raise DisagreementError(found)
         return self
 
@@ -94,7 +94,9 @@ class Spec(Frozen):
             try:
                 self._on(name)
             except SpecError as error:
-                yield from ((("fallback", *one.path), f"{one.what} (on {name})") for one in error.problems)
+                for one in error.problems:
+                    group = ("fallback",) if {*one.path[:1]} <= self.fallback.model_fields_set else ()
+                    yield (*group, *one.path), f"{one.what} (on {name})"
                 return
 
     @property
@@ -192,9 +194,11 @@ class Spec(Frozen):
         return {group: factory for group, factory in found.items() if factory}
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON-able data, in the order of the class, without keys that are None."""
+        """The spec as JSON-able data, in the order of the class, without keys that are None; a fallback as it is."""
         data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         data["exclude"] = [{axis: _plain(value) for axis, value in rule.items()} for rule in self.exclude]
+        if self.fallback is not None:
+            data["fallback"] = self.fallback.given
         return data
 
     def to_yaml(self) -> str:

@@ -125,7 +125,7 @@ class Prepared:
         fallback, data = self.asked.fallback, self.spec.data.names[0]
         if fallback is None or data == self.asked.data.names[0]:
             return []
-        return [f"on {data}, fallback of the sweep file replaces {', '.join(fallback.model_dump(exclude_none=True))}"]
+        return [f"on {data}, fallback of the sweep file replaces {', '.join(fallback.given)}"]
 
     @property
     def float_notes(self) -> list[str]:

@@ -69,6 +69,27 @@ def test_a_file_with_it_is_written_and_read_again():
 def test_what_it_does_not_name_stays():
     plain = loads(FILE.replace("fallback:\n", "").encode(), "a.yaml").resolve("digits")
     assert file("  seeds: [0, 1, 2]").resolve("digits") == plain
+    assert file("  parameters: {}\n  train: {}").resolve("digits") == plain
+
+
+def test_null_is_a_value_as_in_a_file_of_its_own():
+    base = FILE.replace("fallback:\n", "replicate: {front: 8}\nfallback:\n") + "  replicate: null"
+    spec = loads(base.encode(), "a.yaml")
+    for one in (spec, loads(spec.to_yaml().encode(), "b.yaml")):
+        assert one.resolve("mnist").replicate is not None
+        assert one.resolve("digits").replicate is None
+    assert refusals("  parameters:\n  seeds: [1]") == [
+        "error: a.yaml:15: fallback.parameters: no value (key: value pairs) (on digits)"
+    ]
+
+
+def test_a_mistake_beside_it_is_told_once_and_at_its_own_key():
+    text = (FILE + "  seeds: [1]").replace("batch_size: 64", "batch_size: 2000")
+    with pytest.raises(SpecError, match="a.yaml:10: train.batch_size: 2000 is above the 1150 training samples"):
+        loads(text.encode(), "a.yaml")
+    with pytest.raises(SpecError) as caught:
+        loads((FILE + "  seeds: [1]").encode(), "a.yaml", ["exclude=[{depth: 9}]"])
+    assert str(caught.value) == "error: --set: exclude[0].depth: 9 never occurs in parameters.depth"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +98,7 @@ def test_what_it_does_not_name_stays():
         ("  sseds: [1]", "a.yaml:15: fallback: unknown key 'sseds'; did you mean 'seeds'?"),
         ("  data: {val_size: 3}", "a.yaml:15: fallback: unknown key 'data'"),
         ("  seeds: [1, 1]", "a.yaml:15: fallback.seeds"),
+        ("  train: {qat: {lr: .inf}}", "a.yaml:15: fallback.train.qat.lr: inf"),
         ("  parameters: {depth: 3}", "a.yaml:15: fallback.parameters"),
         (
             "  parameters:\n    depht: {value: 3}",
@@ -92,6 +114,14 @@ def test_a_mistake_is_told_at_its_line(text, line):
     (found,) = refusals(text)
     assert found.startswith(f"error: {line}")
     assert found.endswith("(on digits)") is not line.startswith("a.yaml:15: fallback: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("  seeds: 3", "3 is not allowed (a list)"), ("  exclude: {depth: 1}", "a mapping is not allowed (a list)")],
+)
+def test_a_value_of_another_shape_is_told_what_it_should_be(text, wanted):
+    assert refusals(text)[0].endswith(wanted)
 
 
 def test_one_data_set_has_no_use_for_it():
