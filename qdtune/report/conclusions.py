@@ -21,6 +21,7 @@ from qdtune.report.groups import (
 from qdtune.spec.axes import ASKED_AT
 from qdtune.spec.choices import QUESTION_AXES
 from qdtune.store.looks import GIVEN_UP, LIVE
+from qdtune.store.pairs import SIZES_APART
 
 MAX_WORDS = 3  # values of one axis that a sentence about several best depths names
 
@@ -118,7 +119,16 @@ def _name_best_depths(decided: Sequence[BestDepth]) -> Iterator[str]:
         words = _join_settings([one.setting for one in members])
         named = f"Depth {depth} ({', '.join(words)})" if words else f"Depth {depth}"
         first = f" (tested with {members[0].first_seeds})" if members[0].first_seeds else ""
-        yield f"{named} is significantly better than every other depth {where}{first}."
+        yield f"{named} is significantly better than every other depth {where}{first}.{_note_larger(members)}"
+
+
+def _note_larger(members: Sequence[BestDepth]) -> str:
+    """` At 2 and 4 bits it is more than 5 % larger there than the best of every other depth.`; empty if nowhere."""
+    larger = [one.weight_bits or 0 for one in members if one.larger]
+    if not larger:
+        return ""
+    where = f"{capital(describe_bits_list(larger))} it" if len(larger) < len(members) else "It"
+    return f" {where} is more than {100 * SIZES_APART:g} % larger there than the best of every other depth."
 
 
 def _join_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:

@@ -53,6 +53,7 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
     with blame_source(options.sweep):
         asked, data, data_dir = _choose_data(asked, options)
         asked, spec, planned = _decide_on(asked, asked.data.names[0], None if isinstance(data, Unread) else data)
+        plan_fallbacks(asked)  # so that its mistakes are told now, not where the first data set cannot be had
         forecast = _forecast(spec, options)
     earlier = _read_earlier(options, folder)
     comparable = _find_comparable(asked, data, data_dir, folder, earlier, options.is_dry)
@@ -154,6 +155,23 @@ def _decide_on(asked: Spec, dataset: str, data: Samples | None) -> tuple[Spec, S
         try_own_model(spec, data)
         asked = asked.changed("model", sha256=spec.model.sha256)
     return asked, spec, plan(spec)
+
+
+def plan_fallbacks(asked: Spec) -> dict[str, Plan]:
+    """What is trained on each data set that may stand in, by name; empty without a `fallback` in the file.
+
+    Raises:
+        SpecError: nothing is left to run on one of them.
+    """
+    if asked.fallback is None or asked.model.factory:
+        return {}
+    found = {}
+    for name in asked.data.names[1:]:
+        try:
+            found[name] = plan(asked.resolve(name))
+        except SpecError as error:
+            raise user_error(f"on {name}, {error.problems[0].what}", "fallback") from None
+    return found
 
 
 def _forecast(spec: Spec, options: LaunchOptions) -> Placement | None:

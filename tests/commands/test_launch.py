@@ -244,6 +244,16 @@ def test_dry_run_says_what_would_be_downloaded(folder: Path, capsys: pytest.Capt
     assert "not in nowhere, so it would be downloaded, and if that fails digits taken instead" in said
 
 
+def test_dry_run_tells_what_would_be_trained_on_the_data_set_that_may_stand_in(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "a.yaml"
+    path.write_text(path.read_text() + "fallback: {parameters: {depth: {value: 1}}}\n")
+    argv = [str(path), "--dry-run", "--data-dir", str(folder), "--set", "data.dataset=[mnist, digits]"]
+    code, out, _ = run(capsys, *argv)
+    assert (code, "fallback        on digits: 3 configurations of its own" in out) == (0, True)
+
+
 @pytest.mark.parametrize(("most", "listed", "more"), [(4, 12, 0), (5, 6, 9)])
 def test_dry_run_lists_up_to_twelve_configurations_with_their_bytes_and_of_more_the_ends(
     folder: Path, capsys: pytest.CaptureFixture[str], most: int, listed: int, more: int

@@ -198,6 +198,21 @@ def test_best_depths_of_several_bits_are_told_with_what_else_varies():
     )
 
 
+@pytest.mark.parametrize(
+    ("larger", "end"),
+    [
+        ((), "at 1, 2 and 4 bits."),
+        ((2, 4), "At 2 and 4 bits it is more than 5 % larger there than the best of every other depth."),
+        ((1, 2, 4), "It is more than 5 % larger there than the best of every other depth."),
+    ],
+)
+def test_where_a_best_depth_is_larger_than_all_others_is_told_with_it(larger, end):
+    by_bits = tuple(replace(best_depth(bits, 1, 0.01), larger=bits in larger) for bits in (1, 2, 4))
+    (line,) = conclude("depth", asked(by_bits=by_bits))
+    assert line.startswith("Depth 1 is significantly better than every other depth at 1, 2 and 4 bits.")
+    assert line.endswith(end)
+
+
 def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
     by_bits = (best_depth(1, 2, 0.01), best_depth(2, 2, 0.02), best_depth(4, 1, 0.7), best_depth(8, 1, 0.9))
     lines = conclude("depth", asked(best=BEST, by_bits=by_bits, depth=tuple(at(HURTS, 1, 2, axis="depth", value=2))))

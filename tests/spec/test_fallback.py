@@ -85,7 +85,7 @@ def test_null_is_a_value_as_in_a_file_of_its_own():
 
 def test_a_mistake_beside_it_is_told_once_and_at_its_own_key():
     text = (FILE + "  seeds: [1]").replace("batch_size: 64", "batch_size: 2000")
-    with pytest.raises(SpecError, match="a.yaml:10: train.batch_size: 2000 is above the 1150 training samples"):
+    with pytest.raises(SpecError, match=r"a.yaml:10: train.batch_size: 2000 is above the 1150 training samples"):
         loads(text.encode(), "a.yaml")
     with pytest.raises(SpecError) as caught:
         loads((FILE + "  seeds: [1]").encode(), "a.yaml", ["exclude=[{depth: 9}]"])

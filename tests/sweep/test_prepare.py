@@ -147,6 +147,16 @@ def test_what_the_file_changes_on_the_data_set_that_stands_in_is_said(folder: Pa
     assert [(trial.depth, trial.seeds) for trial in settled.plan.trials] == [(3, (5,))] * 2
 
 
+@pytest.mark.parametrize("is_dry", [True, False])
+def test_a_fallback_that_leaves_nothing_to_run_is_told_while_the_first_data_set_can_be_had(
+    folder: Path, is_dry: bool
+) -> None:
+    (folder / "a.yaml").write_text(SWEEP + "fallback: {constraints: [size_bytes <= 10]}\n")
+    told = r"a.yaml: fallback: on digits, nothing is left to run: 0 of 4 points excluded, 4 break a constraint"
+    with pytest.raises(SpecError, match=told):
+        prepare_launch(LaunchOptions("a.yaml", is_dry=is_dry))
+
+
 def test_results_on_a_data_set_that_could_not_be_had_are_told_with_the_reason(folder: Path) -> None:
     Store(folder / "runs" / "a").create(load("a.yaml").resolve("mnist").to_yaml())
     prepared = prepare_launch(LaunchOptions("a.yaml"))
