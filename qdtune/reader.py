@@ -75,7 +75,7 @@ class Model(NamedTuple):
             ReaderError: x does not fit, or the forward pass is in a user's own code.
         """
         model, t = self.program["model"], self.tensors
-        _must(self.is_complete, f"the forward pass of {model!r} is in its own code: here are its tensors alone")
+        _must(self.is_complete, f"the forward pass of {model!r} is in its own code: see qdtune.load_into")
         x = self.first_inputs(x)
         for op in self.layers:
             x = OPERATIONS[op["op"]](x, op, t) if op["op"] in OPERATIONS else ACTIVATIONS[op["op"]](x)
