@@ -31,6 +31,7 @@ from qdtune.training.taped_calls import (
 )
 
 CHANGING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
+MASKS = (torch.bool, torch.uint8)
 PLAIN_CALLS = 16  # before a recording, which takes about as long as so many calls
 
 
@@ -131,7 +132,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if any(tag in function.tags for tag in CHANGING):
+        if _may_change(function, args):
             raise NotTapedError(f"{function} reads values of a tensor, or draws")
         if function is aten.lift_fresh.default and args[0] not in self._slots:  # of `torch.tensor`, or of x[1] = 5
             self._add_made(args[0])
@@ -171,6 +172,15 @@ class Tape(TorchDispatchMode):
         return slot
 
 
+def _may_change(function: OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether an operation reads values of a tensor in Python or draws. The tags of two say so of all their calls."""
+    if function is aten.index.Tensor:  # only masks decide how many numbers it returns
+        return any(isinstance(index, Tensor) and index.dtype in MASKS for index in args[1])
+    if function is aten._scaled_dot_product_flash_attention_for_cpu.default:  # draws with a dropout
+        return any(args[3:4])
+    return any(tag in function.tags for tag in CHANGING)
+
+
 def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[..., Any]:
     """A Python function of the inputs that makes these calls, and drops each tensor after its last use."""
     names: dict[str, Any] = {}  # what the function refers to
@@ -194,7 +204,7 @@ def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[
         same = (None, *call.reads())  # a call that changes a tensor returns it
         targets = ["_" if slot in same else repr(slot) for slot in call.results]
         target = f"{', '.join(targets)}{',' * call.is_tuple} = " if targets else ""
-        lines.append(f" {target}{write(_find_binding(call.function), 'f')}({', '.join(given)})")
+        lines.append(f" {target}{write(_find_binding(call), 'f')}({', '.join(given)})")
         ended = {slot for slot in (*call.reads(), *call.makes()) if last[slot] == place} - lasting
         lines += [f" {slot} = None" for slot in sorted(ended, key=lambda slot: slot.number)]
     leaves, structure = tree.tree_flatten(returned)
@@ -204,7 +214,9 @@ def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[
     return (lambda *inputs: tree.tree_unflatten(play(*inputs), structure)) if leaves else play
 
 
-def _find_binding(function: OpOverload) -> Callable[..., Any]:
+def _find_binding(call: TapedCall) -> Callable[..., Any]:
     """The same operation as torch offers it to Python, if it does: its call costs half of that of `torch.ops`."""
-    name = function._schema.name.removeprefix("aten::")
-    return getattr(torch, name, None) or getattr(Tensor, name, None) or function
+    if any(None in one for one in call.args if isinstance(one, (list, tuple))):  # as of x[:, places]
+        return call.function
+    name = call.function._schema.name.removeprefix("aten::")
+    return getattr(torch, name, None) or getattr(Tensor, name, None) or call.function

@@ -253,6 +253,22 @@ def test_a_tensor_that_the_function_makes_is_no_other_one_when_it_is_played(func
         assert torch.equal(play(x), function(x))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[:, torch.tensor([1, 0, 1])],
+        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]),
+    ],
+)
+def test_what_only_may_differ_from_call_to_call_is_played(function):
+    play = record(function, (torch.randn(2, 3),))
+    x = torch.randn(2, 3)
+    assert torch.equal(play(x), function(x))
+    mask = torch.tensor([True, False])
+    with pytest.raises(NotTapedError, match="reads values of a tensor, or draws"):
+        record(lambda x: x[mask], (x,))
+
+
 def _set_part(x):
     x[1] = 5.0
     return x
