@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qdtune.messages import KeyPath
 from qdtune.spec.values import Frozen
 
 
@@ -47,6 +48,32 @@ def change_groups(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, An
     if isinstance(changes.get("train"), dict):
         changed["train"] = _change_keys(data["train"], changes["train"])
     return changed
+
+
+def drop_key(fallback: Any, path: KeyPath) -> None:
+    """Takes out of a fallback, in place, what it says of a key of the file; groups that are empty then go, too.
+
+    Args:
+        fallback: as the file has it.
+        path: of the key, such as `("train", "qat", "lr")`. What is replaced as a whole goes as a whole.
+    """
+    if path[0] != "train":
+        path = path[:2] if path[0] == "parameters" else path[:1]
+    if not isinstance(fallback, dict) or path[0] not in fallback:
+        return
+    if len(path) > 1:
+        _drop_inner(fallback[path[0]], path[1:])
+    if len(path) == 1 or not fallback[path[0]]:
+        del fallback[path[0]]
+
+
+def _drop_inner(group: Any, path: KeyPath) -> None:
+    if not isinstance(group, dict) or path[0] not in group:
+        return
+    if len(path) > 1:
+        _drop_inner(group[path[0]], path[1:])
+    if len(path) == 1 or group[path[0]] == {}:
+        del group[path[0]]
 
 
 def _change_keys(group: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qdtune.messages import KeyPath, Place, Problem, format_path, format_value, name_option
+from qdtune.spec.fallback import drop_key
 from qdtune.spec.yaml_reader import Document, parse_yaml
 
 
@@ -33,6 +34,7 @@ def apply_overrides(document: Document, options: Sequence[str]) -> None:
         document.problems += [replace(problem, path=path + problem.path) for problem in given.problems]
         if not given.problems:
             _set_key(document, path, given)
+            drop_key(document.value.get("fallback"), path)  # an override holds on every data set
 
 
 def _set_key(document: Document, path: KeyPath, given: Document) -> None:

@@ -128,3 +128,36 @@ def test_one_data_set_has_no_use_for_it():
     """So that `--set data.dataset=mnist` needs no other change of the file."""
     spec = loads((FILE + GOOD).replace("[mnist, digits]", "mnist").encode(), "a.yaml")
     assert spec.resolve("mnist") == file(GOOD).resolve("mnist")
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("seeds=[3]", {"seeds": (3,)}),
+        ("parameters.depth={value: 3}", {"depths": {3}}),
+        ("parameters.depth.values=[3]", {"depths": {3}}),
+        ("train.qat.epochs=5", {"epochs": 5}),
+        ("train.qat.lr=0.5", {"epochs": 9}),
+        ("early_terminate={type: pareto}", {"pruner": "pareto"}),
+        ("exclude=[]", {"count": 4}),
+        ("fallback.seeds=[9]", {"seeds": (9,)}),
+    ],
+)
+def test_an_override_holds_on_every_data_set(override, found):
+    spec = loads((FILE + GOOD).encode(), "a.yaml", [override]).resolve("digits")
+    trials = plan(spec).trials
+    expected = {"seeds": (5, 6), "depths": {2}, "epochs": 9, "pruner": "none", "count": 3} | found
+    depths, pruner = {trial.depth for trial in trials}, spec.early_terminate.type
+    assert expected == {
+        "seeds": spec.seeds,
+        "depths": depths,
+        "epochs": spec.train.qat.epochs,
+        "pruner": pruner,
+        "count": len(trials),
+    }
+
+
+def test_an_override_of_all_that_a_fallback_says_leaves_none():
+    text = FILE + "  parameters: {depth: {value: 2}}\n  train: {qat: {epochs: 9}}"
+    spec = loads(text.encode(), "a.yaml", ["parameters.depth={value: 3}", "train.qat.epochs=4"])
+    assert spec.fallback.given == {}
