@@ -42,7 +42,9 @@ wait
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1" in
   -c) exec "$PYTHON" "$@" ;;   # makes the token
-  -) exit 0 ;;                 # asks whether all nodes are there
+  -)                           # waits until all nodes are there
+    for ((i = 0; i < 400; i++)); do grep -q "^ray start --block" "$LOG" && exit 0; sleep 0.05; done
+    exit 1 ;;
 esac
 echo "python $*" >> "$LOG"
 stat -c 'token %a %s' "$RAY_AUTH_TOKEN_PATH" >> "$LOG"
@@ -119,7 +121,7 @@ def test_head_then_worker_then_sweep_and_all_end(job):
     lines = job.log()
     starts = [line for line in lines if line.startswith(("ray start", "python"))]
     assert starts[0].startswith("ray start --head --block --node-ip-address=127.0.0.1 --port=")
-    sweep, worker = sorted(starts[1:])  # the worker starts in the background; here nobody waits until it has joined
+    sweep, worker = sorted(starts[1:])  # the worker starts in the background
     assert worker.startswith("ray start --block --address=127.0.0.1:")
     assert sweep.startswith("python -m qdtune.launch my sweep.yaml --runs-dir r --address 127.0.0.1:")
     assert [line for line in lines if line.startswith(("token", "folder"))] == [
