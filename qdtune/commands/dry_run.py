@@ -21,7 +21,7 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.sweep.forecast import Timed, choose_samples, forecast_time, measure_times, time_results
 from qdtune.sweep.placement import Placement
-from qdtune.sweep.prepare import plan_fallbacks, prepare_launch
+from qdtune.sweep.prepare import prepare_launch
 from qdtune.sweep.prepared import LaunchOptions, Prepared, Unread
 from qdtune.sweep.resumed import describe_checkpoints, find_checkpoints
 
@@ -143,7 +143,7 @@ def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_al
     yield from _training_facts(spec, planned)
     yield "data", _format_data(prepared)
     yield from (("fallback", line) for line in prepared.replaced)
-    for name, other in ({} if prepared.replaced else plan_fallbacks(prepared.asked)).items():
+    for name, other in ({} if prepared.replaced else prepared.fallbacks).items():
         yield "fallback", f"on {name}: {format_count(len(other.trials), 'configuration')} of its own"
     yield from (("longer", line) for line in prepared.lengthened)
     yield from (("test", line) for line in prepared.test_notes)

@@ -59,19 +59,14 @@ def drop_key(fallback: Any, path: KeyPath) -> None:
     """
     if path[0] != "train":
         path = path[:2] if path[0] == "parameters" else path[:1]
-    if not isinstance(fallback, dict) or path[0] not in fallback:
-        return
-    if len(path) > 1:
-        _drop_inner(fallback[path[0]], path[1:])
-    if len(path) == 1 or not fallback[path[0]]:
-        del fallback[path[0]]
+    _drop(fallback, path)
 
 
-def _drop_inner(group: Any, path: KeyPath) -> None:
+def _drop(group: Any, path: KeyPath) -> None:
     if not isinstance(group, dict) or path[0] not in group:
         return
     if len(path) > 1:
-        _drop_inner(group[path[0]], path[1:])
+        _drop(group[path[0]], path[1:])
     if len(path) == 1 or group[path[0]] == {}:
         del group[path[0]]
 

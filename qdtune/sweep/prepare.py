@@ -53,7 +53,7 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
     with blame_source(options.sweep):
         asked, data, data_dir = _choose_data(asked, options)
         asked, spec, planned = _decide_on(asked, asked.data.names[0], None if isinstance(data, Unread) else data)
-        plan_fallbacks(asked)  # so that its mistakes are told now, not where the first data set cannot be had
+        fallbacks = _plan_fallbacks(asked)  # so their mistakes are told now, not when the first data set is missing
         forecast = _forecast(spec, options)
     earlier = _read_earlier(options, folder)
     comparable = _find_comparable(asked, data, data_dir, folder, earlier, options.is_dry)
@@ -61,7 +61,9 @@ def prepare_launch(options: LaunchOptions) -> Prepared:
         from qdtune.store.frozen_looks import check_frozen_looks
 
         check_frozen_looks(spec, earlier, folder)
-    prepared = Prepared(options, asked, spec, planned, data, data_dir, folder, earlier, comparable, forecast)
+    prepared = Prepared(
+        options, asked, spec, planned, data, data_dir, folder, earlier, comparable, forecast, fallbacks
+    )
     if not options.is_dry:
         from qdtune.sweep.preflight import check_room
 
@@ -157,7 +159,7 @@ def _decide_on(asked: Spec, dataset: str, data: Samples | None) -> tuple[Spec, S
     return asked, spec, plan(spec)
 
 
-def plan_fallbacks(asked: Spec) -> dict[str, Plan]:
+def _plan_fallbacks(asked: Spec) -> dict[str, Plan]:
     """What is trained on each data set that may stand in, by name; empty without a `fallback` in the file.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,7 @@ class Prepared:
         earlier: the sweep file that the run folder holds; None if there is no run to finish.
         comparable: the data sets on which results could be compared with those in the run folder.
         forecast: how trials would share this machine; None if they run on a cluster elsewhere.
+        fallbacks: the plan on each data set that may stand in, by name; empty without a `fallback` in the file.
     """
 
     options: LaunchOptions
@@ -104,6 +105,7 @@ class Prepared:
     earlier: bytes | None
     comparable: frozenset[str]
     forecast: Placement | None
+    fallbacks: dict[str, Plan] = field(default_factory=dict)
 
     @property
     def lengthened(self) -> list[str]:
@@ -114,8 +116,8 @@ class Prepared:
             if given.epochs > asked.epochs:
                 data = self.spec.data.names[0]
                 lines.append(
-                    f"{name}: {given.epochs} epochs instead of {asked.epochs}, because those of {data} are short "
-                    f"(min_steps {asked.min_steps:,})"
+                    f"{name}: {given.epochs} epochs instead of {asked.epochs}, because an epoch of {data} has few "
+                    f"steps (min_steps {asked.min_steps:,})"
                 )
         return lines
 

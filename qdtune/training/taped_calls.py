@@ -168,7 +168,7 @@ def _find_same(call: TapedCall, layouts: dict[Slot, Layout]) -> Slot | None:
 
 
 def drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:
-    """The calls without those on which nothing depends."""
+    """The calls without those whose results nothing needs."""
     read = set(returned)
     left = []
     for call in reversed(calls):
