@@ -6,7 +6,7 @@ A model that would train or ship wrongly is refused before a trial starts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,11 @@ from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.training.averaging import average_images
 from qdtune.training.cohort import Tensors
+from qdtune.training.own_answers import check_answers, check_draws, check_input_is_kept
 from qdtune.training.own_faults import class_name, find_faults
 from qdtune.training.own_structure import hash_loaded, trace_structure
 from qdtune.training.shipped import load_shipped
-from qdtune.training.step import StepShape, check_outputs, normalise
+from qdtune.training.step import StepShape, normalise
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from qdtune.datasets.load import Samples
 
 TRIED_ROWS = 8
-TRIED_COUNTS = (1, 2, 3)  # rows of a forward pass: alone, even, odd
 
 
 def describe_own_model(spec: Spec, data: Samples | None = None) -> Spec:
@@ -163,85 +163,11 @@ def _check_and_describe(own: OwnModel, inputs: int, outputs: int, hidden: tuple[
         is_repeatable = _are_equal(model.state_dict(), twin.state_dict())
     if not is_repeatable:
         raise PluginError(f"{own.factory} must build the same model for the same seed, got two different ones")
-    _check_answers(own.factory, model, normalise(rows), outputs)
-    _check_input_is_kept(own.factory, twin.train(), normalise(rows))
-    _check_draws(own.factory, replace_dropout(twin), normalise(rows))
+    check_answers(own.factory, model, normalise(rows), outputs)
+    check_input_is_kept(own.factory, twin.train(), normalise(rows))
+    check_draws(own.factory, replace_dropout(twin), normalise(rows))
     structure = trace_structure(own.factory, model, normalise(rows))
     return structure._replace(loaded=hash_loaded(model, build(2)))
-
-
-@torch.no_grad()
-def _check_answers(factory: str, model: nn.Module, x: Tensor, outputs: int) -> None:
-    """Checks the outputs of one, two, three and all rows, and that those of a row do not depend on the others.
-
-    Args:
-        factory: that built the model.
-        model: the answers of its evaluation are checked.
-        x: (N, I), normalised.
-        outputs: O.
-
-    Raises:
-        PluginError: the outputs are wrong.
-    """
-    _check_input_is_kept(factory, model.eval(), x)
-    together: Tensor | None = None
-    for count in (len(x), *TRIED_COUNTS):
-        with plugins.explain_errors(f"{factory} builds a model that cannot be called"):
-            answer = model(x[:count])
-        try:
-            found = check_outputs(answer, len(x[:count]), outputs)
-        except ValueError as error:
-            raise PluginError(f"{factory}: {error}") from None
-        if together is None:
-            together = found
-        elif not _are_close(together[:count], found):
-            raise PluginError(
-                f"{factory} builds a model that answers a row otherwise when it comes with other rows, or again: "
-                "in evaluation each row must be answered by itself, and always in the same way"
-            )
-
-
-@torch.no_grad()
-def _check_input_is_kept(factory: str, model: nn.Module, x: Tensor) -> None:
-    """Checks that a forward pass leaves its input (N, I) as it is: other trials read it, and so may the loss.
-
-    Raises:
-        PluginError: it writes to it, even if the values happen to stay the same.
-    """
-    given = x.clone()
-    before = given._version  # which torch counts up whenever the tensor, or a view of it, is written to
-    with suppress(Exception):  # told by the checks that follow
-        model(given)
-    if given._version != before or not torch.equal(given, x):
-        raise PluginError(
-            f"{factory} builds a model that changes its input in place, such as with clamp_, x[...] = or a first "
-            "layer with inplace=True: write to a copy, or use the function that returns a new tensor"
-        )
-
-
-@torch.no_grad()
-def _check_draws(factory: str, model: nn.Module, x: Tensor) -> None:
-    """Checks that a forward pass (N, I) in training draws nothing from PyTorch's generator, which knows no replicas.
-
-    Raises:
-        PluginError: it does.
-    """
-    with torch.random.fork_rng(devices=[]):
-        before = torch.get_rng_state()
-        with suppress(Exception):  # told by the checks that follow
-            model(x)
-        if not torch.equal(before, torch.get_rng_state()):
-            raise PluginError(
-                f"{factory} builds a model that draws random numbers in its forward pass, such as with torch.rand or "
-                "nn.functional.dropout: replicas that are trained together would share them; use nn.Dropout, "
-                "nn.Dropout1d, nn.Dropout2d or nn.AlphaDropout, which draw for each replica"
-            )
-
-
-def _are_close(a: Tensor, b: Tensor) -> bool:
-    """Whether outputs are the same but for rounding."""
-    size = float(a.nan_to_num().abs().max())
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(size, 1.0), equal_nan=True)
 
 
 def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
