@@ -56,49 +56,102 @@ def rank(costs: ArrayLike) -> NDArray[np.int64]:
 
 
 def hypervolume(costs: ArrayLike, reference: ArrayLike) -> float:
-    """The area between a two-objective front and the reference point, exact; larger is better, 0 for no points.
+    """The volume between a front and the reference point, exact; larger is better, 0 for no points.
+
+    Takes O(n log n) for two and three objectives, and n times as long for each further one.
 
     Args:
-        costs: (n, 2), lower is better. Points that are not finite, or not better than the reference in both
-            objectives, add nothing.
-        reference: the worst corner (2,), finite.
+        costs: (n, m) with m >= 2, lower is better. Points that are not finite, or not better than the reference in
+            every objective, add nothing.
+        reference: the worst corner (m,), finite.
 
     Raises:
-        ValueError: costs are not (n, 2), or the reference is not two finite numbers.
+        ValueError: costs are not (n, m) with m >= 2, or the reference is not m finite numbers.
     """
     table = _check_table(costs)
     corner = np.asarray(reference, dtype=float)
-    if table.shape[1] != 2:
-        raise ValueError(f"hypervolume needs two objectives, got {table.shape[1]}: pass costs of shape (n, 2)")
-    if corner.shape != (2,) or not np.isfinite(corner).all():
-        raise ValueError(f"the reference must be two finite numbers, got {corner.tolist()}")
+    if table.shape[1] < 2:
+        raise ValueError("hypervolume needs two objectives or more, got 1: pass costs of shape (n, m), m >= 2")
+    if corner.shape != table.shape[1:] or not np.isfinite(corner).all():
+        raise ValueError(f"the reference must be {table.shape[1]} finite numbers, got {corner.tolist()}")
     inside = table[np.isfinite(table).all(axis=1) & (table < corner).all(axis=1)]
-    x, y = np.unique(inside[front(inside)], axis=0).T  # x rises and y falls, so a slab reaches from x to the next x
+    points = np.unique(inside[front(inside)], axis=0)
+    if table.shape[1] > 2:
+        return _sweep(points.tolist(), corner.tolist())
+    x, y = points.T  # x rises and y falls, so a slab reaches from x to the next x
     return float(np.sum(np.diff(x, append=corner[0]) * (corner[1] - y)))
+
+
+def _sweep(points: list[list[float]], corner: list[float]) -> float:
+    """The hypervolume of points inside the corner, of three objectives or more: a slab between two last costs.
+
+    As HSO (While et al. 2006, "A faster algorithm for calculating hypervolume"), but the two objectives below the
+    last slabs are kept as a staircase that grows point by point.
+    """
+    *rest, end = corner
+    ordered = sorted(points, key=lambda point: point[-1])
+    ends = [*(point[-1] for point in ordered), end][1:]
+    stairs, volume = _Stairs(rest[0], rest[1]), 0.0
+    for k, (point, above) in enumerate(zip(ordered, ends, strict=True)):
+        if len(rest) == 2:
+            stairs.add(point[0], point[1])
+            volume += stairs.area * (above - point[-1])
+        elif above > point[-1]:
+            volume += _sweep([one[:-1] for one in ordered[: k + 1]], rest) * (above - point[-1])
+    return volume
+
+
+class _Stairs:
+    """The front of points of two objectives, and the area between it and a corner; points come one by one."""
+
+    def __init__(self, right: float, top: float) -> None:
+        self.right, self.top, self.area = right, top, 0.0
+        self.x: list[float] = []  # rises
+        self.y: list[float] = []  # falls
+
+    def add(self, x: float, y: float) -> None:
+        """Takes in a point inside the corner, and drops those that it dominates."""
+        first = bisect_right(self.x, x)
+        if first and self.y[first - 1] <= y:
+            return
+        first -= bool(first and self.x[first - 1] == x)  # dominated: as wide, and higher
+        last, left, ceiling = first, x, self.y[first - 1] if first else self.top
+        while last < len(self.x) and self.y[last] >= y:
+            self.area += (self.x[last] - left) * (ceiling - y)
+            left, ceiling, last = self.x[last], self.y[last], last + 1
+        self.area += ((self.x[last] if last < len(self.x) else self.right) - left) * (ceiling - y)
+        self.x[first:last], self.y[first:last] = [x], [y]
 
 
 def front_probability(costs: ArrayLike, sizes: ArrayLike) -> NDArray[np.float64]:
     """The share (n,) of bootstrap draws over seeds in which each point is on the front of mean cost against size.
 
     The front of every draw is that of `front`. The share of a point with fewer than two seeds is NaN. A point with
-    one seed still takes part; a point without seeds, or of a size that is not finite, does not.
+    one seed still takes part; a point without seeds, or of a size that is not finite, does not. With several sizes
+    it takes O(k^2) for each draw, k being the different sizes that are on the front in some draw.
 
     Args:
         costs: (n, S), lower is better, a column per seed; NaN if a point lacks the seed.
-        sizes: (n,), lower is better; the same in every draw.
+        sizes: (n,), or (n, m) for a front over m of them; lower is better; the same in every draw.
 
     Raises:
         ValueError: costs are not a table, or their number differs from the number of sizes.
     """
     table, sizes = _check_table(costs), np.asarray(sizes, dtype=float)
-    if sizes.shape != table.shape[:1]:
+    if sizes.shape[:1] != table.shape[:1] or sizes.ndim not in (1, 2):
         raise ValueError(f"sizes must have shape ({len(table)},), got {sizes.shape}: pass one per row of costs")
+    sizes = sizes.reshape(len(table), -1 if len(table) else 1)
     seeds = np.isfinite(table).sum(axis=1)
-    order = np.argsort(np.where(seeds > 0, sizes, np.inf), kind="stable")
-    order = order[: np.count_nonzero(np.isfinite(sizes) & (seeds > 0))]
+    is_single = sizes.shape[1] == 1
+    there = (seeds > 0) & np.isfinite(sizes).all(axis=1)
+    order = np.lexsort(sizes.T[::-1])  # by the first size, then by the next
+    order = order[there[order]]
     share = np.full(len(table), np.nan)
     if len(order):
-        share[order] = sum(_count_on_front(means, sizes[order]) for means in resample(table[order])) / DRAWS
+        count = _count_on_front if is_single else _count_on_fronts
+        kept = order if is_single else order[_may_be_on_front(table[order], sizes[order])]
+        share[order] = 0.0
+        share[kept] = sum(count(means, sizes[kept]) for means in resample(table[kept])) / DRAWS
     return np.where(seeds > 1, share, np.nan)
 
 
@@ -162,13 +215,44 @@ def round_means(means: NDArray[np.float64], like: NDArray[np.float64] | None = N
 
 def _count_on_front(means: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:
     """The number of draws (columns of `means`) in which each point is on the front; points are sorted by size."""
-    new = np.diff(sizes, prepend=-np.inf) > 0
+    new = np.diff(sizes[:, 0], prepend=-np.inf) > 0
     group = np.cumsum(new) - 1
     best = np.minimum.reduceat(means, np.flatnonzero(new), axis=0)  # of each size
     smaller = np.minimum.accumulate(np.vstack([np.full((1, means.shape[1]), np.inf), best[:-1]]), axis=0)
     wins = np.where(best < smaller, best, np.nan)  # the mean that a point of this size must have
     on: NDArray[np.int64] = (means == wins[group]).sum(axis=1)
     return on
+
+
+def _count_on_fronts(means: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:
+    """As `_count_on_front`, for several sizes (n, m), sorted by row."""
+    kinds, group = np.unique(sizes, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    best = np.minimum.reduceat(means, np.searchsorted(group, np.arange(len(kinds))), axis=0)  # of each kind of sizes
+    wins = np.empty_like(best)
+    for k, kind in enumerate(kinds):  # only earlier ones can be as small in every size
+        smaller = best[:k][(kinds[:k] <= kind).all(axis=1)].min(axis=0, initial=np.inf)
+        wins[k] = np.where(best[k] < smaller, best[k], np.nan)
+    on: NDArray[np.int64] = (means == wins[group]).sum(axis=1)
+    return on
+
+
+def _may_be_on_front(costs: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """A mask (n,) of the points that are on the front in some draw, as far as their best and worst seeds tell.
+
+    A mean lies between the seeds that it is of. So a point whose best seed is worse than the worst seed of another
+    one, of no larger sizes, is dominated in every draw; by that one or by what dominates it.
+
+    Args:
+        costs: (n, S), NaN if a point lacks the seed; every row has at least one.
+        sizes: (n, m), sorted by row.
+    """
+    least, most = np.nanmin(costs, axis=1), np.nanmax(costs, axis=1)
+    # Means are rounded, so a bound must be clear.
+    clear = most + 1e-9 * np.abs(most)
+    return np.array(
+        [not ((clear < least[i]) & (sizes <= sizes[i]).all(axis=1)).any() for i in range(len(costs))], dtype=bool
+    )
 
 
 def _check_table(costs: ArrayLike) -> NDArray[np.float64]:
