@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qdtune.datasets import cifar, known, load
+from qdtune.datasets import cifar, digits, known, load
 from qdtune.datasets.dataset import DataFile
 
 TRAIN, TEST = 60, 20  # rows of the small idx sets written here
@@ -129,6 +131,28 @@ def test_digits_are_rounded_to_the_whole_byte(tmp_path: Path) -> None:
     found, _ = load.load(["digits"], tmp_path, 1)
     levels = {round(level * 255 / 16) for level in range(17)}
     assert set(np.unique(found.train_x)) == levels
+
+
+@pytest.mark.parametrize("package", ["sklearn", "json"])  # as if its file were elsewhere: the other way
+def test_digits_are_those_of_scikit_learn(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.util import find_spec
+
+    from sklearn.datasets import load_digits
+
+    monkeypatch.setattr(digits, "find_spec", lambda name: find_spec(package))
+    x, y = load_digits(return_X_y=True)
+    assert np.array_equal(digits._table(), np.column_stack([x, y]))
+
+
+def test_digits_are_read_without_what_takes_a_second_to_import() -> None:
+    code = """
+import sys
+from qdtune.datasets.load import load
+load(["digits"], "nowhere", 200)
+print({"sklearn", "pandas", "scipy"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_idx_set_holds_the_rows_of_its_files(
