@@ -271,7 +271,9 @@ def lines_until(process: subprocess.Popen[str], text: str) -> str:
 
 @pytest.mark.slow
 def test_an_interrupt_stops_in_order_and_is_raised(place: Path) -> None:
-    code = f"import qdtune; qdtune.run({SWEEP!r}, plugins=['mine'])"
+    # Where the tests run in the background of a shell, SIGINT is ignored, and a process inherits this.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; import qdtune; qdtune.run({SWEEP!r}, plugins=['mine'])"
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with killed_at_last(subprocess.Popen([sys.executable, "-c", code], **out)) as script:
         lines_until(script, " starting")  # a trial has begun
