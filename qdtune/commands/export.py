@@ -24,7 +24,7 @@ from qdtune.messages import (
     user_error,
 )
 from qdtune.model.formats.card import make_card
-from qdtune.model.formats.format import Format, TrainedModel
+from qdtune.model.formats.format import GIVEN, Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
 from qdtune.spec.axes import short_label
 from qdtune.spec.metric_text import column_head, format_metric
@@ -36,7 +36,9 @@ from qdtune.terminal import console, text_table
 
 VERB = Verb(place=4, text="write trained models as files to ship")
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR"
-USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(f" [{one.flag} X]" for one in FORMAT_OPTIONS)
+USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(
+    f" [{one.flag}]" if one.is_switch else f" [{one.flag} X]" for one in FORMAT_OPTIONS
+)
 EXIT_LEFT_OUT = 3  # weights are damaged or lost
 
 
@@ -67,7 +69,8 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seed", metavar="N", type=int, help="seed to export (default: the best on the validation split)"
     )
     for option in FORMAT_OPTIONS:
-        parser.add_argument(option.flag, dest=option.flag, choices=option.choices or None, help=option.help)
+        how = {"action": "store_const", "const": GIVEN} if option.is_switch else {"choices": option.choices or None}
+        parser.add_argument(option.flag, dest=option.flag, help=option.help, **how)
     arguments = parser.read(argv)
     if arguments.run is None:
         parser.error("no run folder given")
@@ -105,6 +108,7 @@ class Exported:
         left_out: a line for each file of rows that was left out.
         without_weights: a line for each configuration whose weights are damaged or lost, and what to do.
         varying: the names of the axes that have several values in the sweep.
+        notes: name of a model -> what its check has found, if the format says something.
     """
 
     models: list[TrainedModel]
@@ -112,6 +116,7 @@ class Exported:
     left_out: tuple[str, ...]
     without_weights: tuple[str, ...]
     varying: frozenset[str]
+    notes: dict[str, str]
 
 
 def export_models(
@@ -136,13 +141,15 @@ def export_models(
     models, left_out, without_weights, varying = find_models(run, trials, seed)
     folder, files = DiskFolder(Path(out)), _make_files(models, form, options)
     _write_files(folder, files)
+    notes: dict[str, str] = {}
     for model in models:
         path = folder.root / f"{model.name}{form.suffix}"
         with storage_errors(path):
-            fault = form.find_fault(path, model, options)
-        if fault is not None:
-            raise StorageError(f"{path} {fault}")
-    return Exported(models, files, left_out, without_weights, varying)
+            checked = form.check(path, model, options)
+        if checked.fault is not None:
+            raise StorageError(f"{path} {checked.fault}")
+        notes |= {model.name: checked.note} if checked.note else {}
+    return Exported(models, files, left_out, without_weights, varying, notes)
 
 
 def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[str, str]) -> dict[str, bytes]:
@@ -151,7 +158,7 @@ def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[s
     for model in models:
         file = f"{model.name}{form.suffix}"
         try:
-            files[file] = form.write(model, options)
+            files |= {model.name + suffix: content for suffix, content in form.files(model, options).items()}
         except ImportError:
             if form.package is None:
                 raise
@@ -199,6 +206,8 @@ def _print(out: str, form: Format, exported: Exported) -> None:
         *(column_head(metric, split) for split in ("validation", "test")),
     ]
     printed.print(text_table(heads, rows, left=heads[:1], folded=heads[1:2]))
+    for name, note in exported.notes.items():
+        printed.print(f"{name}: {note}")
     closing = f"; {form.closing}" if form.closing else ""
     names = f"TRIAL{form.suffix}, with a card TRIAL{form.card_suffix}"
     printed.print(f"{format_count(len(models), 'model')} in {one_line(out)}: {names}{closing}")

@@ -29,12 +29,12 @@ from qdtune.model.formats.format import Format, FormatOption, OptionalPackage
 
 class ToyFormat(Format):
     def write(self, model, options):
-        if options["--target"] == "moon":
+        if options["--planet"] == "moon":
             import a_package_for_the_moon
         buffer, tensors = io.BytesIO(), dict(model.model.tensors)
-        if options["--target"] == "mars":
+        if options["--planet"] == "mars":
             tensors.popitem()
-        np.savez(buffer, target=options["--target"], **tensors)
+        np.savez(buffer, planet=options["--planet"], **tensors)
         return buffer.getvalue()
 
     def find_fault(self, path, model, options):
@@ -51,7 +51,7 @@ TOY = ToyFormat(
     card_suffix=".npz.json",
     usage="numpy.load",
     package=OptionalPackage("a_package_for_the_moon", "pip install moon"),
-    options=(FormatOption("--target", "earth", "where it runs", ("earth", "mars", "moon")),),
+    options=(FormatOption("--planet", "earth", "where it runs", ("earth", "mars", "moon")),),
     closing="toy.txt says how",
 )
 '''
@@ -89,7 +89,7 @@ def export(tree, tmp_path):
 
 
 def test_files_and_cards_follow_from_the_entry(tree, export):
-    code, told, out = export("--format", "toy", "--target", "earth")
+    code, told, out = export("--format", "toy", "--planet", "earth")
     assert code == 0, told
     assert told.splitlines()[-1] == f"3 models in {out}: TRIAL.npz, with a card TRIAL.npz.json; toy.txt says how"
     files = sorted(out.glob("*.npz"))
@@ -105,19 +105,19 @@ def test_files_and_cards_follow_from_the_entry(tree, export):
         weights = tree / "tests" / "golden" / "runs" / "eager" / "weights" / f"{card['trained_by']}.safetensors"
         tensors = load(one_seed(weights.read_bytes(), card["seed"])).tensors
         with np.load(path) as found:
-            assert str(found["target"]) == "earth"
+            assert str(found["planet"]) == "earth"
             assert all(np.array_equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def test_the_files_are_checked_after_they_are_written(export):
-    code, told, out = export("--format", "toy", "--target", "mars")
+    code, told, out = export("--format", "toy", "--planet", "mars")
     assert code == 4
     assert told.startswith(f"error: {sorted(out.glob('*.npz'))[0].parent}/")
     assert " must hold every tensor, got none called " in told
 
 
 def test_a_package_that_is_missing_is_told_and_how_to_get_it(export):
-    code, told, out = export("--format", "toy", "--target", "moon")
+    code, told, out = export("--format", "toy", "--planet", "moon")
     assert (code, out.exists()) == (2, False)
     assert told == "error: --format toy needs the package a_package_for_the_moon: pip install moon\n"
 
@@ -125,9 +125,9 @@ def test_a_package_that_is_missing_is_told_and_how_to_get_it(export):
 def test_its_option_has_a_default_and_goes_with_no_other_format(export):
     code, told, out = export("--format", "toy")
     with np.load(next(out.glob("*.npz"))) as found:
-        assert str(found["target"]) == "earth"
-    code, told, _ = export("--target", "earth")
+        assert str(found["planet"]) == "earth"
+    code, told, _ = export("--planet", "earth")
     assert code == 2
-    assert told.startswith("error: --target does not go with --format packed (usage: ")
+    assert told.startswith("error: --planet does not go with --format packed (usage: ")
     assert f"[--format {'|'.join([*FORMAT_NAMES, 'toy'])}] [--seed N]" in told
-    assert "[--target X]" in told
+    assert "[--planet X]" in told

@@ -80,6 +80,9 @@ class OptionalPackage:
     install: str
 
 
+GIVEN = "yes"  # the value of a switch
+
+
 @dataclass(frozen=True)
 class FormatOption:
     """An option of `qdtune export` that goes with some formats only. Two formats may share one.
@@ -89,12 +92,27 @@ class FormatOption:
         default: the value when the option is not given.
         help: one line for `--help`.
         choices: the values that it may have; empty if it may have any.
+        is_switch: whether it has no value: it is GIVEN if it is there, and else has its default.
     """
 
     flag: str
     default: str
     help: str
     choices: tuple[str, ...] = ()
+    is_switch: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of a written file has found.
+
+    Attributes:
+        fault: as `must ..., got ...`; None if nothing is wrong.
+        note: what the command says of a good file; may be empty.
+    """
+
+    fault: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,14 @@ class Format(ABC):
         Raises:
             OSError: the file cannot be read.
         """
+
+    def files(self, model: TrainedModel, options: Mapping[str, str]) -> dict[str, bytes]:
+        """Suffix -> content of the files of one model: that of `write`, and others if the format has several."""
+        return {self.suffix: self.write(model, options)}
+
+    def check(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> Checked:
+        """As `find_fault`, and what there is to say of a good file."""
+        return Checked(self.find_fault(path, model, options))
 
     def shared_files(self) -> dict[str, bytes]:
         """Name -> content of the files that all models of a folder share."""

@@ -10,6 +10,7 @@ from qdtune.model.chain import ACTIVATIONS
 from qdtune.model.layers.kind import LayerKind, Op
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 NAMES = {module: name for name, module in ACTIVATIONS.items()}
@@ -32,3 +33,6 @@ class Activation(LayerKind):
         if op["op"] == "hardtanh":
             return graph.add("Clip", [x, graph.number(-1.0), graph.number(1.0)])
         return graph.add(NODES[op["op"]], [x], **({"alpha": 0.01} if op["op"] == "leaky_relu" else {}))
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.add_pointwise(op)

@@ -19,6 +19,7 @@ from qdtune.model.overhead import FLOAT32, pack_factor, pack_terms, pass_gradien
 from qdtune.spec.sizes import SHARED_SCALE, Sizes, norm_sizes
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 
@@ -187,6 +188,9 @@ class BatchNorm(LayerKind):
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         product = graph.add("Mul", [x, graph.channels(op["scale"])])
         return product if op["shift"] is None else graph.add("Add", [product, graph.channels(op["shift"])])
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.add_pointwise(op)
 
 
 def _overhead_of(layer: nn.Module) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from qdtune.model.c.stages import window_sides
 from qdtune.model.chain import Chain, last_factor
 from qdtune.model.layers.kind import Op
 from qdtune.model.layers.matrix import MatrixKind, Quantized
@@ -26,6 +27,7 @@ from qdtune.spec.sizes import factor_dims
 from qdtune.spec.structure import LayerShape
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 
@@ -135,6 +137,13 @@ class Conv(MatrixKind):
         if op["bias"] is None:
             return product
         return graph.add("Add", [product, graph.channels(op["bias"])])
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        axes = len(op["stride"])
+        padding = zip(op["padding"][:axes], op["padding"][axes:], strict=True)
+        sides = [side + sum(both) for side, both in zip(stages.shape[1:], padding, strict=True)]
+        kernel = [d * (k - 1) + 1 for k, d in zip(op["shape"][2:], op["dilation"], strict=True)]
+        stages.add_product(op, (op["shape"][0], *window_sides(sides, kernel, op["stride"])))
 
 
 class Conv1d(Conv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from qdtune.model.layers.kind import LayerKind, Op
 from qdtune.reader import LATEST_VERSION
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 
@@ -34,6 +36,9 @@ class Flatten(LayerKind):
         graph.axes_after = 0
         return graph.add("Flatten", [x])
 
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.reshape((math.prod(stages.shape),))
+
 
 class Unflatten(LayerKind):
     """`nn.Unflatten(1, (C, H, W))`: rows become images, or with `(C, L)` signals."""
@@ -56,3 +61,6 @@ class Unflatten(LayerKind):
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         graph.axes_after = len(op["shape"]) - 1
         return graph.add("Reshape", [x, graph.constant(np.array([-1, *op["shape"]]), "INT64")])
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.reshape(tuple(op["shape"]))

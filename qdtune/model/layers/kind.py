@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from qdtune.messages import user_error
 from qdtune.model.chain import Chain
 from qdtune.reader import VERSION
 from qdtune.spec.sizes import Sizes
 from qdtune.spec.structure import LayerShape
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 Op = dict[str, Any]  # one operation of a packed program, see `packed`
@@ -119,3 +121,15 @@ class LayerKind(ABC):
         Returns:
             The name of the output.
         """
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        """Adds one operation of this kind to the stages of a C program.
+
+        Args:
+            stages: get it.
+            op: made by `pack`.
+
+        Raises:
+            SpecError: the kind has no C.
+        """
+        raise user_error(f"--format c has no code for the operation {op['op']!r}: export the model as packed or onnx")

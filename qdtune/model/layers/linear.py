@@ -16,6 +16,7 @@ from qdtune.model.layers.matrix import MatrixKind, Quantized
 from qdtune.spec.sizes import factor_dims
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 
@@ -105,3 +106,6 @@ class Linear(MatrixKind):
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         product = graph.product(op, x, "Gemm", transB=1)
         return product if op["bias"] is None else graph.add("Add", [product, graph.tensor(op["bias"])])
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.add_product(op, (op["shape"][0],))

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
+from qdtune.model.c.stages import window_sides
 from qdtune.model.layers.kind import LayerKind, Op
 from qdtune.reader import LATEST_VERSION
 
 if TYPE_CHECKING:
+    from qdtune.model.c.stages import StageList
     from qdtune.model.formats.onnx import Graph
 
 
@@ -31,6 +33,9 @@ class Pooling(LayerKind):
     def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
         kernel, stride = (_each_axis(layer, size) for size in (layer.kernel_size, layer.stride))
         return {"op": self.ops[0], "kernel": kernel, "stride": stride}, {}
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.add_pool(op, (stages.shape[0], *window_sides(stages.shape[1:], op["kernel"], op["stride"])))
 
 
 class MaxPool(Pooling):
@@ -93,6 +98,9 @@ class GlobalAverage(LayerKind):
     def add_nodes(self, graph: Graph, op: Op, x: str) -> str:
         axes = graph.constant(np.arange(2, 2 + graph.axes_after), "INT64")
         return graph.cast(graph.add("ReduceMean", [graph.cast(x, "DOUBLE"), axes]), "FLOAT")
+
+    def add_stage(self, stages: StageList, op: Op) -> None:
+        stages.add_pool(op, (stages.shape[0], *[1] * (len(stages.shape) - 1)))
 
 
 def _each_axis(layer: nn.Module, size: Any) -> list[int]:

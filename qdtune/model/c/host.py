@@ -1,0 +1,122 @@
+"""Exported C, compiled and run on this machine, against `reader.py`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdtune.messages import one_line
+from qdtune.model.c.program import ROWS
+from qdtune.reader import INPUT, Model
+
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
+NEARLY_EQUAL = 1e-6  # of the largest output: two that are this close may be in another order in whole numbers
+LIMIT_S = 600  # of a run over a test set; a large model needs some 20 s for 10,000 rows
+MAIN = """#include <stdio.h>
+#include "{name}.h"
+
+int main(void)
+{{
+    static {row} row[{inputs}];
+    static float logits[{outputs}];
+    while (fread(row, sizeof row, 1, stdin) == 1) {{
+        int32_t found;
+        qd_{name}_logits(row, logits);
+        found = qd_{name}_class(row);
+        fwrite(logits, sizeof logits, 1, stdout);
+        fwrite(&found, sizeof found, 1, stdout);
+    }}
+    return 0;
+}}
+"""
+
+
+class CompileError(Exception):
+    """A compiler or a compiled program fails; the message says how."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answers of a C program beside those of `reader.py`.
+
+    Attributes:
+        rows: the number of inputs.
+        logits: how many outputs differ in any bit.
+        largest: the largest difference, as a share of the largest output.
+        classes: how many rows have another class.
+        wrong: how many of these have a class whose output is smaller than the largest one by more than rounding.
+    """
+
+    rows: int
+    logits: int
+    largest: float
+    classes: int
+    wrong: int
+
+
+def find_compiler() -> list[str] | None:
+    """The command of the C compiler of this machine: that of $CC, else the first one found; None if there is none."""
+    if given := os.environ.get("CC", "").split():
+        return given if shutil.which(given[0]) else None
+    return next(([name] for name in COMPILERS if shutil.which(name)), None)
+
+
+def compare(compiler: list[str], texts: Mapping[str, str], name: str, model: Model, rows: NDArray[Any]) -> Comparison:
+    """Compiles a program, runs it over rows, and compares its answers.
+
+    Args:
+        compiler: the command.
+        texts: suffix -> content of its files, `.c` and `.h`.
+        name: of its files.
+        model: from which it was made.
+        rows: (N, I).
+
+    Raises:
+        CompileError: the compiler finds fault with it, or the program ends early.
+    """
+    inputs, outputs = model.program["inputs"], model.program["outputs"]
+    row = ROWS[model.program.get(INPUT, "uint8")]
+    with tempfile.TemporaryDirectory(prefix="qdtune-c-") as where:
+        folder = Path(where)
+        for suffix, text in texts.items():
+            (folder / f"{name}{suffix}").write_text(text)
+        (folder / "main.c").write_text(MAIN.format(name=name, row=row, inputs=inputs, outputs=outputs))
+        run([*compiler, *FLAGS, f"{name}.c", "main.c", "-o", "main"], folder)
+        answers = run([str(folder / "main")], folder, np.ascontiguousarray(rows).tobytes())
+    found = np.frombuffer(answers, np.dtype([("logits", "<f4", (outputs,)), ("place", "<i4")]))
+    if len(found) != len(rows):
+        raise CompileError(f"it answered {len(found)} of {len(rows)} rows")
+    expected = np.concatenate([model.logits(part) for part in np.array_split(rows, max(1, len(rows) // 500))])
+    differs = found["logits"] != expected
+    size = float(abs(expected).max(initial=0.0)) or 1.0
+    largest = float(abs(found["logits"].astype(np.float64) - expected).max(initial=0.0)) / size
+    best, chosen = expected.max(1), np.take_along_axis(expected, found["place"][:, None].astype(np.int64), 1)[:, 0]
+    is_wrong = best - chosen > NEARLY_EQUAL * size
+    classes = int((found["place"] != expected.argmax(1)).sum())
+    return Comparison(len(rows), int(differs.sum()), largest, classes, int(is_wrong.sum()))
+
+
+def run(command: list[str], folder: Path, given: bytes = b"", limit_s: float = LIMIT_S) -> bytes:
+    """What a command prints.
+
+    Raises:
+        CompileError: it fails, or takes longer than the limit.
+    """
+    try:
+        done = subprocess.run(command, cwd=folder, input=given, capture_output=True, check=False, timeout=limit_s)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(one_line(str(error))[:300]) from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        raise CompileError(f"{Path(command[0]).name}: {one_line(said)[:300]}")
+    return done.stdout

@@ -1,0 +1,294 @@
+"""The functions of C that exported models share: reading codes, sums of products, pools, rounding.
+
+Each is text, and is written into a file once if the file needs it. All is C99 without a library. Nothing is shared
+between files, because each model is self-contained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TYPES = {"uint8_t": "u8", "int8_t": "i8", "uint16_t": "u16", "int16_t": "i16", "float": "f32"}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the weights of a layer are stored and multiplied.
+
+    Attributes:
+        bits: 1..16, or 32 for floats.
+        is_packed_ternary: whether five codes are a byte.
+        low: the code of the bits 0.
+        is_binary: whether the codes are -1 and 1.
+    """
+
+    bits: int
+    is_packed_ternary: bool
+    low: int
+    is_binary: bool
+
+    @property
+    def name(self) -> str:
+        """Part of the names of its functions."""
+        if self.bits == 32:
+            return "float"
+        return "ternary" if self.is_packed_ternary else f"{self.bits}bit{'_ternary' if self.is_ternary else ''}"
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether the codes are -1, 0 and 1."""
+        return self.low == -1 and self.bits == 2
+
+    @property
+    def read(self) -> str:
+        """Statements that read one code, unsigned, into `u`, from `at`, `buffer` and `held`."""
+        if self.is_packed_ternary:
+            return """if (held == 0U) { buffer = *at++; held = 5U; }
+        const uint32_t rest = (buffer * 171U) >> 9;  /* a third, of a byte */
+        const uint32_t u = buffer - 3U * rest;
+        buffer = rest;
+        held--;"""
+        fill = "if" if 8 % self.bits == 0 else "while"
+        add = "buffer = *at++; held = 8U;" if fill == "if" else "buffer |= (uint32_t)*at++ << held; held += 8U;"
+        return f"""{fill} (held < {self.bits}U) {{ {add} }}
+        const uint32_t u = buffer & {2**self.bits - 1}U;
+        buffer >>= {self.bits};
+        held -= {self.bits}U;"""
+
+
+BITS = """
+/* A stream of codes: where it goes on, and the bits or digits that are already read. */
+typedef struct { const uint8_t *at; uint32_t buffer; uint32_t held; } qd_stream;
+"""
+SHIFT_CHECK = """
+/* A shift to the right must keep the sign, as compilers do. */
+typedef char qd_shift_keeps_the_sign[((-1) >> 1) == -1 ? 1 : -1];
+"""
+WINDOW = """
+/* How a kernel slides over one channel; before: the padding above and to the left. */
+typedef struct { int32_t height, width, out_height, out_width, stride[2], before[2], dilation[2]; } qd_window;
+"""
+MULTIPLY = """
+/* A product that is rounded before anything is added to it. */
+static float qd_mul(float a, float b) { volatile float product = a * b; return product; }
+"""
+ROUND = """
+/* x / step, rounded to the nearest whole number, halves to the even one, between two codes. */
+static int32_t qd_round(float x, float step, int32_t low, int32_t high)
+{
+    volatile float number = x / step;
+    if (!(number > (float)low)) { return low; }
+    if (number >= (float)high) { return high; }
+    number = number + 12582912.0f;  /* 1.5 * 2^23: no bits are left for a fraction */
+    number = number - 12582912.0f;
+    return (int32_t)number;
+}
+"""
+AVERAGE = """
+/* The mean of the pixels that lie under pixel (i, j) of an image of {h} x {w} instead of {H} x {W}, halves up. */
+static uint8_t qd_average(const uint8_t *image, uint32_t i, uint32_t j)
+{{
+    uint{bits}_t sum = 0U;
+    for (uint32_t y = i * {H}U / {h}U; y * {h}U < (i + 1U) * {H}U; y++) {{
+        const uint32_t top = i * {H}U > y * {h}U ? i * {H}U : y * {h}U;
+        const uint32_t bottom = (i + 1U) * {H}U < (y + 1U) * {h}U ? (i + 1U) * {H}U : (y + 1U) * {h}U;
+        for (uint32_t x = j * {W}U / {w}U; x * {w}U < (j + 1U) * {W}U; x++) {{
+            const uint32_t left = j * {W}U > x * {w}U ? j * {W}U : x * {w}U;
+            const uint32_t right = (j + 1U) * {W}U < (x + 1U) * {w}U ? (j + 1U) * {W}U : (x + 1U) * {w}U;
+            sum += (uint{bits}_t)(bottom - top) * (right - left) * image[y * {W}U + x];
+        }}
+    }}
+    return (uint8_t)((2U * sum + {area}U) / (2U * {area}U));
+}}
+"""
+
+
+def dot(scheme: Scheme, x: str, total: str) -> tuple[str, str]:
+    """The name and text of the function that sums the products of one row of weights and the inputs.
+
+    Of whole numbers it returns the sum of unsigned codes times inputs, or of codes if they are ternary.
+
+    Args:
+        scheme: of the weights.
+        x: the type of the inputs.
+        total: the type of the sum.
+    """
+    name = f"qd_dot_{scheme.name}_{TYPES[x]}"
+    if scheme.bits == 32:
+        return (
+            name,
+            f"""
+static float {name}(const float *w, const {x} *x, uint32_t n)
+{{
+    float sum = 0.0f;
+    for (uint32_t i = 0U; i < n; i++) {{ sum += w[i] * {"x[i]" if x == "float" else "(float)x[i]"}; }}
+    return sum;
+}}
+""",
+        )
+    value = "*x" if x == total else f"({total})*x"
+    if scheme.is_ternary:
+        add = f"if (u == 2U) {{ sum += {value}; }} else if (u == 0U) {{ sum -= {value}; }}"
+    elif scheme.bits == 1 and total != "float":
+        add = f"if (u != 0U) {{ sum += {value}; }}"
+    elif scheme.is_binary:
+        add = f"if (u != 0U) {{ sum += {value}; }} else {{ sum -= {value}; }}"
+    elif total == "float":
+        add = f"sum += (float)((int32_t)u + ({scheme.low})) * {value};"
+    else:
+        add = f"sum += ({total})u * {value};"
+    zero = "0.0f" if total == "float" else "0"
+    return (
+        name,
+        f"""
+static {total} {name}(qd_stream *w, const {x} *x, uint32_t n)
+{{
+    const uint8_t *at = w->at;
+    uint32_t buffer = w->buffer, held = w->held;
+    {total} sum = {zero};
+    for (const {x} *end = x + n; x != end; x++) {{
+        {scheme.read}
+        {add}
+    }}
+    w->at = at;
+    w->buffer = buffer;
+    w->held = held;
+    return sum;
+}}
+""",
+    )
+
+
+def sum_inputs(x: str, total: str) -> tuple[str, str]:
+    """The name and text of the function that sums inputs."""
+    name = f"qd_sum_{TYPES[x]}"
+    return (
+        name,
+        f"""
+static {total} {name}(const {x} *x, uint32_t n)
+{{
+    {total} sum = 0;
+    for (uint32_t i = 0U; i < n; i++) {{ sum += x[i]; }}
+    return sum;
+}}
+""",
+    )
+
+
+def read_code(scheme: Scheme) -> tuple[str, str]:
+    """The name and text of the function that reads one weight of a stream, as its code."""
+    name = f"qd_next_{scheme.name}"
+    code = "u != 0U ? 1 : -1" if scheme.is_binary else f"(int32_t)u + ({scheme.low})"
+    return (
+        name,
+        f"""
+static int32_t {name}(qd_stream *w)
+{{
+    const uint8_t *at = w->at;
+    uint32_t buffer = w->buffer, held = w->held;
+        {scheme.read}
+    w->at = at;
+    w->buffer = buffer;
+    w->held = held;
+    return {code};
+}}
+""",
+    )
+
+
+def tap(x: str, plane: str, weight: str, is_small: bool) -> tuple[str, str]:
+    """The name and text of the function that adds one weight of a kernel, times the inputs under it, to all sums.
+
+    Args:
+        x: the type of the inputs.
+        plane: of the sums.
+        weight: of the weight.
+        is_small: whether it is -1, 0 or 1.
+    """
+    name = f"qd_tap_{TYPES[x]}_{plane.removesuffix('_t')}{'_small' if is_small else ''}"
+    value = f"({plane})x[place]" if plane != x else "x[place]"
+    w = "w" if plane == weight else f"({plane})w"
+    adds = (f"*to += {value};", f"*to -= {value};", f"*to += {w} * {value};")
+    one, minus, times = (
+        f"for (; column < s->out_width && left < s->width; column++, left += s->stride[1], to++) {{\n"
+        f"                const int32_t place = top * s->width + left;\n                {text}\n            }}"
+        for text in adds
+    )
+    inner = f"if (w > 0) {{\n            {one}\n            }} else {{\n            {minus}\n            }}"
+    return (
+        name,
+        f"""
+static void {name}({plane} *sums, const {x} *x, {weight} w, const qd_window *s, int32_t ky, int32_t kx)
+{{
+    int32_t top = ky * s->dilation[0] - s->before[0];
+    for (int32_t row = 0; row < s->out_height; row++, top += s->stride[0]) {{
+        int32_t left = kx * s->dilation[1] - s->before[1], column = 0;
+        if (top < 0 || top >= s->height) {{ continue; }}
+        while (left < 0) {{ left += s->stride[1]; column++; }}
+        {plane} *to = sums + row * s->out_width + column;
+        {inner if is_small else times}
+    }}
+}}
+""",
+    )
+
+
+# tanh and erf of float32, for activations that are computed in floats. The coefficients are fitted to the functions
+# in double precision. Their relative errors are 2e-9, 3e-11, 4e-11 and 4e-12, far less than a bit of float32.
+POLYNOMIAL = """
+static float qd_polynomial(const float *factors, uint32_t n, float x)
+{
+    float sum = factors[0];
+    for (uint32_t k = 1U; k < n; k++) { sum = sum * x + factors[k]; }
+    return sum;
+}
+"""
+EXP = """
+static float qd_exp(float x)  /* x <= 0 */
+{
+    static const float factors[7] = {
+        0.00138368315f, 0.00837482403f, 0.0416682263f, 0.166664201f, 0.499999921f, 1.0f, 1.0f
+    };
+    if (x < -87.0f) { return 0.0f; }
+    const int32_t halvings = (int32_t)(0.5f - x * 1.44269504f);
+    /* ln 2 in two parts, so that what is left is exact */
+    const float rest = (x + (float)halvings * 0.693359375f) - (float)halvings * 2.12194440e-4f;
+    float power = qd_polynomial(factors, 7U, rest);
+    for (int32_t n = 0; n < halvings; n++) { power *= 0.5f; }
+    return power;
+}
+"""
+TANH = """
+static float qd_tanh(float x)
+{
+    static const float factors[6] = {
+        0.00239581984f, -0.00841395524f, 0.021782825f, -0.0539596501f, 0.133332937f, -0.333333327f
+    };
+    const float size = x < 0.0f ? -x : x;
+    if (size < 0.55f) { return x + x * x * x * qd_polynomial(factors, 6U, x * x); }
+    const float small = qd_exp(-2.0f * size), found = (1.0f - small) / (1.0f + small);
+    return x < 0.0f ? -found : found;
+}
+"""
+GELU = """
+static float qd_gelu(float x)
+{
+    static const float inner[8] = {
+        -9.64151481e-06f, 0.000112569474f, -0.000848282878f, 0.00522094543f, -0.0268654f,
+        0.11283782f, -0.376126384f, 1.12837917f
+    };
+    static const float outer[10] = {
+        -0.0860793221f, 0.400297675f, -0.700836446f, 0.500417284f, -0.169988245f, 0.26192694f,
+        0.227440078f, 0.284929846f, 0.281853014f, 9.12245777e-06f
+    };
+    const float u = (x < 0.0f ? -x : x) * 0.707106781f;
+    if (u < 1.0f) { return 0.5f * x * (1.0f + (x < 0.0f ? -u : u) * qd_polynomial(inner, 8U, u * u)); }
+    const float tail = qd_exp(-u * u) * qd_polynomial(outer, 10U, 1.0f / (1.0f + 0.5f * (u < 4.1f ? u : 4.1f)));
+    return 0.5f * x * (x < 0.0f ? tail : 2.0f - tail);
+}
+"""
+# name of an activation -> what it needs, in this order: the name and the text of each function
+FLOAT_ACTIVATIONS = {
+    "tanh": (("qd_polynomial", POLYNOMIAL), ("qd_exp", EXP), ("qd_tanh", TANH)),
+    "gelu": (("qd_polynomial", POLYNOMIAL), ("qd_exp", EXP), ("qd_gelu", GELU)),
+}

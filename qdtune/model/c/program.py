@@ -1,0 +1,217 @@
+"""A packed model as a C program: a header and a source file without a library, for a microcontroller.
+
+Every stage (`stages`) is a function. The codes between stages lie in one static buffer. Sums of codes become the next
+codes in whole numbers where `requantise` finds how, and otherwise in float32, operation by operation as in
+`reader.py`. Both give exactly the codes of `reader.py`, and the logits are exactly its logits, if all layers have
+quantised weights and inputs. Where weights or inputs are floats, two programs differ in the last bits of their sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qdtune.model.c import kernels
+from qdtune.model.c.bodies import add_stage, begin_stream, write_product
+from qdtune.model.c.singles import EXACT_ACTIVATIONS, write_score
+from qdtune.model.c.stages import Stage, StageList
+from qdtune.model.c.sums import code_type, is_code_sum
+from qdtune.model.c.text import Text
+from qdtune.model.formats.format import is_pixels
+from qdtune.reader import ACTIVATIONS, INPUT, Model
+
+ROWS = {"uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "float32": "float"}
+SIZES = {"uint8_t": 1, "int8_t": 1, "uint16_t": 2, "int16_t": 2, "float": 4}
+ALIGNMENT = 4
+EXACT = "_EXACT 1\n"  # how the line of the header ends that says that logits are those of `reader.py` to the last bit
+
+
+@dataclass(frozen=True)
+class CSource:
+    """An exported model.
+
+    Attributes:
+        header, source: the text of the two files.
+        ram_bytes: of its static buffers.
+        is_exact: whether its logits are those of `reader.py` to the last bit.
+        whole_stages, code_stages: how many stages make codes in whole numbers, of how many that make codes.
+    """
+
+    header: str
+    source: str
+    ram_bytes: int
+    is_exact: bool
+    whole_stages: int
+    code_stages: int
+
+
+def list_stages(model: Model) -> list[Stage]:
+    """The stages of a complete model."""
+    from qdtune.model.layers.known import kind_of_op  # which imports the kinds, and these the stages
+
+    found = StageList(model)
+    for op in model.layers:
+        kind_of_op(op["op"]).add_stage(found, op)
+    return found.stages
+
+
+def to_c(model: Model, name: str, facts: Mapping[str, str | int] | None = None, notes: str = "") -> CSource:
+    """The C program of a packed model.
+
+    Args:
+        model: a complete one, as `reader.load` gives it.
+        name: of the model and of its files; its functions are called `qd_NAME_...`.
+        facts: what else the header defines, in capitals -> value.
+        notes: lines of the comment at the top of the header.
+
+    Raises:
+        SpecError: C has no code for one of its operations, or its sums do not fit.
+    """
+    stages, text = list_stages(model), Text()
+    row = ROWS[model.program.get(INPUT, "uint8")]
+    types = [row, *(code_type(stage.quantiser) for stage in stages[:-1])]
+    is_whole, planes = zip(
+        *(add_stage(text, model, k, stage, types[k]) for k, stage in enumerate(stages)), strict=True
+    )
+    places, buffer_bytes = _place_buffers(stages, types[1:])
+    argument = "pixels" if is_pixels(model.program) else "row"
+    inputs = [argument, *(_name_place(kind, place) for kind, place in zip(types[1:], places, strict=True))]
+    find_class = _write_class(text, model, len(stages) - 1, stages[-1], types[-1])
+    ram = buffer_bytes + max(planes) + (0 if find_class else 4 * model.program["outputs"])
+    is_exact = all(_is_exact(stage, done) for stage, done in zip(stages, is_whole, strict=True))
+    defined = {"RAM_BYTES": ram, "EXACT": int(is_exact), **(facts or {})}
+    header = _write_header(model, f"qd_{name}", f"const {row} *{argument}", defined, notes)
+    source = f"""/* See {name}.h. Made by qdtune; C99, no library, static buffers. */
+#include "{name}.h"
+{"".join(text.types.values())}
+{chr(10).join(text.constants)}
+{"".join(text.shared.values())}
+{_declare_buffers(types[1:], buffer_bytes, max(planes))}{"".join(text.functions)}
+{_write_calls(f"qd_{name}", f"const {row} *{argument}", inputs, model.program["outputs"], find_class)}"""
+    return CSource(header, source, ram, is_exact, sum(is_whole), sum(stage.quantiser is not None for stage in stages))
+
+
+def _is_exact(stage: Stage, is_whole: bool) -> bool:
+    """Whether every program finds the same bits in a stage."""
+    activations = [op["op"] for op in (*stage.before, *stage.after) if op["op"] in ACTIVATIONS]
+    has_same_bits = is_whole or all(name in EXACT_ACTIVATIONS for name in activations)
+    return has_same_bits and (stage.op is None or is_code_sum(stage.op))
+
+
+def _place_buffers(stages: list[Stage], types: list[str]) -> tuple[list[int], int]:
+    """Where the output of each stage but the last begins, in bytes, and the bytes of the buffer.
+
+    Outputs lie at its start and its end in turn, so input and output of a stage never overlap.
+    """
+    sizes = [
+        -(-math.prod(stage.end_shape) * SIZES[kind] // ALIGNMENT) * ALIGNMENT
+        for stage, kind in zip(stages[:-1], types, strict=True)
+    ]
+    whole = max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True))
+    return [0 if k % 2 == 0 else whole - size for k, size in enumerate(sizes)], whole
+
+
+def _name_place(kind: str, place: int) -> str:
+    """The expression of a place in the buffer."""
+    return f"buffer.{kernels.TYPES[kind]}" + (f" + {place // SIZES[kind]}" if place else "")
+
+
+def _declare_buffers(types: list[str], buffer_bytes: int, plane_bytes: int) -> str:
+    """The declarations of the buffer, and of the plane of sums of one channel."""
+    used = [kind for kind in kernels.TYPES if kind in types]
+    members = " ".join(f"{kind} {kernels.TYPES[kind]}[{buffer_bytes // SIZES[kind]}];" for kind in used)
+    text = f"static union {{ {members} int32_t word; }} buffer;\n"
+    numbers = plane_bytes // 4
+    return text + (f"static union {{ int32_t i[{numbers}]; float f[{numbers}]; }} plane;\n" if numbers else "")
+
+
+def _write_header(model: Model, name: str, argument: str, defined: Mapping[str, str | int], notes: str) -> str:
+    inputs, outputs, upper = model.program["inputs"], model.program["outputs"], name.upper()
+    lines = {"INPUTS": inputs, "OUTPUTS": outputs, **defined}
+    comment = notes.replace("*/", "* /").replace("\n", "\n * ")
+    return f"""/* {comment} */
+#ifndef {upper}_H
+#define {upper}_H
+
+#include <stdint.h>
+
+{chr(10).join(f"#define {upper}_{key} {value}" for key, value in lines.items())}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* The outputs, {outputs} floats, of {inputs} inputs. One call at a time: the buffers are static. */
+void {name}_logits({argument}, float *logits);
+
+/* The place of the largest output, the first of equal ones. It needs no floats if all layers have codes. */
+int32_t {name}_class({argument});
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _write_calls(name: str, argument: str, inputs: list[str], outputs: int, find_class: bool) -> str:
+    """The functions that a user calls.
+
+    Args:
+        name: how theirs begin.
+        argument: what they take.
+        inputs: the expression of what each stage takes.
+        outputs: O.
+        find_class: whether there is a `class_of`.
+    """
+    last, given = len(inputs) - 1, argument.rpartition("*")[2]
+    calls = "\n".join(f"    stage_{k}({inputs[k]}, {inputs[k + 1]});" for k in range(last))
+    if find_class:
+        body = f"    start({given});\n    return class_of({inputs[last]});"
+    else:
+        body = f"""    static float logits[{outputs}];
+    int32_t best = 0;
+    {name}_logits({given}, logits);
+    for (int32_t o = 1; o < {outputs}; o++) {{ if (logits[o] > logits[best]) {{ best = o; }} }}
+    return best;"""
+    return f"""static void start({argument})
+{{
+{calls}
+}}
+
+void {name}_logits({argument}, float *logits)
+{{
+    start({given});
+    stage_{last}({inputs[last]}, logits);
+}}
+
+int32_t {name}_class({argument})
+{{
+{body}
+}}
+"""
+
+
+def _write_class(text: Text, model: Model, k: int, stage: Stage, taken: str) -> bool:
+    """Adds `class_of`, which finds the largest output in whole numbers; False if there is no such way."""
+    found = write_score(text, model, stage)
+    if found is None or stage.op is None:
+        return False
+    kind, score = found
+    more, product = write_product(text, stage.op, taken, "int32_t")
+    text.functions.append(f"""
+static int32_t class_of(const {taken} *x)
+{{
+{begin_stream(text, k)}    int32_t found = 0;
+    {kind} best = 0;
+{more}    for (uint32_t o = 0U; o < {stage.shape[0]}U; o++) {{
+        const int32_t sum = {product};
+        const {kind} score = {score};
+        if (o == 0U || score > best) {{ best = score; found = (int32_t)o; }}
+    }}
+    return found;
+}}
+""")
+    return True

@@ -1,0 +1,306 @@
+"""From a sum of codes to the next code in whole numbers: multiply, add, shift, clamp.
+
+A layer with quantised weights and inputs sums products of codes, which are whole numbers. Its float program
+multiplies a sum by the steps, adds the bias, applies the normalisation and the activation, and rounds to the codes of
+the next layer. A device without a floating-point unit computes `(sum * multiplier + offset) >> shift` instead.
+
+The two are not close, they are equal. A sum has a smallest and a largest possible value. Between them the code is a
+step function of the sum, because each operation of float32 is monotone. `find_steps` and `find_thresholds` find the
+sums at which it steps, by the float program itself. `fit` finds multipliers, offsets and a shift that step at exactly
+these sums. So the accuracy that was measured with the float program is that of the integer program. Jacob et al. 2018
+(section 2.2) round the multiplier to 31 bits instead, which moves some codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.int64]
+Floats = NDArray[np.float32]
+LARGEST_SHIFT = 40
+LARGEST_TABLE = 2**8  # steps; a network of more bits in its activations computes in floats where it needs a table
+INT32, FAR = 2**31 - 1, 2**60
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# What is tried around the rounded slope. float32 rounds sums of millions, which bends the line in its last bits.
+SMALLEST_MULTIPLIER = 0.75  # below it, all of them would be 0
+FINE = 2**20  # multipliers below this are moved by one alone
+NUDGES = (0, *(sign << k for k in range(10) for sign in (-1, 1)))
+
+
+@dataclass(frozen=True)
+class SumRange:
+    """The smallest and the largest sum of each channel.
+
+    Attributes:
+        low, high: (C,).
+    """
+
+    low: Array
+    high: Array
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of any sum."""
+        return int(max(abs(self.low).max(initial=0), abs(self.high).max(initial=0)))
+
+
+def range_of_sums(codes: Array, low: int, high: int, has_zeros: bool = False) -> SumRange:
+    """The range of the sums of products of codes.
+
+    Args:
+        codes: of weights, (C, N): those that are summed in each channel.
+        low, high: the lowest and the highest code of the inputs.
+        has_zeros: whether an input may be 0 as well, as beyond the end of an image; then no part of a sum is beyond
+            the range either.
+    """
+    ends = [codes * low, codes * high] + ([codes * 0] if has_zeros else [])
+    return SumRange(np.minimum.reduce(ends).sum(1), np.maximum.reduce(ends).sum(1))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A step function of one number.
+
+    Attributes:
+        at: (K,) float32, rising: from each of these numbers on, another code.
+        codes: (K + 1,): below the first of them, from the first on, and so on.
+    """
+
+    at: Floats
+    codes: Array
+
+    def between(self, first: int, last: int) -> Steps:
+        """The steps from number `first` to before number `last`."""
+        return Steps(self.at[first:last], self.codes[first : last + 1])
+
+
+@np.errstate(over="ignore", invalid="ignore")  # the largest floats are tried
+def find_steps(code_of: Callable[[Floats], Array], bends: Sequence[float] = ()) -> Steps:
+    """The steps of a function of one float32, by bisection over all of them.
+
+    Args:
+        code_of: numbers (N,) -> codes (N,).
+        bends: where it turns from falling to rising or back.
+    """
+    at, codes = [], [code_of(np.array([-LARGEST_FLOAT], np.float32))]
+    for start, end in pairwise([-LARGEST_FLOAT, *bends, LARGEST_FLOAT]):
+        first, last = code_of(np.array([start, end], np.float32))
+        sign = 1 if last >= first else -1
+        levels = np.unique(np.arange(first, last + sign, sign) * sign)[1:]  # what is reached, times the sign
+        low, high = (np.full(len(levels), _order(np.array([x], np.float32))[0]) for x in (start, end))
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            is_past = code_of(_unorder(middle)) * sign >= levels
+            low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
+        places, which = np.unique(high, return_index=True)  # a binary code steps by two at once
+        at.append(_unorder(places))
+        codes.append(levels[np.append(which[1:], len(levels)) - 1] * sign if len(levels) else levels)
+    return Steps(np.concatenate(at).astype(np.float32), np.concatenate(codes).astype(np.int64))
+
+
+def _order(numbers: Floats) -> Array:
+    """Whole numbers in the order of float32 numbers."""
+    bits = numbers.astype(np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & INT32), bits)
+
+
+def _unorder(places: Array) -> Floats:
+    """The numbers of which these are the places in `_order`."""
+    sign = np.where(places < 0, -1, 1).astype(np.float32)
+    return np.copysign(abs(places).astype(np.int32).view(np.float32), sign)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The sums at which codes step.
+
+    Attributes:
+        sums: (C, K): step k is taken where a sum times `sign` is at least `sums[:, k]`.
+        sign: (C,), 1; or -1 where the number that is rounded falls as sums rise.
+        range: of the sums times `sign`.
+        steps: those that some channel takes and some does not always take.
+    """
+
+    sums: Array
+    sign: Array
+    range: SumRange
+    steps: Steps
+
+
+def find_thresholds(value_of: Callable[[Array], Floats], sums: SumRange, steps: Steps) -> Thresholds:
+    """The sums at which a monotone function of them reaches the steps, by bisection.
+
+    Args:
+        value_of: sums (N, C) -> float32 (N, C), in each channel rising or falling.
+        sums: the range of each channel.
+        steps: of the values.
+    """
+    first, last = (value_of(end[None])[0] for end in (sums.low, sums.high))
+    sign = np.where(last < first, -1, 1)
+    turned = SumRange(np.where(sign < 0, -sums.high, sums.low), np.where(sign < 0, -sums.low, sums.high))
+    wanted = steps.at[:, None]
+    low = np.repeat(turned.low[None] - 1, len(wanted), 0)  # below the step, or beyond the range
+    high = np.repeat(turned.high[None] + 1, len(wanted), 0)  # at least the step, or beyond the range
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        is_up = value_of((middle * sign).clip(sums.low, sums.high)) >= wanted
+        is_open = high - low > 1
+        low, high = np.where(is_open & ~is_up, middle, low), np.where(is_open & is_up, middle, high)
+    begin = int((high <= turned.low).all(1).sum())
+    end = len(high) - int((high > turned.high).all(1).sum())
+    return Thresholds(high[begin:end].T.copy(), sign, turned, steps.between(begin, max(begin, end)))
+
+
+@dataclass(frozen=True)
+class Requantiser:
+    """The code of a sum: `scaled = sum * multiplier + offset`, and then a shift or a table.
+
+    Without a table, `scaled >> shift` is the code, clamped from the lowest to the highest one. If there are only the
+    codes -1 and 1, it is 0 or more for 1. With a table, the code is that of the last number in it which `scaled`
+    reaches.
+
+    Attributes:
+        multiplier, offset: (C,).
+        shift: 0 to `LARGEST_SHIFT` bits.
+        to_even: whether a value halfway between two codes goes to the even one. The shift rounds to the nearest then;
+            otherwise the offset holds the rounding.
+        codes: (K + 1,), the first one that of a `scaled` below everything.
+        table: (K,), rising; None: the shift decides.
+        largest: the largest magnitude that `scaled` and what is added to it can have.
+    """
+
+    multiplier: Array
+    offset: Array
+    shift: int
+    to_even: bool
+    codes: Array
+    table: Array | None
+    largest: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether 32 bits do not hold it."""
+        return self.largest > INT32
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the codes are -1 and 1."""
+        return self.table is None and self.codes.tolist() == [-1, 1]
+
+    def codes_of(self, sums: Array) -> Array:
+        """The codes (N, C) of sums (N, C)."""
+        scaled = sums * self.multiplier + self.offset
+        if self.table is not None:
+            return self.codes[np.searchsorted(self.table, scaled, side="right")]
+        if self.to_even:
+            scaled = scaled + (1 << self.shift - 1) - 1 + ((scaled >> self.shift) & 1)
+        if self.is_binary:
+            return np.where(scaled >= 0, 1, -1)
+        return (scaled >> self.shift).clip(self.codes[0], self.codes[-1])
+
+
+def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
+    """A requantiser that steps at exactly these sums, with the smallest shift that has one; None if there is none.
+
+    Args:
+        found: what it must equal.
+        slope: (C,), how much larger the number that is rounded becomes with each sum times `sign`; >= 0.
+    """
+    steps = found.steps
+    count = len(steps.at)
+    if (np.diff(steps.codes) == 1).all() or steps.codes.tolist() == [-1, 1]:
+        spacing = float(np.diff(steps.at.astype(np.float64)).mean()) if count > 1 else float(slope.max(initial=1.0))
+        for shift in range(LARGEST_SHIFT + 1):
+            unit = 2.0**shift / max(spacing, 1e-300)
+            if (largest := float(slope.max(initial=0.0)) * unit) > INT32:
+                break
+            if largest < SMALLEST_MULTIPLIER and slope.any():
+                continue
+            for to_even in (False, True) if shift else (False,):
+                multiplier, offset = _fit_all(found, slope * unit, *_list_wanted(steps, shift, to_even))
+                if offset is not None:
+                    return _make(found, multiplier, offset, shift, to_even, None)
+    if count > LARGEST_TABLE:
+        return None
+    for shift in range(LARGEST_SHIFT + 1):
+        unit = 2.0**shift
+        reach = max(float(slope.max(initial=0.0)), float(abs(steps.at.astype(np.float64)).max(initial=0.0))) * unit
+        if reach > INT32:
+            break
+        table = np.rint(steps.at.astype(np.float64) * unit).astype(np.int64)
+        multiplier, offset = _fit_all(found, slope * unit, table, 1)
+        if offset is not None:
+            return _make(found, multiplier, offset, 0, False, table)
+    return None
+
+
+def _list_wanted(steps: Steps, shift: int, to_even: bool) -> tuple[Array, int]:
+    """What must be shifted at each step (K,), at least: its number times a scale, and this scale."""
+    if len(steps.codes) == 2 and steps.codes[0] == -1 and steps.codes[1] == 1:
+        return np.zeros(1, np.int64), 1
+    codes = steps.codes[1:]
+    if not to_even:
+        return codes << shift, 1
+    # Halfway between two codes: the even one. Twice the value is compared, so that nothing is cut.
+    return (2 * codes - 1 << shift) + 2 * (codes % 2), 2
+
+
+def _make(
+    found: Thresholds, multiplier: Array, offset: Array, shift: int, to_even: bool, table: Array | None
+) -> Requantiser:
+    reach = found.range.largest * int(multiplier.max(initial=0)) + int(abs(offset).max(initial=0)) + (1 << shift)
+    return Requantiser(multiplier * found.sign, offset, shift, to_even, found.steps.codes, table, reach)
+
+
+def _fit_all(found: Thresholds, slope: NDArray[np.float64], wanted: Array, scale: int) -> tuple[Array, Array | None]:
+    """Multipliers (C,) near these slopes, and offsets (C,); None for the offsets if a channel has none.
+
+    Args:
+        found: the sums at which codes step.
+        slope: (C,), of what is to be multiplied and added.
+        wanted: (K,): it, times `scale`, must be at least this where the step is taken, and below it before.
+        scale: 1 or 2.
+    """
+    exact = np.rint(slope).astype(np.int64)
+    multiplier, offset, fits = exact, np.zeros_like(exact), np.zeros(len(exact), bool)
+    for nudge in NUDGES:
+        if abs(nudge) > 1 and exact.max(initial=0) < FINE:
+            continue
+        tried = exact + nudge
+        low, high = _find_offsets(found, wanted, scale, tried)
+        better = ~fits & (low <= high) & (tried >= 0)
+        multiplier, offset = np.where(better, tried, multiplier), np.where(better, _choose(low, high), offset)
+        fits |= better
+        if fits.all():
+            return multiplier, offset
+    return multiplier, None
+
+
+def _find_offsets(found: Thresholds, wanted: Array, scale: int, multiplier: Array) -> tuple[Array, Array]:
+    """The lowest and the highest offset (C,) with which a multiplier steps where it must; low > high: there is none.
+
+    A step at a sum that is never reached, or below the smallest one, asks for one side only.
+    """
+    low = np.full(len(multiplier), -FAR, np.int64)
+    high = -low
+    sums, m = found.sums, multiplier[:, None]
+    is_reached, is_left = sums <= found.range.high[:, None], sums > found.range.low[:, None]
+    at_least = np.where(is_reached, -((scale * m * sums - wanted) // scale), low[:, None])
+    below = np.where(is_left, -(-(wanted - scale * m * (sums - 1)) // scale) - 1, high[:, None])
+    if sums.shape[1]:
+        low, high = np.maximum(low, at_least.max(1)), np.minimum(high, below.min(1))
+    return low, high
+
+
+def _choose(low: Array, high: Array) -> Array:
+    """Of the offsets from low to high, 0 if it is one, else the one with the most zero bits at its end."""
+    chosen = np.where((low <= 0) & (high >= 0), 0, high)
+    for bits in range(1, LARGEST_SHIFT):
+        rounded = (high >> bits) << bits
+        chosen = np.where((chosen != 0) & (rounded >= low), rounded, chosen)
+    return chosen

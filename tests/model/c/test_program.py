@@ -1,0 +1,154 @@
+"""Exported C, compiled with every warning an error, gives the numbers of `reader.py`."""
+
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qdtune.messages import SpecError
+from qdtune.model.c import host
+from qdtune.model.c.host import CompileError, compare, find_compiler
+from qdtune.model.c.program import to_c
+from qdtune.model.layers.pooling import MaxPool
+from qdtune.model.packed import RowFormat
+from qdtune.model.quantize import quantize
+from qdtune.datasets.dataset import Averaging
+from tests.model.c.networks import KINDS, draw_model, pack
+
+COMPILER = find_compiler()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+
+
+def run(model, rows, made=None):
+    """The comparison of a model's C with `reader.py`."""
+    made = made or to_c(model, "m")
+    return made, compare(COMPILER, {".h": made.header, ".c": made.source}, "m", model, rows)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_codes_give_the_logits_of_the_reader_to_the_last_bit(kind, seed):
+    bits, act_bits = [(1, 8), (2, 2), (4, 3), (8, 1)][seed]
+    model, rows = draw_model(seed, kind, weight_bits=bits, act_bits=act_bits, levels="symmetric")
+    made, found = run(model, rows)
+    assert made.whole_stages >= made.code_stages - 1
+    assert found.wrong == 0
+    if made.is_exact:
+        assert (found.logits, found.largest) == (0, 0.0)
+    else:
+        assert found.classes <= 3
+
+
+@needs_compiler
+@pytest.mark.slow  # `test_codes_give...` and `test_floats_give...` are its smaller relatives
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_random_networks_give_the_logits_of_the_reader(seed):
+    model, rows = draw_model(seed, KINDS[seed % 3])
+    made, found = run(model, rows)
+    if made.is_exact:
+        assert (found.logits, found.wrong) == (0, 0)
+    else:
+        assert found.classes <= 6
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+def test_floats_give_them_but_for_rounding(kind):
+    model, rows = draw_model(7, kind, weight_bits=3, act_bits=None, levels="full", split=1)
+    made, found = run(model, rows)
+    assert not made.is_exact
+    assert found.largest < 1e-5
+    assert found.classes == 0
+
+
+@needs_compiler
+def test_images_are_averaged_and_other_rows_normalised():
+    generator = np.random.default_rng(0)
+    torch.manual_seed(0)
+    image, size = (1, 9, 12), (4, 5)
+    rows = generator.integers(0, 256, (200, 108)).astype(np.uint8)
+    network = nn.Sequential(nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.rand(200, 20) * 2 - 1
+    averaged = pack(quantize(network, 2, 4), x, 108, 3, RowFormat(averaging=Averaging(image, size)))
+    assert run(averaged, rows)[1].logits == 0
+
+    wide = generator.integers(-3000, 3000, (200, 7)).astype(np.int16)
+    scale = torch.rand(7) / 1000
+    x = torch.from_numpy(wide).float() * scale + 0.5
+    network = quantize(nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3)), 4, 8)
+    given = pack(network, x, 7, 3, RowFormat("int16", scale, torch.full((7,), 0.5)))
+    made, found = run(given, wide)
+    assert "const int16_t *row" in made.header
+    assert found.logits == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+def test_sanitisers_find_nothing(kind, monkeypatch):
+    flags = ("-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    monkeypatch.setattr(host, "FLAGS", flags)
+    model, rows = draw_model(3, kind, weight_bits=2, act_bits=8, levels="ternary")
+    assert run(model, rows)[1].wrong == 0
+
+
+@needs_compiler
+def test_another_weight_is_found():
+    model, rows = draw_model(2, "mlp", weight_bits=4, act_bits=8, split=1)
+    made = to_c(model, "m")
+    first = re.search(r"weights_1\[\d+\] = \{\n    (\d+),", made.source)
+    worse = made.source[: first.start(1)] + str(int(first[1]) ^ 1) + made.source[first.end(1) :]
+    found = compare(COMPILER, {".h": made.header, ".c": worse}, "m", model, rows)
+    assert found.logits > 0
+
+
+@needs_compiler
+def test_a_program_that_does_not_compile_is_told():
+    model, rows = draw_model(2, "mlp", weight_bits=4, act_bits=8)
+    made = to_c(model, "m")
+    with pytest.raises(CompileError, match="unknown type|error"):
+        compare(COMPILER, {".h": made.header, ".c": "wrong;"}, "m", model, rows)
+
+
+def test_weights_of_three_values_are_added_and_not_multiplied():
+    model, _ = draw_model(5, "mlp", weight_bits=2, act_bits=8, levels="ternary", granularity="tensor", split=1)
+    source = to_c(model, "m").source
+    dot = re.search(r"static int32_t qd_dot_ternary.*?\n}\n", source, re.DOTALL)[0]
+    assert "sum += (int32_t)*x" in dot
+    assert "sum -= (int32_t)*x" in dot
+    assert not re.search(r"sum [+-]= .* \* ", dot)
+
+
+def test_the_program_is_self_contained():
+    for kind in KINDS:
+        model, _ = draw_model(1, kind)
+        made = to_c(model, "m", {"MACS": 12}, "a */ comment")
+        assert re.findall(r"#include (\S+)", made.header + made.source) == ["<stdint.h>", '"m.h"']
+        assert not re.search(r"\b(malloc|free|memset|memcpy|printf|goto|alloca)\b", made.source)
+        assert "#define QD_M_MACS 12\n" in made.header
+        assert made.header.startswith("/* a * / comment */")
+
+
+@needs_compiler
+def test_the_static_bytes_are_those_that_it_says(tmp_path):
+    model, _ = draw_model(4, "image", weight_bits=4, act_bits=8, levels="full")
+    made = to_c(model, "m")
+    (tmp_path / "m.h").write_text(made.header)
+    (tmp_path / "m.c").write_text(made.source)
+    subprocess.run([*COMPILER, "-std=c99", "-O2", "-c", "m.c"], cwd=tmp_path, check=True)
+    said = subprocess.run(["size", "-A", "m.o"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    sections = {name: int(size) for name, size in re.findall(r"^\.(\S+)\s+(\d+)", said, re.MULTILINE)}
+    assert sections["data"] == 0
+    assert made.ram_bytes <= sections["bss"] <= made.ram_bytes + 32 * 3  # each buffer begins at a multiple of 32
+
+
+def test_a_kind_without_c_is_refused(monkeypatch):
+    model, _ = draw_model(1, "signal")
+    monkeypatch.delattr(MaxPool.__mro__[1], "add_stage")
+    models = (draw_model(seed, "signal")[0] for seed in range(9))
+    model = next(one for one in models if any("pool" in op["op"] for op in one.program["ops"]))
+    with pytest.raises(SpecError, match=r"--format c has no code for the operation '\w+_pool'"):
+        to_c(model, "m")

@@ -1,0 +1,90 @@
+"""Whole numbers that give exactly the codes of the float program, against the float program at every sum."""
+
+import numpy as np
+import pytest
+
+from qdtune.model.c.requantise import Requantiser, SumRange, find_steps, find_thresholds, fit, range_of_sums
+from qdtune.reader import ACTIVATIONS, GRIDS
+
+GELU_BEND = -0.7517916
+
+
+def draw(seed, activation):
+    """A float program from sums to codes, and the range of its sums."""
+    generator = np.random.default_rng([seed, *activation.encode()])
+    channels, bits = int(generator.integers(1, 6)), int(generator.integers(1, 9))
+    levels = "unsigned" if activation == "relu" else str(generator.choice(["symmetric", "unsigned"]))
+    low, high, is_binary = GRIDS[bits, levels]
+    weights = generator.integers(-3, 4, (channels, int(generator.integers(2, 40))))
+    sums = range_of_sums(weights, 0, int(generator.choice([1, 3, 15])))
+    if generator.random() < 0.4:  # powers of two, whose values often lie halfway between two codes
+        worth, step = (np.float32(2.0 ** -int(generator.integers(0, 6))) for _ in range(2))
+        scale = np.full(channels, 0.5, np.float32) * generator.choice([-1, 1], channels).astype(np.float32)
+        shift = (generator.integers(-127, 128, channels) / 32).astype(np.float32)
+    else:
+        worth, step = (np.float32(generator.lognormal(-1, 1)) for _ in range(2))
+        scale, shift = (generator.normal(0, 1, channels).astype(np.float32) for _ in range(2))
+
+    def value_of(numbers):
+        return (numbers.astype(np.float32) * worth) * scale + shift
+
+    def code_of(values):
+        x = ACTIVATIONS[activation](values)
+        codes = np.where(x >= 0, 1, -1) if is_binary else np.clip(np.round(x / step), low, high)
+        return codes.astype(np.int64)
+
+    return value_of, code_of, sums, abs(worth * scale.astype(np.float64))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_sum_gets_the_code_of_the_float_program(activation):
+    fitted = 0
+    for seed in range(12):
+        value_of, code_of, sums, slope = draw(seed, activation)
+        steps = find_steps(code_of, (GELU_BEND,) if activation == "gelu" else ())
+        found = fit(find_thresholds(value_of, sums, steps), slope)
+        every = np.arange(int(sums.low.min()), int(sums.high.max()) + 1)[:, None].clip(sums.low, sums.high)
+        if found is not None:
+            fitted += 1
+            assert np.array_equal(found.codes_of(every), code_of(value_of(every))), seed
+            scaled = every * found.multiplier + found.offset
+            assert abs(scaled).max() <= found.largest
+    assert fitted >= (9 if activation == "leaky_relu" else 11), "floats are the exception"
+
+
+def test_steps_are_at_the_first_float_of_each_code():
+    step = np.float32(0.3)
+    found = find_steps(lambda x: np.clip(np.round(x / step), -2, 3).astype(np.int64))
+    assert found.codes.tolist() == [-2, -1, 0, 1, 2, 3]
+    before = np.nextafter(found.at, np.float32(-np.inf))
+    assert np.round(found.at / step).tolist() == [-1, 0, 1, 2, 3]
+    assert np.round(before / step).tolist() == [-2, -1, 0, 1, 2]
+
+
+def test_powers_of_two_need_no_multiplier_and_round_halves_to_even():
+    """A sum of 3 is 1.5 steps, which is 2; one of 1 is half a step, which is 0."""
+    sums = SumRange(np.array([-8]), np.array([8]))
+    steps = find_steps(lambda x: np.clip(np.round(x), -3, 3).astype(np.int64))
+    found = fit(find_thresholds(lambda s: s.astype(np.float32) / 2, sums, steps), np.array([0.5]))
+    assert found is not None
+    assert (found.multiplier.tolist(), found.offset.tolist(), found.shift, found.to_even) == ([1], [0], 1, True)
+    assert found.codes_of(np.arange(-8, 9)[:, None])[:, 0].tolist() == [
+        *[-3, -3, -3, -2, -2, -2, -1, 0, 0, 0, 1, 2, 2, 2, 3, 3, 3]
+    ]
+
+
+def test_a_line_that_no_whole_numbers_draw_is_refused():
+    """Two steps one sum apart, then none for a thousand: no straight line, and too many steps for a table."""
+    sums = SumRange(np.array([0]), np.array([5000]))
+    steps = find_steps(lambda x: np.clip(np.round(x), 0, 1000).astype(np.int64))
+    found = find_thresholds(lambda s: np.where(s < 3, s, s / 5).astype(np.float32), sums, steps)
+    assert fit(found, np.array([0.2])) is None
+
+
+def test_a_damaged_multiplier_would_be_seen():
+    value_of, code_of, sums, slope = draw(1, "relu")
+    found = fit(find_thresholds(value_of, sums, find_steps(code_of)), slope)
+    assert found is not None
+    worse = Requantiser(found.multiplier * 2, found.offset, found.shift, found.to_even, found.codes, None, 0)
+    every = np.arange(int(sums.low.min()), int(sums.high.max()) + 1)[:, None].clip(sums.low, sums.high)
+    assert not np.array_equal(worse.codes_of(every), code_of(value_of(every)))
