@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
@@ -103,6 +102,8 @@ def packed(run: Path) -> dict[str, str]:
 
 def machine() -> str:
     """What the last bits of a number depend on."""
+    import torch  # which ids need not: a toy test asks for them in a process of its own
+
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
