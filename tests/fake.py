@@ -55,7 +55,7 @@ def launch(folder, spec, told=lambda line: None):
             queue.ended(result_of(trial, rows, history))
             told(trial.trial_id)
         queue.study.close()
-        table = store.write_pareto(list(queue.results))
+        table = store.write_pareto(list(queue.results), spec=spec)
         store.pack_files()
     return queue, table
 

@@ -71,5 +71,5 @@ def write_run(folder, spec, value_of, dead=()):
                     entry = {"trial_id": trial.trial_id, "seed": seed, "phase": "qat", "epoch": epoch}
                     history.append(entry | {"train_loss": 1.0, metric.val: value, "seconds": 0.1})
             store.write(trial.trial_id, rows, history, {})
-        store.write_pareto()
+        store.write_pareto(spec=spec)
     return store

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qdtune.analysis.best import describe_setting
 from qdtune.analysis.best_depth import FAILED, STOPPED, TOO_LARGE, BestDepth
+from qdtune.pareto import front
 from qdtune.spec.tasks import Metric
 from qdtune.store.pairs import SIZES_APART
 from qdtune.store.seed_tests import correct_p, equal_within, t_test, win_shares
@@ -39,7 +40,7 @@ def find_best_depths(
     """
     every, whole = (table.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist() for table in tables)
     sizes = np.array([row["size_bytes"] for row in rows])
-    places, found = _list_places(rows), []
+    places, found = _list_places(rows, metric), []
     for (n, size), group, shares in zip(
         places, places.values(), win_shares(metric.sign * values, [*places.values()]), strict=True
     ):
@@ -93,13 +94,19 @@ def _find_best_rows(rows: list[dict[str, Any]], group: NDArray[np.int64], metric
     return {rows[i]["depth"]: int(i) for i in reversed(ranking)}  # from best to worst, the last that is set stays
 
 
-def _list_places(rows: list[dict[str, Any]]) -> dict[tuple[int | None, int | None], NDArray[np.int64]]:
-    """The bits or the bytes of each question about a best depth -> the indices of the rows that it is about."""
+def _list_places(
+    rows: list[dict[str, Any]], metric: Metric
+) -> dict[tuple[int | None, int | None], NDArray[np.int64]]:
+    """The bits or the bytes of each question about a best depth -> the indices of the rows that it is about.
+
+    The bytes are those of the front against bytes, whatever else the front of the sweep is over.
+    """
     sizes = np.array([row["size_bytes"] for row in rows])
     places: dict[tuple[int | None, int | None], NDArray[np.int64]] = {}
     for n in sorted({row["weight_bits"] for row in rows}):
         places[n, None] = np.flatnonzero([row["weight_bits"] == n for row in rows])
-    for size in sorted({row["size_bytes"] for row in rows if row["is_pareto"]}):
+    costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in rows]).reshape(-1, 2)
+    for size in sorted(set(sizes[front(costs)].tolist())):
         places[None, size] = np.flatnonzero(sizes <= size)
     return places
 

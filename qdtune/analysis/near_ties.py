@@ -14,6 +14,7 @@ from qdtune.messages import format_count
 from qdtune.spec.axes import AXIS_NAMES, find_varying, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_differences, say_difference
+from qdtune.spec.objectives import DEFAULT_COSTS, SIZE_BYTES, Objective, say_costs
 from qdtune.spec.tasks import Metric
 from qdtune.store.decisions import Schedule, judge_question
 from qdtune.store.looks import DECIDED, GIVEN_UP, LIVE, SAME
@@ -28,7 +29,7 @@ class NearTie:
 
     Attributes:
         larger, smaller: their axes.
-        larger_bytes, smaller_bytes: their sizes.
+        larger_costs, smaller_costs: their costs, by name.
         ending: how the pair stands, as in `looks.Walk`.
         look: the look, from 1, at which it got its verdict or was given up, or the last one so far.
         n_seeds: the number of further seeds that both have at that look.
@@ -38,12 +39,13 @@ class NearTie:
         metric: of the effect.
         same_within: the margin within which a difference is none; None if the sweep has none.
         varying: the axes with several values among the configurations, which the sentence names.
+        costs: of the front.
     """
 
     larger: Mapping[str, Any]
     smaller: Mapping[str, Any]
-    larger_bytes: int
-    smaller_bytes: int
+    larger_costs: Mapping[str, int]
+    smaller_costs: Mapping[str, int]
     ending: str
     look: int
     n_seeds: int
@@ -55,12 +57,23 @@ class NearTie:
     metric: Metric
     varying: frozenset[str] = frozenset(AXIS_NAMES)
     same_within: float | None = None
+    costs: tuple[Objective, ...] = DEFAULT_COSTS
+
+    @property
+    def larger_bytes(self) -> int:
+        """The bytes of the larger one; 0 if unknown."""
+        return self.larger_costs.get(SIZE_BYTES.name, 0)
+
+    @property
+    def smaller_bytes(self) -> int:
+        """The bytes of the smaller one; 0 if unknown."""
+        return self.smaller_costs.get(SIZE_BYTES.name, 0)
 
     @property
     def sentence(self) -> str:
         """The verdict in one or two sentences."""
-        larger = f"{label(self.larger, self.varying)} ({format_count(self.larger_bytes, 'byte')})"
-        smaller = f"{label(self.smaller, self.varying)} ({format_count(self.smaller_bytes, 'byte')})"
+        larger = f"{label(self.larger, self.varying)} ({say_costs(self.costs, self.larger_costs)})"
+        smaller = f"{label(self.smaller, self.varying)} ({say_costs(self.costs, self.smaller_costs)})"
         if self.effect is None:
             what = "the first seeds do not tell them apart, and there are no others yet"
             return f"{larger} against {smaller}: {what}."
@@ -102,8 +115,8 @@ def find_near_ties(schedule: Schedule, sides: Sequence[list[Side]]) -> tuple[Nea
             NearTie(
                 {name: pair.larger.key[name] for name in AXIS_NAMES},
                 {name: pair.smaller.key[name] for name in AXIS_NAMES},
-                pair.larger.size or 0,
-                pair.smaller.size or 0,
+                pair.larger.costs,
+                pair.smaller.costs,
                 family.walk.endings[i],
                 look + 1,
                 n,
@@ -115,6 +128,7 @@ def find_near_ties(schedule: Schedule, sides: Sequence[list[Side]]) -> tuple[Nea
                 pair.larger.metric,
                 varying,
                 schedule.same_within,
+                schedule.costs,
             )
         )
     return tuple(found)

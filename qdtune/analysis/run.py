@@ -13,6 +13,7 @@ from qdtune.analysis.behind import CurveBook
 from qdtune.messages import SpecError, format_count, one_line
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import PLANNED
+from qdtune.spec.objectives import SIZE_BYTES
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.cohorts import Key, find_stored_cohorts
@@ -106,7 +107,7 @@ class Run:
         """The same run without configurations larger than `budget` bytes; the run itself if the budget is None.
 
         The front within a budget is the part of the front up to this size, because larger configurations dominate
-        nothing in it.
+        nothing in it. If bytes are none of its costs, it is drawn anew.
 
         Raises:
             ValueError: the budget is not a whole number of bytes from 1 on.
@@ -115,7 +116,10 @@ class Run:
             return self
         if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
             raise ValueError(f"budget must be a whole number of bytes from 1 on, got {budget!r}")
-        pareto, trials = (rows_up_to(t, "size_bytes", budget) for t in (self.pareto, self.trials))
+        pareto, trials = (rows_up_to(t, SIZE_BYTES.name, budget) for t in (self.pareto, self.trials))
+        if SIZE_BYTES not in self.spec.costs:
+            shares = {row["trial_id"]: row["p_reach"] for row in pareto.to_pylist() if row["p_reach"] is not None}
+            pareto = aggregate(trials, bootstrap=True, p_reach=shares, costs=self.spec.costs)
         history = rows_among(self.history, "trial_id", set(trials["trial_id"].to_pylist()))
         planned = max(0, self.planned - (self.pareto.num_rows - pareto.num_rows))
         small = replace(self, trials=trials, history=history, pareto=pareto, planned=planned, budget=budget)
@@ -125,7 +129,7 @@ class Run:
         return replace(small, listed=self.listed - (_keys(self.pareto) - _keys(pareto)))
 
     def front(self, budget: int | None = None) -> Table:
-        """The rows of `pareto` on the front, of at most `budget` bytes, by ascending size."""
+        """The rows of `pareto` on the front, of at most `budget` bytes, by ascending costs."""
         return table_front(self.within(budget).pareto)
 
     def answers(self, budget: int | None = None) -> Answers:
@@ -175,7 +179,7 @@ def load_run(run: str | os.PathLike[str], kind: type[R] = Run) -> R:  # type: ig
         raise RunError(one_line(f"{where} holds no results{why}"))
     ours = rows.of_members()
     shares = shares_to_reach(spec, find_stored_cohorts(ours.trials, ours.history))
-    pareto = aggregate(ours.trials, bootstrap=True, p_reach=shares)
+    pareto = aggregate(ours.trials, bootstrap=True, p_reach=shares, costs=spec.costs)
     planned = (spec.run_cap or 0) if listed is None else len(listed)
     found = kind(
         spec.name,

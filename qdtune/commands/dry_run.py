@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qdtune.commands.training_facts import MAX_LISTED, Facts, list_front_facts, list_training_facts
 from qdtune.datasets.dataset import DataError
 from qdtune.datasets.known import dataset_of
 from qdtune.machine import count_cpus, count_gpus
@@ -14,11 +15,8 @@ from qdtune.messages import format_count, name_option, one_line, user_error
 from qdtune.spec.axes import find_varying, short_label
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.metric_text import best_word
 from qdtune.spec.plan import Plan
-from qdtune.spec.replicate import questions_of
 from qdtune.spec.sweep_file import Spec
-from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.sweep.forecast import Timed, choose_samples, forecast_time, measure_times, time_results
 from qdtune.sweep.placement import Placement
 from qdtune.sweep.prepare import prepare_launch
@@ -28,11 +26,9 @@ from qdtune.sweep.resumed import describe_checkpoints, find_checkpoints
 if TYPE_CHECKING:
     from qdtune.store.results import Result
 
-MAX_LISTED, MAX_ENDS = 12, 3  # configurations that are listed one by one; of more, how many at either end
+MAX_ENDS = 3  # of more than `MAX_LISTED` configurations, how many are listed at either end
 MAX_RULES = 12  # of `exclude` that are listed one by one; one more is, too
 MAX_COMPARED = 2_000  # configurations whose comparisons are listed without a pause
-MAX_SIZES = 8  # that are listed one by one
-Facts = Iterator[tuple[str, str]]  # name and text
 
 
 def describe(options: LaunchOptions, lists_all: bool = False, is_timed: bool = False) -> None:
@@ -140,7 +136,9 @@ def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_al
         yield "  done", f"{done:,} {'has' if done == 1 else 'have'} a result in {one_line(prepared.folder)}"
     if text := describe_checkpoints(held.checkpoints, spec.train.qat.epochs):
         yield "  paused", text
-    yield from _training_facts(spec, planned)
+    yield from list_training_facts(spec, planned)
+    yield from list_front_facts(spec, planned)
+    yield from (("  anew", line) for line in prepared.front_notes)
     yield "data", _format_data(prepared)
     yield from (("fallback", line) for line in prepared.replaced)
     for name, other in ({} if prepared.replaced else prepared.fallbacks).items():
@@ -224,48 +222,6 @@ def _configuration_facts(planned: Plan, lists_all: bool) -> Facts:
         yield f"  {len(trials) - 2 * ends:,} more", f"of sizes between ({name_option('--all')} lists them)"
         for trial in trials[-ends:]:
             yield f"  {trial.sizes.size_bytes:,} bytes", short_label(trial.cells, varying)
-
-
-def _training_facts(spec: Spec, planned: Plan) -> Facts:
-    """How each configuration is trained, and the sizes that come out."""
-    if spec.task is not CLASSIFICATION:
-        metric = spec.metric
-        yield "task", f"{spec.task.name}, judged by {metric.name} ({best_word(metric)} is best)"
-    yield "seeds", f"{len(spec.seeds)} per configuration, trained together"
-    if spec.replicate:
-        yield "  in the end", _describe_replicate(spec, planned)
-    if spec.early_terminate.type != "none":
-        given = {key: value for key, value in spec.early_terminate.options.items() if value is not None}
-        options = ", ".join(f"{key} {value}" for key, value in given.items())
-        yield "stopped early", f"by {spec.early_terminate.type}: {options}"
-    of_sample = "" if spec.method in PLANNED else " in the sample"
-    yield "float warm-ups", f"{planned.warmups:,}{of_sample}, each trained once and shared"
-    sizes = planned.distinct_sizes
-    if len(planned.trials) <= MAX_LISTED and spec.method in PLANNED:
-        return  # each configuration is listed with its size
-    few = ", ".join(f"{size:,}" for size in sizes)
-    yield (
-        "sizes",
-        f"{few} bytes" if len(sizes) <= MAX_SIZES else f"{len(sizes):,}, from {sizes[0]:,} to {sizes[-1]:,} bytes",
-    )
-
-
-def _describe_replicate(spec: Spec, planned: Plan) -> str:
-    """Who gets more seeds after the search, and between how many trainings the sweep then has."""
-    assert spec.replicate is not None
-    if spec.looks is None:
-        return f"{spec.replicate.front} for the front and what is within {spec.replicate.within:g} of it"
-    count = len(planned.trials) if spec.method in PLANNED else spec.run_cap or 0
-    least, most = count * len(spec.seeds), count * spec.looks[-1]
-    if spec.replicate.trainings is not None:
-        most = min(most, least + spec.replicate.trainings)
-    limit = f", of which {spec.replicate.seconds:g} s for further seeds" if spec.replicate.seconds else ""
-    *first, last = map(str, spec.looks)
-    asked = ", ".join(questions_of(spec))
-    return (
-        f"more where they decide ({asked}), looked at with {', '.join(first)} and {last} seeds: "
-        f"at least {least:,} and at most {most:,} trainings in all{limit}"
-    )
 
 
 def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:

@@ -35,6 +35,7 @@ from qdtune.store.front import print_front
 from qdtune.store.opened import open_run
 from qdtune.store.releases import describe_releases
 from qdtune.store.store import FAULTS, PAGE, Store
+from qdtune.store.tables import rows_known
 from qdtune.terminal import console, text_table, wrap_text
 
 VERB = Verb(place=2, text="print and draw the results of a sweep")
@@ -94,7 +95,7 @@ def _check_metrics(runs: Sequence[Run]) -> None:
 def _limit_size(run: Run, budget: int | None) -> Run:
     small = run.within(budget)
     if not small.finished:
-        least = min(run.front()["size_bytes"].to_pylist())
+        least = min(rows_known(run.pareto, "pareto_rank")["size_bytes"].to_pylist())
         nothing = f"{run.where} holds nothing within {format_count(budget or 0, 'byte')}"
         raise RunError(f"{nothing}: the smallest that has finished has {least:,}")
     return small

@@ -45,7 +45,7 @@ def find_models(
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         groups.setdefault(_key_of(row), []).append(row)
-    table = aggregate(rows)
+    table = aggregate(rows, costs=read.spec.costs)
     entries = table_front(table).to_pylist()
     if trials is not None:
         members = [_find_trial(given, ours, run) for given in trials]

@@ -25,7 +25,6 @@ from qdtune.store.folder import ReadOnlyError
 from qdtune.store.lost_weights import find_shipped
 from qdtune.store.opened import OpenedRun, StoredRows, open_run
 from qdtune.store.packs import Damage
-from qdtune.store.pareto_table import aggregate
 from qdtune.store.parquet import DamagedError, parse_table
 from qdtune.store.releases import shares_to_reach
 from qdtune.store.results import Result
@@ -95,10 +94,11 @@ def check_run(opened: OpenedRun, is_read_only: bool = False) -> int:
     links = [line for line in rows.left_out if IS_LINK in line]
     anew = []
     shares = shares_to_reach(opened.spec, ours)
-    for line in [] if links else _find_old_table(store, ours, shares):  # with the rows behind links it may be right
+    # With the rows behind links the table may be right.
+    for line in [] if links else _find_old_table(store, ours, shares, opened.spec):
         anew.append(f"{line}: {'left as it is' if is_read_only else 'written anew'}")
         if not is_read_only:
-            store.write_pareto([result.trial_id for result in ours], shares)
+            store.write_pareto([result.trial_id for result in ours], shares, opened.spec)
     remarks, lost = _describe_losses(rows, {one.trial_id for one in tables})
     if other := len(ids) - len(ours):
         what = "of other axes, or of another version of qdtune: kept, and not counted"
@@ -198,14 +198,14 @@ def _find_damaged(store: Store, within: str, is_read_only: bool) -> Iterator[tup
             yield stem, f"{store.folder.full_name(name)}: {why}"
 
 
-def _find_old_table(store: Store, ours: Sequence[Result], p_reach: Mapping[str, float]) -> Iterator[str]:
+def _find_old_table(store: Store, ours: Sequence[Result], p_reach: Mapping[str, float], spec: Spec) -> Iterator[str]:
     """A line if `pareto.parquet` is not what the rows say; there is none before the first launch has ended."""
     data, name = store.folder.read_file("pareto.parquet"), store.folder.full_name("pareto.parquet")
     if data is None:
         return
     ids = [result.trial_id for result in ours]
     try:
-        made = aggregate(store.trials(ids), bootstrap=True, p_reach=p_reach)
+        made = store.make_pareto(ids, p_reach, spec)
         right = parse_table(data, name, made.schema).equals(made)
         why = "it is older than the rows"
     except DamagedError as error:

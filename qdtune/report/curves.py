@@ -20,6 +20,7 @@ from qdtune.report.scales import (
     styled,
     with_error,
 )
+from qdtune.spec.objectives import SIZE_BYTES
 
 BESIDE = 18  # characters of a name for which there is room beside a chart; a legend of longer ones stands below it
 
@@ -33,9 +34,10 @@ def draw_curves(drawn: Sheet) -> Figure | None:
     faint = base.transform_filter("!datum.front").mark_line(color="#d0d0d0", strokeWidth=1)
     names = [row["name"] for row in drawn.front]
     dashes = alt.Scale(domain=names, range=[DASHES[k % len(DASHES)] for k in range(len(names))])
+    first = drawn.costs[0]
     beside = max(map(len, names), default=0) <= BESIDE
     below = {} if beside else {"legend": alt.Legend(orient="bottom", columns=2)}
-    said: dict[str, Any] = {"title": "front, by size"} | below
+    said: dict[str, Any] = {"title": f"front, by {'size' if first is SIZE_BYTES else first.head}"} | below
     clear = base.transform_filter("datum.front").mark_line(strokeWidth=2)
     clear = clear.encode(
         color=alt.Color("name:N", scale=colours(names), **said),

@@ -1,4 +1,4 @@
-"""A run as figures: the metric against bytes, effects with their intervals, small multiples, a heat map, curves.
+"""A run as figures: the metric against costs, effects with their intervals, small multiples, a heat map, curves.
 
 All are Altair charts over data named `configurations`, the rows of a `Sheet` with its epochs, so that a page holds
 these once. Shapes, dashes or text repeat what colours say, for print in grey.
@@ -15,12 +15,14 @@ from altair.utils.schemapi import debug_mode
 from qdtune.report.curves import draw_curves
 from qdtune.report.figure import WIDTH, Figure
 from qdtune.report.forest import draw_forest
-from qdtune.report.front_figure import draw_front, front_layers, front_steps, note_holes, point_layer, right_edge
-from qdtune.report.plot_data import Row, Sheet
+from qdtune.report.front_figure import draw_front, front_layers, front_steps, right_edge
+from qdtune.report.marks import note_holes, point_layer
+from qdtune.report.plot_data import Row, Sheet, field_of
 from qdtune.report.published import published
 from qdtune.report.scales import error, metric_axis, note_clipped, short_title, size_axis, styled
 from qdtune.spec.axes import title_of
 from qdtune.spec.metric_text import format_briefly
+from qdtune.spec.objectives import SIZE_BYTES
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.columns import STATES
 
@@ -66,19 +68,21 @@ def _multiples(drawn: Sheet, name: str, axis: str) -> Figure | None:
     """One small chart for each value of an axis: its points over the front of all; None if it has one value."""
     if axis not in drawn.varying:
         return None
-    rows, metric = drawn.drawable, drawn.metric
+    rows, metric, cost = drawn.drawable, drawn.metric, drawn.costs[0]
     values = [row["val"] for row in rows]
     title = "validation (%)" if metric is ACCURACY else short_title(metric, "validation")
-    size = size_axis([row["size"] for row in rows]).title("size (bytes)")
+    short = "size (bytes)" if cost is SIZE_BYTES else cost.head
+    size = size_axis([row[field_of(cost)] for row in rows], cost).title(short)
     height = metric_axis(metric, "", values).title(title)
-    steps = front_steps(drawn, right_edge(rows))
+    steps = front_steps(drawn, right_edge(rows, field_of(cost)), cost=cost)
     charts = []
     for value in drawn.values(axis):
         points = point_layer(drawn, size, height, "val").transform_filter(f"datum.{axis} === {json.dumps(value)}")
         chart = alt.layer(*front_layers(steps, size, height, faint=True), points)
         charts.append(chart.properties(width=PANEL_WIDTH, height=150, title=f"{title_of(axis)}: {value}"))
+    line = "front of all configurations" if drawn.costs == (cost,) else f"best up to a number of {cost.head}"
     caption = (
-        "The grey line is the front of all configurations, the same in each panel. Hollow: stopped early or failed."
+        f"The grey line is the {line}, the same in each panel. Hollow: stopped early or failed."
         f"{note_holes(drawn)}{note_clipped(metric, values)}"
     )
     return Figure(name, f"By {title_of(axis)}", caption, styled(alt.concat(*charts, columns=3)))

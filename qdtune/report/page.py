@@ -25,7 +25,8 @@ from qdtune.messages import format_count, printable
 from qdtune.report.assets import EARLY, SCRIPT, STYLE
 from qdtune.report.figure import MANY, NAME, Figure
 from qdtune.report.figures import figures
-from qdtune.report.front_figure import apart, overlay
+from qdtune.report.front_figure import overlay
+from qdtune.report.marks import apart
 from qdtune.report.plot_data import Sheet
 from qdtune.report.tables import Table
 from qdtune.report.words import (
@@ -39,6 +40,7 @@ from qdtune.report.words import (
     trouble,
 )
 from qdtune.spec.metric_text import best_word
+from qdtune.spec.objectives import DEFAULT_COSTS, SIZE_BYTES, Objective, say_cheaper
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.disk_folder import DiskFolder
 from qdtune.store.folder import StorageError
@@ -59,8 +61,7 @@ SEEDS_NOTE = (
 NOTES = {
     "Bytes": "What has to be shipped: codes at their bits, step sizes, biases, normalisation.",
     "p front": "The bootstrap probability, over the seeds, that the configuration is on the front.",
-    "pruned": "Stopped early, because another configuration of equal or smaller size is ahead. There is no final "
-    "{name}.",
+    "pruned": "Stopped early, because another configuration {cheaper} is ahead. There is no final {name}.",
     "Effect": "The difference in {unit} between configurations that differ in one axis alone. The "
     "difference is taken seed by seed. Its interval is corrected for the number of comparisons (Holm).",
     "Verdict": "An effect helps or hurts if it is significant: its interval excludes zero. Otherwise it is "
@@ -85,7 +86,7 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
     for k, drawn in enumerate(sheets):
         parts += [f'<script type="application/json" id="run-{k}">{_json(_columns(drawn))}</script>']
         parts += _run(drawn, f"run-{k}", reference, reload_s > 0)
-    explained = _notes(sheets[0].metric).items()
+    explained = _notes(sheets[0].metric, tuple(dict.fromkeys(cost for s in sheets for cost in s.costs))).items()
     notes = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in explained)
     body = "\n".join(parts)
     html = f"""<!doctype html>
@@ -113,13 +114,16 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
     return html.encode(errors="backslashreplace")
 
 
-def _notes(metric: Metric) -> dict[str, str]:
-    """What the words on a page mean, for runs that are judged by a metric."""
+def _notes(metric: Metric, costs: tuple[Objective, ...] = DEFAULT_COSTS) -> dict[str, str]:
+    """What the words on a page mean, for runs that are judged by a metric and have fronts over these costs."""
     name = metric.name.capitalize()
     unit = "percentage points" if metric.is_fraction else metric.name
     said = "" if metric is ACCURACY else f" {name}: {metric.text}. The {best_word(metric)} is best."
     first = {name: f"Validation {metric.name}, unless a text says test.{said} {SEEDS_NOTE}"}
-    return first | {head: text.format(name=metric.name, unit=unit) for head, text in NOTES.items()}
+    words = {"name": metric.name, "unit": unit, "cheaper": say_cheaper(costs)}
+    found = first | {head: text.format(**words) for head, text in NOTES.items()}
+    others = [(cost.head, f"{cost.text}.") for cost in costs if cost is not SIZE_BYTES]
+    return found | {head[0].upper() + head[1:]: text[0].upper() + text[1:] for head, text in others}
 
 
 def images(drawn: Sheet, reference: bool = False) -> Iterator[tuple[str, bytes]]:

@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qdtune.pareto import round_mean
+from qdtune.pareto import front, round_mean
 from qdtune.spec.axes import AXIS_NAMES, axis_of
 from qdtune.spec.axis import Axis
 from qdtune.spec.metric_text import format_metric
+from qdtune.spec.objectives import SIZE_BYTES, Objective, front_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import Metric
-from qdtune.store.columns import metric_in
+from qdtune.store.columns import costs_in, metric_in
 from qdtune.store.tables import Table, mean_curves, rows_equal
 
 MOST_EPOCHS = 24  # of a curve that are kept: 10,000 curves have to fit into one page
@@ -44,7 +45,8 @@ class Sheet:
 
     Attributes:
         run: it.
-        rows: one per configuration: `id` from 0, `name`, the axes that vary, `size` in bytes, `val` and `test`
+        rows: one per configuration: `id` from 0, `name`, the axes that vary, `size` in bytes, other costs of the
+            front (`field_of`), `val` and `test`
             (the metric; of what was stopped early the value it had then, None where there is none) with `_low` and
             `_high`, `val_text` and `test_text` as printed, `trial` (its trial_id), `n` seeds, `state`, `front`,
             `p_front`, `by` and `by_id` (what beat it, or the rule that stopped it), `curve` (the metric at `epochs`),
@@ -66,18 +68,40 @@ class Sheet:
         return metric_in(self.run.pareto)
 
     @property
+    def costs(self) -> tuple[Objective, ...]:
+        """The costs that the front is over."""
+        return costs_in(self.run.pareto)
+
+    @property
     def drawable(self) -> list[Row]:
         """The rows that have a value on the validation split."""
         return [row for row in self.rows if row["val"] is not None]
 
     @property
     def front(self) -> list[Row]:
-        """The rows on the front, by ascending size."""
-        return sorted((row for row in self.rows if row["front"]), key=lambda row: (row["size"], row["id"]))
+        """The rows on the front, by ascending costs."""
+        fields = (*map(field_of, self.costs), "id")
+        return sorted((row for row in self.rows if row["front"]), key=lambda row: [row[field] for field in fields])
+
+    def best_up_to(self, cost: Objective) -> list[Row]:
+        """The rows of a front over one cost alone, by ascending cost: no other one is as good and as cheap."""
+        if self.costs == (cost,):
+            return self.front
+        ranked = [(i, row) for i, row in enumerate(self.run.pareto.to_pylist()) if row["pareto_rank"]]
+        values = [[one.sign * row[one.name] for one in front_of(self.metric, [cost])] for _, row in ranked]
+        is_best = front(np.array(values).reshape(-1, 2))
+        ids = {i for (i, _), best in zip(ranked, is_best, strict=True) if best}
+        best_rows = [row for row in self.rows if row["id"] in ids]
+        return sorted(best_rows, key=lambda row: (row[field_of(cost)], row["id"]))
 
     def values(self, axis: str) -> list[Any]:
         """The values of an axis that occur, ascending, None first."""
         return sorted({row[axis] for row in self.rows}, key=lambda value: (value is not None, value))
+
+
+def field_of(cost: Objective) -> str:
+    """The name of a cost in a row that is drawn."""
+    return "size" if cost is SIZE_BYTES else cost.name
 
 
 def sheet(run: Recorded) -> Sheet:
@@ -97,6 +121,7 @@ def sheet(run: Recorded) -> Sheet:
         low, high = row[f"{metric.val}_low"], row[f"{metric.val}_high"]
         test, test_low, test_high = (row[f"{metric.test}{part}"] for part in ("", "_low", "_high"))
         drawn |= {"id": i, "name": names[i], "size": row["size_bytes"], "val": _short(metric, val)}
+        drawn |= {cost.name: row[cost.name] for cost in costs_in(run.pareto) if cost is not SIZE_BYTES}
         drawn |= {"low": _short(metric, low), "high": _short(metric, high)}
         drawn |= {"test": _short(metric, test)}
         drawn |= {"test_low": _short(metric, test_low), "test_high": _short(metric, test_high)}

@@ -1,4 +1,4 @@
-"""The axes of a figure: bytes and errors, both logarithmic, epochs; and how figures look.
+"""The axes of a figure: bytes or another cost and errors, both logarithmic, epochs; and how figures look.
 
 The error of a metric that goes up to 1 is its distance to 1; a metric that goes down is an error itself.
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import altair as alt
 
+from qdtune.report.plot_data import field_of
+from qdtune.spec.objectives import SIZE_BYTES, Objective
 from qdtune.spec.tasks import Metric
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -35,6 +37,7 @@ _MANTISSAS: tuple[tuple[float, ...], ...] = (
     tuple(k / 10 for k in range(10, 100)),
 )
 _POWERS = range(-60, 101)  # of ten, in ticks of a metric
+_PLAIN = "format(datum.value, '.4~s')"
 _BYTES = "datum.value < 1024 ? datum.value + ' B' : format(datum.value / 1024, '.4~g') + ' KiB'"
 _CONFIG: dict[str, Any] = {
     "background": "white",
@@ -48,9 +51,10 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def styled(chart: Any) -> Any:
-    """The chart with our fonts and colours."""
-    return chart.configure(**_CONFIG)
+def styled(chart: Any, legend_below: bool = False) -> Any:
+    """The chart with our fonts and colours; legends stand below it if there is no room beside it."""
+    legend = _CONFIG["legend"] | ({"orient": "bottom"} if legend_below else {})
+    return chart.configure(**_CONFIG | {"legend": legend})
 
 
 def colours(values: Sequence[Any]) -> alt.Scale:
@@ -60,12 +64,17 @@ def colours(values: Sequence[Any]) -> alt.Scale:
     return alt.Scale(domain=list(values), scheme="cividis")
 
 
-def size_axis(sizes: Sequence[float]) -> alt.X:
-    """A logarithmic axis of bytes from the least to the most of them, with round numbers as its ticks."""
-    low, high = min(sizes) / MARGIN, max(sizes) * MARGIN
-    scale = alt.Scale(type="log", base=2, domain=[low, high], nice=False)
-    axis = alt.Axis(values=size_ticks(low, high), labelExpr=_BYTES, labelOverlap=True)
-    return alt.X("size:Q", title="size shipped (bytes, log scale)", scale=scale, axis=axis)
+def size_axis(sizes: Sequence[float], cost: Objective = SIZE_BYTES) -> alt.X:
+    """A logarithmic axis of a cost from the least to the most of its values, with round numbers as its ticks."""
+    has_zero = min(sizes) < 1  # it has no place on a logarithmic axis
+    low, high = max(min(sizes), 1) / MARGIN, max(*sizes, 1) * MARGIN
+    is_bytes = cost.unit == SIZE_BYTES.unit
+    scale = alt.Scale(
+        type="log", base=2 if is_bytes else 10, domain=[low, high], nice=False, clamp=has_zero or alt.Undefined
+    )
+    ticks = size_ticks(low, high) if is_bytes else _round_ticks(low, high)
+    axis = alt.Axis(values=ticks, labelExpr=_BYTES if is_bytes else _PLAIN, labelOverlap=True)
+    return alt.X(f"{field_of(cost)}:Q", title=cost.axis_title, scale=scale, axis=axis)
 
 
 def size_ticks(low: float, high: float) -> list[float]:
@@ -75,6 +84,15 @@ def size_ticks(low: float, high: float) -> list[float]:
         if len(found) >= 4:
             break
     return found[:: 1 + len(found) // 12]
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Round decimal numbers within [low, high], ascending."""
+    for mantissas in _MANTISSAS:
+        ticks = sorted(m / 10.0**k for k in _POWERS for m in mantissas if low <= m / 10.0**k <= high)
+        if len(ticks) >= 5:
+            break
+    return ticks[:: 1 + len(ticks) // 12]
 
 
 def metric_axis(metric: Metric, split: str, values: Sequence[float]) -> alt.Y:
@@ -97,11 +115,7 @@ def metric_axis(metric: Metric, split: str, values: Sequence[float]) -> alt.Y:
         factor, unit = ("100 * (1 - datum.value)", "%, ") if metric.is_fraction else ("1 - datum.value", "")
         digits = 4 if low >= 1e-4 else 7
         labels, title = f"format({factor}, '.{digits}~g')", f"{metric.name} ({unit}error on a log scale)"
-    for mantissas in _MANTISSAS:
-        ticks = sorted(m / 10.0**k for k in _POWERS for m in mantissas if low <= m / 10.0**k <= high)
-        if len(ticks) >= 5:
-            break
-    ticks = ticks[:: 1 + len(ticks) // 12]
+    ticks = _round_ticks(low, high)
     scale = alt.Scale(type="log", domain=[high, low], nice=False, clamp=has_zero or alt.Undefined)
     axis = alt.Axis(values=ticks, labelExpr=labels, labelOverlap=True)
     return alt.Y("error:Q", title=f"{split} {title}", scale=scale, axis=axis)

@@ -89,6 +89,8 @@ def facts(run: Run) -> Iterator[str]:
     yield f"{phases.warmup.epochs} epochs of float warm-up and {phases.qat.epochs} of QAT"
     rule = run.spec.early_terminate.type
     yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
+    if run.spec.objectives is not None:
+        yield f"front over {', '.join(run.spec.objectives)}"
     if releases := describe_releases(run.pareto):
         yield releases
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)

@@ -1,4 +1,4 @@
-"""Our own pruner: it stops a trial when another one of no larger size is ahead of it.
+"""Our own pruner: it stops a trial when another one of no larger size, or no larger costs, is ahead of it.
 
 It expects what `pruners` says of all of them.
 """
@@ -19,15 +19,17 @@ from qdtune.messages import describe_unknown
 from qdtune.spec.pruners import SIGNALS, Pareto
 
 SIZE = "size_bytes"
+COSTS = "costs"
 GROUP = "group"
 
 
 class ParetoPruner(BasePruner):
-    """Stops a trial when another one of no larger size, and of its group, is ahead of it, so that the front survives.
+    """Stops a trial when another one of no larger costs and of its group is ahead of it, so that the front survives.
 
-    A large model never stops a small one. Small ones do stop larger ones, by evidence only: more than `margin` ahead
-    at the same epoch, at each of the last `patience` epochs. Trials that still run, and trials that were stopped
-    themselves, count at the epochs they reached; one that has failed or diverged does not.
+    Costs are the bytes, unless trials have others (`costs_of`). A large model never stops a small one. Small ones do
+    stop larger ones, by evidence only: more than `margin` ahead at the same epoch, at each of the last `patience`
+    epochs. Trials that still run, and trials that were stopped themselves, count at the epochs they reached; one that
+    has failed or diverged does not.
 
     Args:
         margin: 0 or more, in the unit of the metric, by which the other one must be ahead.
@@ -106,7 +108,7 @@ class _Standings:
         self.scores, self.sign = scores, sign
         self.trials: list[FrozenTrial] = []
         self.running: set[int] = set()
-        self.sizes = np.empty(0)  # by number of the trial, with room for more
+        self.costs: tuple[np.ndarray, ...] = ()  # each of them by number of the trial, with room for more
         self.groups = np.empty(0)  # the same: the place of its group in `known`
         self.known: dict[tuple[Any, ...], int] = {}
         self.by_epoch: dict[int, np.ndarray] = {}  # scores by number; minus infinity where there is none that counts
@@ -115,13 +117,17 @@ class _Standings:
         """Reads what is new in all trials of the study, in the order of their numbers."""
         fresh = range(len(self.trials), len(trials))
         self.trials = trials
-        self.sizes, self.groups = (_with_room(column, len(trials)) for column in (self.sizes, self.groups))
+        self.groups = _with_room(self.groups, len(trials))
+        self.costs = tuple(_with_room(column, len(trials)) for column in self.costs)
         for number in self.running.union(fresh):
             trial = trials[number]
             if trial.state == TrialState.WAITING:
                 self.running.add(number)
                 continue
-            self.sizes[number] = trial.user_attrs[SIZE]
+            costs = costs_of(trial)
+            self.costs = self.costs or tuple(_with_room(np.empty(0), len(trials)) for _ in costs)
+            for column, cost in zip(self.costs, costs, strict=True):
+                column[number] = cost
             self.groups[number] = self.known.setdefault(group_of(trial), len(self.known))
             values = trial.intermediate_values
             counts = trial.state != TrialState.FAIL and not any(map(math.isnan, values.values()))
@@ -135,17 +141,20 @@ class _Standings:
                 self.running.add(number)
 
     def find_leader(self, epoch: int, trial: FrozenTrial) -> tuple[float, FrozenTrial | None]:
-        """The best score of others of no larger size at an epoch, and the smallest, oldest trial that has it."""
+        """The best score of others of no larger costs at an epoch, and the smallest, oldest trial that has it."""
         column = self.by_epoch.get(epoch, np.empty(0))[: len(self.trials)]
         known = len(column)
         peers = self.groups[:known] == self.known.get(group_of(trial), -1)
-        scores = np.where(peers & (self.sizes[:known] <= trial.user_attrs[SIZE]), column, -math.inf)
+        for values, cost in zip(self.costs, costs_of(trial), strict=False):  # none before a trial has been read
+            peers &= values[:known] <= cost
+        scores = np.where(peers, column, -math.inf)
         scores[trial.number : trial.number + 1] = -math.inf
         best = scores.max(initial=-math.inf)
         if best == -math.inf:
             return best, None
         equals = np.flatnonzero(scores == best)
-        return best, self.trials[equals[np.argmin(self.sizes[equals])]]
+        first = np.lexsort([values[equals] for values in reversed(self.costs)])[0]
+        return best, self.trials[equals[first]]
 
 
 def _with_room(column: np.ndarray, count: int) -> np.ndarray:
@@ -163,3 +172,9 @@ def sign_of(study: Study) -> int:
 def group_of(trial: FrozenTrial) -> tuple[Any, ...]:
     """The group of a trial; the journal turns a tuple into a list."""
     return tuple(trial.user_attrs.get(GROUP, ()))
+
+
+def costs_of(trial: FrozenTrial) -> tuple[float, ...]:
+    """What a trial costs, less is better: its bytes, or what its sweep has chosen instead."""
+    found = trial.user_attrs.get(COSTS)
+    return (trial.user_attrs[SIZE],) if found is None else tuple(found)

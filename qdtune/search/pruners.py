@@ -1,9 +1,9 @@
 """Which trials are not worth finishing: a pruner that keeps a Pareto front, and Optuna's own, made aware of size.
 
 All are `optuna.pruners.BasePruner`s for a study of one metric, up or down. They expect its values reported at QAT
-epochs from 1, and user attributes on every trial: `SIZE`, its bytes, known before training; `GROUP`, if it is judged
-only by trials that have the same one; and, for the Wilcoxon test, under `SEEDS` and the epoch, the values of its
-seeds.
+epochs from 1, and user attributes on every trial: `SIZE`, its bytes, known before training; `COSTS`, if the front is
+over others; `GROUP`, if it is judged only by trials that have the same one; and, for the Wilcoxon test, under `SEEDS`
+and the epoch, the values of its seeds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import singledispatch
+from operator import le
 from typing import Any
 
 from optuna.pruners import (
@@ -28,7 +29,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from qdtune.search.pareto_pruner import SIZE, ParetoPruner, group_of, sign_of
+from qdtune.search.pareto_pruner import ParetoPruner, costs_of, group_of, sign_of
 from qdtune.search.samplers import experimental
 from qdtune.spec.early_terminate import EarlyTerminate
 from qdtune.spec.pruners import (
@@ -145,15 +146,20 @@ class PeerScope(BasePruner):
 
     Args:
         inner: the pruner.
-        by_size: whether it sees none that is larger.
+        by_size: whether it sees none that exceeds one of its costs, such as its size.
     """
 
     def __init__(self, inner: BasePruner, by_size: bool = True) -> None:
         self.inner, self.by_size = inner, by_size
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        size, group = trial.user_attrs[SIZE] if self.by_size else math.inf, group_of(trial)
-        view = _view(study, lambda t: t if t.user_attrs[SIZE] <= size and group_of(t) == group else None)
+        costs, group = costs_of(trial), group_of(trial)
+
+        def show(other: FrozenTrial) -> FrozenTrial | None:
+            is_peer = group_of(other) == group
+            return other if is_peer and (not self.by_size or all(map(le, costs_of(other), costs))) else None
+
+        view = _view(study, show)
         return self.inner.prune(view, trial)
 
 

@@ -16,7 +16,7 @@ from qdtune.pareto import front, hypervolume
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.objectives import untrained_value
+from qdtune.spec.objectives import find_known, untrained_value
 from qdtune.spec.plan import put_warmups_first, sort_trials
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.results import Result
@@ -96,9 +96,9 @@ def simulate(
 
 
 def _find_corner(
-    spec: Spec, costs: Sequence[tuple[float, float]], on_front: Sequence[tuple[float, float]]
-) -> tuple[float, float]:
-    """The reference point of the hypervolume: twice the largest size, and a network that has learned nothing.
+    spec: Spec, costs: Sequence[tuple[float, ...]], on_front: Sequence[tuple[float, ...]]
+) -> tuple[float, ...]:
+    """The reference point of the hypervolume: a network that has learned nothing, and twice each largest cost.
 
     The worst network takes its place if the metric has no such value, or if one on the front is worse than that, as
     with an R² below 0: it would add nothing.
@@ -106,9 +106,15 @@ def _find_corner(
     assert spec.data.info is not None
     untrained = untrained_value(spec.metric, spec.data.info)
     floor = math.inf if untrained is None else -spec.metric.sign * untrained
-    if untrained is None or any(cost > floor for cost, _ in on_front):
-        floor = max(cost for cost, _ in costs)
-    return floor, 1 + max(size for _, size in costs)
+    errors, *others = zip(*costs, strict=True)
+    if untrained is None or any(cost > floor for cost, *_ in on_front):
+        floor = max(errors)
+    return (floor, *(1 + max(values) for values in others))
+
+
+def _measure_costs(spec: Spec, trial: Configuration) -> list[float]:
+    """The costs of the front in halvings."""
+    return [cost.log2(find_known(trial, cost.name)) for cost in spec.costs]
 
 
 def score(
@@ -125,7 +131,8 @@ def score(
     """
     spec = spec.model_copy(update={"method": "grid", "replicate": None})
     recorded = {result.trial.trial_id: result for result in results}
-    costs = {i: (-r.score, math.log2(r.trial.sizes.size_bytes)) for i, r in recorded.items() if r.score is not None}
+    scores = {i: result.score for i, result in recorded.items() if result.score is not None}
+    costs = {i: (-value, *_measure_costs(spec, recorded[i].trial)) for i, value in scores.items()}
     ids = list(costs)
     members = {i for i, on in zip(ids, front(list(costs.values())), strict=True) if on}
     corner = _find_corner(spec, list(costs.values()), [costs[i] for i in members])

@@ -1,8 +1,8 @@
 """The Optuna studies of a sweep: they choose what to try next and what to stop.
 
-Optuna cannot prune a study with two objectives. So there are two studies in one journal: the first one samples, with
-the metric against bytes; the second one has the metric alone, holds the curves and prunes (`curves.py`). Only the
-driver asks and tells them. Each launch builds them again from the Parquet rows, which are the lasting record.
+Optuna cannot prune a study with several objectives. So there are two studies in one journal: one samples, with the
+metric against the costs of the front; the other has the metric alone, holds the curves and prunes (`curves.py`). Only
+the driver asks and tells them. Each launch builds them again from the Parquet rows, which are the lasting record.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from optuna.trial import TrialState, create_trial
 
 from qdtune.search.curves import make_curves, prune_quietly, replay_rungs
 from qdtune.search.journal import make_journal
-from qdtune.search.pareto_pruner import GROUP, SIZE, ParetoPruner
+from qdtune.search.pareto_pruner import COSTS, GROUP, SIZE, ParetoPruner
 from qdtune.search.pruners import SEEDS, make_pruner
 from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler, read_params
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.objectives import front_of, front_values
+from qdtune.spec.objectives import DEFAULT_COSTS, find_known, front_of, front_values, weigh
 from qdtune.spec.plan import draw_candidates, list_violations, make_trial
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.cohorts import choose_further_seeds
@@ -78,6 +78,7 @@ class Study:
         self.seeds: dict[Key, dict[int, str]] = {}  # the state of each seed of what was proposed or started
         self.spare = draw_candidates(spec)
         self.opening = choose_opening(spec)
+        objectives = front_of(spec.metric, spec.costs)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage_errors(path or Path()):
             storage = make_journal(path) if path else InMemoryStorage()
@@ -85,11 +86,11 @@ class Study:
                 study_name=spec.name,
                 storage=storage,
                 sampler=make_sampler(spec.method, spec.run_cap or 1, seed),
-                directions=[one.direction for one in front_of(spec.metric)],
+                directions=[one.direction for one in objectives],
             )
             self.curves = make_curves(spec, storage)
             with experimental():
-                self.search.set_metric_names([one.name for one in front_of(spec.metric)])
+                self.search.set_metric_names([one.name for one in objectives])
                 self.curves.set_metric_names([spec.metric.val])
 
     def propose(self) -> Configuration | None:
@@ -203,9 +204,8 @@ class Study:
             if live.pruned_by:
                 trial.set_user_attr("pruned_by", live.pruned_by)
             if state == "ok":
-                judged = self._value_of(score)
-                told: Any = front_values(live.trial, judged) if study is self.search else [judged]
-                study.tell(trial, told)
+                told = front_values(live.trial, self._value_of(score), self.spec.costs)
+                study.tell(trial, told if study is self.search else told[:1])
             else:
                 study.tell(trial, state=_optuna_state(state))
 
@@ -229,7 +229,7 @@ class Study:
                 "user_attrs": self._attributes(trial, result),
             }
             judged = self._value_of(result.score)
-            values = None if judged is None else front_values(trial, judged)
+            values = None if judged is None else front_values(trial, judged, self.spec.costs)
             frozen = create_trial(values=values, constraints=list_violations(self.spec, trial), **known)
             if isinstance(self.search.sampler, BaseGASampler) and state == TrialState.COMPLETE:
                 generation = complete // (self.search.sampler.population_size or 1)
@@ -273,7 +273,9 @@ class Study:
 
     def _attributes(self, trial: Configuration, result: Result | None = None) -> dict[str, Any]:
         """The user attributes of a trial at its start, and at its end with the result."""
-        known = {"trial_id": trial.trial_id, SIZE: trial.sizes.size_bytes}
+        known: dict[str, Any] = {"trial_id": trial.trial_id, SIZE: trial.sizes.size_bytes}
+        if (costs := self.spec.costs) != DEFAULT_COSTS:
+            known[COSTS] = list(weigh(costs, [find_known(trial, one.name) for one in costs]))
         if group := self.spec.early_terminate.group_of(trial.cells):
             known[GROUP] = list(group)
         if result is None:

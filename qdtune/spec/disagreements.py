@@ -22,6 +22,7 @@ from qdtune.spec.axes import (
 from qdtune.spec.axis import Axis
 from qdtune.spec.blocks import PADDINGS, has_channels, list_cnn_layers
 from qdtune.spec.choices import FLOAT_BITS, PLANNED
+from qdtune.spec.objectives import COSTS, MOST_COSTS
 from qdtune.spec.replicate import list_replicate_disagreements
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
 from qdtune.spec.values import cell_text
@@ -44,6 +45,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     for key, what in spec.early_terminate.pruner.misfits(len(spec.seeds)):
         yield ("early_terminate", key), what
     yield from list_replicate_disagreements(spec)
+    yield from _list_objective_disagreements(spec)
     for axis in AXES:
         end = getattr(axes[axis.name], "max", None)
         if axis.range_end is not None and end is not None and end > axis.range_end:
@@ -65,6 +67,24 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         for name, value in rule.items():
             if not axes[name].holds(value):
                 yield ("exclude", i, name), f"{cell_text(value)} never occurs in parameters.{name}"
+
+
+def _list_objective_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    """Objectives that do not begin with the metric that judges, and go on with costs."""
+    if spec.objectives is None:
+        return
+    metric, costs = spec.metric.val, [one.name for one in COSTS]
+    first, *rest = spec.objectives
+    if first in costs:
+        yield ("objectives", 0), f"{first} is a cost: the metric comes first ({metric})"
+    elif first != metric:
+        yield ("objectives", 0), f"{first} does not judge this sweep ({metric}; data.metric can name another metric)"
+    for i, name in enumerate(rest, 1):
+        if name not in (*costs, metric):
+            yield ("objectives", i), f"{name} is no cost ({', '.join(costs)})"
+    if first not in costs and not 1 <= len(rest) <= MOST_COSTS:
+        count = f"{len(rest)} costs" if rest else "no cost"
+        yield ("objectives",), f"names {count} (one to {MOST_COSTS} of {', '.join(costs)})"
 
 
 def _list_bits_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

@@ -1,17 +1,19 @@
 """What a configuration is judged by: its metric (such as accuracy), bytes, parameters.
 
-Everything that names an objective derives it from `OBJECTIVES`: what constraints may name, the columns of the tables,
-the ranks of the Pareto table and the directions of the Optuna study. To add one, add an entry at the end; to draw
-another front, name it in `FRONT_COSTS`.
+Everything that names an objective derives it from `OBJECTIVES`: what constraints and `objectives` of a sweep file may
+name, the columns of the tables, the ranks of the Pareto table, what stops a trial, the directions of the Optuna study
+and the figures of the front. To add one, add an entry at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qdtune.datasets.dataset import DatasetInfo
+from qdtune.messages import format_count
 from qdtune.spec.axes import AXES
 from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric
 
@@ -27,6 +29,10 @@ class Objective:
         text: one sentence for the docs.
         value: of a `Configuration`, where that is known before it is trained; None: training tells.
         since: the schema version of the tables that it came with; tables of an older version read as null.
+        is_cost: whether a sweep file may choose it as a cost of the front.
+        noun: one of its unit after a number, such as `byte`; empty: its name follows the number.
+        title: of its axis in figures, without the unit; empty: its name.
+        uncompressed: its value if nothing is compressed, where a hypervolume ends; None: twice the largest value.
     """
 
     name: str
@@ -35,11 +41,33 @@ class Objective:
     text: str
     value: Callable[[Any], int] | None = None
     since: int = 1
+    is_cost: bool = False
+    noun: str = ""
+    title: str = ""
+    uncompressed: Callable[[Any], int] | None = None
 
     @property
     def sign(self) -> int:
         """What to multiply it by so that less is better."""
         return -1 if self.direction == "maximize" else 1
+
+    @property
+    def head(self) -> str:
+        """The head of its column in the table of the front."""
+        return f"{self.noun}s" if self.noun else self.name
+
+    @property
+    def axis_title(self) -> str:
+        """The title of its axis in figures."""
+        return f"{self.title} ({self.head}, log scale)" if self.title else f"{self.head} (log scale)"
+
+    def say(self, value: int) -> str:
+        """A value with its unit: `1,234 bytes`."""
+        return format_count(value, self.noun) if self.noun else f"{value:,} {self.name}"
+
+    def log2(self, value: int) -> float:
+        """The value in halvings, less is better, as hypervolumes measure it; 0 counts as 1."""
+        return self.sign * math.log2(max(value, 1))
 
 
 def _judged_by(metric: Metric) -> Objective:
@@ -51,7 +79,15 @@ def _judged_by(metric: Metric) -> Objective:
 _JUDGING = {metric: _judged_by(metric) for metric in METRICS}
 PARAMS = Objective("params", "minimize", "parameters", "trainable parameters", lambda c: c.sizes.params)
 SIZE_BYTES = Objective(
-    "size_bytes", "minimize", "bytes", "total size of the shipped model", lambda c: c.sizes.size_bytes
+    "size_bytes",
+    "minimize",
+    "bytes",
+    "total size of the shipped model",
+    lambda c: c.sizes.size_bytes,
+    is_cost=True,
+    noun="byte",
+    title="size shipped",
+    uncompressed=lambda c: c.sizes.fp32_bytes,
 )
 WEIGHT_BYTES = Objective(
     "weight_bytes", "minimize", "bytes", "weights, packed at their bit width", lambda c: c.sizes.weight_bytes
@@ -80,6 +116,8 @@ MACS = Objective(
     "multiply-accumulates for one sample, in the layers that are quantised",
     lambda c: c.structure.macs(c.depth, c.decompose),
     since=7,
+    is_cost=True,
+    noun="MAC",
 )
 ACTIVATION_BYTES = Objective(
     "activation_bytes",
@@ -88,6 +126,8 @@ ACTIVATION_BYTES = Objective(
     "most bytes that one layer reads and writes for one sample, both at act_bits (null: float32)",
     lambda c: c.structure.activation_bytes(c.depth, c.input_bits, c.decompose),
     since=7,
+    is_cost=True,
+    noun="activation byte",
 )
 OBJECTIVES = (
     _JUDGING[ACCURACY],
@@ -102,8 +142,11 @@ OBJECTIVES = (
     ACTIVATION_BYTES,
 )
 KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
-# What the front is drawn over besides the metric: it ranks the Pareto table, and a search asks Optuna for it.
-FRONT_COSTS = (SIZE_BYTES,)
+# What `objectives` of a sweep file may name after its metric, and what it means if there is no such key.
+COSTS = tuple(one for one in KNOWN_BEFORE if one.is_cost)
+DEFAULT_COSTS = (SIZE_BYTES,)
+MOST_COSTS = 3  # of one front: over more of them hardly any configuration dominates another
+OBJECTIVE_NAMES = (*(metric.val for metric in METRICS), *(one.name for one in COSTS))
 # What a constraint may name: it is judged before anything is trained.
 BOUNDED = (*(one.name for one in KNOWN_BEFORE), *(axis.name for axis in AXES if axis.is_bounded))
 
@@ -118,14 +161,57 @@ def find_known(configuration: Any, name: str) -> int:
     return next(one.value(configuration) for one in KNOWN_BEFORE if one.value and one.name == name)
 
 
-def front_of(metric: Metric) -> tuple[Objective, ...]:
-    """The objectives of the front of a run that is judged by `metric`; this metric is the first."""
-    return (_JUDGING[metric], *FRONT_COSTS)
+def costs_of(names: Sequence[str] | None) -> tuple[Objective, ...]:
+    """The costs that `objectives` of a sweep file names after its metric; `DEFAULT_COSTS` if there is no such key."""
+    if names is None:
+        return DEFAULT_COSTS
+    by_name = {one.name: one for one in COSTS}
+    return tuple(by_name[name] for name in names if name in by_name)
 
 
-def front_values(configuration: Any, judged: Any) -> list[Any]:
+def front_of(metric: Metric, costs: Sequence[Objective]) -> tuple[Objective, ...]:
+    """The objectives of the front of a run that is judged by `metric`, over these costs; the metric is the first."""
+    return (_JUDGING[metric], *costs)
+
+
+def front_values(configuration: Any, judged: Any, costs: Sequence[Objective]) -> list[Any]:
     """The values of the objectives of `front_of`, given that of the metric, which training tells."""
-    return [judged, *(one.value(configuration) for one in FRONT_COSTS if one.value)]
+    return [judged, *(find_known(configuration, one.name) for one in costs)]
+
+
+def weigh(costs: Sequence[Objective], values: Sequence[float]) -> tuple[float, ...]:
+    """The values of these costs as numbers of which less is better."""
+    return tuple(one.sign * value for one, value in zip(costs, values, strict=True))
+
+
+def say_costs(costs: Sequence[Objective], row: Mapping[str, int]) -> str:
+    """The values of these costs in a row of a table: `1,234 bytes, 5,120 MACs`."""
+    return ", ".join(one.say(row[one.name]) for one in costs)
+
+
+def say_cheaper(costs: Sequence[Objective]) -> str:
+    """Who may stop a trial, after a noun: `of equal or smaller size`, or `with no more bytes and MACs`."""
+    if tuple(costs) == DEFAULT_COSTS:
+        return "of equal or smaller size"
+    return f"with no more {say_list([one.head for one in costs])}"
+
+
+def say_list(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def worst_log2(cost: Objective, configurations: Sequence[Any]) -> float:
+    """Where the hypervolume of a sweep ends, in halvings of a cost: nothing beyond it counts.
+
+    Args:
+        cost: one of `COSTS`.
+        configurations: of the plan.
+    """
+    if cost.uncompressed:
+        return max((cost.log2(cost.uncompressed(one)) for one in configurations), default=0.0)
+    return 1 + max((cost.log2(find_known(one, cost.name)) for one in configurations), default=-1.0)
 
 
 UNTRAINED_MARGIN = 0.02  # a training that ends within this score of an untrained network has learned nothing

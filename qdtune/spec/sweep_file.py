@@ -34,6 +34,7 @@ from qdtune.spec.groups import (
 )
 from qdtune.spec.judging import find_metric
 from qdtune.spec.mistakes import DisagreementError, list_mistakes
+from qdtune.spec.objectives import OBJECTIVE_NAMES, Objective, costs_of
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.source_file import read_sweep_file
@@ -57,6 +58,7 @@ class Spec(Frozen):
         seeds: seeds of every configuration, trained together
         early_terminate: pruner that stops weak trials
         replicate: more seeds after the search, for the front or until comparisons are decided
+        objectives: axes of the front: the metric, then one to three costs; null: the metric and `size_bytes`
         constraints: limits such as `size_bytes <= 8192`
         fallback: what changes where another data set of the list stands in for the first one
     """
@@ -75,6 +77,7 @@ class Spec(Frozen):
     train: Train = Train()
     early_terminate: EarlyTerminate = EarlyTerminate()
     replicate: Replicate | None = None
+    objectives: Several[Annotated[str, choice(OBJECTIVE_NAMES)]] | None = None
     constraints: Distinct[Constraint] = ()
     resources: Resources = Resources()
     run: RunGroup = RunGroup()
@@ -120,6 +123,11 @@ class Spec(Frozen):
     def metric(self) -> Metric:
         """By what configurations are judged."""
         return metric_of(self.data.metric) if self.data.metric else self.task.metrics[0]
+
+    @property
+    def costs(self) -> tuple[Objective, ...]:
+        """What the front is over besides the metric."""
+        return costs_of(self.objectives)
 
     @property
     def looks(self) -> tuple[int, ...] | None:

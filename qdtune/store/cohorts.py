@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+
 from qdtune.pareto import round_mean
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.objectives import COSTS, Objective, weigh
 from qdtune.store.columns import FINAL, STATES, metric_in
 from qdtune.store.further_seeds import SeedCohort
 from qdtune.store.results import SeedEnd, mean
@@ -46,12 +49,12 @@ class Finished(Generic[C]):
     """A configuration whose seeds all ended `ok`; cohorts that will run again do not count.
 
     Attributes:
-        size_bytes: the size of one replica.
+        costs: those of the front, of one replica; less is better.
         score: the score of all its seeds on the validation split.
         cohorts: its finished cohorts, at least one.
     """
 
-    size_bytes: float
+    costs: tuple[float, ...]
     score: float
     cohorts: list[C]
 
@@ -61,23 +64,31 @@ class Finished(Generic[C]):
         return [seed for cohort in self.cohorts for seed in cohort.seeds]
 
 
-def find_finished(cohorts: Iterable[C]) -> list[Finished[C]]:
-    """The configurations that have a score, in the order of their first cohorts."""
+def find_costs(cohort: SeedCohort, costs: Sequence[Objective]) -> tuple[float, ...]:
+    """These costs of a cohort; less is better."""
+    return weigh(costs, [cohort.value_of(one) for one in costs])
+
+
+def find_finished(cohorts: Iterable[C], costs: Sequence[Objective]) -> list[Finished[C]]:
+    """The configurations that have a score, in the order of their first cohorts, with the costs of the front."""
     groups: dict[Key, list[C]] = {}
     for cohort in cohorts:
         if cohort.state in FINAL:
             groups.setdefault(cohort.key, []).append(cohort)
     means = [(mean([cohort.score for cohort in group for _ in cohort.seeds]), group) for group in groups.values()]
-    return [Finished(group[0].size_bytes, score, group) for score, group in means if not math.isnan(score)]
+    return [Finished(find_costs(group[0], costs), score, group) for score, group in means if not math.isnan(score)]
 
 
-def best_up_to(found: Iterable[Finished[C]]) -> Callable[[float], float]:
-    """A function: size in bytes -> the highest score up to this size, or minus infinity if there is none."""
-    sizes, bests = [], [-math.inf]
-    for one in sorted(found, key=lambda one: one.size_bytes):
-        sizes.append(one.size_bytes)
+def best_up_to(found: Iterable[Finished[C]]) -> Callable[[tuple[float, ...]], float]:
+    """A function: costs -> the highest score of those that exceed none of them; minus infinity if none does."""
+    ordered = sorted(found, key=lambda one: one.costs)
+    if ordered and len(ordered[0].costs) > 1:
+        costs, scores = np.array([one.costs for one in ordered]), np.array([one.score for one in ordered])
+        return lambda most: float(scores[(costs <= most).all(axis=1)].max(initial=-math.inf))
+    sizes, bests = [one.costs for one in ordered], [-math.inf]
+    for one in ordered:
         bests.append(max(bests[-1], one.score))
-    return lambda size: bests[bisect_right(sizes, size)]
+    return lambda most: bests[bisect_right(sizes, most)]
 
 
 def choose_further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
@@ -88,16 +99,20 @@ def choose_further_seeds(used: Iterable[int], count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class StoredCohort:
-    """A `Cohort` read from tables."""
+    """A `Cohort` read from tables; `costs` are those that are known, by name."""
 
     key: Key
     seeds: tuple[int, ...]
-    size_bytes: float
+    costs: Mapping[str, float]
     state: str
     score: float | None
     scores: tuple[float, ...] = ()
     trial_id: str = ""
     ends: tuple[SeedEnd, ...] = ()
+
+    def value_of(self, cost: Objective) -> float:
+        """A cost of one replica; infinite if unknown."""
+        return self.costs.get(cost.name, math.inf)
 
 
 def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
@@ -108,7 +123,8 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
         history: one row per seed and epoch, as `columns.history_schema`.
     """
     metric = metric_in(trials)
-    by_seed, shared = ("seed", "state", metric.val, "error", "seconds"), ("size_bytes", *AXIS_NAMES)
+    by_seed, costs = ("seed", "state", metric.val, "error", "seconds"), [one.name for one in COSTS]
+    shared = (*costs, *AXIS_NAMES)
     asked = [(name, "list") for name in by_seed] + [(name, "first") for name in shared]
     groups = trials.group_by("trial_id", use_threads=False).aggregate(asked)
     names = ["trial_id", *(f"{name}_list" for name in by_seed), *(f"{name}_first" for name in shared)]
@@ -116,13 +132,14 @@ def find_stored_cohorts(trials: Table, history: Table) -> list[StoredCohort]:
     counts = map(len, groups["seed_list"].to_pylist())
     curves = _find_curves(history, dict(zip(groups["trial_id"].to_pylist(), counts, strict=True)))
     found = []
-    for trial_id, seeds, states, values, errors, seconds, size, *axes in zip(*columns, strict=True):
+    for trial_id, seeds, states, values, errors, seconds, *others in zip(*columns, strict=True):
         state = max(states, key=STATES.index)
         score = metric.sign * mean(values) if state == "ok" else None
-        curve, size = curves.get(trial_id, ()), math.inf if size is None else size
+        known = {name: value for name, value in zip(costs, others, strict=False) if value is not None}
+        axes, curve = tuple(others[len(costs) :]), curves.get(trial_id, ())
         times = [time or 0.0 for time in seconds]
         ends = tuple(map(SeedEnd, seeds, states, values, errors, times))
-        found.append(StoredCohort(tuple(axes), tuple(sorted(seeds)), size, state, score, curve, trial_id, ends))
+        found.append(StoredCohort(axes, tuple(sorted(seeds)), known, state, score, curve, trial_id, ends))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from qdtune.spec.axes import AXES
-from qdtune.spec.objectives import KNOWN_BEFORE, OBJECTIVES
+from qdtune.spec.objectives import DEFAULT_COSTS, KNOWN_BEFORE, OBJECTIVES, Objective, costs_of
 from qdtune.spec.tasks import ACCURACY, METRICS, Metric
 
 # A new column raises the version. A file of this version has all columns; an absent column of an older file reads as
@@ -23,6 +23,7 @@ SCHEMA_VERSION = max(FIRST_VERSION, RELEASE_VERSION, *(one.since for one in (*AX
 STATES = ("ok", "pruned", "diverged", "timeout", "oom", "failed")  # from best to worst
 # A trial in another state runs again on the next launch, because its state may differ then.
 FINAL = frozenset({"ok", "pruned", "diverged"})
+COSTS_KEY = "qdtune.costs"  # of the metadata of a Pareto table whose front is not over the default costs
 _ARROW = {"int32": pa.int32(), "float64": pa.float64(), "string": pa.string()}
 
 
@@ -178,6 +179,19 @@ def metric_in(table: pa.Table) -> Metric:
     by_column = {metric.val: metric for metric in METRICS}
     # Ours come first: what follows them is of another origin.
     return next((by_column[name] for name in table.column_names if name in by_column), ACCURACY)
+
+
+def mark_costs(pareto: pa.Table, costs: Sequence[Objective]) -> pa.Table:
+    """The Pareto table with a note of the costs that its front is over; unchanged for the default ones."""
+    if tuple(costs) == DEFAULT_COSTS:
+        return pareto
+    return pareto.replace_schema_metadata({COSTS_KEY: ",".join(one.name for one in costs)})
+
+
+def costs_in(pareto: pa.Table) -> tuple[Objective, ...]:
+    """The costs that the front of a Pareto table is over, or of some of its rows."""
+    noted = (pareto.schema.metadata or {}).get(COSTS_KEY.encode())
+    return costs_of(noted.decode().split(",") if noted else None)
 
 
 def also_in(table: pa.Table) -> tuple[Metric, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.choices import FRONT_QUESTION
+from qdtune.spec.objectives import DEFAULT_COSTS, Objective
 from qdtune.spec.replicate import questions_of
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import Metric
@@ -32,6 +33,7 @@ class Schedule:
         alpha: the chance of any wrong verdict in one question, in all looks together.
         questions: those that get more seeds.
         same_within: the margin within which a difference is none, in the unit of the metric; None: no such verdict.
+        costs: of the front.
     """
 
     seeds: tuple[int, ...]
@@ -39,6 +41,7 @@ class Schedule:
     alpha: float
     questions: tuple[str, ...]
     same_within: float | None = None
+    costs: tuple[Objective, ...] = DEFAULT_COSTS
 
     def seeds_of(self, look: int) -> tuple[int, ...]:
         """The seeds of a look, from 0; the first ones, then those above them."""
@@ -67,7 +70,7 @@ def schedule_of(spec: Spec) -> Schedule | None:
     if spec.replicate is None or spec.looks is None:
         return None
     wanted = spec.replicate
-    return Schedule(spec.seeds, spec.looks, wanted.alpha, questions_of(spec), wanted.same_within)
+    return Schedule(spec.seeds, spec.looks, wanted.alpha, questions_of(spec), wanted.same_within, spec.costs)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def judge_question(question: str, schedule: Schedule, sides: Sequence[list[Side]
     schedule, is_front = schedule.of(question), question == FRONT_QUESTION
     sides = sides[: len(schedule.looks)]
     if is_front:
-        ties = list_near_ties(sides[0], schedule.seeds, schedule.alpha)
+        ties = list_near_ties(sides[0], schedule.seeds, schedule.alpha, schedule.costs)
         members = [Member(tuple(_find_again(pair, here) for here in sides), is_fresh=True) for pair in ties]
     else:
         found = [{one.name: one for one in QUESTIONS[question](here)} for here in sides]

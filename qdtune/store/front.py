@@ -7,8 +7,8 @@ from typing import Any
 from qdtune.messages import format_count
 from qdtune.spec.axes import AXIS_NAMES, SHOWN, head_of, label
 from qdtune.spec.metric_text import column_head, format_metric
-from qdtune.spec.objectives import FRONT_COSTS, SIZE_BYTES
-from qdtune.store.columns import also_in, metric_in
+from qdtune.spec.objectives import DEFAULT_COSTS, SIZE_BYTES, say_list
+from qdtune.store.columns import also_in, costs_in, metric_in
 from qdtune.store.pareto_table import table_front
 from qdtune.store.tables import Table
 from qdtune.terminal import table_width, text_table
@@ -72,17 +72,17 @@ def _merge_axes(
 
 
 def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[str]]]:
-    """The heads and the rows of the front as text: bytes, the varying axes, the metrics, n, `p front`.
+    """The heads and the rows of the front as text: its costs, the varying axes, the metrics, n, `p front`.
 
-    Other objectives of `FRONT_COSTS` that are known before a training stand after the bytes.
+    Bytes come first if they are none of the costs.
 
     Args:
         front: rows of the Pareto table.
         varying: names of the axes to show.
     """
-    metric, also = metric_in(front), also_in(front)
+    metric, also, costs = metric_in(front), also_in(front), costs_in(front)
     axes = [axis.name for axis in SHOWN if axis.name in varying]
-    sizes = [SIZE_BYTES.name, *(one.name for one in FRONT_COSTS if one.value and one is not SIZE_BYTES)]
+    sizes = costs if SIZE_BYTES in costs else (SIZE_BYTES, *costs)
     rows = []
     for row in front.to_pylist():
         measured = [
@@ -92,18 +92,20 @@ def front_cells(front: Table, varying: set[str]) -> tuple[list[str], list[list[s
         measured += [format_metric(one, row[one.test]) for one in also]
         p_front = "-" if row["p_front"] is None else f"{row['p_front']:.2f}"
         axis_cells = [_format_cell(row[axis]) for axis in axes]
-        size_cells = [f"{row[name]:,}" for name in sizes]
+        size_cells = [f"{row[one.name]:,}" for one in sizes]
         rows.append([*size_cells, *axis_cells, *measured, str(row["n_seeds"]), p_front])
     heads = [column_head(metric, "validation"), column_head(metric, "test")]
     heads += [column_head(one, "test") for one in also]
-    return ["bytes", *sizes[1:], *map(head_of, axes), *heads, "n", "p front"], rows
+    return [*(one.head for one in sizes), *map(head_of, axes), *heads, "n", "p front"], rows
 
 
 def front_title(pareto: Table, dataset: str, budget: int | None = None) -> str:
     """The line above the front of a Pareto table: `Pareto front on digits: 3 of 6 configurations`."""
+    costs = costs_in(pareto)
+    over = "" if costs == DEFAULT_COSTS else f" over {say_list([cost.head for cost in costs])}"
     within = "" if budget is None else f", within {format_count(budget, 'byte')}"
     count = f"{table_front(pareto).num_rows:,} of {format_count(pareto.num_rows, 'configuration')}"
-    return f"Pareto front on {dataset}{within}: {count}"
+    return f"Pareto front on {dataset}{over}{within}: {count}"
 
 
 def varying_axes(pareto: Table) -> set[str]:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.objectives import SIZE_BYTES, Objective
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.columns import FINAL
@@ -32,9 +33,8 @@ class SeedCohort(Protocol):
     def seeds(self) -> tuple[int, ...]:
         """Its seeds."""
 
-    @property
-    def size_bytes(self) -> float:
-        """The size of one replica."""
+    def value_of(self, cost: Objective) -> float:
+        """A cost of one replica."""
 
     @property
     def trial_id(self) -> str:
@@ -70,7 +70,7 @@ def _rows_of(cohort: SeedCohort, spec: Spec) -> Iterator[dict[str, Any]]:
         "dataset": spec.data.names[0],
         "model": spec.model.factory or spec.model.name,
         "trial_id": cohort.trial_id,
-        "size_bytes": cohort.size_bytes,
+        **{cost.name: cohort.value_of(cost) for cost in dict.fromkeys((SIZE_BYTES, *spec.costs))},
     }
     for end in cohort.ends:
         yield shared | {"seed": end.seed, "state": end.state, "error": end.error, spec.metric.val: end.value}

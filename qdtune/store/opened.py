@@ -143,6 +143,7 @@ def read_rows(store: Store, spec: Spec, with_history: bool = True) -> StoredRows
         NewerSchemaError: a newer qdtune wrote a file.
     """
     trials, damaged, left_out = store.trials(), tuple(store.damaged), tuple(store.left_out)
+    trials = stored_results.fill_costs(spec, trials)
     lost = find_lost_weights(store, trials)
     if not with_history:
         empty = history_schema(spec.metric).empty_table()

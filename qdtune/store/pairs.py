@@ -15,6 +15,7 @@ from typing import Any
 
 from qdtune.datasets.known import find_dataset
 from qdtune.spec.axes import AXIS_NAMES, HIDDEN, decisive_axes
+from qdtune.spec.objectives import COSTS, SIZE_BYTES
 from qdtune.spec.structure import mlp_structure
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION, Metric
 from qdtune.store.columns import FINAL, STATES, metric_in, trials_schema_of
@@ -24,7 +25,8 @@ from qdtune.store.tables import Table, rows_among, rows_equal
 # Shares of the smaller size. A pair beyond the first is refused; a pair between the two gets a remark.
 SIZES_APART, SIZES_EQUAL = 0.05, 0.01
 KEYS = (*AXIS_NAMES, "dataset", "model")
-_COLUMNS = (*KEYS, "seed", "trial_id", "state", "size_bytes", "inner_dims", "error")
+_COSTS = tuple(one.name for one in COSTS)
+_COLUMNS = (*KEYS, "seed", "trial_id", "state", *_COSTS, "inner_dims", "error")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Side:
         key: the values of `KEYS`; None for an axis without an effect.
         state: the worst state of its seeds, as in `pareto_table.aggregate`.
         failure: how training failed: a seed diverged, or its warm-up ended at chance; None if training did not fail.
-        size: bytes; None if unknown.
+        costs: those that are known, by name.
         inner_dims: widths between the factors of each layer.
         measured: seed -> the metric on the validation split; of the seeds that ended `ok`.
         trial_ids: seed -> trial_id of its row.
@@ -45,11 +47,16 @@ class Side:
     key: dict[str, Any]
     state: str
     failure: str | None
-    size: int | None
+    costs: Mapping[str, int]
     inner_dims: list[list[int]]
     measured: dict[int, float]
     trial_ids: dict[int, str]
     metric: Metric
+
+    @property
+    def size(self) -> int | None:
+        """Its bytes; None if unknown."""
+        return self.costs.get(SIZE_BYTES.name)
 
     def values(self, names: Iterable[str]) -> tuple[Any, ...]:
         """The values of these keys."""
@@ -100,7 +107,7 @@ def list_rows(trials: Table) -> list[dict[str, Any]]:
 
 
 def make_sides(rows: Iterable[Mapping[str, Any]], metric: Metric) -> list[Side]:
-    """As `find_sides`, from rows with the same columns; `inner_dims` may be missing."""
+    """As `find_sides`, from rows with the same columns; `inner_dims` and costs may be missing."""
     ordered = sorted(rows, key=lambda row: [(row[name] is None, row[name]) for name in (*KEYS, "seed", "trial_id")])
     found: dict[tuple[Any, ...], Side] = {}
     for _, group in groupby(ordered, key=lambda row: tuple(row[name] for name in KEYS)):
@@ -125,7 +132,7 @@ def _make_side(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Side:
         key,
         state=max([state for state in states if state in FINAL] or states, key=STATES.index),
         failure="diverged" if "diverged" in states else "had a warm-up that ended at chance" if chance else None,
-        size=first["size_bytes"],
+        costs={name: value for name in _COSTS if (value := first.get(name)) is not None},
         inner_dims=first.get("inner_dims") or [],
         measured=measured,
         trial_ids={row["seed"]: row["trial_id"] for row in rows},

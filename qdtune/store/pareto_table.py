@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qdtune.pareto import front_probability, rank, round_means
 from qdtune.spec.axes import AXIS_NAMES
-from qdtune.spec.objectives import FRONT_COSTS, front_of
+from qdtune.spec.objectives import DEFAULT_COSTS, Objective, front_of
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import (
     FINAL,
@@ -20,6 +20,8 @@ from qdtune.store.columns import (
     SPREAD_SUFFIXES,
     STATES,
     also_in,
+    costs_in,
+    mark_costs,
     metric_in,
     pareto_schema,
 )
@@ -27,20 +29,25 @@ from qdtune.store.columns import (
 KEYS = [*AXIS_NAMES, "dataset"]  # rows that agree in these are of one configuration
 
 
-def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, float] | None = None) -> pa.Table:
-    """The Pareto table: one row per configuration, by rank and then by size. The order of `trials` has no effect.
+def aggregate(
+    trials: pa.Table,
+    bootstrap: bool = False,
+    p_reach: Mapping[str, float] | None = None,
+    costs: Sequence[Objective] = DEFAULT_COSTS,
+) -> pa.Table:
+    """The Pareto table: one row per configuration, by rank and then by costs. The order of `trials` has no effect.
 
     The metric is a mean over the seeds that ended `ok`, with the sample standard deviation and the 95 % Student t
     interval clipped to the bounds of the metric; both are null below two seeds. Configurations whose seeds are all
     `ok` are ranked by the objectives of `front_of`; the others have no rank. `state` is the worst state of the seeds;
     seeds that will run again count only if no other seed is final. `trial_id` is the id of the first seeds. `p_front`
-    is the bootstrap probability over seeds of being on the front. It is null without a rank or a second seed, and if
-    the front has other objectives than the metric and one that is known before training.
+    is the bootstrap probability over seeds of being on the front. It is null without a rank or a second seed.
 
     Args:
         trials: the rows from `Store.trials`.
         bootstrap: whether to compute `p_front`, which takes a second for 10,000 configurations; if not, it is null.
         p_reach: trial_id -> the column `p_reach` of those that are stopped, see `releases.shares_to_reach`.
+        costs: of the front. The table notes them, see `columns.costs_in`.
     """
     metric, also = metric_in(trials), also_in(trials)
     judged, measured = (metric.val, metric.test), (metric.val, metric.test, *(one.test for one in also))
@@ -53,11 +60,11 @@ def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, f
     result |= {"n_seeds": groups["ok_sum"], "epochs": groups["epochs_max"], "state": pa.array(STATES).take(worst)}
     result |= _spread(groups, metric.val, metric) | _spread(groups, metric.test, metric)
     result |= {one.test: groups[f"{one.test}_mean"] for one in also}
-    result |= ranking(pa.table(result))
+    result |= ranking(pa.table(result), costs)
     if bootstrap and len(groups):
         order = np.argsort(groups["row_min"].to_numpy())  # Arrow shuffles the groups, but not the rows of one
         owner = np.repeat(order, groups["row_count"].to_numpy()[order])
-        shares = _front_shares(result, by_seed(owner, rows["seed"], columns[metric.val]), metric)
+        shares = _front_shares(result, by_seed(owner, rows["seed"], columns[metric.val]), metric, costs)
     else:
         shares = np.full(len(groups), np.nan)
     result |= {"p_front": pa.array(shares, from_pandas=True)}
@@ -66,7 +73,13 @@ def aggregate(trials: pa.Table, bootstrap: bool = False, p_reach: Mapping[str, f
         result |= {"p_reach": pc.coalesce(result["p_reach"], now)}
     schema = pareto_schema(metric, also)
     table = pa.table(result).select(schema.names).cast(schema)
-    return table.sort_by([(name, "ascending") for name in ("pareto_rank", "size_bytes", "trial_id")])
+    return mark_costs(table.sort_by([("pareto_rank", "ascending"), *_order_of(costs)]), costs)
+
+
+def _order_of(costs: Sequence[Objective]) -> list[tuple[str, str]]:
+    """How rows are sorted: the first cost first, of equal ones by the next."""
+    by_cost = [(one.name, "ascending" if one.sign > 0 else "descending") for one in costs]
+    return [*by_cost, ("trial_id", "ascending")]
 
 
 def _group_rows(
@@ -100,33 +113,38 @@ def _group_rows(
     return columns, groups
 
 
-def ranking(configurations: pa.Table) -> dict[str, pa.Array]:
+def ranking(configurations: pa.Table, costs: Sequence[Objective] = DEFAULT_COSTS) -> dict[str, pa.Array]:
     """The columns `pareto_rank` and `is_pareto`: the ranks by the objectives of `front_of`, null unless `ok`.
 
     Args:
         configurations: columns of the Pareto table, at least `state` and those of `objectives.front_of`.
+        costs: of the front.
     """
-    objectives = front_of(metric_in(configurations))
-    costs = np.column_stack([one.sign * _floats(configurations[one.name]) for one in objectives])
-    costs[pc.not_equal(configurations["state"], "ok").to_numpy(zero_copy_only=False)] = np.nan
-    ranks = rank(costs)
+    values = _less_is_better(configurations, front_of(metric_in(configurations), costs))
+    values[pc.not_equal(configurations["state"], "ok").to_numpy(zero_copy_only=False)] = np.nan
+    ranks = rank(values)
     return {"pareto_rank": pa.array(ranks, mask=ranks == 0), "is_pareto": pa.array(ranks == 1)}
 
 
-def _front_shares(result: Mapping[str, Any], values: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
+def _front_shares(
+    result: Mapping[str, Any], values: NDArray[np.float64], metric: Metric, costs: Sequence[Objective]
+) -> NDArray[np.float64]:
     """The column `p_front`, with NaN for null.
 
     Args:
         result: the columns of the Pareto table so far.
         values: of the metric; a row per configuration, a column per seed.
         metric: that judges.
+        costs: of the front.
     """
-    known = [one for one in FRONT_COSTS if one.value]
-    if len(known) != 1:
-        return np.full(len(values), np.nan)
     ranked = pc.is_valid(result["pareto_rank"]).to_numpy(zero_copy_only=False)
-    costs = known[0].sign * _floats(result[known[0].name])
-    return front_probability(np.where(ranked[:, None], -metric.sign * values, np.nan), costs)
+    errors = np.where(ranked[:, None], -metric.sign * values, np.nan)
+    return front_probability(errors, _less_is_better(result, costs))
+
+
+def _less_is_better(columns: Any, objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """The values (n, m) of objectives, less is better, NaN for null; `columns` by name."""
+    return np.column_stack([one.sign * _floats(columns[one.name]) for one in objectives])
 
 
 def by_seed(owner: NDArray[np.int64], seeds: pa.ChunkedArray, values: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -138,8 +156,8 @@ def by_seed(owner: NDArray[np.int64], seeds: pa.ChunkedArray, values: pa.Chunked
 
 
 def table_front(pareto: pa.Table) -> pa.Table:
-    """The rows of a Pareto table that are on the front, by ascending size."""
-    return pareto.filter(pareto["is_pareto"]).sort_by([("size_bytes", "ascending")])
+    """The rows of a Pareto table that are on the front, by ascending costs, the first one first."""
+    return pareto.filter(pareto["is_pareto"]).sort_by(_order_of(costs_in(pareto))[:-1])
 
 
 def _spread(groups: pa.Table, name: str, metric: Metric) -> dict[str, pa.Array]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from qdtune.spec.axes import decisive_axes
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import SIZE_BYTES
 from qdtune.spec.tasks import Metric
 from qdtune.store.pairs import KEYS, Side
 from qdtune.store.questions import Asked, list_depths
@@ -21,7 +22,7 @@ def list_planned_depths(trials: Iterable[Configuration], metric: Metric) -> list
     sides: dict[tuple[object, ...], Side] = {}
     for trial in trials:
         key = decisive_axes(trial.cells | {"dataset": "", "model": ""})  # all have the same
-        side = Side(key, "ok", None, trial.sizes.size_bytes, [], {}, {}, metric)
+        side = Side(key, "ok", None, {SIZE_BYTES.name: trial.sizes.size_bytes}, [], {}, {}, metric)
         sides.setdefault(side.values(KEYS), side)
     return list(list_depths(list(sides.values())))
 

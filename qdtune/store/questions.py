@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from operator import le
 from typing import Any
 
 import numpy as np
 
 from qdtune.spec.axes import ASKED_AT, idle_at_depth
+from qdtune.spec.objectives import DEFAULT_COSTS, Objective, weigh
 from qdtune.store.pairs import KEYS, Baselines, Side, find_failure, find_obstacle
 
 Pairs = list[tuple[Side, Side]]
@@ -68,6 +69,9 @@ class Asked:
 class Neighbours:
     """Two configurations that follow each other on the front: the larger one against the smaller one.
 
+    Over one cost the smaller one is the next below the larger one. Over several it is the best of those that exceed
+    the larger one in none of them, so that one asks what all further costs are for.
+
     Attributes:
         larger, smaller: the two sides.
     """
@@ -82,7 +86,7 @@ class Neighbours:
 
     @property
     def by_obstacle(self) -> dict[str | None, Pairs]:
-        """As for `Asked`; the two have different sizes."""
+        """As for `Asked`; the two have different costs."""
         return {find_failure(self.larger, self.smaller): [(self.larger, self.smaller)]}
 
 
@@ -114,7 +118,9 @@ def list_activations(everything: Sequence[Side]) -> Iterator[Asked]:
 QUESTIONS = {"depth": list_depths, "activation": list_activations}  # by axis
 
 
-def list_near_ties(everything: Sequence[Side], seeds: Sequence[int], alpha: float) -> list[Neighbours]:
+def list_near_ties(
+    everything: Sequence[Side], seeds: Sequence[int], alpha: float, costs: Sequence[Objective] = DEFAULT_COSTS
+) -> list[Neighbours]:
     """The neighbours on the front that these seeds do not tell apart; the front is that of the same seeds.
 
     Such a pair was chosen by these seeds, so its verdict must come from others.
@@ -123,21 +129,36 @@ def list_near_ties(everything: Sequence[Side], seeds: Sequence[int], alpha: floa
         everything: the configurations.
         seeds: the first seeds.
         alpha: the level of Holm's procedure over all neighbours.
+        costs: of the front.
     """
     from qdtune.store.seed_tests import apply_holm, equal_within, t_test  # SciPy, which a dry run does without
 
-    finished = [side for side in everything if side.state == "ok" and side.size and side.has_seeds(seeds)]
-    score = {id(side): side.metric.sign * side.mean(seeds) for side in finished}
-    best: list[Side] = []
-    for side in sorted(finished, key=lambda side: (side.size or 0, -score[id(side)])):
-        if not best or score[id(side)] > score[id(best[-1])]:
-            best.append(side)
-    found = [Neighbours(larger, smaller) for smaller, larger in pairwise(best)]
+    finished = [side for side in everything if side.state == "ok" and side.has_seeds(seeds)]
+    found = _list_neighbours([side for side in finished if all(side.costs.get(c.name) for c in costs)], seeds, costs)
     if not found:
         return []
-    one, other = (np.array([[side.measured[s] for s in seeds] for side in sides]) for sides in (best[1:], best[:-1]))
-    rejected, _ = apply_holm(t_test(one - other, equal_within(best[0].metric, one, other)).p, alpha)
+    one, other = (
+        np.array([[side.measured[s] for s in seeds] for side in sides])
+        for sides in ([pair.larger for pair in found], [pair.smaller for pair in found])
+    )
+    rejected, _ = apply_holm(t_test(one - other, equal_within(found[0].larger.metric, one, other)).p, alpha)
     return [pair for pair, is_told_apart in zip(found, rejected, strict=True) if not is_told_apart]
+
+
+def _list_neighbours(finished: Sequence[Side], seeds: Sequence[int], costs: Sequence[Objective]) -> list[Neighbours]:
+    """The neighbours on the front of finished sides, by ascending costs; of equal sides the first is on it."""
+    score = {id(side): side.metric.sign * side.mean(seeds) for side in finished}
+    spent = {id(side): weigh(costs, [side.costs[cost.name] for cost in costs]) for side in finished}
+    best: list[Side] = []
+    found = []
+    # In this order a side can only be dominated by earlier ones.
+    for side in sorted(finished, key=lambda side: (spent[id(side)], -score[id(side)])):
+        cheaper = [one for one in best if all(map(le, spent[id(one)], spent[id(side)]))]
+        next_best = max(cheaper, key=lambda one: score[id(one)], default=None)
+        if next_best is None or score[id(side)] > score[id(next_best)]:
+            best.append(side)
+            found += [Neighbours(side, next_best)] if next_best else []
+    return found
 
 
 def _group_sides(chains: Sequence[Side], names: tuple[str, ...]) -> list[list[Side]]:

@@ -13,7 +13,7 @@ from qdtune.spec.axes import AXIS_NAMES, find_varying, short_label
 from qdtune.spec.objectives import UNTRAINED_MARGIN, untrained_value
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import Metric
-from qdtune.store.cohorts import C, Cohort, Finished, best_up_to, find_finished
+from qdtune.store.cohorts import C, Cohort, Finished, best_up_to, find_costs, find_finished
 from qdtune.store.tables import Table
 
 
@@ -21,9 +21,8 @@ def find_to_release(spec: Spec, cohorts: Iterable[C]) -> list[C]:
     """The stopped cohorts that have to be trained to their end all the same, the most promising one first.
 
     With a `risk` those whose prospect to reach the front is larger, see `find_prospects`. Without one those that no
-    finished configuration of equal or smaller size, and of its group, beats: the trial that was ahead may have
-    diverged or fallen back since. Only a pruner that compares with trials of equal or smaller size promises to keep
-    the front.
+    finished configuration of no larger costs, and of its group, beats: the trial that was ahead may have diverged or
+    fallen back since. Only a pruner that compares with trials of no larger costs promises to keep the front.
     """
     if not spec.early_terminate.keeps_front:
         return []
@@ -37,7 +36,7 @@ def find_to_release(spec: Spec, cohorts: Iterable[C]) -> list[C]:
 def find_prospects(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, Prospect]]:
     """The stopped cohorts of a pruner with a `risk`, each with its prospect to reach the front; the best one first.
 
-    Each needs the score of the best finished configuration of no larger size in its group, of all its seeds.
+    Each needs the score of the best finished configuration of no larger costs in its group, of all its seeds.
     """
     metric, risk = spec.metric, spec.early_terminate.risk
     assert risk is not None, "only a risk asks for prospects"
@@ -64,16 +63,18 @@ def shares_to_reach(spec: Spec, cohorts: Iterable[Cohort]) -> dict[str, float]:
 
 
 def _best_of_peers(spec: Spec, cohorts: Iterable[C]) -> Callable[[C], float]:
-    """A function: cohort -> the highest score of a finished configuration of no larger size in its group, or -inf."""
+    """A function: cohort -> the highest score of a finished one of no larger costs in its group, or -inf."""
 
     def group_of(cohort: C) -> tuple[Any, ...]:
         return spec.early_terminate.group_of(dict(zip(AXIS_NAMES, cohort.key, strict=True)))
 
     groups: dict[tuple[Any, ...], list[Finished[C]]] = {}
-    for one in find_finished(cohorts):
+    for one in find_finished(cohorts, spec.costs):
         groups.setdefault(group_of(one.cohorts[0]), []).append(one)
     best = {group: best_up_to(found) for group, found in groups.items()}
-    return lambda cohort: best[group_of(cohort)](cohort.size_bytes) if group_of(cohort) in best else -math.inf
+    return lambda cohort: (
+        best[group_of(cohort)](find_costs(cohort, spec.costs)) if group_of(cohort) in best else -math.inf
+    )
 
 
 def learned_curves(cohorts: Iterable[Cohort], metric: Metric, info: DatasetInfo | None) -> list[Curve]:

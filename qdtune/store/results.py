@@ -17,6 +17,7 @@ import pyarrow as pa
 from qdtune.pareto import round_mean
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import Objective, find_known
 from qdtune.spec.plan import keep_possible, make_trial
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import metric_of
@@ -84,10 +85,9 @@ class Result:
         """The seeds that were trained together."""
         return self.trial.seeds
 
-    @property
-    def size_bytes(self) -> int:
-        """The size of one replica."""
-        return self.trial.sizes.size_bytes
+    def value_of(self, cost: Objective) -> int:
+        """A cost of one replica."""
+        return find_known(self.trial, cost.name)
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -158,6 +158,26 @@ def results(spec: Spec, trials: pa.Table, history: pa.Table) -> list[Result]:
         for trial_id, trial in members(spec, trials).items()
     ]
     return sorted(found, key=lambda result: (result.finished_at, result.trial.trial_id))
+
+
+def fill_costs(spec: Spec, trials: pa.Table) -> pa.Table:
+    """The table with the costs of the front in each row of this sweep; files of older versions lack later ones.
+
+    Args:
+        spec: resolved.
+        trials: the table from `Store`.
+    """
+    lacking = [cost.name for cost in spec.costs if trials[cost.name].null_count]
+    ours = members(spec, trials) if lacking else {}
+    for name in lacking:
+        known = {trial_id: find_known(trial, name) for trial_id, trial in ours.items()}
+        values = [
+            known.get(trial_id) if value is None else value
+            for trial_id, value in zip(trials["trial_id"].to_pylist(), trials[name].to_pylist(), strict=True)
+        ]
+        place = trials.schema.get_field_index(name)
+        trials = trials.set_column(place, trials.schema.field(name), pa.array(values, trials.schema.field(name).type))
+    return trials
 
 
 def members(spec: Spec, trials: pa.Table) -> dict[str, Configuration]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qdtune.spec.judging import read_metric
+from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store import packs
 from qdtune.store.columns import history_schema, trials_schema
@@ -38,6 +39,7 @@ from qdtune.store.parquet import (
     to_bytes,
     to_table,
 )
+from qdtune.store.results import fill_costs
 
 PAGE = "report.html"  # the name of the report page in the run folder
 # The errors of a run folder, and the exit code of a command for each.
@@ -309,17 +311,31 @@ class Store:
         return {key.decode(): value.decode(errors="replace") for key, value in found.items()}
 
     def write_pareto(
-        self, ids: Collection[str] | None = None, p_reach: Mapping[str, float] | None = None
+        self,
+        ids: Collection[str] | None = None,
+        p_reach: Mapping[str, float] | None = None,
+        spec: Spec | None = None,
     ) -> pa.Table:
         """Writes `pareto.parquet` over all trials, or the trials `ids`, and returns it; raises as `trials` does.
 
         Args:
             ids: of trials.
             p_reach: see `aggregate`.
+            spec: the sweep, which names the costs of the front; None: the default ones.
         """
-        table = aggregate(self.trials(ids), bootstrap=True, p_reach=p_reach)
-        self.folder.write_file("pareto.parquet", to_bytes(add_metadata(table, {})))
+        table = self.make_pareto(ids, p_reach, spec)
+        noted = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        self.folder.write_file("pareto.parquet", to_bytes(add_metadata(table, noted)))
         return table
+
+    def make_pareto(
+        self, ids: Collection[str] | None, p_reach: Mapping[str, float] | None, spec: Spec | None
+    ) -> pa.Table:
+        """The table that `write_pareto` writes."""
+        trials = self.trials(ids)
+        if spec is None:
+            return aggregate(trials, bootstrap=True, p_reach=p_reach)
+        return aggregate(fill_costs(spec, trials), bootstrap=True, p_reach=p_reach, costs=spec.costs)
 
     def find_damaged(self) -> list[str]:
         """A line for every damaged table; raises as `set_damaged_aside` does."""

@@ -95,7 +95,7 @@ def find_to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, tuple[i
     is_last = spec.duplicates == "replicate"
     while True:
         judged = [one for one in known if is_last or one.key in chosen_before or sorted(one.seeds) == first]
-        found = (one.cohorts[0] for one in _find_near(judged, wanted.within))
+        found = (one.cohorts[0] for one in _find_near(spec, judged, wanted.within))
         chosen = [one for one in found if one.key not in chosen_before]
         trials = [(one, seeds) for one in chosen for seeds in _list_missing(spec, wanted.front, ended[one.key])]
         if any((one.key, seeds) not in tried for one, seeds in trials):
@@ -107,11 +107,11 @@ def find_to_replicate(spec: Spec, cohorts: Iterable[C]) -> list[tuple[C, tuple[i
         is_last = is_last or not chosen
 
 
-def _find_near(cohorts: Iterable[C], within: float) -> list[Finished[C]]:
-    """The configurations on the front, or at most `within` behind it."""
-    ended = find_finished(cohorts)
+def _find_near(spec: Spec, cohorts: Iterable[C], within: float) -> list[Finished[C]]:
+    """The configurations on the front, or at most `within` behind one of no larger costs."""
+    ended = find_finished(cohorts, spec.costs)
     best = best_up_to(ended)
-    return [one for one in ended if best(one.size_bytes) - one.score <= within]
+    return [one for one in ended if best(one.costs) - one.score <= within]
 
 
 def _list_missing(spec: Spec, wanted: int, ended: Collection[int]) -> list[tuple[int, ...]]:

@@ -7,7 +7,6 @@ of a counter.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from ray.util.metrics import Counter, Gauge
 
 from qdtune.pareto import hypervolume
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.objectives import untrained_value
+from qdtune.spec.objectives import DEFAULT_COSTS, Objective, untrained_value, worst_log2
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.columns import STATES
@@ -38,21 +37,27 @@ GAUGES: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # name: kind, meaning, 
 }
 
 
-def list_gauges(metric: Metric, has_reference: bool) -> dict[str, tuple[Any, str, tuple[str, ...]]]:
+def list_gauges(
+    metric: Metric, has_reference: bool, costs: Sequence[Objective] = DEFAULT_COSTS
+) -> dict[str, tuple[Any, str, tuple[str, ...]]]:
     """The metrics of a sweep that is judged by `metric`: the best value has the name of its column.
 
     Args:
         metric: that judges.
         has_reference: whether it has a reference value, without which there is no hypervolume.
+        costs: of the front.
     """
     found = GAUGES if has_reference else {name: entry for name, entry in GAUGES.items() if name != HYPERVOLUME}
+    words = {}
+    above = "accuracy above chance" if metric is ACCURACY else f"{metric.name} above that of an untrained network"
+    if tuple(costs) != DEFAULT_COSTS:
+        heads = " times ".join(f"halvings of {one.head}" for one in costs)
+        words[HYPERVOLUME] = f"Of the front: {above} times {heads}"
+    elif metric is not ACCURACY:
+        words[HYPERVOLUME] = f"Of the front: {above} times halvings below float32's bytes"
     if metric is ACCURACY:
-        return found
-    above = f"{metric.name} above that of an untrained network"
-    words = {
-        BEST: f"Best mean validation {metric.name} by weight bits",
-        HYPERVOLUME: f"Of the front: {above} times halvings below float32's bytes",
-    }
+        return {name: (kind, words.get(name, what), tags) for name, (kind, what, tags) in found.items()}
+    words[BEST] = f"Best mean validation {metric.name} by weight bits"
     renamed = {BEST: f"qdtune_best_{metric.val}"}
     return {
         renamed.get(name, name): (kind, words.get(name, what), tags) for name, (kind, what, tags) in found.items()
@@ -63,7 +68,8 @@ class SweepMetrics:
     """The metrics of one sweep; Ray must be running. The metrics of a GPU appear only if there is a GPU.
 
     The reference point of the hypervolume stays the same during the sweep: the metric of an untrained network, such
-    as an accuracy of 1 / classes, and log2 of the bytes of the largest planned network in float32.
+    as an accuracy of 1 / classes, and log2 of the bytes of the largest planned network in float32. Other costs end
+    at twice the largest planned value.
 
     Args:
         spec: resolved.
@@ -72,10 +78,11 @@ class SweepMetrics:
 
     def __init__(self, spec: Spec, planned: Sequence[Configuration]) -> None:
         assert spec.data.info is not None
-        largest = max((trial.sizes.fp32_bytes for trial in planned), default=1)
+        worst = [worst_log2(cost, planned) for cost in spec.costs]
+        self.costs = spec.costs
         self.metric, untrained = spec.metric, untrained_value(spec.metric, spec.data.info)
-        self.corner = None if untrained is None else (-self.metric.sign * untrained, math.log2(largest))
-        self.metrics = list_gauges(self.metric, untrained is not None)
+        self.corner = None if untrained is None else (-self.metric.sign * untrained, *worst)
+        self.metrics = list_gauges(self.metric, untrained is not None, spec.costs)
         self.gpu_peak = 0.0
         self.said_at = 0.0
         self._gauges: dict[tuple[str, str], float] = {}  # the latest values, by name and tag
@@ -129,5 +136,6 @@ class SweepMetrics:
         if self.corner is None:
             return
         front = table_front(table)
-        costs = [-self.metric.sign * front[column].to_numpy(), np.log2(front["size_bytes"].to_numpy())]
+        costs = [-self.metric.sign * front[column].to_numpy()]
+        costs += [np.array([one.log2(value) for value in front[one.name].to_pylist()]) for one in self.costs]
         self._say(HYPERVOLUME, hypervolume(np.column_stack(costs), self.corner))

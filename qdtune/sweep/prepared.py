@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdtune.messages import format_count
+from qdtune.spec.objectives import say_list
 from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec, load, loads
 from qdtune.spec.tasks import AUC, AUTOENCODER, R2
@@ -108,6 +109,11 @@ class Prepared:
     fallbacks: dict[str, Plan] = field(default_factory=dict)
 
     @property
+    def notes(self) -> list[str]:
+        """What a launch says before it trains, a line each."""
+        return [*self.front_notes, *self.replaced, *self.lengthened, *self.test_notes, *self.float_notes]
+
+    @property
     def lengthened(self) -> list[str]:
         """A line for each phase that `min_steps` makes longer on this data set than the sweep file says."""
         lines = []
@@ -128,6 +134,17 @@ class Prepared:
         if fallback is None or data == self.asked.data.names[0]:
             return []
         return [f"on {data}, fallback of the sweep file replaces {', '.join(fallback.given)}"]
+
+    @property
+    def front_notes(self) -> list[str]:
+        """A line on the front if the run folder has one over other costs."""
+        if self.earlier is None:
+            return []
+        before = loads(self.earlier, f"{self.folder}/sweep.yaml").costs
+        if before == self.spec.costs:
+            return []
+        now, then = (say_list([cost.head for cost in costs]) for costs in (self.spec.costs, before))
+        return [f"the front is drawn anew, over {now} instead of {then}; trials that were stopped may be released"]
 
     @property
     def float_notes(self) -> list[str]:

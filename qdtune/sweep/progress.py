@@ -11,7 +11,9 @@ from typing import Any
 from qdtune.spec.axes import short_label
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.metric_text import format_briefly, format_metric, named
+from qdtune.spec.objectives import say_costs
 from qdtune.spec.tasks import ACCURACY, Metric
+from qdtune.store.columns import costs_in
 from qdtune.store.front import front_table
 from qdtune.store.tables import Table
 from qdtune.sweep.pace import Pace, Start
@@ -189,9 +191,10 @@ class SweepProgress:
             self.line_at, self.changed = time.monotonic(), False
             parts = [self.summary()]
             if self.front is not None and self.front.num_rows:
-                row = self.front.to_pylist()[-1]
+                rows = self.front.to_pylist()  # over one cost the last is the best
+                row = max(reversed(rows), key=lambda row: self.metric.sign * row[self.metric.val])
                 value = format_metric(self.metric, row[self.metric.val])
-                best = f"best {named(self.metric, value)} at {row['size_bytes']:,} bytes"
+                best = f"best {named(self.metric, value)} at {say_costs(costs_in(self.front), row)}"
                 parts.append(f"front of {self.front.num_rows}, {best}")
             more = len(self.running) - LINE_TRIALS
             doing = [*self._texts()[:LINE_TRIALS], *([f"{more} more"] if more > 0 else [])]

@@ -282,7 +282,7 @@ class Recorder(tune.Callback):
         if not left or front is None or time.monotonic() - self.front_at >= FRONT_EVERY_S:
             self.front_at = time.monotonic()
             rows = [row for rows in self.known.values() for row in rows]
-            table = aggregate(table_of(rows, self.store.trials_schema))
+            table = aggregate(table_of(rows, self.store.trials_schema), costs=self.queue.spec.costs)
             front = table_front(table)
             self.metrics.stand((result.state for result in self.queue.results.values()), table)
             self._show_decisions()

@@ -98,7 +98,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
             has_more = run.queue.more()
             start = find_start(run)
             announce(prepared.spec, data, prepared.plan, run.queue, start, notes, out)
-            for line in (*prepared.replaced, *prepared.lengthened, *prepared.test_notes, *prepared.float_notes):
+            for line in prepared.notes:
                 out.print(line)
             stopped, error = _train(run, start, data, join, drawing, early, out) if has_more else (None, None)
             if error is None and not run.queue.left:
@@ -108,7 +108,7 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
                 run.queue.study.close()
                 store.keep(work / JOURNAL)
         shares = shares_to_reach(prepared.spec, run.queue.results.values())
-        table = store.write_pareto(list(run.queue.results), shares)
+        table = store.write_pareto(list(run.queue.results), shares, prepared.spec)
         store.pack_files()
     return print_summary(run, table, stopped, error, out)
 

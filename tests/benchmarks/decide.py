@@ -150,7 +150,8 @@ def train(spec: Spec, keys: Sequence[Key], values: Values) -> tuple[list[StoredC
 
     def cohort(key: Key, seeds: tuple[int, ...]) -> StoredCohort:
         ends = tuple(SeedEnd(seed, "ok", float(values[place[key], seed])) for seed in seeds)
-        return StoredCohort(key, seeds, 10_000 + place[key], "ok", 0.5, (), f"{place[key]} {seeds[0]}", ends)
+        costs = {"size_bytes": 10_000 + place[key]}
+        return StoredCohort(key, seeds, costs, "ok", 0.5, (), f"{place[key]} {seeds[0]}", ends)
 
     cohorts = [cohort(key, spec.seeds) for key in keys]
     while further := find_further_seeds(spec, cohorts):

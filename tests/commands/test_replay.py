@@ -174,3 +174,22 @@ def test_who_was_stopped_by_a_trial_that_diverged_is_trained_again(even):
     curves = [[0.5, 0.6, None], *CURVES[1:]]
     # Three epochs of the small one, two of the middle one, then all four of it; it is behind nobody else.
     assert three([SMALL, MIDDLE, LARGE], 2, curves) == (3 + 2 + 4 + 4, {SMALL, MIDDLE, LARGE})
+
+
+@pytest.mark.parametrize("costs", ["size_bytes", "macs", "size_bytes macs", "macs activation_bytes size_bytes"])
+def test_the_front_of_a_replay_is_over_the_costs_of_the_file(costs):
+    """A wide network of few bits and a narrow one of many: the costs say which of the two may stop the other."""
+    sweep = Spec.model_validate(
+        spec([1]).to_dict()
+        | {"exclude": [], "objectives": ["val_accuracy", *costs.split()]}
+        | {"parameters": {"weight_bits": {"values": [1, 8]}, "hidden": {"values": [[8], [24]]}}}
+    )
+    trials = {(trial.hidden, trial.weight_bits): trial for trial in plan(sweep).trials}
+    narrow, wide = trials[(8,), 8], trials[(24,), 1]
+    assert narrow.sizes.size_bytes > wide.sizes.size_bytes
+    good, bad = [0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.3]
+    for better, worse in ((wide, narrow), (narrow, wide)):
+        found = score(sweep, [recorded(better, good), recorded(worse, bad)], 1, range(4))
+        may_stop = all(better is (wide if cost == "size_bytes" else narrow) for cost in costs.split())
+        assert (max(found.saved) > 0) is may_stop
+        assert (found.lost, found.kept) == ([0] * 4, pytest.approx([1.0] * 4))

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
@@ -36,11 +35,14 @@ def ids() -> list[str]:
     return lines
 
 
-# Commands as `python -m qdtune` runs them, one after the other: most of a command's time is its imports.
+# Commands as `python -m qdtune` runs them, one after the other: most of a command's time is its imports. Of figures
+# beside the page their names are told; to draw them takes as long as all the rest, and tests/report look at them.
 COMMANDS = """
-import json, runpy, sys
-for argv in json.loads(sys.argv[1]):
+import json, os, runpy, sys, vl_convert
+vl_convert.vegalite_to_svg, vl_convert.svg_to_png = lambda *given, **named: "<svg/>", lambda *given, **named: b""
+for place, argv in json.loads(sys.argv[1]):
     sys.argv[1:], code = argv, 0
+    os.chdir(place)
     try:
         runpy.run_module("qdtune", run_name="__main__")
     except SystemExit as end:
@@ -50,14 +52,14 @@ for argv in json.loads(sys.argv[1]):
 """
 
 
-def qdtune(*commands: list[object], cwd: Path = ROOT) -> list[str]:
-    """What commands print, stdout and stderr, with their exit codes; they run in one process."""
+def qdtune(*commands: tuple[Path, list[object]]) -> list[str]:
+    """What commands print, stdout and stderr, with their exit codes; each has its folder, all run in one process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "QDTUNE_DATA": "/nowhere", "COLUMNS": "80"}
     environment.pop("RAY_ADDRESS", None)
-    lists = json.dumps([list(map(str, argv)) for argv in commands])
+    lists = json.dumps([[str(place), list(map(str, argv))] for place, argv in commands])
     command = [sys.executable, "-c", COMMANDS, lists]
     done = subprocess.run(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     )
     *texts, rest = done.stdout.split("\0")
     assert (done.returncode, rest, len(texts)) == (0, "", len(commands)), done.stdout
@@ -66,7 +68,7 @@ def qdtune(*commands: list[object], cwd: Path = ROOT) -> list[str]:
 
 def sweep(name: str, runs: Path) -> Path:
     """The run folder of a golden sweep, trained now."""
-    (told,) = qdtune(["launch", HERE / f"{name}.yaml", "--runs-dir", runs, "--no-dashboard"])
+    (told,) = qdtune((ROOT, ["launch", HERE / f"{name}.yaml", "--runs-dir", runs, "--no-dashboard"]))
     assert told.endswith("exit code 0\n"), told
     return runs / name
 
@@ -100,6 +102,8 @@ def packed(run: Path) -> dict[str, str]:
 
 def machine() -> str:
     """What the last bits of a number depend on."""
+    import torch  # which ids need not: a toy test asks for them in a process of its own
+
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -129,33 +133,35 @@ def numbers_here() -> dict[str, object]:
 
 def words() -> dict[str, str]:
     """What commands print, by a name for each: dry runs of all sweep files, then what they say of the golden run."""
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        sweeps = (*SWEEPS, HERE / "eager.yaml", HERE / "compiled.yaml")
+        sound, damaged = Path(folder) / "sound", Path(folder) / "damaged"
+        for place in (sound, damaged):
+            shutil.copytree(RUN, place / "runs" / "eager")
+        trials = damaged / "runs" / "eager" / "trials"
+        (trials / sorted(os.listdir(trials))[0]).write_bytes(b"spoilt")
         runs = f"{folder}/nowhere/runs"  # a dry run refuses a place that cannot be made
         options = ["--dry-run", "--runs-dir", runs, "--data-dir", "/nowhere"]
-        texts = qdtune(*(["launch", path, *options] for path in sweeps))
-        texts = [text.replace(runs, "/nowhere/runs") for text in texts]
-        found |= {f"dry-run-{path.stem}": text for path, text in zip(sweeps, texts, strict=True)}
-        run = shutil.copytree(RUN, Path(folder) / "runs" / "eager")
-        cwd = Path(folder)
-        commands: dict[str, list[object]] = {
-            "dry-run-again": ["launch", HERE / "eager.yaml", "--dry-run"],
-            "verify": ["verify", "runs/eager"],
-            "report": ["report", "runs/eager"],
-            "report-budget": ["report", "runs/eager", "--budget", "700"],
-            "export": ["export", "runs/eager", "--front", "--out", "out"],
-            "export-onnx": ["export", "runs/eager", "--front", "--out", "out", "--format", "onnx"],
-            "help": ["--help"],
+        commands: dict[str, tuple[Path, list[object]]] = {
+            f"dry-run-{path.stem}": (ROOT, ["launch", path, *options])
+            for path in (*SWEEPS, HERE / "eager.yaml", HERE / "compiled.yaml")
         }
-        found |= zip(commands, qdtune(*commands.values(), cwd=cwd), strict=True)
+        commands |= {
+            "dry-run-again": (sound, ["launch", HERE / "eager.yaml", "--dry-run"]),
+            "verify": (sound, ["verify", "runs/eager"]),
+            "report": (sound, ["report", "runs/eager"]),
+            "report-budget": (sound, ["report", "runs/eager", "--budget", "700"]),
+            "export": (sound, ["export", "runs/eager", "--front", "--out", "out"]),
+            "export-onnx": (sound, ["export", "runs/eager", "--front", "--out", "out", "--format", "onnx"]),
+            "help": (sound, ["--help"]),
+            "verify-damaged": (damaged, ["verify", "runs/eager"]),
+            "report-damaged": (damaged, ["report", "runs/eager"]),
+        }
+        texts = [text.replace(runs, "/nowhere/runs") for text in qdtune(*commands.values())]
+        found = dict(zip(commands, texts, strict=True))
         made = sorted(
-            path for path in (cwd / "out").iterdir() if "onnx" not in path.name and path.name != "reader.py"
+            path for path in (sound / "out").iterdir() if "onnx" not in path.name and path.name != "reader.py"
         )
         found["exported"] = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.name}\n" for p in made)
-        (run / "trials" / sorted(os.listdir(run / "trials"))[0]).write_bytes(b"spoilt")
-        damaged = {"verify-damaged": ["verify", "runs/eager"], "report-damaged": ["report", "runs/eager"]}
-        found |= zip(damaged, qdtune(*damaged.values(), cwd=cwd), strict=True)
     return {name: _here_left_out(text) for name, text in found.items()}
 
 

@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from qdtune.analysis.run import load_run
 from qdtune.report.figures import figures
-from qdtune.report.page import images
-from qdtune.report.plot_data import sheet
+from qdtune.report.page import images, page
+from qdtune.report.plot_data import field_of, sheet
 from qdtune.report.words import beside, explain_nothing_beside
+from qdtune.spec.objectives import MACS
+from qdtune.store.columns import costs_in
 from tests.judged import make_spec, write_run
 from tests.schemas import PARETO
 
@@ -84,3 +87,91 @@ def test_nothing_beside_published_networks_is_explained(run, act_bits, accuracy,
         assert beside(pareto, "mnist") is None
         assert explain_nothing_beside(pareto, "mnist").endswith(told)
     assert explain_nothing_beside(pareto, "toy") == "No published networks are known here for toy."
+
+
+# --- over several costs
+
+COSTS = ["size", "macs", "activation_bytes"]
+
+
+@pytest.fixture(scope="module")
+def costly(tmp_path_factory):
+    """A run whose front is over three costs; `act_bits` decides nothing but activation bytes."""
+    more = ["objectives=[val_auc, size_bytes, macs, activation_bytes]", "parameters.act_bits={values: [4, 8]}"]
+    folder = tmp_path_factory.mktemp("runs") / "costly"
+    write_run(folder, make_spec("binary", "auc", more), lambda skill: skill, dead=[(3, "pruned")])
+    return load_run(folder)
+
+
+def test_there_is_a_panel_for_each_cost_with_the_front_over_it_alone(costly):
+    drawn = sheet(costly)
+    front = next(one for one in figures(drawn, still=True) if one.name == "front")
+    assert front.title == "Auc against bytes, MACs and activation bytes"
+    assert "up to each value of this cost, whatever the others are" in front.caption
+    panels = front.chart.to_dict(validate=False)["concat"]
+    assert [panel["layer"][-1]["encoding"]["x"]["field"] for panel in panels] == COSTS
+    assert [panel["layer"][-1]["encoding"]["y"].get("title") is None for panel in panels] == [False, True, True]
+    table = costly.pareto.to_pylist()
+    for panel, cost in zip(panels, drawn.costs, strict=True):
+        steps = panel["layer"][0]["data"]["values"]
+        ranked = [(row[cost.name], row["val_auc"]) for row in table if row["pareto_rank"]]
+        best = [(x, y) for x, y in ranked if not any((a <= x and b > y) or (a < x and b >= y) for a, b in ranked)]
+        assert [step[field_of(cost)] for step in steps[:-1]] == [x for x, _ in sorted(best)]
+        assert all(a["val"] <= b["val"] for a, b in pairwise(steps))
+    rows = {row["trial"]: row for row in drawn.rows}
+    assert all(rows[row["trial_id"]]["macs"] == row["macs"] for row in table)
+
+
+def test_a_mark_is_faint_if_it_is_not_on_the_front_over_all_costs(costly, run):
+    _, points = find_points(sheet(run))
+    assert "opacity" not in points["encoding"]
+    front = next(one for one in figures(sheet(costly), still=True) if one.name == "front")
+    points = front.chart.to_dict(validate=False)["concat"][1]["layer"][-1]
+    assert points["encoding"]["opacity"] == {"condition": {"test": "datum.front", "value": 1}, "value": 0.3}
+    tips = [tip["title"] for tip in points["encoding"]["tooltip"] if "format" in tip]
+    assert tips == ["bytes", "MACs", "activation bytes"]
+
+
+def test_all_panels_answer_the_pointer_and_nobody_warns_of_it(costly, recwarn):
+    front = next(one for one in figures(sheet(costly)) if one.name == "front")
+    chart = front.chart.to_dict(validate=False)
+    named = [panel["layer"][-1]["name"] for panel in chart["vconcat"][0]["concat"]]
+    (hover,) = chart["params"]
+    assert len(set(named)) == 3
+    assert set(named) <= set(hover["views"])
+    assert not list(recwarn)
+
+
+def test_a_page_of_several_costs_says_what_they_are_and_draws_files(costly, run):
+    html = page([sheet(costly)]).decode()
+    assert "front over val_auc, size_bytes, macs, activation_bytes" in html
+    assert "<dt>MACs</dt><dd>Multiply-accumulates for one sample" in html
+    assert "because another configuration with no more bytes, MACs and activation bytes is ahead" in html
+    assert "because another configuration of equal or smaller size is ahead" in page([sheet(run)]).decode()
+    files = dict(images(sheet(costly)))
+    assert "activation bytes (log scale)" in files["front.svg"].decode()
+    both = page([sheet(costly), sheet(run)]).decode()  # their fronts are compared over bytes
+    assert "The fronts on houses:data" in both
+
+
+def test_a_front_over_one_other_cost_has_one_panel(tmp_path):
+    spec = make_spec("binary", "auc", ["objectives=[val_auc, macs]"])
+    write_run(tmp_path / "a", spec, lambda skill: skill)
+    drawn = sheet(load_run(tmp_path / "a"))
+    front, points = find_points(drawn)
+    assert points["encoding"]["x"]["field"] == "macs"
+    assert points["encoding"]["x"]["title"] == "MACs (log scale)"
+    assert "up to a number of MACs" in front.caption
+    assert front.title == "Auc against MACs"
+
+
+def test_a_budget_draws_a_front_anew_that_is_not_over_bytes(tmp_path):
+    spec = make_spec("binary", "auc", ["objectives=[val_auc, macs]"])
+    write_run(tmp_path / "a", spec, lambda skill: skill)
+    run = load_run(tmp_path / "a")
+    sizes = sorted(run.pareto["size_bytes"].to_pylist())
+    assert min(run.front()["size_bytes"].to_pylist()) > sizes[0]  # a part of this front would be empty
+    small = run.within(sizes[0])
+    assert small.front().num_rows == 1
+    assert costs_in(small.front()) == (MACS,)
+    assert small.answers().best.row["size_bytes"] == sizes[0]

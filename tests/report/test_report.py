@@ -29,7 +29,7 @@ from qdtune.report.assets import STYLE
 from qdtune.report.figure import whole
 from qdtune.report.figures import figures
 from qdtune.report.follow import drawing, follow
-from qdtune.report.front_figure import apart
+from qdtune.report.marks import apart
 from qdtune.report.page import page, provenance
 from qdtune.report.plot_data import sheet
 from qdtune.report.published import PUBLISHED

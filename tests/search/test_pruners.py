@@ -15,7 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import wilcoxon
 
-from qdtune.search.pareto_pruner import SIZE, ParetoPruner
+from qdtune.search.pareto_pruner import COSTS, SIZE, ParetoPruner
 from qdtune.search.pruners import SEEDS, PeerScope, build_pruner, make_pruner
 from qdtune.spec.early_terminate import EarlyTerminate
 from qdtune.spec.pruners import PRUNERS, SIGNALS, Pruner, ScopedPruner, pruner_of
@@ -57,6 +57,16 @@ def beaten_by(pruner: ParetoPruner, *others: FrozenTrial, curve: list[float | No
 accuracies = st.sampled_from([None, NAN, 0.0, 0.25, 0.5, 0.5, 0.75, 1.0])
 states = st.sampled_from([RUNNING, COMPLETE, COMPLETE, PRUNED, FAIL, TrialState.WAITING])
 sweeps = st.lists(st.builds(entry, st.integers(1, 3), st.lists(accuracies, max_size=5), states), max_size=8)
+costly = st.lists(  # two costs, so that neither of two trials may judge the other
+    st.builds(
+        lambda size, macs, curve, state: entry(size, curve, state, **{COSTS: [size, macs]}),
+        st.integers(1, 3),
+        st.integers(1, 3),
+        st.lists(accuracies, max_size=5),
+        states,
+    ),
+    max_size=8,
+)
 pruners = st.builds(
     ParetoPruner, st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from(SIGNALS), st.integers(1, 3), st.integers(1, 3)
 )
@@ -81,17 +91,22 @@ def ahead(pruner: ParetoPruner, other: FrozenTrial, trial: FrozenTrial, epoch: i
     return theirs is not None and (own is None or theirs - own > Fraction(pruner.margin))
 
 
+def spent(trial: FrozenTrial) -> list[int]:
+    """Its costs; those of a sweep without others are its bytes."""
+    return trial.user_attrs.get(COSTS, [trial.user_attrs[SIZE]])
+
+
 def admitted(other: FrozenTrial, trial: FrozenTrial) -> bool:
     return (
         other.number != trial.number
         and other.state in (RUNNING, COMPLETE, PRUNED)
-        and other.user_attrs[SIZE] <= trial.user_attrs[SIZE]
+        and all(one <= most for one, most in zip(spent(other), spent(trial), strict=True))
         and not any(math.isnan(v) for v in other.intermediate_values.values())
     )
 
 
 @settings(max_examples=100, deadline=None)
-@given(sweeps, pruners, st.randoms(use_true_random=False))
+@given(st.one_of(sweeps, costly), pruners, st.randoms(use_true_random=False))
 def test_the_rule_equals_its_definition(sweep, pruner, chance):
     chance.shuffle(sweep)
     study = study_of(sweep)
@@ -107,7 +122,9 @@ def test_the_rule_equals_its_definition(sweep, pruner, chance):
         if rival is not None:
             assert admitted(rival, trial)
             reached = [o for o in rivals if signal(pruner.signal, o, last) is not None]
-            leads = {o.number: (signal(pruner.signal, o, last), -o.user_attrs[SIZE], -o.number) for o in reached}
+            leads = {
+                o.number: (signal(pruner.signal, o, last), [-cost for cost in spent(o)], -o.number) for o in reached
+            }
             assert rival.number == max(leads, key=leads.__getitem__)
 
 
@@ -236,6 +253,18 @@ def test_an_inner_pruner_sees_exactly_what_is_not_larger():
         assert not PeerScope(spy).prune(study, trial)
         assert (spy.seen, spy.complete) == ({t.number for t in shown}, set(complete))
         assert spy.best == max(complete, key=complete.__getitem__)
+
+
+def test_an_inner_pruner_sees_nothing_that_exceeds_one_of_several_costs():
+    chance = random.Random(1)
+    costs = [[chance.randint(1, 3), chance.randint(1, 3)] for _ in range(30)]
+    study = study_of([entry(9, [chance.random()], **{COSTS: each}) for each in costs])
+    for trial in study.trials:
+        spy = Spy()
+        PeerScope(spy).prune(study, trial)
+        assert spy.seen == {
+            k for k, (a, b) in enumerate(costs) if a <= costs[trial.number][0] and b <= costs[trial.number][1]
+        }
 
 
 def options(kind: str, scope: str | None = None) -> EarlyTerminate:

@@ -71,6 +71,25 @@ def quiet(sweep: Spec, **options: Any) -> Study:
 # --- the space
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_is_told_the_costs_that_the_file_chooses(method):
+    sweep = spec(method=method, objectives=["val_accuracy", "macs", "size_bytes"])
+    study = Study(sweep)
+    (first, *_) = found = run(study, 14)  # the sampler has proposed some of them
+    assert len({trial.trial_id for trial in found}) == 14
+    assert [one.name for one in study.search.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+    assert study.search.metric_names == ["val_accuracy", "macs", "size_bytes"]
+    costs = [first.structure.macs(first.depth), first.sizes.size_bytes]
+    told = next(one for one in study.search.trials if one.user_attrs.get("trial_id") == first.trial_id)
+    assert told.values == [0.3, *costs]
+    assert told.user_attrs["costs"] == costs
+    again = Study(sweep)
+    again.restore([result(first, 0.3)])
+    assert again.search.trials[0].values == [0.3, *costs]
+    assert again.curves.trials[0].user_attrs["costs"] == costs
+    assert "costs" not in Study(spec())._attributes(first)  # a study over bytes is as it was
+
+
 def test_axes_become_distributions_and_constants_do_not():
     axes = {
         "depth": {"values": [2, 3, 4]},

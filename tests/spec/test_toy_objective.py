@@ -8,7 +8,7 @@ from qdtune.spec.tasks import ACCURACY
 from qdtune.sweep.loggers import final_numbers
 from tests.toy import ROOT, copy_package, evaluate, run
 
-ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=8)
+ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=8, is_cost=True)
 OBJECTIVES = (
 """
 SWEEP = """version: 1
@@ -16,6 +16,7 @@ name: a
 parameters: {depth: {values: [1, 2, 3]}}
 data: {dataset: synthetic, val_size: 100}
 """
+FRONT = f"{SWEEP}objectives: [val_accuracy, toy]\n"
 SCRIPT = f"""
 import json
 import pyarrow as pa
@@ -28,11 +29,11 @@ from qdtune.store.front import front_cells
 from qdtune.store.pareto_table import aggregate, table_front
 from qdtune.sweep.loggers import final_numbers
 
-spec = loads({SWEEP!r}.encode(), "a.yaml")
+spec = loads({FRONT!r}.encode(), "a.yaml")
 trials = plan(spec).trials
 told = {{"state": "ok", "val_accuracy": 0.9, "test_accuracy": 0.8}}
 rows = [one.columns | told | {{"size_bytes": 100, "seed": seed}} for one in trials for seed in (0, 1)]
-pareto = aggregate(pa.Table.from_pylist(rows, schema=trials_schema()), bootstrap=True)
+pareto = aggregate(pa.Table.from_pylist(rows, schema=trials_schema()), bootstrap=True, costs=spec.costs)
 study = Study(spec).search
 print(json.dumps({{
     "columns": [("toy", pa.int64()) in zip(one.names, one.types) for one in (trials_schema(), pareto_schema())],
@@ -42,7 +43,7 @@ print(json.dumps({{
     "p_front": dict(zip(pareto["depth"].to_pylist(), pareto["p_front"].to_pylist())),
     "table": front_cells(table_front(pareto), {{"depth"}}),
     "study": [[one.name for one in study.directions], study.metric_names],
-    "values": [front_values(one, 0.9) for one in trials if one.depth == 3],
+    "values": [front_values(one, 0.9, spec.costs) for one in trials if one.depth == 3],
     "logged": final_numbers(spec.metric),
 }}))
 """
@@ -55,11 +56,10 @@ def direction(request):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory, direction):
-    """A copy of the package with one objective more, which the front is over; no file but its own differs."""
+    """A copy of the package with one objective more, which a sweep file chooses; no file but its own differs."""
     edits = {
         "OBJECTIVES = (\n": ENTRY.format(direction=direction),
         ")\nKNOWN_BEFORE": "    TOY,\n)\nKNOWN_BEFORE",
-        "FRONT_COSTS = (SIZE_BYTES,)": "FRONT_COSTS = (TOY,)",
     }
     folder = copy_package(tmp_path_factory.mktemp("tree"), edits={"spec/objectives.py": edits})
     (folder / "bound.yaml").write_text(f"{SWEEP}constraints: [toy <= 20, toy > 10]\n")
@@ -93,6 +93,16 @@ def test_a_constraint_with_a_mistake_says_its_name(tree):
     assert told.startswith("error: wrong.yaml:7:")
     assert "constraints[1]: 'toys <= 20' is not allowed (like 'size_bytes <= 8192': one of params," in told
     assert ", activation_bytes, toy, depth, weight_bits; <= < >= > ==; a number)" in told
+
+
+def test_a_dry_run_and_a_mistake_name_it(tree):
+    (tree / "front.yaml").write_text(FRONT)
+    told = run(tree, "-m", "qdtune", "launch", "front.yaml", "--dry-run").stdout
+    assert "front over      val_accuracy, toy\n" in told
+    assert "  toy           10 to 30 toy, 3 different\n" in told
+    (tree / "front.yaml").write_text(FRONT.replace(", toy]", ", toys]"))
+    told = run(tree, "-m", "qdtune", "launch", "front.yaml", "--dry-run", code=2).stderr
+    assert "objectives[1]: unknown 'toys'; did you mean 'toy'?" in told
 
 
 def test_rows_of_an_older_version_read_as_null(tree):

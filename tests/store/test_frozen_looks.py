@@ -80,3 +80,17 @@ def test_the_budget_may_change_and_so_may_the_way_a_file_writes_the_same(tmp_pat
 def test_a_sweep_may_begin_to_decide_in_a_folder_without_looks(tmp_path):
     earlier = Spec.model_validate(EARLIER.to_dict() | {"replicate": None})
     check(EARLIER, earlier, folder_of(tmp_path / "a", earlier))
+
+
+FRONT = sweep(AXES, replicate={"questions": ["front"]})
+OTHER = Spec.model_validate(FRONT.to_dict() | {"objectives": ["val_accuracy", "macs"]})
+
+
+def test_other_objectives_are_refused_only_if_the_front_is_a_question(tmp_path):
+    folder = folder_of(tmp_path / "a", EARLIER)
+    with pytest.raises(
+        SpecError, match=r"objectives: \['val_accuracy', 'size_bytes'\] there, \['val_accuracy', 'macs'\]"
+    ):
+        check(OTHER, FRONT, folder)
+    check(Spec.model_validate(EARLIER.to_dict() | {"objectives": ["val_accuracy", "macs"]}), EARLIER, folder)
+    check(Spec.model_validate(FRONT.to_dict() | {"objectives": ["val_accuracy", "size_bytes"]}), FRONT, folder)

@@ -15,6 +15,7 @@ from qdtune.analysis.run import Run
 from qdtune.search.queue import Queue
 from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import COSTS
 from qdtune.spec.plan import make_trial, plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.store.cohorts import find_stored_cohorts
@@ -33,7 +34,7 @@ ACCURACIES = [0.5, 0.6, 0.7, math.nan, None]
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
-def spec(method: str = "grid", pruner: Any = None, replicate: Any = None) -> Spec:
+def spec(method: str = "grid", pruner: Any = None, replicate: Any = None, objectives: Any = None) -> Spec:
     return Spec.model_validate(
         {
             "version": 1,
@@ -46,12 +47,14 @@ def spec(method: str = "grid", pruner: Any = None, replicate: Any = None) -> Spe
             "train": {"qat": {"epochs": EPOCHS}},
             "early_terminate": pruner or {"type": "pareto", "risk": None},
             "replicate": replicate,
+            "objectives": objectives,
         }
     )
 
 
 SPECS = [
-    spec(method, pruner, replicate)
+    spec(method, pruner, replicate, objectives)
+    for objectives in (None, ["val_accuracy", "macs"], ["val_accuracy", "macs", "size_bytes"])
     for method in ("grid", "tpe")
     for pruner in ({"type": "pareto", "risk": None}, {"type": "none"}, {"type": "median", "scope": "all"})
     for replicate in (
@@ -109,7 +112,7 @@ def stored(draw: st.DrawFn, any_end: bool = False) -> tuple[Spec, Any, Any]:
 def reader_of(sweep: Spec, trials: Any, history: Any) -> Run:
     listed = frozenset(trial.key for trial in plan(sweep).trials) if sweep.method == "grid" else None
     planned = sweep.run_cap or 6
-    return Run("a", "a", sweep, trials, history, aggregate(trials), (), planned, listed=listed)
+    return Run("a", "a", sweep, trials, history, aggregate(trials, costs=sweep.costs), (), planned, listed=listed)
 
 
 def queue_of(sweep: Spec, trials: Any, history: Any) -> Queue:
@@ -143,7 +146,8 @@ def test_rows_and_results_are_the_same_cohorts(tables: tuple[Spec, Any, Any]) ->
     assert found.keys() == same.keys()
     for name, one in found.items():
         other = same[name]
-        assert (one.size_bytes, one.state) == (other.size_bytes, other.state)
+        assert [one.value_of(cost) for cost in COSTS] == [other.value_of(cost) for cost in COSTS]
+        assert one.state == other.state
         assert one.score == pytest.approx(other.score, abs=0, nan_ok=True)
         assert one.scores == other.scores
         assert set(map(repr, one.ends)) == set(map(repr, other.ends))

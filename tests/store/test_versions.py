@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from qdtune.analysis.run import load_run
 from qdtune.commands import launch, verify
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import load
@@ -54,3 +55,31 @@ def test_a_sweep_of_every_version_is_whole_and_done(run, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "all done before" in told
     assert re.search(r"76 +1 +1 +24\.22% ± 0\.00 +25\.00% ± 0\.00 +2", told)
+
+
+@pytest.mark.parametrize("version", ["v3", "v8"])
+def test_other_objectives_draw_the_front_of_an_old_run_anew(version, tmp_path, monkeypatch, capsys):
+    """A table of v3 has no column of multiplications: they are counted again."""
+    run = Path(shutil.copytree(RUNS / version, tmp_path / "runs" / "tiny"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(run / "sweep.yaml", "tiny.yaml")
+    argv = ["tiny.yaml", "--set", "objectives=[val_accuracy, macs, size_bytes]"]
+    assert launch.main(argv) == 0
+    told = capsys.readouterr().out
+    assert "the front is drawn anew, over MACs and bytes instead of bytes" in told
+    assert "Pareto front on synthetic over MACs and bytes: " in told
+    spec = load(run / "sweep.yaml")
+    assert spec.objectives == ("val_accuracy", "macs", "size_bytes")
+    table = pq.read_table(run / "pareto.parquet")
+    macs = {trial.trial_id: trial.structure.macs(trial.depth) for trial in plan(spec).trials}
+    assert dict(zip(table["trial_id"].to_pylist(), table["macs"].to_pylist(), strict=True)) == macs
+    assert table.schema.metadata[b"qdtune.costs"] == b"macs,size_bytes"
+    assert None not in table["pareto_rank"].to_pylist()
+    assert load_run(run).front().num_rows == table["is_pareto"].to_pylist().count(True)
+    assert verify.main([str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("all whole")
+    assert launch.main(argv) == 0
+    assert "drawn anew" not in capsys.readouterr().out
+    assert launch.main(["tiny.yaml"]) == 0
+    assert "over bytes instead of MACs and bytes" in capsys.readouterr().out
+    assert b"qdtune.costs" not in pq.read_schema(run / "pareto.parquet").metadata

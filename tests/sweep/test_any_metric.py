@@ -1,9 +1,12 @@
 """What a running sweep says when it is judged by another metric than accuracy."""
 
+import math
+
 import pytest
 
-from qdtune.commands.dry_run import _training_facts
 from qdtune.commands.trained_models import _best_row
+from qdtune.commands.training_facts import list_training_facts
+from qdtune.pareto import hypervolume
 from qdtune.spec.objectives import untrained_value
 from qdtune.spec.plan import plan
 from qdtune.spec.tasks import ACCURACY, AUC, F1, MAE, METRICS, MSE, R2
@@ -72,6 +75,21 @@ def test_the_hypervolume_of_r2_starts_at_zero(tmp_path, monkeypatch):
     assert made._of["qdtune_hypervolume"] == {(): 0.0}  # all are worse than the mean of the targets
 
 
+def test_the_hypervolume_is_over_the_costs_of_the_file(tmp_path, monkeypatch):
+    theirs = {name: (Series, *rest) for name, (_, *rest) in sweep_metrics.GAUGES.items()}
+    monkeypatch.setattr(sweep_metrics, "GAUGES", theirs)
+    spec = make_spec("regression", "r2", ["objectives=[val_r2, macs, size_bytes]"])
+    table = aggregate(write_run(tmp_path / "run", spec, lambda skill: skill).trials(), costs=spec.costs)
+    made = SweepMetrics(spec, plan(spec).trials)
+    made.stand(["ok"] * 12, table)
+    rows = table.to_pylist()
+    corner = [0, 1 + math.log2(max(row["macs"] for row in rows)), math.log2(4 * max(row["params"] for row in rows))]
+    costs = [[-row["val_r2"], math.log2(row["macs"]), math.log2(row["size_bytes"])] for row in rows]
+    assert made._of["qdtune_hypervolume"][()] == pytest.approx(hypervolume(costs, corner))
+    (_, what, _) = made.metrics["qdtune_hypervolume"]
+    assert what.endswith("r2 above that of an untrained network times halvings of MACs times halvings of bytes")
+
+
 def test_trackers_get_the_columns_of_the_metric():
     assert final_numbers(MAE, (R2,))[:3] == ["test_mae", "float_val_mae", "test_r2"]
     assert final_numbers(ACCURACY)[:2] == ["test_accuracy", "float_val_accuracy"]
@@ -100,6 +118,6 @@ def test_the_best_seed_is_exported(metric, seed):
 
 def test_a_dry_run_says_what_judges():
     spec = make_spec("regression", "mae")
-    assert ("task", "regression, judged by mae (lowest is best)") in list(_training_facts(spec, plan(spec)))
+    assert ("task", "regression, judged by mae (lowest is best)") in list(list_training_facts(spec, plan(spec)))
     spec = make_spec("classification", "accuracy")
-    assert "task" not in dict(_training_facts(spec, plan(spec)))
+    assert "task" not in dict(list_training_facts(spec, plan(spec)))
