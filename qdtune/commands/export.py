@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qdtune.commands.output import print_wrapped
 from qdtune.commands.parser import Parser, print_error, run_command
@@ -63,13 +64,16 @@ def _read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="DIR", help="folder for the files, on this machine")
     default, *others = FORMAT_NAMES
-    names = " or ".join([f"{default} (default)", *others])
+    names = " or ".join([", ".join([f"{default} (default)", *others[:-1]]), others[-1]])
     parser.add_argument("--format", choices=FORMAT_NAMES, default=default, help=names)
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed to export (default: the best on the validation split)"
     )
     for option in FORMAT_OPTIONS:
-        how = {"action": "store_const", "const": GIVEN} if option.is_switch else {"choices": option.choices or None}
+        how: dict[str, Any] = {"action": "store_const", "const": GIVEN}
+        if not option.is_switch:
+            word = None if option.choices else option.flag.rpartition("-")[2].upper()
+            how = {"choices": option.choices or None, "metavar": word}
         parser.add_argument(option.flag, dest=option.flag, help=option.help, **how)
     arguments = parser.read(argv)
     if arguments.run is None:

@@ -20,6 +20,8 @@ from qdtune.commands import export, trained_models, verify
 from qdtune.commands.loaded_run import LoadedRun
 from qdtune.datasets.load import load
 from qdtune.messages import SpecError
+from qdtune.model.c.host import Comparison, CompileError, find_compiler
+from qdtune.model.formats import c as c_format
 from qdtune.model.formats import onnx as onnx_format
 from qdtune.model.formats.known import FORMAT_NAMES, FORMATS
 from qdtune.model.formats.packed import one_seed
@@ -377,6 +379,62 @@ def test_a_file_that_is_wrong_once_written_is_told(swept, tmp_path, capsys, monk
     code, printed, err = told(capsys, swept[0].root, "--trial", trial_id, "--out", tmp_path, "--format", form)
     assert (code, printed) == (4, "")
     assert re.fullmatch(rf"error: {tmp_path}/\S* {what}.*\n", err), err
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
+def test_c_is_compiled_and_compared_over_the_test_set(swept, tmp_path, capsys, monkeypatch):
+    store, _ = swept
+    by_bits = {t.act_bits: t.trial_id for t in plan(loads(SWEEP.encode(), "tiny.yaml").resolve("digits")).trials}
+    out = tmp_path / "out"
+    code, printed, err = told(capsys, store.root, "--trial", by_bits[8], "--out", out, "--format", "c")
+    assert (code, err) == (0, "")
+    compiler = find_compiler()[0]
+    line = "0 of 3,600 logits differ from those of reader.py (360 test rows of digits, compiled by "
+    assert f"{by_bits[8]}: {line}{compiler})" in " ".join(printed.split())
+    names = {f"{by_bits[8]}{end}" for end in (".c", ".h", ".c.json")}
+    assert {path.name for path in out.iterdir()} == names
+    card = json.loads((out / f"{by_bits[8]}.c.json").read_text())
+    assert (card["format"], card["file"]) == ("c", f"{by_bits[8]}.c")
+    assert card["file_bytes"] == (out / card["file"]).stat().st_size
+    code, printed, err = told(capsys, store.root, "--trial", by_bits[None], "--out", out, "--format", "c")
+    assert (code, err) == (0, "")
+    assert "sums of floats: 0 of 360 classes differ from those of reader.py" in " ".join(printed.split())
+
+    (out / f"{by_bits[8]}.h").write_text("// mine")
+    code, printed, err = told(capsys, store.root, "--trial", by_bits[8], "--out", out, "--format", "c")
+    assert (code, printed) == (2, "")
+    assert "holds something else, and nothing is overwritten" in err
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "line"),
+    [
+        (Comparison(10, 3, 0.1, 1, 1), 4, "must give the logits of reader.py, got 3 others of 100 (10 rows"),
+        (Comparison(10, 0, 0.0, 1, 1), 4, "must find the classes of reader.py, got 1 others of 10 (10 rows"),
+        (Comparison(10, 0, 0.0, 1, 0), 0, "0 of 100 logits differ from those of reader.py (10 rows"),
+        (CompileError("gcc: no"), 4, "must compile and run, got gcc: no"),
+        (None, 0, "not compiled: there is no C compiler here"),
+    ],
+)
+def test_what_a_check_of_c_finds_is_told(swept, tmp_path, capsys, monkeypatch, found, code, line):
+    def compare(*_):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    trials = plan(loads(SWEEP.encode(), "tiny.yaml").resolve("digits")).trials
+    trial_id = next(trial.trial_id for trial in trials if trial.act_bits == 8)
+    monkeypatch.setattr(c_format, "find_compiler", lambda: None if found is None else ["gcc"])
+    monkeypatch.setattr(c_format, "find_rows", lambda *_: (np.zeros((10, 64), np.uint8), "10 rows"))
+    monkeypatch.setattr(c_format, "compare", compare)
+    ended, printed, err = told(capsys, swept[0].root, "--trial", trial_id, "--out", tmp_path, "--format", "c")
+    assert ended == code
+    assert line in " ".join((printed + err).split())
+
+
+def test_options_of_c_go_with_no_other_format(swept, tmp_path, capsys):
+    line = refused(capsys, tmp_path / "out", swept[0].root, "--front", "--measure")
+    assert line.startswith("--measure does not go with --format packed")
 
 
 def test_no_two_formats_share_a_name_or_a_file():

@@ -171,8 +171,13 @@ def write_product(text: Text, op: Op, taken: str, total: str) -> tuple[str, str]
     Unsigned codes are summed, and what all of them are off by is added afterwards: as much as the sum of the inputs.
     """
     scheme, inputs = scheme_of(op), op["shape"][1]
-    product = f"{text.share(kernels.dot(scheme, taken, total))}(&w, x, {inputs}U)"
-    if total == "float" or scheme.is_ternary or not scheme.low:
+    codes, _ = kernels.GROUPS.get(scheme.bits, (0, 0))
+    if total != "float" and codes and inputs % codes == 0 and not scheme.is_packed_ternary:
+        kernel, is_unsigned = kernels.dot_groups(scheme, taken, total), True
+    else:
+        kernel, is_unsigned = kernels.dot(scheme, taken, total), total != "float" and not scheme.is_ternary
+    product = f"{text.share(kernel)}(&w, x, {inputs}U)"
+    if not (is_unsigned and scheme.low):
         return "", product
     summed = text.share(kernels.sum_inputs(taken, total))
     begin = f"    const {total} rest = {scheme.low} * {summed}(x, {inputs}U);\n"

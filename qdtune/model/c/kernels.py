@@ -159,6 +159,56 @@ static {total} {name}(qd_stream *w, const {x} *x, uint32_t n)
     )
 
 
+# bits -> codes and bytes of a group that begins and ends with a byte
+GROUPS = {1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (4, 2), 8: (4, 4)}
+
+
+def dot_groups(scheme: Scheme, x: str, total: str) -> tuple[str, str]:
+    """As `dot` for whole numbers, if each row is whole groups of codes: no bit is left over from row to row.
+
+    Codes that are -1, 0 or 1 need no multiplication: each bit is a mask for the input, and the sums of both bits are
+    put together at the end.
+    """
+    name = f"qd_groups_{scheme.name}_{TYPES[x]}"
+    codes, size = GROUPS[scheme.bits]
+    read = " | ".join(f"(uint32_t)at[{i}] << {8 * i}" if i else "at[0]" for i in range(size))
+    has_masks = scheme.is_binary or scheme.is_ternary
+    lines = [_add_code(scheme.bits, codes, i, f"({total})x[{i}]", total, has_masks) for i in range(codes)]
+    body = "\n        ".join(lines if scheme.bits == 8 else [f"const uint32_t u = {read};", *lines])
+    more = f"    {total} high = 0;\n" if has_masks and scheme.bits == 2 else ""
+    return (
+        name,
+        f"""
+static {total} {name}(qd_stream *w, const {x} *x, uint32_t n)
+{{
+    const uint8_t *at = w->at;
+    {total} low = 0;
+{more}    for (const {x} *end = x + n; x != end; x += {codes}, at += {size}) {{
+        {body}
+    }}
+    w->at = at;
+    return {"low + 2 * high" if more else "low"};
+}}
+""",
+    )
+
+
+def _add_code(bits: int, codes: int, i: int, value: str, total: str, has_masks: bool) -> str:
+    """The statements that add an input times code `i` of a group."""
+    if has_masks:
+        names = ("low", "high")[:bits]
+        return " ".join(f"{name} += {_mask(value, bits * i + k, total)};" for k, name in enumerate(names))
+    if bits == 8:
+        return f"low += ({total})at[{i}] * {value};"
+    code = f"(u >> {bits * i})" if i else "u"
+    return f"low += ({total}){f'({code} & {2**bits - 1}U)' if i < codes - 1 or bits * codes < 8 else code} * {value};"
+
+
+def _mask(value: str, bit: int, total: str) -> str:
+    """The value where a bit of `u` is set, else 0."""
+    return f"({value} & -({total})({f'(u >> {bit})' if bit else 'u'} & 1U))"
+
+
 def sum_inputs(x: str, total: str) -> tuple[str, str]:
     """The name and text of the function that sums inputs."""
     name = f"qd_sum_{TYPES[x]}"
@@ -206,27 +256,26 @@ def tap(x: str, plane: str, weight: str, is_small: bool) -> tuple[str, str]:
         is_small: whether it is -1, 0 or 1.
     """
     name = f"qd_tap_{TYPES[x]}_{plane.removesuffix('_t')}{'_small' if is_small else ''}"
-    value = f"({plane})x[place]" if plane != x else "x[place]"
+    value = f"({plane})*from" if plane != x else "*from"
     w = "w" if plane == weight else f"({plane})w"
-    adds = (f"*to += {value};", f"*to -= {value};", f"*to += {w} * {value};")
-    one, minus, times = (
-        f"for (; column < s->out_width && left < s->width; column++, left += s->stride[1], to++) {{\n"
-        f"                const int32_t place = top * s->width + left;\n                {text}\n            }}"
-        for text in adds
-    )
-    inner = f"if (w > 0) {{\n            {one}\n            }} else {{\n            {minus}\n            }}"
+    loop = "for (int32_t n = count; n > 0; n--, from += stride, to++) {{ *to {} {}; }}"
+    one, minus, times = loop.format("+=", value), loop.format("-=", value), loop.format("+=", f"{w} * {value}")
+    inner = f"if (w > 0) {{ {one} }} else {{ {minus} }}" if is_small else times
     return (
         name,
         f"""
 static void {name}({plane} *sums, const {x} *x, {weight} w, const qd_window *s, int32_t ky, int32_t kx)
 {{
-    int32_t top = ky * s->dilation[0] - s->before[0];
+    const int32_t stride = s->stride[1];
+    int32_t top = ky * s->dilation[0] - s->before[0], left = kx * s->dilation[1] - s->before[1], first = 0;
+    for (; left < 0; left += stride) {{ first++; }}
+    int32_t count = left < s->width ? (s->width - left + stride - 1) / stride : 0;
+    if (count > s->out_width - first) {{ count = s->out_width - first; }}
     for (int32_t row = 0; row < s->out_height; row++, top += s->stride[0]) {{
-        int32_t left = kx * s->dilation[1] - s->before[1], column = 0;
         if (top < 0 || top >= s->height) {{ continue; }}
-        while (left < 0) {{ left += s->stride[1]; column++; }}
-        {plane} *to = sums + row * s->out_width + column;
-        {inner if is_small else times}
+        const {x} *from = x + top * s->width + left;
+        {plane} *to = sums + row * s->out_width + first;
+        {inner}
     }}
 }}
 """,

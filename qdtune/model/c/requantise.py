@@ -14,7 +14,7 @@ these sums. So the accuracy that was measured with the float program is that of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +25,8 @@ Floats = NDArray[np.float32]
 LARGEST_SHIFT = 40
 LARGEST_TABLE = 2**8  # steps; a network of more bits in its activations computes in floats where it needs a table
 INT32, FAR = 2**31 - 1, 2**60
+NEARLY = 2**24  # the largest multiplier of a line with exceptions: as fine as float32
+LARGEST_EXCEPTIONS = 96  # of a layer, with 5 to 7 bytes each: float code takes 2 KB and more on a core without floats
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 # What is tried around the rounded slope. float32 rounds sums of millions, which bends the line in its last bits.
 SMALLEST_MULTIPLIER = 0.75  # below it, all of them would be 0
@@ -172,6 +174,7 @@ class Requantiser:
         codes: (K + 1,), the first one that of a `scaled` below everything.
         table: (K,), rising; None: the shift decides.
         largest: the largest magnitude that `scaled` and what is added to it can have.
+        exceptions: (E, 3), in the order of channels: the channel, a sum, and the code that it has in spite of all.
     """
 
     multiplier: Array
@@ -181,6 +184,7 @@ class Requantiser:
     codes: Array
     table: Array | None
     largest: int
+    exceptions: Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))
 
     @property
     def is_wide(self) -> bool:
@@ -194,6 +198,12 @@ class Requantiser:
 
     def codes_of(self, sums: Array) -> Array:
         """The codes (N, C) of sums (N, C)."""
+        codes = self._scale(sums)
+        for channel, one, code in self.exceptions:
+            codes[sums[:, channel] == one, channel] = code
+        return codes
+
+    def _scale(self, sums: Array) -> Array:
         scaled = sums * self.multiplier + self.offset
         if self.table is not None:
             return self.codes[np.searchsorted(self.table, scaled, side="right")]
@@ -207,12 +217,15 @@ class Requantiser:
 def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
     """A requantiser that steps at exactly these sums, with the smallest shift that has one; None if there is none.
 
+    Where sums are many and codes too, float32 rounds some of them over a step. No straight line follows it there, so
+    the best line gets exceptions: as a rule a few sums among ten thousands.
+
     Args:
         found: what it must equal.
         slope: (C,), how much larger the number that is rounded becomes with each sum times `sign`; >= 0.
     """
     steps = found.steps
-    count = len(steps.at)
+    count, close = len(steps.at), None
     if (np.diff(steps.codes) == 1).all() or steps.codes.tolist() == [-1, 1]:
         spacing = float(np.diff(steps.at.astype(np.float64)).mean()) if count > 1 else float(slope.max(initial=1.0))
         for shift in range(LARGEST_SHIFT + 1):
@@ -225,8 +238,9 @@ def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
                 multiplier, offset = _fit_all(found, slope * unit, *_list_wanted(steps, shift, to_even))
                 if offset is not None:
                     return _make(found, multiplier, offset, shift, to_even, None)
-    if count > LARGEST_TABLE:
-        return None
+        close = _fit_nearly(found, slope / max(spacing, 1e-300))
+    if count > LARGEST_TABLE or (close is not None and 2 * len(close.exceptions) <= count):
+        return close
     for shift in range(LARGEST_SHIFT + 1):
         unit = 2.0**shift
         reach = max(float(slope.max(initial=0.0)), float(abs(steps.at.astype(np.float64)).max(initial=0.0))) * unit
@@ -236,7 +250,55 @@ def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
         multiplier, offset = _fit_all(found, slope * unit, table, 1)
         if offset is not None:
             return _make(found, multiplier, offset, 0, False, table)
-    return None
+    return close
+
+
+def _fit_nearly(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
+    """The line with the fewest exceptions; None if there are too many.
+
+    Args:
+        found: what it must equal.
+        slope: (C,), how many codes a sum is worth.
+    """
+    shift = min(LARGEST_SHIFT, int(np.log2(NEARLY / slope.max()))) if slope.any() else 0
+    if shift < 1:
+        return None
+    multiplier = np.rint(slope * 2.0**shift).astype(np.int64)
+    best: Requantiser | None = None
+    for to_even in (False, True):
+        wanted, scale = _list_wanted(found.steps, shift, to_even)
+        low, high = _limit_offsets(found, wanted, scale, multiplier)
+        offset = np.array([_choose_most(*both) for both in zip(low, high, strict=True)], np.int64)
+        made = _make(found, multiplier, offset, shift, to_even, None)
+        exceptions = _find_exceptions(found, wanted, scale, multiplier, offset)
+        if exceptions is not None and (best is None or len(exceptions) < len(best.exceptions)):
+            best = replace(made, exceptions=exceptions)
+    return best
+
+
+def _choose_most(low: Array, high: Array) -> int:
+    """An offset between as many pairs of limits (K,) as possible."""
+    starts, ends = np.sort(low), np.sort(high)
+    held = np.searchsorted(starts, starts, side="right") - np.searchsorted(ends, starts, side="left")
+    return int(starts[held.argmax()])
+
+
+def _find_exceptions(found: Thresholds, wanted: Array, scale: int, multiplier: Array, offset: Array) -> Array | None:
+    """The sums at which a line is wrong, (E, 3): channel, sum, code; None if there are too many."""
+    wrong: set[tuple[int, int, int]] = set()
+    for channel, (m, b) in enumerate(zip(multiplier.tolist(), offset.tolist(), strict=True)):
+        right, low, high = found.sums[channel], found.range.low[channel], found.range.high[channel]
+        line = -((scale * b - wanted) // (scale * m)) if m else np.where(scale * b >= wanted, low, high + 1)
+        for a, z in zip(np.minimum(line, right), np.maximum(line, right), strict=True):
+            begin, end = max(int(a), int(low)), min(int(z), int(high) + 1)  # the line steps too early or too late
+            if end - begin > LARGEST_EXCEPTIONS or len(wrong) > LARGEST_EXCEPTIONS:
+                return None
+            sums = np.arange(begin, end)
+            codes = found.steps.codes[np.searchsorted(right, sums, side="right")]
+            wrong |= set(
+                zip([channel] * len(sums), (sums * found.sign[channel]).tolist(), codes.tolist(), strict=True)
+            )
+    return np.array(sorted(wrong), np.int64).reshape(-1, 3)
 
 
 def _list_wanted(steps: Steps, shift: int, to_even: bool) -> tuple[Array, int]:
@@ -286,14 +348,16 @@ def _find_offsets(found: Thresholds, wanted: Array, scale: int, multiplier: Arra
 
     A step at a sum that is never reached, or below the smallest one, asks for one side only.
     """
-    low = np.full(len(multiplier), -FAR, np.int64)
-    high = -low
+    low, high = _limit_offsets(found, wanted, scale, multiplier)
+    return low.max(1, initial=-FAR), high.min(1, initial=FAR)
+
+
+def _limit_offsets(found: Thresholds, wanted: Array, scale: int, multiplier: Array) -> tuple[Array, Array]:
+    """The lowest and the highest offset (C, K) with which a multiplier takes each step where it must."""
     sums, m = found.sums, multiplier[:, None]
     is_reached, is_left = sums <= found.range.high[:, None], sums > found.range.low[:, None]
-    at_least = np.where(is_reached, -((scale * m * sums - wanted) // scale), low[:, None])
-    below = np.where(is_left, -(-(wanted - scale * m * (sums - 1)) // scale) - 1, high[:, None])
-    if sums.shape[1]:
-        low, high = np.maximum(low, at_least.max(1)), np.minimum(high, below.min(1))
+    low = np.where(is_reached, -((scale * m * sums - wanted) // scale), -FAR)
+    high = np.where(is_left, -(-(wanted - scale * m * (sums - 1)) // scale) - 1, FAR)
     return low, high
 
 

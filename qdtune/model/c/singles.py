@@ -32,7 +32,9 @@ def add_code(text: Text, model: Model, k: int, stage: Stage, whole: Requantiser)
         scaled += f" + {add}"
     is_final = whole.table is not None or whole.is_binary
     lines = [f"{'const ' if is_final else ''}{kind} number = {scaled};"]
-    if not (is_input or "[o]" in scaled):
+    if len(whole.exceptions):
+        lines.append(_add_exceptions(text, k, whole, is_input))
+    elif not (is_input or "[o]" in scaled):
         lines.append("(void)o;")
     low, high = int(whole.codes[0]), int(whole.codes[-1])
     if whole.is_binary:
@@ -49,6 +51,24 @@ def add_code(text: Text, model: Model, k: int, stage: Stage, whole: Requantiser)
         lines.append(f"return number < {low} ? {low} : number > {high} ? {high} : {cast}number;")
     arguments = f"{total} sum" if is_input else f"{total} sum, uint32_t o"
     _add(text, f"int32_t code_{k}({arguments})", lines)
+
+
+def _add_exceptions(text: Text, k: int, whole: Requantiser, is_input: bool) -> str:
+    """A statement that returns the codes of single sums. Most channels have none."""
+    channels, sums, codes = whole.exceptions.T
+    text.add_array(f"odd_sums_{k}", "int32_t", [literal(int(n), "int32_t") for n in sums])
+    narrow = "int8_t" if abs(codes).max() < 2**7 else "int16_t" if abs(codes).max() < 2**15 else "int32_t"
+    text.add_array(f"odd_codes_{k}", narrow, [str(int(n)) for n in codes])
+    if is_input:
+        places = "0U", f"{len(sums)}U"
+    else:
+        ends = np.searchsorted(channels, np.arange(len(whole.multiplier) + 1))
+        text.add_array(f"odd_{k}", "uint8_t", [str(int(n)) for n in ends])
+        places = f"odd_{k}[o]", f"odd_{k}[o + 1U]"
+    return (
+        f"for (uint32_t i = {places[0]}; i < {places[1]}; i++) "
+        f"{{ if (odd_sums_{k}[i] == sum) {{ return odd_codes_{k}[i]; }} }}"
+    )
 
 
 def _look_up(text: Text, k: int, whole: Requantiser) -> list[str]:
