@@ -120,8 +120,10 @@ def _copy(body: _Body) -> str:
 def _average(text: Text, averaging: Op) -> str:
     """The expression of pixel `o` of averaged images."""
     (height, width), (rows, columns) = averaging["image"][1:], averaging["size"]
-    bits = 32 if 511 * height * width < 2**32 else 64  # twice the sum of all pixels, and half a pixel
-    made = kernels.AVERAGE.format(h=rows, w=columns, H=height, W=width, area=height * width, bits=bits)
+    area = height * width
+    bits = 32 if 511 * area < 2**32 else 64  # twice the sum of all pixels, and half a pixel
+    quotient = kernels.divide(f"2U * sum + {area}U", 511 * area, 2 * area)
+    made = kernels.AVERAGE.format(h=rows, w=columns, H=height, W=width, bits=bits, quotient=quotient)
     text.shared.setdefault("qd_average", made)
     image, place = f"x + o / {rows * columns}U * {height * width}U", f"o % {rows * columns}U"
     return f"qd_average({image}, {place} / {columns}U, {place} % {columns}U)"

@@ -98,9 +98,29 @@ static uint8_t qd_average(const uint8_t *image, uint32_t i, uint32_t j)
             sum += (uint{bits}_t)(bottom - top) * (right - left) * image[y * {W}U + x];
         }}
     }}
-    return (uint8_t)((2U * sum + {area}U) / (2U * {area}U));
+    return (uint8_t)({quotient});
 }}
 """
+
+
+def divide(number: str, largest: int, by: int) -> str:
+    """The expression of a whole number divided by a constant, rounded down: by a product and a shift if that is exact.
+
+    A core without a division calls a function of some hundred instructions for it.
+
+    Args:
+        number: its expression, uint32_t.
+        largest: that it can be.
+        by: the constant.
+    """
+    halvings = (by & -by).bit_length() - 1
+    number, largest, by = f"(({number}) >> {halvings})", largest >> halvings, by >> halvings
+    for shift in range(32):
+        factor = -(-(1 << shift) // by)
+        # Granlund and Montgomery 1994, theorem 4.2: exact if what the factor is too large stays below a unit.
+        if (factor * by - (1 << shift)) * largest < 1 << shift and factor * largest < 1 << 32:
+            return f"({number} * {factor}U) >> {shift}" if shift else number
+    return f"{number} / {by}U"
 
 
 def dot(scheme: Scheme, x: str, total: str) -> tuple[str, str]:
