@@ -3,6 +3,7 @@
 The ordinary suite runs in several processes (pytest-xdist); anything narrower, and slow tests, in one.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,15 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and what a test starts would inherit that
+
+
+# All that collection imports and makes stays until the end: to look for garbage in it is a quarter of collection.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 settings.register_profile("same", derandomize=True, deadline=None)  # the same in every run, on busy machines, too

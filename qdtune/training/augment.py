@@ -1,6 +1,13 @@
 """Distorts the training images anew in every epoch (Simard, Steinkraus and Platt 2003, section 2).
 
-Alphabet: N samples, I in = C * side^2 pixels, channel by channel and row by row, C channels.
+An epoch draws up to `DRAWS` distortions and applies each of them to as many images, which lie side by side. So an
+image gets another one in each epoch, of the same distribution as if it had been drawn for this image alone. Images of
+one distortion share the places from which their pixels come, which saves most of the time.
+
+Images that are averaged down are not distorted pixel by pixel first: each of their pixels is looked up in images in
+which every pixel is already the mean of the square that a smaller pixel covers, see `averaging.blur_images`.
+
+Alphabet: N samples, I in = C * side^2 pixels, channel by channel and row by row, C channels, D distortions.
 """
 
 from __future__ import annotations
@@ -15,42 +22,66 @@ from torch import Tensor
 SHIFTS = 9  # of an image: none, and one pixel towards each side and corner
 SIGMA, ALPHA = 4.0, 34.0  # the paper's, for a side of 28 pixels (its 29 include an empty row)
 TURN, MOVE, SCALE = math.radians(10), 0.1, 0.1  # the most that `affine` does: radians, part of the side, part of 1
-WARP_ROWS = 4096  # images distorted at a time; this bounds the memory of their displacements
-CACHED_NUMBERS = 100_000  # of images that `affine` resamples at a time on a CPU: in its cache it takes half the time
+DRAWS = 1024  # distortions of an epoch, but for `shift`; fewer images have one each
+WARP_ROWS = 4096  # images distorted at a time on a GPU; this bounds the memory of their displacements
+_STAY = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # the map that moves nothing
+# A float32 of this size holds whole numbers only, and its bits, read as an integer, end with those of what was added.
+# torch rounds and converts to uint8 in three times the time.
+_ROUNDED = 1.5 * 2**23
+CACHED_NUMBERS = 100_000  # of images that are distorted at a time on a CPU: in its cache it takes half the time
 
 Image = tuple[int, int, int]  # channels, height and width, which are equal
 
 
-def distort_images(x: Tensor, augment: str, draw: torch.Generator, image: Image, plain_share: float = 0.0) -> Tensor:
+def distort_images(
+    x: Tensor,
+    augment: str,
+    draw: torch.Generator,
+    image: Image,
+    plain_share: float = 0.0,
+    plain: Tensor | None = None,
+) -> Tensor:
     """All images, each one distorted, but some left as they are.
 
     Args:
         x: uint8 (N, I).
         augment: `shift`, `elastic`, `affine` or `affine_elastic`.
         draw: a generator on the CPU, so that the images are the same on every device.
-        image: what a row is.
+        image: what a row of x is.
         plain_share: the chance, 0 to 1, that an image stays as it is.
+        plain: uint8 (N, C * fewer^2), the images as they are if they have fewer pixels than x, which then holds their
+            `blur_images`; distorted ones get as many pixels. Not with `shift`. None: x.
     """
+    plain = x if plain is None else plain
+    side = math.isqrt(plain.shape[1] // image[0])
     if not plain_share:
-        return _distort_all(x, augment, draw, image)
+        return _distort_all(x, augment, draw, image, side)
     chosen = (torch.rand(len(x), generator=draw) >= plain_share).nonzero().squeeze(1).to(x.device)
-    return x.index_copy(0, chosen, _distort_all(x[chosen], augment, draw, image)) if len(chosen) else x
+    made = _distort_all(x.index_select(0, chosen), augment, draw, image, side)
+    if x.is_cuda:
+        return plain.index_copy(0, chosen, made)
+    result = plain.clone()
+    result.numpy()[chosen.numpy()] = made.numpy()  # torch copies byte by byte, which takes eight times as long
+    return result
 
 
-def _distort_all(x: Tensor, augment: str, draw: torch.Generator, image: Image) -> Tensor:
+def _distort_all(x: Tensor, augment: str, draw: torch.Generator, image: Image, side: int) -> Tensor:
+    """Images of `side` pixels a side, all of them distorted."""
     if augment == "shift":
         return shift_images(x, torch.randint(SHIFTS, (len(x),), generator=draw).to(x.device), image)
-    maps = None if augment == "elastic" else draw_maps(len(x), draw).to(x.device)
-    if maps is not None and augment == "affine":
-        size = WARP_ROWS if x.is_cuda else max(1, CACHED_NUMBERS // x.shape[1])
-        pairs = zip(x.split(size), maps.split(size), strict=True)
-        return torch.cat([map_images(rows, some, image) for rows, some in pairs])
-    warped = []
-    for start in range(0, len(x), WARP_ROWS):
-        part = slice(start, start + WARP_ROWS)
-        noise = 2 * torch.rand(len(x[part]), 2, *image[1:], generator=draw) - 1
-        warped.append(warp_images(x[part], noise.to(x.device), image, None if maps is None else maps[part]))
-    return torch.cat(warped)
+    group = max(1, -(-len(x) // DRAWS))  # images of one distortion
+    count = -(-len(x) // group)
+    maps = draw_maps(count, draw).to(x.device) if "affine" in augment else _STAY.to(x.device).expand(count, 2, 3)
+    found = x.new_empty(len(x), image[0] * side**2)
+    size = max(1, (WARP_ROWS if x.is_cuda else CACHED_NUMBERS // x.shape[1]) // group)
+    for start in range(0, count, size):
+        places = map_places(maps[start : start + size], side)
+        if "elastic" in augment:
+            noise = 2 * torch.rand(len(places), 2, *image[1:], generator=draw) - 1
+            places = places + bend_places(noise.to(x.device), side)
+        part = slice(start * group, (start + size) * group)
+        resample_images(x[part], places, image, out=found[part])
+    return found
 
 
 def shift_images(x: Tensor, shift: Tensor, image: Image) -> Tensor:
@@ -73,32 +104,8 @@ def shift_images(x: Tensor, shift: Tensor, image: Image) -> Tensor:
     return result.flatten(1)
 
 
-def warp_images(x: Tensor, noise: Tensor, image: Image, maps: Tensor | None = None) -> Tensor:
-    """All images under an elastic distortion: each pixel comes from a place nearby, close to that of its neighbours.
-
-    The displacement is `noise`, smoothed with a Gaussian of `SIGMA` pixels and multiplied by `ALPHA`. Its root mean
-    square is 1.4 pixels. Both constants scale with the side of the image. Values between pixels are interpolated
-    linearly.
-
-    Args:
-        x: uint8 (N, I).
-        noise: (N, 2, side, side), uniform in -1..1: for columns and for rows.
-        image: as of `distort_images`.
-        maps: of `map_images`, which are then applied too, in the same interpolation.
-    """
-    side = image[-1]
-    place = torch.arange(side, dtype=torch.float32, device=x.device)
-    sigma, alpha = SIGMA * side / 28, ALPHA * (side / 28) ** 2  # a wider Gaussian makes the noise smaller
-    kernel = torch.exp(-((place[:, None] - place) ** 2) / (2 * sigma**2)) / (sigma * (2 * torch.pi) ** 0.5)
-    displaced = alpha * (kernel @ noise @ kernel)  # (N, 2, side, side), in pixels
-    if maps is not None:
-        return _resample(x, _place_pixels(maps, side) + 2 * displaced / side, image)
-    rows, columns = torch.meshgrid(place, place, indexing="ij")
-    return _resample(x, (2 * (torch.stack([columns, rows]) + displaced) + 1) / side - 1, image)
-
-
 def draw_maps(n: int, draw: torch.Generator) -> Tensor:
-    """Maps (n, 2, 3) for `map_images`: a turn, a scale and a move of each image, all uniform in their ranges.
+    """Maps (n, 2, 3) for `map_places`: a turn, a scale and a move of each image, all uniform in their ranges.
 
     An image is turned about its centre by up to `TURN` in either direction, scaled by 1 - `SCALE` to 1 + `SCALE`, and
     then moved by up to `MOVE` of its side in each direction.
@@ -111,22 +118,43 @@ def draw_maps(n: int, draw: torch.Generator) -> Tensor:
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
 
 
-def map_images(x: Tensor, maps: Tensor, image: Image) -> Tensor:
-    """All images, each one under an affine map; pixels from outside are 0, values between pixels are interpolated.
+def map_places(maps: Tensor, side: int) -> Tensor:
+    """The places from which pixels come under affine maps: columns and rows, (D, 2, side, side).
+
+    -1 and 1 are the outer edges of the image.
 
     Args:
-        x: uint8 (N, I).
-        maps: (N, 2, 3); the pixel at p = (column, row, 1), where -1 and 1 are the outer edges of the image, comes
-            from the place `maps` @ p.
-        image: as of `distort_images`.
+        maps: (D, 2, 3); the pixel at p = (column, row, 1) comes from the place `maps` @ p.
+        side: of the images that are made.
     """
-    return _resample(x, _place_pixels(maps, image[-1]), image)
-
-
-def _place_pixels(maps: Tensor, side: int) -> Tensor:
-    """The places (N, 2, side, side) from which pixels come: columns and rows, in -1..1 between the outer edges."""
     # One product of matrices: `affine_grid` multiplies image by image, which takes longer than all the rest.
     return (maps.reshape(-1, 3) @ _pixels(side, maps.device)).view(-1, 2, side, side)
+
+
+def bend_places(noise: Tensor, side: int) -> Tensor:
+    """How far an elastic distortion moves these places, (D, 2, side, side), in the same unit.
+
+    Each pixel comes from a place nearby, close to that of its neighbours: the displacement is `noise`, smoothed with
+    a Gaussian of `SIGMA` pixels and multiplied by `ALPHA`. Its root mean square is 1.4 pixels. Both constants scale
+    with the side of the image.
+
+    Args:
+        noise: for each pixel of the images from which pixels come, uniform in -1..1: for columns and for rows.
+        side: of the images that are made.
+    """
+    pixels = noise.shape[-1]
+    alpha = ALPHA * (pixels / 28) ** 2  # a wider Gaussian makes the noise smaller
+    kernel = _gaussians(pixels, side, noise.device)
+    return 2 * alpha / pixels * (kernel @ noise @ kernel.T)
+
+
+@lru_cache(maxsize=8)
+def _gaussians(pixels: int, side: int, device: torch.device) -> Tensor:
+    """The weight of each of `pixels` at the centre of each of `side` pixels over the same length, (side, pixels)."""
+    sigma = SIGMA * pixels / 28
+    place = torch.arange(pixels, dtype=torch.float32, device=device)
+    centre = (torch.arange(side, dtype=torch.float32, device=device) + 0.5) * (pixels / side) - 0.5
+    return torch.exp(-((centre[:, None] - place) ** 2) / (2 * sigma**2)) / (sigma * (2 * torch.pi) ** 0.5)
 
 
 @lru_cache(maxsize=8)
@@ -137,7 +165,22 @@ def _pixels(side: int, device: torch.device) -> Tensor:
     return torch.stack([columns.flatten(), rows.flatten(), torch.ones_like(rows).flatten()])
 
 
-def _resample(x: Tensor, places: Tensor, image: Image) -> Tensor:
-    """The images whose pixels come from these places, (N, 2, side, side) in -1..1 between the outer edges."""
-    found = F.grid_sample(x.unflatten(1, image).float(), places.movedim(1, -1), align_corners=False)
-    return found.round_().to(torch.uint8).flatten(1)
+def resample_images(x: Tensor, places: Tensor, image: Image, out: Tensor) -> None:
+    """Makes images whose pixels come from these places.
+
+    Values between pixels are interpolated linearly; pixels from outside are 0.
+
+    Args:
+        x: uint8 (N, I).
+        places: (D, 2, side, side) in -1..1 between the outer edges of an image, columns and rows. The first N / D
+            images (rounded up) share the first of them, as many images the second, and so on.
+        image: what a row of x is.
+        out: uint8 (N, C * side^2), to be filled.
+    """
+    floats = x.float()
+    if missing := -len(x) % len(places):
+        floats = F.pad(floats, (0, 0, 0, missing))
+    channels = floats.view(len(places), -1, *image[1:])  # (D, C N / D, H, W)
+    found = F.grid_sample(channels, places.movedim(1, -1).contiguous(), align_corners=False)
+    whole = found.add_(_ROUNDED).view(torch.int32)  # its last byte is the number, rounded
+    out.copy_(whole.view(-1, out.shape[1])[: len(x)])

@@ -39,6 +39,21 @@ def test_progress_shows_the_value_and_names_it(table, capsys, monkeypatch):
     assert f"best mae {best[MAE.val]:.4f} at {best['size_bytes']} bytes" in capsys.readouterr().out
 
 
+def test_progress_names_each_cost_of_the_best_on_the_front(tmp_path, capsys, monkeypatch):
+    """Over several costs the last row of the front is not the best one."""
+    monkeypatch.setenv("COLUMNS", "400")
+    spec = make_spec("regression", "mae", ["objectives=[val_mae, macs, size_bytes]"])
+    table = aggregate(write_run(tmp_path / "run", spec, lambda skill: 1 - skill).trials(), costs=spec.costs)
+    front = table_front(table)
+    rows = front.to_pylist()
+    best = min(rows, key=lambda row: row[MAE.val])
+    shown = SweepProgress(console(), 1, Start(), {"depth", "weight_bits"}, {"warmup": 2, "qat": 4}, MAE)
+    shown.start("a", "d1 w2")
+    shown.finish("a", "ok", front.take(list(range(len(rows)))[::-1]), 1, 4)
+    said = f"best mae {best[MAE.val]:.4f} at {best['macs']:,} MACs, {best['size_bytes']:,} bytes"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_gauges_are_named_by_the_metric(metric):
     spec = make_spec("binary" if metric in (ACCURACY, F1, AUC) else "regression", metric.name)

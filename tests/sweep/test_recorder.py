@@ -19,6 +19,7 @@ from qdtune.search.study import Study
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
+from qdtune.store.columns import costs_in
 from qdtune.store.folder import StorageError
 from qdtune.store.results import result_of
 from qdtune.store.store import Store
@@ -52,11 +53,11 @@ class FullDisk(Store):
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """A recorder without Ray, on a disk that is full."""
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Recorder]:
+    """A recorder without Ray, on a disk that is full; a parameter is what the sweep file says in addition."""
     monkeypatch.setattr(module, "SweepMetrics", MagicMock())
     monkeypatch.setattr(result_writer, "RETRY_S", 0.02)
-    spec = loads(SWEEP, "written.yaml")
+    spec = loads(SWEEP + getattr(request, "param", b""), "written.yaml")
     queue = Queue(spec, plan(spec).trials, Study(spec, tmp_path / "study.journal"), [])
     progress = SweepProgress(console(), queue.total, Start(), set(), {"warmup": 1, "qat": 3})
     recorder = Recorder(queue, FullDisk(tmp_path / "written"), progress, MagicMock(), {}, [])
@@ -96,6 +97,16 @@ def test_a_pending_write_is_retried_while_tune_calls_nobody(recorder: Recorder) 
     until(lambda: not recorder.writer.is_behind)
     assert recorder.next() is not None
     assert len(recorder.queue.results) == 1
+
+
+@pytest.mark.parametrize("recorder", [b"objectives: [val_accuracy, macs, size_bytes]\n"], indirect=True)
+def test_the_front_that_is_shown_is_over_the_costs_of_the_sweep(recorder: Recorder) -> None:
+    recorder.store.is_full = False
+    for _ in range(2):
+        end(recorder)
+        until(lambda: not recorder.writer.is_behind)
+    recorder.close()
+    assert [cost.name for cost in costs_in(recorder.progress.front)] == ["macs", "size_bytes"]
 
 
 def test_a_storage_that_goes_on_failing_ends_the_sweep_while_tune_calls_nobody(

@@ -5,16 +5,30 @@ import math
 import pytest
 import torch
 
+from qdtune.datasets.dataset import Averaging
 from qdtune.training.augment import (
     ALPHA,
+    DRAWS,
     SHIFTS,
     SIGMA,
-    WARP_ROWS,
+    bend_places,
     distort_images,
-    map_images,
+    map_places,
+    resample_images,
     shift_images,
-    warp_images,
 )
+from qdtune.training.averaging import average_images, blur_images
+
+NO_MAP = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+
+
+def bend_images(images, noise, image):
+    """Each image under its own elastic distortion."""
+    side = image[-1]
+    found = torch.empty_like(images)
+    places = map_places(NO_MAP.expand(len(images), 2, 3), side) + bend_places(noise, side)
+    resample_images(images, places, image, found)
+    return found
 
 
 @pytest.mark.parametrize(("colours", "side"), [(1, 4), (3, 5), (1, 1)])
@@ -41,7 +55,7 @@ def test_warped_pixels_come_from_where_the_smoothed_noise_says(colours, side):
     draw = torch.Generator().manual_seed(side)
     images = torch.randint(0, 256, (3, colours, side, side), generator=draw, dtype=torch.uint8)
     noise = 6 * (2 * torch.rand(3, 2, side, side, generator=draw) - 1)  # strong: over the edges, too
-    found = warp_images(images.flatten(1), noise, (colours, side, side)).view_as(images)
+    found = bend_images(images.flatten(1), noise, (colours, side, side)).view_as(images)
     sigma, alpha = SIGMA * side / 28, ALPHA * (side / 28) ** 2
     moves = []
     for n in range(3):
@@ -66,7 +80,7 @@ def test_warped_pixels_come_from_where_the_smoothed_noise_says(colours, side):
 
 def test_without_noise_nothing_is_warped():
     images = torch.arange(2 * 784).remainder(256).to(torch.uint8).view(2, 784)
-    assert torch.equal(warp_images(images, torch.zeros(2, 2, 28, 28), (1, 28, 28)), images)
+    assert torch.equal(bend_images(images, torch.zeros(2, 2, 28, 28), (1, 28, 28)), images)
 
 
 def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
@@ -81,28 +95,42 @@ def test_elastic_moves_pixels_by_more_than_one_and_neighbours_alike():
 
 
 @pytest.mark.parametrize("augment", ["shift", "elastic", "affine", "affine_elastic"])
-def test_distorted_images_are_of_the_generator_alone_and_each_its_own(augment):
+def test_distorted_images_are_of_the_generator_alone_and_few_share_a_distortion(augment):
     image = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    images = image.expand(WARP_ROWS + 50, 64)
+    images = image.expand(3 * DRAWS - 5, 64)
     draws = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
     one, again, other = (distort_images(images, augment, draw, (1, 8, 8)) for draw in draws)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     assert (one.shape, one.dtype) == (images.shape, torch.uint8)
-    kinds = len(one.unique(dim=0))
-    assert kinds == SHIFTS if augment == "shift" else kinds > WARP_ROWS / 2
-    assert not torch.equal(one[:50], one[WARP_ROWS:])  # what is warped together does not draw alike
+    kinds, counts = one.unique(dim=0, return_counts=True)
+    if augment == "shift":
+        assert len(kinds) == SHIFTS
+    else:
+        assert len(kinds) > 0.95 * DRAWS
+        assert counts.median() == 3
 
 
-NO_MAP = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+@pytest.mark.parametrize("augment", ["affine", "elastic", "affine_elastic"])
+def test_an_image_is_distorted_as_if_it_were_alone(augment, monkeypatch):
+    """Whatever shares its distortion, and however many are distorted at a time."""
+    images = torch.randint(0, 256, (11, 2 * 49), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    monkeypatch.setattr("qdtune.training.augment.DRAWS", 4)
+    few = distort_images(images, augment, torch.Generator().manual_seed(1), (2, 7, 7))
+    monkeypatch.setattr("qdtune.training.augment.CACHED_NUMBERS", 1)
+    assert torch.equal(few, distort_images(images, augment, torch.Generator().manual_seed(1), (2, 7, 7)))
+    for first in range(3):  # of each three that share one
+        alone = torch.cat([images, images])[first : first + 12 : 3]
+        found = distort_images(alone, augment, torch.Generator().manual_seed(1), (2, 7, 7))
+        assert torch.equal(found[: len(few[first::3])], few[first::3])
 
 
 @pytest.mark.parametrize("side", [28, 16, 5])
 def test_a_map_that_moves_nothing_gives_the_image(side):
     images = torch.arange(2 * 3 * side**2).remainder(256).to(torch.uint8).view(2, -1)
-    assert torch.equal(map_images(images, NO_MAP.expand(2, 2, 3), (3, side, side)), images)
-    both = warp_images(images, torch.zeros(2, 2, side, side), (3, side, side), NO_MAP.expand(2, 2, 3))
-    assert torch.equal(both, images)
+    found = torch.empty_like(images)
+    resample_images(images, map_places(NO_MAP[None], side), (3, side, side), found)
+    assert torch.equal(found, images)
 
 
 @pytest.mark.parametrize("augment", ["affine", "affine_elastic"])
@@ -141,3 +169,32 @@ def test_plain_images_are_as_many_as_asked_for_and_others_in_each_epoch():
         assert 70 < plain[-1].sum() < 130
     assert not torch.equal(*plain)
     assert torch.equal(distort_images(images, "affine", torch.Generator(), (1, 8, 8), plain_share=1.0), images)
+
+
+@pytest.mark.parametrize(
+    ("augment", "side", "share"), [("affine", 8, 0.1), ("affine", 14, 0.1), ("elastic", 14, 0.2)]
+)
+def test_smaller_images_are_about_the_distorted_ones_averaged_down(augment, side, share):
+    """The same distortions in one step; neither sharper nor more blurred."""
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.rand(200, 1, 6, 6, generator=draw) ** 2
+    images = torch.nn.functional.interpolate(255 * noise, size=28, mode="bicubic").clamp(
+        0, 255
+    )  # strokes of 4 pixels
+    images = images.to(torch.uint8).flatten(1)
+    how = Averaging((1, 28, 28), (side, side))
+    plain = average_images(images, how)
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    found = distort_images(blur_images(images, how), augment, draws[0], (1, 28, 28), plain=plain).float()
+    expected = average_images(distort_images(images, augment, draws[1], (1, 28, 28)), how).float()
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    inside[2:-2, 2:-2] = True
+    inside = inside.flatten()
+
+    def distance(a, b):
+        return (a - b)[:, inside].square().mean().sqrt().item()
+
+    assert distance(found, expected) < share * distance(plain.float(), expected)
+    assert found[:, inside].std().item() == pytest.approx(expected[:, inside].std().item(), rel=0.03)
+    some = distort_images(blur_images(images, how), augment, draws[0], (1, 28, 28), 0.5, plain)
+    assert 60 < (some == plain).all(1).sum() < 140

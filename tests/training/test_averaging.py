@@ -23,7 +23,7 @@ from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.structure import mlp_structure
 from qdtune.training.augment import distort_images
-from qdtune.training.averaging import average_images
+from qdtune.training.averaging import average_images, blur_images
 from qdtune.training.cohort import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
@@ -161,14 +161,42 @@ def test_a_wide_image_is_averaged_down_once_for_all_trials():
     assert replace(data, val_x=data.train_x).averaged(how).val_x.shape == (150, 30)
 
 
-@pytest.mark.parametrize("augment", ["shift", "elastic"])
-def test_images_are_distorted_before_they_are_averaged_down(augment):
+def test_images_are_averaged_as_the_reader_does_whatever_the_sums():
+    for shape, size in SIZES:
+        op, x = {"image": list(shape), "size": list(size)}, images(shape, 250)
+        assert np.array_equal(average_images(torch.from_numpy(x), Averaging(shape, size)), reader.average(x, op))
+
+
+def test_blurred_images_are_what_the_weights_say():
+    """At half the side, a pixel averaged down has the weights 1/2, 1/2: a variance of 1/4, as 1/8, 3/4, 1/8."""
+    x = torch.zeros(1, 36, dtype=torch.uint8)
+    x[0, 7] = 200  # the second row and column
+    found = blur_images(x, Averaging((1, 6, 6), (3, 3))).view(6, 6)
+    weights = torch.tensor([0.125, 0.75, 0.125, 0, 0, 0])
+    assert torch.equal(found, (200 * weights[:, None] * weights + 0.5).floor().to(torch.uint8))
+    assert torch.equal(blur_images(x, Averaging((1, 6, 6), (6, 6))), x)
+
+
+def test_images_are_moved_before_they_are_averaged_down():
     info = DatasetInfo(200, 108, 2, (3, 6, 6))
     data = Tensors.of(cut("mine:data", colours(), 50, info), CPU)
     draws = [torch.Generator().manual_seed(5) for _ in range(2)]
-    found = data.averaged(info.averaging(4)).distort(augment, draws[0])
-    whole = distort_images(data.train_x, augment, draws[1], (3, 6, 6))
+    found = data.averaged(info.averaging(4)).distort("shift", draws[0])
+    whole = distort_images(data.train_x, "shift", draws[1], (3, 6, 6))
     assert torch.equal(found, average_images(whole, info.averaging(4)))
+
+
+@pytest.mark.parametrize("augment", ["affine", "elastic"])
+def test_other_distortions_average_images_down_in_the_same_step(augment):
+    info = DatasetInfo(200, 108, 2, (3, 6, 6))
+    data = Tensors.of(cut("mine:data", colours(), 50, info), CPU)
+    how = info.averaging(4)
+    seen = data.averaged(how)
+    draws = [torch.Generator().manual_seed(5) for _ in range(2)]
+    found = seen.distort(augment, draws[0], 0.5)
+    blurred = blur_images(data.train_x, how)
+    assert torch.equal(found, distort_images(blurred, augment, draws[1], (3, 6, 6), 0.5, seen.train_x))
+    assert 40 < (found == seen.train_x).all(1).sum() < 110
 
 
 def test_an_autoencoder_gives_back_the_images_averaged_down():
