@@ -21,6 +21,7 @@ from docs import tables
 from qdtune import reader
 from qdtune.commands.launch import main as launch
 from qdtune.messages import SpecError
+from qdtune.model.c.program import to_c
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, load, loads
 from qdtune.store.pareto_table import table_front
@@ -68,7 +69,7 @@ def place(tmp_path_factory):
     return folder
 
 
-def packed_model(depth: int = 2) -> bytes:
+def packed_model(depth: int = 2, act_bits: int | None = None) -> bytes:
     from torch import nn
 
     from qdtune.model.factored import decompose
@@ -77,7 +78,7 @@ def packed_model(depth: int = 2) -> bytes:
     from qdtune.model.quantize import quantize
 
     model = nn.Sequential(nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10))
-    quantize(decompose(model, depth=depth), weight_bits=2)
+    quantize(decompose(model, depth=depth), weight_bits=2, act_bits=act_bits)
     return one_seed(pack_replicas({0: model}, "TRIAL_ID", 784, 10), 0)
 
 
@@ -105,7 +106,7 @@ def test_python_blocks_run(block, place, monkeypatch, capsys):
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc here to compile the example in C")
 def test_the_c_program_gives_the_logits_of_the_reader(tmp_path):
-    (block,) = blocks("c")
+    block, _ = blocks("c")  # the other one is the sketch of `to-the-device.md`
     (tmp_path / "net.c").write_text(block.text)
     strict = ["-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror"]
     subprocess.run(["gcc", *strict, "net.c", "-o", "net"], cwd=tmp_path, check=True)
@@ -119,6 +120,24 @@ def test_the_c_program_gives_the_logits_of_the_reader(tmp_path):
         assert np.allclose([float(word) for word in done.stdout.split()], logits, rtol=1e-4, atol=1e-5)
     (tmp_path / "model.safetensors").write_bytes(blob + bytes(96))  # the data of a larger network
     assert subprocess.run(command, cwd=tmp_path, input=pixels.tobytes(), stdout=subprocess.DEVNULL).returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc here to compile the example in C")
+def test_the_sketch_answers_with_the_class_of_the_reader(tmp_path):
+    _, block = blocks("c")
+    blob = packed_model(depth=1, act_bits=8)
+    made = to_c(reader.load(blob), "TRIAL_ID")
+    (tmp_path / "TRIAL_ID.h").write_text(made.header)
+    (tmp_path / "TRIAL_ID.c").write_text(made.source)
+    board = "#include <stdio.h>\nvoid setup(void); void loop(void);\nint serial_read(void) { return getchar(); }\n"
+    board += 'void serial_print(int32_t n) { printf("%d\\n", (int)n); }\n'
+    board += "int main(void) { setup(); for (int n = 0; n < 3 * 784; n++) { loop(); } return 0; }\n"
+    (tmp_path / "sketch.c").write_text(block.text + board)
+    strict = ["-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+    subprocess.run(["gcc", *strict, "sketch.c", "TRIAL_ID.c", "-o", "sketch"], cwd=tmp_path, check=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 784), np.uint8)
+    done = subprocess.run(["./sketch"], cwd=tmp_path, input=pixels.tobytes(), stdout=subprocess.PIPE, check=True)
+    assert [int(line) for line in done.stdout.split()] == reader.load(blob).logits(pixels).argmax(1).tolist()
 
 
 def test_the_split_of_digits_is_that_of_the_page(monkeypatch, tmp_path):

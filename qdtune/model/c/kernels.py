@@ -104,7 +104,7 @@ static uint8_t qd_average(const uint8_t *image, uint32_t i, uint32_t j)
 
 
 def divide(number: str, largest: int, by: int) -> str:
-    """The expression of a whole number divided by a constant, rounded down: by a product and a shift if that is exact.
+    """The expression of a whole number divided by a constant, rounded down: a product and a shift if that is exact.
 
     A core without a division calls a function of some hundred instructions for it.
 
