@@ -82,7 +82,7 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
         f"error: a.yaml:3: parameters.weight_bits.values[1]: 4.5 is not a whole number {right}",
         "error: a.yaml:5: unknown key 'dta'; did you mean 'data'? (version, name, description, method, run_cap,"
         " duplicates, parameters, exclude, seeds, data, model, train, early_terminate, replicate, objectives,"
-        " resources, run, fallback)",
+        " constraints, resources, run, fallback)",
     ]
 
 
