@@ -43,8 +43,8 @@ settings.load_profile("same")
 # Tests that start Ray or share a launch, by folder, module or name: each of these lists runs in turn, in one process
 # and before all others, so that no more than two Rays run at a time; a third process has the other tests meanwhile.
 IN_TURN = (
-    ("with_ray", "test_api", "test_trainings_give_the_recorded_numbers"),
-    ("test_driver", "test_loggers", "test_security"),
+    ("test_driver", "test_loggers", "test_security", "test_api", "test_trainings_give_the_recorded_numbers"),
+    ("with_ray",),
 )
 PROCESSES = 3
 
@@ -102,11 +102,11 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def eager_launch(tmp_path_factory: pytest.TempPathFactory) -> "Launched":
-    """The golden sweep, trained by `qdtune.run` with Ray: one launch for the tests of the call and of the numbers."""
+def eager_launch(seen: "Seen", tmp_path_factory: pytest.TempPathFactory) -> "Launched":
+    """The golden sweep, finished by `qdtune.run`: one launch for the tests of the call, the numbers, the trackers."""
     from tests.launched import launch_eager
 
-    return launch_eager(tmp_path_factory.mktemp("eager"))
+    return launch_eager(seen, tmp_path_factory.mktemp("eager"))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """One launch that is looked at while it runs, with its dashboard, and is then stopped by Ctrl-C.
 
-What it left open and told is tested in test_security.py; sweep/test_driver.py finishes what it left to do.
+What it left open and told is tested in test_security.py; launched.py finishes what it left to do.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import pickle
 import re
@@ -24,16 +25,8 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.store.store import Store
 
-SWEEP = """\
-version: 1
-name: tiny
-parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 2, 3, 4, 5, 6, 7, 8]}}
-seeds: [0, 1]
-data: {dataset: synthetic, val_size: 128}
-model: {name: mlp, hidden: [8]}
-train: {batch_size: 8, warmup: {epochs: 1}, qat: {epochs: 8}}
-run: {max_concurrent_trials: 1}
-"""
+SWEEP = Path(__file__).parent / "golden" / "eager.yaml"
+LEFT_OUT = {"depth": 3, "weight_bits": 8}  # of the sweep: what goes on with it has one configuration more
 CANARIES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "LOGNAME")
 
 
@@ -66,15 +59,16 @@ class Seen:
 
 def launch_seen(home: Path) -> Seen:
     """Launches the sweep in a folder, looks at it and stops it."""
-    (home / "tiny.yaml").write_text(SWEEP)
+    content = SWEEP.read_bytes()
+    (home / "eager.yaml").write_bytes(content)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     environment |= {name: f"CANARY-{name}-0123456789abcdef" for name in CANARIES}
-    found = Seen(home / "runs" / "tiny", home / "marker")
-    spec = loads(SWEEP.encode(), "tiny.yaml").resolve("synthetic")
-    trap(found.folder, spec, found.marker)
+    found = Seen(home / "runs" / "eager", home / "marker")
+    fewer = "exclude=" + json.dumps([*loads(content, "eager.yaml").to_dict()["exclude"], LEFT_OUT])
+    trap(found.folder, loads(content, "eager.yaml", [fewer]), found.marker)
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
         environment |= {"HOME": str(home), "RAY_TMPDIR": scratch}
-        line = [sys.executable, "-m", "qdtune.launch", "tiny.yaml"]
+        line = [sys.executable, "-m", "qdtune.launch", "eager.yaml", "--set", fewer]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         old = os.umask(0)  # as lax as can be
         process = subprocess.Popen(line, cwd=home, env=environment, text=True, **pipes)

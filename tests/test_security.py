@@ -30,7 +30,17 @@ from qdtune.spec.sweep_file import loads
 from qdtune.store.store import Store
 from qdtune.sweep import cluster
 from qdtune.terminal import _Console, console
-from tests.seen import SWEEP, Seen, Trap, results, trap
+from tests.seen import Seen, Trap, results, trap
+
+SWEEP = """\
+version: 1
+name: tiny
+parameters: {depth: {values: [1, 2]}, weight_bits: {values: [1, 2, 3, 4]}}
+seeds: [0, 1]
+data: {dataset: synthetic, val_size: 128}
+model: {name: mlp, hidden: [8]}
+train: {batch_size: 8, warmup: {epochs: 1}, qat: {epochs: 8}}
+"""
 
 # What the metadata of a Parquet file may hold, and no more: versions, and the commit of qdtune itself.
 METADATA = {"qdtune.schema_version", "qdtune.sha256", "qdtune.git_commit"} | {
@@ -118,7 +128,7 @@ def test_metadata_of_parquet_is_a_fixed_list(seen: Seen) -> None:
     for path in files:
         keys = {key.decode() for key in pq.read_metadata(path).metadata} - {"ARROW:schema"}
         assert keys <= METADATA, path
-    assert {path.parent.name for path in files} == {"tiny", "trials", "history"}
+    assert {path.parent.name for path in files} == {"eager", "trials", "history"}
 
 
 def test_pickle_in_a_run_folder_is_not_read_by_a_sweep(seen: Seen) -> None:

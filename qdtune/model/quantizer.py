@@ -6,7 +6,7 @@ Sources: the notebook's `SymQuantSTE`; `scale_mix` names those of the rules.
 
 The straight-through estimator uses `detach`. As a `torch.autograd.Function`, its gradients are silently zero under
 `torch.compile(vmap(grad))`. Bits and rule enter the arithmetic as tensors, so one compiled training step serves every
-bit width.
+bit width, and all rules but `lsq`, which needs less arithmetic.
 """
 
 from __future__ import annotations
@@ -153,6 +153,9 @@ class Quantizer(nn.Module):
 
     def _exact_step(self, x: Tensor) -> Tensor:
         """The step size of x by the rule, before it is rounded."""
+        learned = self._learned_step(x)
+        if self.scale == "lsq":  # the same number, without two passes over x
+            return learned.clamp_min(SMALLEST_STEP)
         fixed = x.detach()
         low, high = torch.aminmax(fixed) if self.rows is None else torch.aminmax(fixed, dim=-1, keepdim=True)
         # A range without zero, or of one value: its largest magnitude gets the outermost code. max - min, which is 0
@@ -160,14 +163,19 @@ class Quantizer(nn.Module):
         beside = (low > 0) | (high < 0) | (low == high)
         reach = torch.maximum(-low, high) * ((self.high - self.low) / self.high)
         spread, mean = torch.where(beside, reach, high - low), self._mean_magnitude(fixed)
-        # The gradient of a learned step is divided by sqrt(N * Q). N is the number of weights that share it, or of
-        # features of one sample (Esser et al. 2020, section 2.2).
+        step = self.mix[0] * spread + self.mix[1] * mean + self.mix[2] * learned
+        return step.clamp_min(SMALLEST_STEP)
+
+    def _learned_step(self, x: Tensor) -> Tensor:
+        """The learned step size.
+
+        Its gradient is divided by sqrt(N * Q). N is the number of weights that share it, or of features of one sample
+        (Esser et al. 2020, section 2.2).
+        """
         count = x.numel() if self.rows is None and not self.observe else x[0].numel()
         damping = 1 / (math.sqrt(count) * self.high.sqrt())
         learned = self.step.abs() * damping
-        learned = learned + (self.step.abs() - learned).detach()
-        step = self.mix[0] * spread + self.mix[1] * mean + self.mix[2] * learned
-        return step.clamp_min(SMALLEST_STEP)
+        return learned + (self.step.abs() - learned).detach()
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:

@@ -205,7 +205,7 @@ def _count_more(spec: Spec, all_of_plan: Sequence[float], warm: float) -> tuple[
 def _list_steps(trial: Configuration) -> set[tuple[object, ...]]:
     """What decides the machine code of its steps, see `step.StepShape`."""
     shape = (trial.hidden, trial.depth, trial.activation, trial.decompose)
-    quantised = (trial.weight_bits == FLOAT_BITS, trial.act_bits is None, trial.granularity)
+    quantised = (trial.weight_bits == FLOAT_BITS, trial.act_bits is None, trial.granularity, trial.scale == "lsq")
     return {(*shape, *quantised), (*shape,)} if trial.warmup.epochs else {(*shape, *quantised)}
 
 

@@ -20,7 +20,7 @@ from qdtune.model import networks
 from qdtune.model.dropout import replace_dropout
 from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
-from qdtune.spec.axes import BIAS, OVERHEAD
+from qdtune.spec.axes import BIAS, OVERHEAD, SCALE
 from qdtune.spec.blocks import CnnLayer
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.configuration import Configuration
@@ -52,6 +52,7 @@ class StepShape:
     cnn: tuple[CnnLayer, ...] | None = None  # the layers of a `cnn` before its hidden ones
     overhead: str = OVERHEAD.default
     bias: str = BIAS.default
+    learns_steps: bool = False  # by the rule `lsq`, which does not look at the numbers
 
     @classmethod
     def of(cls, trial: Configuration, inputs: int, outputs: int, phase: str) -> StepShape:
@@ -59,6 +60,7 @@ class StepShape:
         warmup = phase == "warmup"
         settings = trial.warmup if warmup else trial.qat
         float_weights = True if warmup else which_are_float(trial.bits)
+        float_inputs = True if warmup else which_are_float(trial.input_bits)
         return cls(
             inputs,
             outputs,
@@ -67,7 +69,7 @@ class StepShape:
             trial.depth,
             trial.activation,
             float_weights=float_weights,
-            float_inputs=True if warmup else which_are_float(trial.input_bits),
+            float_inputs=float_inputs,
             optimizer=settings.optimizer,
             momentum=settings.momentum,
             granularity="tensor" if float_weights is True else trial.granularity,
@@ -78,6 +80,7 @@ class StepShape:
             cnn=trial.cnn_layers,
             overhead=OVERHEAD.default if warmup else trial.overhead,
             bias=trial.bias,
+            learns_steps=trial.scale == "lsq" and not (float_weights is float_inputs is True),
         )
 
     def build_undivided(self, seed: int) -> nn.Module:
@@ -105,6 +108,7 @@ class StepShape:
         )
         weight_bits, act_bits = _some_bits(self.float_weights, FLOAT_BITS), _some_bits(self.float_inputs, None)
         settings = {"granularity": self.granularity, "overhead": self.overhead}
+        settings["scale"] = "lsq" if self.learns_steps else SCALE.default
         return quantize(model, weight_bits, act_bits, **settings).to("meta")
 
     def make_optimiser_state(self, params: Stack) -> dict[str, Stack]:

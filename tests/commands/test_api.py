@@ -87,10 +87,9 @@ def run(example: tuple[LoadedRun, dict[str, Any], str]) -> LoadedRun:
     return example[0]
 
 
-def test_a_call_trains_a_sweep_and_prints_how_it_goes(eager_launch: Launched) -> None:
+def test_a_call_trains_the_rest_of_a_sweep_and_prints_how_it_goes(eager_launch: Launched) -> None:
     run, said = eager_launch.run, eager_launch.said
     assert eager_launch.before == eager_launch.after
-    assert said.startswith(f"fresh=True: what was in {run.where} is now in {run.where}.1\n")
     assert "eager: 15 configurations x 2 seeds on digits" in said
     assert "15/15 done" in said
     assert "Ray dashboard" not in said
@@ -117,6 +116,16 @@ def test_a_second_call_finds_everything_done(
     assert "all done before" in out
     assert "Ray" not in out
     assert again.trials.equals(run.trials)
+
+
+def test_a_call_may_ask_for_a_run_folder_of_its_own(
+    example: tuple[LoadedRun, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(api, "_run_process", lambda options, has_dashboard: asked.append(options.is_fresh))
+    for fresh in (True, False):  # what that does is tested in sweep/with_ray/test_own_code.py
+        qdtune.run(example[1]["SWEEP"], fresh=fresh)
+    assert asked == [True, False]
 
 
 def test_a_run_shows_its_front(run: LoadedRun) -> None:

@@ -81,8 +81,8 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
         f"error: a.yaml:3: parameters.weight_bits.values[0]: 0 is not allowed {right}",
         f"error: a.yaml:3: parameters.weight_bits.values[1]: 4.5 is not a whole number {right}",
         "error: a.yaml:5: unknown key 'dta'; did you mean 'data'? (version, name, description, method, run_cap,"
-        " duplicates, parameters, exclude, seeds, data, model, train, early_terminate, replicate, constraints,"
-        " resources, run, fallback)",
+        " duplicates, parameters, exclude, seeds, data, model, train, early_terminate, replicate, objectives,"
+        " constraints, resources, run, fallback)",
     ]
 
 

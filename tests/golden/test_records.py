@@ -4,7 +4,6 @@ Where a change is meant, `python -m tests.golden.record` writes the new records,
 """
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +28,7 @@ def test_commands_print_what_they_printed():
 
 @pytest.mark.timeout(600)
 def test_trainings_give_the_recorded_numbers(eager_launch):
-    check_numbers("eager", Path(eager_launch.run.where))
+    check_numbers("eager", eager_launch.folder)
 
 
 @pytest.mark.slow  # the same uncompiled is above; training/test_compiled.py compares both

@@ -152,6 +152,20 @@ def test_lsq_step_of_activations_is_damped_by_features_not_by_the_batch():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("observe", [False, True])
+def test_a_learned_step_is_what_the_arithmetic_of_all_rules_gives_to_the_last_bit(observe):
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for scale in ("lsq", "absmean"):  # what a template of the other rules computes with the numbers of lsq
+        quantizer = Quantizer(3, "lsq", observe=observe).train()
+        quantizer.start(x)
+        quantizer.scale = scale
+        (quantizer(x) ** 2).sum().backward()
+        found.append([quantizer(x), quantizer.step.grad, *quantizer.buffers()])
+    assert all(map(torch.equal, *found))
+    assert found[0][1] != 0
+
+
 def test_unknown_scale_and_bits_are_refused():
     with pytest.raises(ValueError, match="scale must be one of minmax, absmean, lsq, got 'max'"):
         scale_mix(4, "symmetric", "max")

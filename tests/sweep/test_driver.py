@@ -12,9 +12,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from tests.launched import finished as finished_in
+from tests.seen import SWEEP as EAGER
 from tests.seen import results
-from tests.sweep.resumed import finished as finished_in
-from tests.sweep.resumed import run_launch
 
 SWEEP = """
 version: 1
@@ -58,50 +58,59 @@ def finished(command):
     return {path.name: path.stat().st_mtime_ns for path in (command.folder / "trials").glob("*.parquet")}
 
 
-def optuna_states(folder):
+def optuna_states(folder, name="tiny"):
     """How often each state occurs in the two studies of the journal of a run, as another process reads them."""
     storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    both = [optuna.load_study(study_name=name, storage=storage) for name in ("tiny", "tiny-curves")]
+    both = [optuna.load_study(study_name=one, storage=storage) for one in (name, f"{name}-curves")]
     return Counter(trial.state.name for study in both for trial in study.trials)
 
 
 @pytest.mark.timeout(300)
 def test_a_sweep_is_stopped_and_keeps_what_has_ended(seen):
     assert seen.code == 130, (seen.out, seen.err)
-    assert "16 configurations x 2 seeds on synthetic" in seen.out
+    assert "14 configurations x 2 seeds on digits" in seen.out
     assert "1 trial at a time, " in seen.out
     assert "stopped by SIGINT" in seen.out
     assert "trials left to do; the same command goes on from here" in seen.out
     kept = len(results(seen))
-    assert 0 < kept < 16
-    ended = optuna_states(seen.folder)
-    assert ended["COMPLETE"] == 2 * kept
-    assert set(ended) <= {"COMPLETE", "FAIL"}
+    assert 0 < kept < 14
+    ended = optuna_states(seen.folder, "eager")
+    assert ended["COMPLETE"] + ended["PRUNED"] == 2 * kept
+    assert set(ended) <= {"COMPLETE", "PRUNED", "FAIL"}
 
 
 @pytest.mark.timeout(300)
-def test_a_stopped_sweep_is_finished_with_more_and_then_found_done(resumed):
-    kept, whole, out = resumed.kept, resumed.whole, resumed.out
-    assert (resumed.code, resumed.err) == (0, "")
-    assert 0 < len(kept) < len(whole) == 6
+def test_a_stopped_sweep_is_finished_with_more_and_then_found_done(eager_launch):
+    kept, whole, out = eager_launch.kept, eager_launch.whole, eager_launch.said
+    assert 0 < len(kept) < len(whole) == 15
     assert f"{len(kept)} done before" in out
-    assert "6/6 done" in out
-    assert " of 6 configurations" in out
+    assert "15/15 done" in out
+    assert " of 15 configurations" in out
     assert kept.items() <= whole.items()
-    assert pq.read_table(resumed.folder / "pareto.parquet").num_rows == 6
-    assert len(list((resumed.folder / "warmup").glob("*.safetensors"))) == 2  # one per depth
+    assert pq.read_table(eager_launch.folder / "pareto.parquet").num_rows == 15
+    assert len(list((eager_launch.folder / "warmup").glob("*.safetensors"))) == 4  # each trained once
 
-    code, again, err = run_launch(resumed.home)
+    code, again, err = run_launch(eager_launch)
     assert (code, err) == (0, "")
     assert "all done before" in again
     assert "Ray" not in again
-    assert finished_in(resumed.home) == whole
-    assert again[again.index("Pareto front") :] == out[out.index("Pareto front") :]
+    assert finished_in(eager_launch.home) == whole
+    front, front_again = (text[text.index("Pareto front") : text.index("more: ")] for text in (out, again))
+    assert front == front_again
 
-    code, out, err = run_launch(resumed.home, "--set", "train.batch_size=64")
+    code, out, err = run_launch(eager_launch, "--set", "train.batch_size=64")
     assert (code, out) == (2, "")
-    assert "runs/tiny holds results that are not comparable (train.batch_size: 8 there, 64 now)" in err
+    assert "runs/eager holds results that are not comparable (train.batch_size: 48 there, 64 now)" in err
     assert len(err.splitlines()) == 1
+
+
+def run_launch(launched, *options):
+    """Exit code, standard output and standard error of a launch where the sweep was finished."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+    line = [sys.executable, "-m", "qdtune.launch", str(EAGER), *options, "--no-dashboard"]
+    how = {"cwd": launched.home, "env": environment | {"COLUMNS": "80"}, "timeout": 110}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, **how)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.slow  # test_kills.py has more moments
@@ -174,7 +183,7 @@ def test_what_was_stopped_early_is_summed_up_and_runs_again_without_the_rule(com
     code, out, err = command("[1, 4]", "--set", perfect)
     assert (code, err) == (0, "")
     assert "4 trials stopped early by threshold: 50% of all QAT epochs saved; see the column `pruned_by`" in out
-    assert "4/4 done, 0 running, 4 pruned" in out
+    assert "4/4 done, 0 running, 4 stopped" in out
     assert "Pareto front" not in out
     table = pq.read_table(command.folder / "pareto.parquet").to_pylist()
     assert [(row["state"], row["pruned_by"], row["pareto_rank"]) for row in table] == [

@@ -17,14 +17,15 @@ from qdtune.sweep import loggers, preflight
 from qdtune.sweep.logger_callbacks import CALLBACKS, MlflowRuns, TensorBoardRuns, is_logged_in
 from qdtune.sweep.loggers import SweepLoggers, epoch_means, read_key, sweep_loggers
 from qdtune.sweep.preflight import check_loggers
-from tests.sweep.resumed import SWEEP as ITS_SWEEP
-from tests.sweep.resumed import planned
+from tests.launched import planned
+from tests.seen import SWEEP as ITS_SWEEP
 
-# The sweep of `resumed`, and a bit width that it does not have.
-SWEEP = ITS_SWEEP.replace("[1, 8, 32]", "[1, 4, 8, 32]").replace(
+ITS_SWEEP = ITS_SWEEP.read_text()
+# That sweep, and a bit width that it does not have.
+SWEEP = ITS_SWEEP.replace("[1, 2, 8]", "[1, 2, 4, 8]").replace(
     "run: {", "run: {loggers: [mlflow, wandb, tensorboard], "
 )
-NEW = "d1 w4 identity h8"  # no launch has trained it
+NEW = "d1 w4 a4 identity h12 channel hidden shift"  # no launch has trained it
 FINAL = {"test_accuracy", "size_bytes", "params"}
 # Deprecations within MLflow and SQLAlchemy, which tell their own authors.
 pytestmark = [
@@ -45,17 +46,16 @@ class Out:
 
 
 @pytest.fixture(scope="module")
-def folder(resumed, tmp_path_factory):
-    """A copy of where a sweep was finished with all trackers; its run folder is runs/tiny."""
-    assert (resumed.code, resumed.err) == (0, ""), resumed.out
-    assert "without it" not in resumed.out
-    return shutil.copytree(resumed.home, tmp_path_factory.mktemp("logged"), dirs_exist_ok=True)
+def folder(eager_launch, tmp_path_factory):
+    """A copy of where a sweep was finished with all trackers; its run folder is runs/eager."""
+    assert "without it" not in eager_launch.said
+    return shutil.copytree(eager_launch.home, tmp_path_factory.mktemp("logged"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
-def logged(resumed):
+def logged(eager_launch):
     """The configurations that the launch with trackers has trained, by name."""
-    return {trial.label: trial for trial in planned() if trial.trial_id not in resumed.kept}
+    return {trial.label: trial for trial in planned() if trial.trial_id not in eager_launch.kept}
 
 
 @pytest.fixture
@@ -65,15 +65,15 @@ def environment(folder, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(folder)
-    return Store("runs/tiny")
+    return Store("runs/eager")
 
 
 def mlflow_runs(folder):
     """Runs of the experiment by name: status, params, tags, and every metric as (step, value) pairs."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder}/runs/tiny/mlflow.db")
-    experiment = client.get_experiment_by_name("tiny")
+    client = MlflowClient(f"sqlite:///{folder}/runs/eager/mlflow.db")
+    experiment = client.get_experiment_by_name("eager")
     found = {}
     for run in client.search_runs([experiment.experiment_id]):
         curves = {
@@ -128,7 +128,7 @@ def tensorboard_runs(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = {}
-    for place in (folder / "runs/tiny/tensorboard").iterdir():
+    for place in (folder / "runs/eager/tensorboard").iterdir():
         events = EventAccumulator(str(place)).Reload()
         curves = {
             tag.removeprefix("ray/tune/"): [(event.step, event.value) for event in events.Scalars(tag)]
@@ -140,56 +140,63 @@ def tensorboard_runs(folder):
 
 
 def expected(folder, trial):
-    """The mean accuracies after each epoch, and the mean test accuracy, in the run folder."""
-    store = Store(folder / "runs/tiny")
+    """The mean accuracies after each epoch, the mean test accuracy, and the state, in the run folder."""
+    store = Store(folder / "runs/eager")
     history = store.history([trial.trial_id]).to_pylist()
-    tests = [row["test_accuracy"] for row in store.trials([trial.trial_id]).to_pylist()]
-    curve = [(step, numbers["val_accuracy"]) for step, numbers in epoch_means(history, ACCURACY, 1)]
-    return curve, sum(tests) / len(tests)
+    rows = store.trials([trial.trial_id]).to_pylist()
+    curve = [(step, numbers["val_accuracy"]) for step, numbers in epoch_means(history, ACCURACY, 2)]
+    (state,) = {row["state"] for row in rows}
+    test = sum(row["test_accuracy"] for row in rows) / len(rows) if state == "ok" else None
+    return curve, test, state
 
 
 def spec_and_trials():
     """The sweep with one bit width more, and its configurations by name."""
-    return loads(SWEEP.encode(), "tiny.yaml"), {trial.label: trial for trial in planned(SWEEP)}
+    return loads(SWEEP.encode(), "eager.yaml"), {trial.label: trial for trial in planned(SWEEP.encode())}
 
 
-STEPS = list(range(1, 10))  # an epoch of warm-up and eight of QAT
+STEPS = [1, 2, 3, 4, 5, 6]  # two epochs of warm-up and four of QAT
 
 
 def test_mlflow_has_a_run_per_configuration(folder, logged):
     runs = mlflow_runs(folder)
     assert runs.keys() == logged.keys()
-    assert len(runs) >= 4  # the largest ones were left to do
+    assert len(runs) >= 8  # the largest ones were left to do
+    states = set()
     for name, trial in logged.items():
-        curve, test = expected(folder, trial)
+        curve, test, state = expected(folder, trial)
+        states.add(state)
         [(status, params, tags, curves)] = runs[name]
-        assert (status, tags["state"], tags["qdtune.trial_id"]) == ("FINISHED", "ok", trial.trial_id)
+        assert (status, tags["state"], tags["qdtune.trial_id"]) == ("FINISHED", state, trial.trial_id)
         assert [params[key] for key in ("weight_bits", "depth", "act_bits", "seeds")] == [
             str(trial.weight_bits),
             str(trial.depth),
-            "null",
+            "4",
             "0 1",
         ]
-        assert [step for step, _ in curve] == STEPS
+        steps = [step for step, _ in curve]
+        assert steps == STEPS[: len(steps)] == [step for step, _ in curves["train_loss"]]
+        assert (len(steps) == len(STEPS)) == (state == "ok")
         assert curves["val_accuracy"] == curve
-        assert [step for step, _ in curves["train_loss"]] == STEPS
-        assert curves["test_accuracy"] == [(9, pytest.approx(test))]
-        assert curves["size_bytes"] == [(9, trial.sizes.size_bytes)]
+        assert curves.get("test_accuracy") == (None if test is None else [(6, pytest.approx(test))])
+        assert curves["size_bytes"] == [(len(steps), trial.sizes.size_bytes)]
+    assert states == {"ok", "pruned"}
 
 
 def test_wandb_has_a_run_per_configuration(folder, logged):
     runs = wandb_runs(folder)
     assert runs.keys() == logged.keys()
     for name, trial in logged.items():
-        curve, test = expected(folder, trial)
+        curve, test, state = expected(folder, trial)
         [(project, config, curves, summary)] = runs[name]
-        assert (project, config["weight_bits"]) == ("tiny", str(trial.weight_bits))
+        assert (project, config["weight_bits"]) == ("eager", str(trial.weight_bits))
         assert config["trial_id"] == f'"{trial.trial_id}"'
         assert [(step, float(numbers["val_accuracy"])) for step, numbers in curves.items()] == curve
-        assert set(curves[9]) >= {"train_loss", *FINAL}
+        assert (set(curves[len(curve)]) >= {"train_loss", *FINAL}) == (state == "ok")
         assert not FINAL & set(curves[2])
-        assert float(summary["test_accuracy"]) == pytest.approx(test)
-        assert (summary["size_bytes"], summary["state"]) == (str(trial.sizes.size_bytes), '"ok"')
+        assert (summary["size_bytes"], summary["state"]) == (str(trial.sizes.size_bytes), f'"{state}"')
+        if test is not None:
+            assert float(summary["test_accuracy"]) == pytest.approx(test)
     assert not [
         path for path in folder.glob("wandb/offline-run-*/files/**/*") if path.is_file()
     ]  # nothing is sent along
@@ -199,11 +206,11 @@ def test_tensorboard_has_a_folder_per_configuration(folder, logged):
     runs = tensorboard_runs(folder)
     assert runs.keys() == {name.replace(" ", "-") for name in logged}
     for name, trial in logged.items():
-        curve, test = expected(folder, trial)
+        curve, test, _ = expected(folder, trial)
         curves, parameters = runs[name.replace(" ", "-")]
         assert curves["val_accuracy"] == [(step, pytest.approx(value)) for step, value in curve]
-        assert curves["test_accuracy"] == [(9, pytest.approx(test))]
-        assert curves["size_bytes"] == [(9, trial.sizes.size_bytes)]
+        assert curves.get("test_accuracy") == (None if test is None else [(6, pytest.approx(test))])
+        assert curves["size_bytes"] == [(len(curve), trial.sizes.size_bytes)]
         assert b"weight_bits" in parameters
         assert trial.trial_id.encode() in parameters
 
@@ -223,31 +230,31 @@ def test_a_later_launch_replaces_unfinished_runs_and_leaves_the_others(folder, e
         told.update(trial.trial_id, history)
         told.start(trial)  # its worker was lost: it begins again, and tells the same
         told.update(trial.trial_id, history)
-        more = [*history, history[0] | {"phase": "qat", "val_accuracy": 0.5}]
+        more = [*history, history[0] | {"phase": "qat", "val_accuracy": 0.5}]  # after two epochs of warm-up
         told.finish(trial, [{"test_accuracy": None, "state": "diverged"}], more, "diverged")
     assert out.lines == []
 
     runs = mlflow_runs(folder)
     assert {name: runs[name] for name in before} == before
     [(status, _, tags, curves)] = runs[NEW]
-    assert (status, tags["state"], curves["val_accuracy"]) == ("FINISHED", "diverged", [(1, 0.25), (2, 0.5)])
+    assert (status, tags["state"], curves["val_accuracy"]) == ("FINISHED", "diverged", [(1, 0.25), (3, 0.5)])
     runs = wandb_runs(folder)
     assert {len(runs[name]) for name in (*before, NEW)} == {1}
     [(_, _, curves, summary)] = runs[NEW]
-    assert ([*curves], summary["state"]) == ([1, 2], '"diverged"')
+    assert ([*curves], summary["state"]) == ([1, 3], '"diverged"')
     curves, _ = tensorboard_runs(folder)[NEW.replace(" ", "-")]
-    assert curves["val_accuracy"] == [(1, 0.25), (2, 0.5)]
-    assert len(list(folder.glob(f"runs/tiny/tensorboard/{NEW.replace(' ', '-')}-*/*"))) == 1
+    assert curves["val_accuracy"] == [(1, 0.25), (3, 0.5)]
+    assert len(list(folder.glob(f"runs/eager/tensorboard/{NEW.replace(' ', '-')}-*/*"))) == 1
 
 
 def test_another_run_folder_leaves_these_runs_alone(folder, logged, environment, monkeypatch, tmp_path):
     name, trial = next(iter(logged.items()))
     before = mlflow_runs(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/tiny/mlflow.db")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tiny")
-    other = Store(tmp_path / "tiny")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs/eager/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "eager")
+    other = Store(tmp_path / "eager")
     assert read_key(other) == read_key(other) != read_key(environment)
-    mlflow = loads(SWEEP.encode(), "tiny.yaml", ["run.loggers=mlflow"])
+    mlflow = loads(SWEEP.encode(), "eager.yaml", ["run.loggers=mlflow"])
     with sweep_loggers(mlflow, other, [], Out()) as told:
         told.finish(trial, [], [], "failed")
     after = mlflow_runs(folder)
@@ -294,7 +301,7 @@ def test_a_tracker_that_fails_costs_one_line_and_no_time(kind, line, monkeypatch
 
 
 def test_without_loggers_nothing_is_made(tmp_path):
-    spec, trial = loads(ITS_SWEEP.encode(), "tiny.yaml"), planned()[0]
+    spec, trial = loads(ITS_SWEEP.encode(), "eager.yaml"), planned()[0]
     assert "loggers" not in spec.to_yaml()
     with sweep_loggers(spec, Store(tmp_path), [], Out()) as told:
         told.start(trial)
@@ -328,11 +335,11 @@ def test_a_launch_with_a_missing_package_makes_nothing(tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preflight, "find_spec", lambda module: None)
-    (tmp_path / "tiny.yaml").write_text(SWEEP)
-    assert main(["tiny.yaml"]) == 2
+    (tmp_path / "eager.yaml").write_text(SWEEP)
+    assert main(["eager.yaml"]) == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "error: tiny.yaml: run.loggers: mlflow is not installed (pip install mlflow)\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+    assert (out, err) == ("", "error: eager.yaml: run.loggers: mlflow is not installed (pip install mlflow)\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["eager.yaml"]
 
 
 def test_a_server_needs_no_database_of_its_own(monkeypatch):

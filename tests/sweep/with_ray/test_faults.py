@@ -18,6 +18,7 @@ from qdtune.store.folder import StorageError
 from qdtune.store.store import Store
 from qdtune.sweep.placement import Placement
 from tests.sweep.with_ray.test_trainable import SWEEP, swept
+from tests.sweep.with_ray.untrained import untrained
 
 pytestmark = pytest.mark.timeout(300)  # beside other tests, on a machine that may be slow
 PLACE = Placement(gpu=0.5, cpu=1, per_gpu=2, concurrent=2, notes=())
@@ -161,7 +162,7 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(ray_here, tmp_path, monk
     monkeypatch.setattr(Flaky, "failures", 7)
     monkeypatch.setattr("qdtune.sweep.result_writer.RETRY_S", 0.2)
     spec = loads(SWEEP, "byhand.yaml", ONE_WORKER)
-    queue, store = swept(ray_here, tmp_path, spec, None, PLACE)
+    queue, store = swept(ray_here, tmp_path, spec, untrained(), PLACE)
     assert (queue.left, Flaky.failures) == (0, 0)
     assert by_bits(store, "state") == dict.fromkeys(range(1, 7), "ok")
     assert set(by_bits(store, "attempt").values()) == {1}

@@ -29,6 +29,11 @@ FEW = (
     "run={max_concurrent_trials: 1, compile: never}",
     "resources={gpu: 0, cpu: 1}",
 )
+OLDER = """version: 1
+name: mine
+parameters: {depth: {value: 1}}
+data: {dataset: digits, val_size: 200}
+"""  # its results cannot be compared with those of the example
 
 
 @pytest.fixture
@@ -43,7 +48,10 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_example_of_the_docs_runs_where_it_lies(ray_here, folder, monkeypatch, capsys):
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")  # to be set back, for the sweep sets it itself
-    options = LaunchOptions("sub/mine.yaml", FEW, ["mine"])
+    older = folder / "runs" / "mine" / "sweep.yaml"
+    older.parent.mkdir(parents=True)
+    older.write_text(OLDER)
+    options = LaunchOptions("sub/mine.yaml", FEW, ["mine"], is_fresh=True)
     cluster = Cluster(tuple(nodes_now().values()), None)
     mask = os.umask(0o077)
     try:
@@ -52,6 +60,8 @@ def test_the_example_of_the_docs_runs_where_it_lies(ray_here, folder, monkeypatc
         os.umask(mask)
     said = capsys.readouterr().out
     assert code == 0, said
+    assert "--fresh: what was in runs/mine is now in runs/mine.1\n" in said
+    assert (folder / "runs" / "mine.1" / "sweep.yaml").read_text() == OLDER
     check_what_was_said(folder, said)
     monkeypatch.setattr(plugins, "_grants", [])
     monkeypatch.setattr(plugins, "_sources", {})

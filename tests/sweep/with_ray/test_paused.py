@@ -20,7 +20,7 @@ version: 1
 name: paused
 parameters:
   depth: {values: [1, 2]}
-  weight_bits: {values: [1, 2, 4]}
+  weight_bits: {values: [1, 2]}
 seeds: [0, 1]
 data: {dataset: synthetic, val_size: 128}
 model: {name: mlp, hidden: [8]}

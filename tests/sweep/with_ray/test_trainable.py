@@ -20,6 +20,7 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.store.pareto_table import final_ids
 from qdtune.sweep.placement import Node, Placement, place_trials
+from tests.sweep.with_ray.untrained import untrained
 
 pytestmark = pytest.mark.timeout(300)  # beside other tests, on a machine that may be slow
 SWEEP = b"""
@@ -33,6 +34,9 @@ seeds: [0, 1]
 data: {dataset: synthetic, val_size: 128}
 train: {batch_size: 32, warmup: {epochs: 1}, qat: {epochs: 2}}
 """
+
+
+HALF = ["parameters.depth={value: 2}"]
 
 
 def tuner_for(kind, space, tmp_path, callbacks=(), **tuning):
@@ -129,7 +133,7 @@ def by_hand(ray_here, tmp_path_factory):
             for report in super()._start():
                 yield report | {"title": Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()}
 
-    folder, spec = tmp_path_factory.mktemp("byhand"), loads(SWEEP, "byhand.yaml")
+    folder, spec = tmp_path_factory.mktemp("byhand"), loads(SWEEP, "byhand.yaml", HALF)
     place = Placement(gpu=0.125, cpu=1, per_gpu=8, concurrent=8, notes=())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainable, "QATTrial", QATTrial)
@@ -140,12 +144,12 @@ def by_hand(ray_here, tmp_path_factory):
 
 def test_param_space_is_an_ordinary_search_space(by_hand):
     got = {row["trial_id"]: row["size_bytes"] for result in by_hand for row in result.metrics["rows"]}
-    assert got == {trial.trial_id: trial.sizes.size_bytes for trial in plan(loads(SWEEP, "byhand.yaml")).trials}
+    assert got == {trial.trial_id: trial.sizes.size_bytes for trial in plan(loads(SWEEP, "byhand.yaml", HALF)).trials}
 
 
 def test_a_worker_is_named_by_the_configuration_that_it_trains_now(by_hand):
     titles = {result.metrics["title"] for result in by_hand}
-    assert titles == {f"ray::QATTrial({trial.label})" for trial in plan(loads(SWEEP, "byhand.yaml")).trials}
+    assert titles == {f"ray::QATTrial({trial.label})" for trial in plan(loads(SWEEP, "byhand.yaml", HALF)).trials}
     assert len({result.metrics["pid"] for result in by_hand}) < len(titles)
 
 
@@ -181,20 +185,21 @@ def swept(ray, tmp_path, spec, kind, place):
     return queue, store
 
 
-@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path, monkeypatch, shared):
+@pytest.mark.parametrize("is_short", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_lost_worker_is_replaced_and_every_result_stored(ray_here, tmp_path, monkeypatch, is_short):
     """One trial kills its worker in its first epoch: the others go on, and it starts again as attempt 2.
 
-    Where all share one warm-up it was training it, and those that wait for it hold every place.
+    In the short one all share one warm-up: it was training it, and those that wait for it hold every place. In the
+    long one trials train.
     """
     from qdtune.sweep.trainable import QATTrial
 
-    one_warmup = ["parameters={weight_bits: {values: [1, 2, 3, 4, 5, 6]}}", "model.hidden=[8]"]
-    spec = loads(SWEEP, "byhand.yaml", one_warmup if shared else [])
+    one_warmup = ["parameters={weight_bits: {values: [1, 2, 3, 4, 5]}}", "model.hidden=[8]"]
+    spec = loads(SWEEP, "byhand.yaml", one_warmup if is_short else [])
     trials = plan(spec).trials
     mark = tmp_path / "killed"
 
-    class Mortal(QATTrial):
+    class Mortal(untrained() if is_short else QATTrial):
         def step(self):
             report = super().step()
             if report["phase"] == "warmup" and not mark.exists():
@@ -234,8 +239,7 @@ def studies(store):
 # What the seeds score in every epoch, by bits; 3 loses its worker, 4 raises, 5 diverges in its first QAT epoch.
 LEVELS = {1: 0.6, 2: 0.55, 3: 0.9, 4: 0.9, 5: 0.9, 6: 0.7, 7: 0.65, 8: 0.6}
 PRUNED = [
-    "parameters={weight_bits: {values: [7, 3, 1, 5, 8, 2, 6, 4]}, qat_lr: {values: [0.01, 1e+30]}}",
-    f"exclude=[{', '.join(f'{{weight_bits: {b}, qat_lr: {0.01 if b == 5 else 1e30}}}' for b in LEVELS)}]",
+    "parameters={weight_bits: {values: [7, 3, 1, 5, 8, 2, 6, 4]}}",
     "model.hidden=[8]",
     "train.qat.epochs=4",
     "early_terminate={type: pareto, margin: 0.02, min_epochs: 2, risk: null}",
@@ -244,22 +248,20 @@ PRUNED = [
 
 
 def test_a_pruned_sweep_ends_in_order_whatever_befalls_its_trials(ray_here, tmp_path, monkeypatch):
-    """Trials one at a time, small ones first, that train but report what was written down for them."""
-    from qdtune.sweep.trainable import QATTrial
+    """Trials one at a time, small ones first, that report what was written down for them."""
 
-    class Scripted(QATTrial):
-        def _start(self):
-            bits = self.config["weight_bits"]
-            for report in super()._start():
-                if (bits, report["phase"], report["epoch"]) == (3, "qat", 2):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if (bits, report["phase"], report["epoch"]) == (4, "qat", 3):
+    class Scripted(untrained(lambda bits, epoch: None if (bits, epoch) == (5, 1) else LEVELS[bits])):
+        def step(self):
+            report = super().step()
+            if (self.config["weight_bits"], report.get("phase"), report.get("epoch")) == (3, "qat", 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return report
+
+        def _reports_of(self, trial):
+            for report in super()._reports_of(trial):
+                if (trial.weight_bits, report["phase"], report["epoch"]) == (4, "qat", 3):
                     raise ValueError("no way")
-                told = [None if a is None else LEVELS[bits] for a in report["val_accuracy"]]
-                for entry in (*report["history"], *report.get("rows", ())):
-                    if entry["val_accuracy"] is not None:
-                        entry["val_accuracy"] = LEVELS[bits]
-                yield report | {"val_accuracy": told}
+                yield report
 
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
     spec = loads(SWEEP, "byhand.yaml", PRUNED)
