@@ -129,6 +129,17 @@ ACTIVATION_BYTES = Objective(
     is_cost=True,
     noun="activation byte",
 )
+RAM_BYTES = Objective(
+    "ram_bytes",
+    "minimize",
+    "bytes",
+    "static buffers of the model as C (`qdtune export --format c`), without the stack",
+    lambda c: c.structure.ram_bytes(c.depth, c.bits, c.input_bits, c.decompose),
+    since=9,
+    is_cost=True,
+    noun="RAM byte",
+    title="RAM",
+)
 OBJECTIVES = (
     _JUDGING[ACCURACY],
     PARAMS,
@@ -140,6 +151,7 @@ OBJECTIVES = (
     FP32_BYTES,
     MACS,
     ACTIVATION_BYTES,
+    RAM_BYTES,
 )
 KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
 # What `objectives` of a sweep file may name after its metric, and what it means if there is no such key.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.sizes import (
     FLOAT_BYTES,
     Sizes,
@@ -22,6 +23,7 @@ from qdtune.spec.sizes import (
     other_sizes,
 )
 
+C_ALIGNMENT = 4  # of the buffers of exported C, in bytes
 LINEAR = "linear"  # the first layer kind
 
 
@@ -35,6 +37,11 @@ def of_each(bits: Any, layers: int) -> Sequence[Any]:
     if len(found) != layers:
         raise ValueError(f"there must be bits for each of {layers} layers, got {found}")
     return found
+
+
+def bytes_of_code(act_bits: int | None) -> int:
+    """The bytes that hold a code of these bits in C; those of a float if there is none."""
+    return FLOAT_BYTES if act_bits is None else 1 if act_bits <= 8 else 2
 
 
 class LayerShape(NamedTuple):
@@ -147,6 +154,28 @@ class Structure(NamedTuple):
             bits = 8 * FLOAT_BYTES if own_bits is None else own_bits
             most = max(most, *(bits * (i + o) for i, o in pairwise(held)))
         return -(-most // 8)
+
+    def ram_bytes(
+        self,
+        depth: int,
+        weight_bits: int | tuple[int, ...],
+        act_bits: int | tuple[int | None, ...] | None,
+        decompose: str = "all",
+    ) -> int:
+        """The bytes of the static buffers of the network as C: see `model/c`.
+
+        One buffer holds the inputs and the outputs of a factor, each number in 1, 2 or 4 bytes. Another one holds the
+        sums of one channel of a convolution. Layers run in the order of modules, normalisations and pools with them.
+        """
+        held, plane, count = list[int](), 0, len(self.layers)
+        each = zip(self.layers, self.dims(depth, decompose), of_each(act_bits, count), strict=True)
+        for layer, widths, own_bits in each:
+            numbers = (layer.read_numbers, *(width * layer.call_positions for width in widths[1:-1]))
+            held += [-(-n * bytes_of_code(own_bits) // C_ALIGNMENT) * C_ALIGNMENT for n in numbers]
+            plane = max(plane, 0 if layer.kind == LINEAR else C_ALIGNMENT * layer.call_positions)
+        both = max(a + b for a, b in pairwise((0, *held, 0)))
+        has_codes = of_each(act_bits, count)[-1] is not None and of_each(weight_bits, count)[-1] != FLOAT_BITS
+        return both + plane + (0 if has_codes else FLOAT_BYTES * self.layers[-1].outputs)
 
     def sizes(
         self,

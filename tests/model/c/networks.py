@@ -58,12 +58,14 @@ def draw_model(seed: int, kind: str, **settings: Any) -> tuple[Model, NDArray[np
     return pack(quantize(network, **drawn | settings), x, inputs, outputs), rows
 
 
-def pack(network: nn.Module, x: Tensor, inputs: int, outputs: int, rows: RowFormat = PIXEL_ROWS) -> Model:
+def pack(
+    network: nn.Module, x: Tensor, inputs: int, outputs: int, rows: RowFormat = PIXEL_ROWS, model: str = "mine:net"
+) -> Model:
     """A quantised network as a packed model, its inputs calibrated with x."""
     network.eval()
     calibrate(network, x)
     network.eval()
-    return load(one_seed(pack_replicas({0: network}, "a" * 12, inputs, outputs, "mine:net", rows), 0))
+    return load(one_seed(pack_replicas({0: network}, "a" * 12, inputs, outputs, model, rows), 0))
 
 
 def _activation(generator: np.random.Generator) -> nn.Module:
