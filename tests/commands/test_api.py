@@ -33,7 +33,7 @@ from tests.pages import BLOCKS, RUN_MARKER
 from tests.trained import train_here
 
 (EXAMPLE,) = [block.text for block in BLOCKS if block.page == "python-api.md" and block.marker == RUN_MARKER]
-pytestmark = pytest.mark.timeout(300)  # the first test waits for the sweep
+pytestmark = pytest.mark.timeout(600)  # the first test waits for two launches
 STOP_S = 200  # for a stop in order on a busy machine, which takes two seconds on an idle one
 SWEEP: dict[str, Any] = {
     "version": 1,
