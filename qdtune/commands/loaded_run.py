@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdtune.commands.arguments import check_arguments, read_path
-from qdtune.messages import Problem, SpecError, describe_unknown, python_names, user_error
+from qdtune.messages import Problem, SpecError, describe_unknown, format_value, python_names, user_error
 from qdtune.report.drawn_run import DrawnRun
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class LoadedRun(DrawnRun):
         front: bool = False,
         format: str = "packed",
         seed: int | None = None,
-        **options: str,
+        **options: str | bool,
     ) -> list[Path]:
         """Writes trained models as `qdtune export` does; returns the path of each model.
 
@@ -40,7 +40,8 @@ class LoadedRun(DrawnRun):
             front: every configuration on the front of this run, instead of one trial.
             format: the format of the files, as of `--format`.
             seed: this seed, and not the best one on the validation split.
-            options: options of the format, such as `target="..."` for `--target ...`.
+            options: options of the format, such as `target="..."` for `--target ...`, and `measure=True` for
+                `--measure`.
 
         Raises:
             SpecError: a wrong argument, or a model that cannot be exported; the others are written.
@@ -64,14 +65,23 @@ class LoadedRun(DrawnRun):
         return [Path(folder) / f"{model.name}{form.suffix}" for model in exported.models]
 
 
-def _read_options(form: Format, given: Mapping[str, str]) -> dict[str, str]:
+def _read_options(form: Format, given: Mapping[str, Any]) -> dict[str, str]:
     """Flag -> value for each option of a format, by name: `target` for `--target`."""
     known = {one.flag.removeprefix("--").replace("-", "_"): one for one in form.options}
     arguments = [name for name in inspect.signature(LoadedRun.export).parameters if name not in ("self", "options")]
+    from qdtune.model.formats.format import GIVEN
+
+    values = {one.flag: one.default for one in known.values()}
     for name, value in given.items():
         if name not in known:
             raise user_error(describe_unknown("argument ", name, [*arguments, *known]))
+        if known[name].is_switch:
+            if not isinstance(value, bool):
+                raise user_error(f"{name} must be True or False, got {format_value(value)}")
+            values[known[name].flag] = GIVEN if value else known[name].default
+            continue
         check_arguments({name: value})
         if known[name].choices and value not in known[name].choices:
             raise user_error(describe_unknown(f"{name} ", value, known[name].choices))
-    return {one.flag: given.get(name, one.default) for name, one in known.items()}
+        values[known[name].flag] = value
+    return values

@@ -43,11 +43,12 @@ def test_a_front_within_a_budget_is_exported_in_one_go(
         ({}, "export takes a trial or front=True, one of them"),
         ({"trial": "a", "front": True}, "export takes a trial or front=True, one of them"),
         ({"trial": "-nix"}, "holds no trial '-nix' of its sweep"),
-        ({"front": True, "format": "pakced"}, "unknown format 'pakced'; did you mean 'packed'? (packed, onnx)"),
+        ({"front": True, "format": "pakced"}, "unknown format 'pakced'; did you mean 'packed'? (packed, onnx, c)"),
         (
             {"front": True, "sed": "1"},
             "unknown argument 'sed'; did you mean 'seed'? (trial, out, front, format, seed)",
         ),
+        ({"front": True, "format": "c", "measure": "yes"}, "measure must be True or False, got 'yes'"),
         ({"front": True, "help": "me"}, "unknown argument 'help' (trial, out, front, format, seed)"),
         ({"front": True, "out": "s3://bucket/x"}, "out must be a folder on this machine, got s3://bucket/x"),
     ],
