@@ -16,7 +16,7 @@ from qdtune.commands.verb import read_verbs
         ("replay runs/a --orders x", "--orders must be a whole number, got 'x' (usage: qdtune replay "),
         ("replay runs/a --jobs 1.5", "--jobs must be a whole number, got '1.5' (usage: "),
         ("export runs/a --front --out o --seed x", "--seed must be a whole number, got 'x' (usage: "),
-        ("export runs/a --front --out o --format x", "--format: unknown 'x' (packed, onnx) (usage: "),
+        ("export runs/a --front --out o --format x", "--format: unknown 'x' (packed, onnx, c) (usage: "),
         ("export runs/a --front --out o --format onx", "--format: unknown 'onx'; did you mean 'onnx'? (packed, "),
         ("report runs/a --out=", "--out must name a folder or file, got an empty name (usage: "),
         ("export runs/a --front --out=", "--out must name a folder or file, got an empty name (usage: "),
