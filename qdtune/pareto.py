@@ -114,7 +114,6 @@ class _Stairs:
         first = bisect_right(self.x, x)
         if first and self.y[first - 1] <= y:
             return
-        first -= bool(first and self.x[first - 1] == x)  # dominated: as wide, and higher
         last, left, ceiling = first, x, self.y[first - 1] if first else self.top
         while last < len(self.x) and self.y[last] >= y:
             self.area += (self.x[last] - left) * (ceiling - y)

@@ -128,6 +128,13 @@ def test_the_rule_equals_its_definition(sweep, pruner, chance):
             assert rival.number == max(leads, key=leads.__getitem__)
 
 
+@pytest.mark.parametrize(("macs", "is_stopped"), [(99, True), (100, True), (101, False)])
+def test_a_trial_is_stopped_only_by_one_that_exceeds_it_in_no_cost(macs, is_stopped):
+    ahead, behind = entry(5, [0.9] * 3, **{COSTS: [5, macs]}), entry(9, [0.1] * 3, RUNNING, **{COSTS: [9, 100]})
+    study = study_of([ahead, behind])
+    assert ParetoPruner().prune(study, study.trials[-1]) is is_stopped
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_what_is_kept_between_reports_never_goes_stale(seed):
     """Trials begin, report, diverge, end and fail in any order; a pruner that has seen none of it says the same."""
