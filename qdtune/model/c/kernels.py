@@ -32,7 +32,10 @@ class Scheme:
         """Part of the names of its functions."""
         if self.bits == 32:
             return "float"
-        return "ternary" if self.is_packed_ternary else f"{self.bits}bit{'_ternary' if self.is_ternary else ''}"
+        if self.is_packed_ternary:
+            return "ternary"
+        is_full = not self.is_binary and self.low == -(2 ** (self.bits - 1))
+        return f"{self.bits}bit{'_ternary' if self.is_ternary else '_full' if is_full else ''}"
 
     @property
     def is_ternary(self) -> bool:
@@ -123,6 +126,11 @@ def divide(number: str, largest: int, by: int) -> str:
     return f"{number} / {by}U"
 
 
+def _name_width(total: str) -> str:
+    """Part of the name of a function that sums in 64 bits: another layer of the same types may need 32 alone."""
+    return "_wide" if total == "int64_t" else ""
+
+
 def dot(scheme: Scheme, x: str, total: str) -> tuple[str, str]:
     """The name and text of the function that sums the products of one row of weights and the inputs.
 
@@ -133,7 +141,7 @@ def dot(scheme: Scheme, x: str, total: str) -> tuple[str, str]:
         x: the type of the inputs.
         total: the type of the sum.
     """
-    name = f"qd_dot_{scheme.name}_{TYPES[x]}"
+    name = f"qd_dot_{scheme.name}_{TYPES[x]}{_name_width(total)}"
     if scheme.bits == 32:
         return (
             name,
@@ -189,7 +197,7 @@ def dot_groups(scheme: Scheme, x: str, total: str) -> tuple[str, str]:
     Codes that are -1, 0 or 1 need no multiplication: each bit is a mask for the input, and the sums of both bits are
     put together at the end.
     """
-    name = f"qd_groups_{scheme.name}_{TYPES[x]}"
+    name = f"qd_groups_{scheme.name}_{TYPES[x]}{_name_width(total)}"
     codes, size = GROUPS[scheme.bits]
     read = " | ".join(f"(uint32_t)at[{i}] << {8 * i}" if i else "at[0]" for i in range(size))
     has_masks = scheme.is_binary or scheme.is_ternary
@@ -231,7 +239,7 @@ def _mask(value: str, bit: int, total: str) -> str:
 
 def sum_inputs(x: str, total: str) -> tuple[str, str]:
     """The name and text of the function that sums inputs."""
-    name = f"qd_sum_{TYPES[x]}"
+    name = f"qd_sum_{TYPES[x]}{_name_width(total)}"
     return (
         name,
         f"""
@@ -275,7 +283,8 @@ def tap(x: str, plane: str, weight: str, is_small: bool) -> tuple[str, str]:
         weight: of the weight.
         is_small: whether it is -1, 0 or 1.
     """
-    name = f"qd_tap_{TYPES[x]}_{plane.removesuffix('_t')}{'_small' if is_small else ''}"
+    by = "_floats" if weight == "float" else "_small" if is_small else ""
+    name = f"qd_tap_{TYPES[x]}_{plane.removesuffix('_t')}{by}"
     value = f"({plane})*from" if plane != x else "*from"
     w = "w" if plane == weight else f"({plane})w"
     loop = "for (int32_t n = count; n > 0; n--, from += stride, to++) {{ *to {} {}; }}"

@@ -226,6 +226,9 @@ def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
     """
     steps = found.steps
     count, close = len(steps.at), None
+    if not count:  # every sum has the same code, however little a sum is worth
+        zeros = np.zeros(len(slope), np.int64)
+        return _make(found, zeros, zeros + steps.codes[0], 0, False, None)
     if (np.diff(steps.codes) == 1).all() or steps.codes.tolist() == [-1, 1]:
         spacing = float(np.diff(steps.at.astype(np.float64)).mean()) if count > 1 else float(slope.max(initial=1.0))
         for shift in range(LARGEST_SHIFT + 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -83,10 +83,9 @@ def find_requantiser(model: Model, stage: Stage) -> Requantiser | None:
     affine, activations = parts
 
     def code_of(numbers: Array) -> Array:
-        x = reduce(lambda x, op: ACTIVATIONS[op["op"]](x), activations, numbers)
-        return input_codes(x, quantiser.op, t).astype(np.int64)
+        return input_codes(_activate(numbers, activations), quantiser.op, t).astype(np.int64)
 
-    steps = find_steps(code_of, [bend for op in activations for bend in BENDS.get(op["op"], ())])
+    steps = find_steps(code_of, _find_bends(activations))
     op = stage.op
     if op is None:
         if stage.source != "input" or not is_pixels(model.program) or affine:
@@ -105,6 +104,25 @@ def find_requantiser(model: Model, stage: Stage) -> Requantiser | None:
     for one in affine:
         slope = slope * abs(t[one["scale"]].astype(np.float64).ravel())
     return fit(find_thresholds(value_of, range_of(model, op), steps), slope)
+
+
+def _activate(numbers: Array, activations: list[Op]) -> Array:
+    """What activations make of numbers, one after the other."""
+    return reduce(lambda x, op: ACTIVATIONS[op["op"]](x), activations, numbers)
+
+
+def _find_bends(activations: list[Op]) -> list[float]:
+    """The numbers at which a chain of activations turns: those that its first ones map to the bend of a later one."""
+    places: list[float] = []
+    for i, op in enumerate(activations):
+        for bend in BENDS.get(op["op"], ()):
+            places += find_steps(partial(_reaches, bend, activations[:i])).at.tolist()
+    return sorted(places)
+
+
+def _reaches(least: float, activations: list[Op], numbers: Array) -> Array:
+    """1 for each number of which activations make at least this one, else 0."""
+    return (_activate(numbers, activations) >= np.float32(least)).astype(np.int64)
 
 
 def _normalise(pixels: Array) -> Array:

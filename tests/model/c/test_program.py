@@ -90,6 +90,44 @@ def test_images_are_averaged_and_other_rows_normalised():
     assert found.logits == 0
 
 
+def draw_rows(layers, inputs, **settings):
+    """A model of these layers with two outputs, and rows."""
+    torch.manual_seed(0)
+    rows = np.random.default_rng(0).integers(0, 256, (200, inputs)).astype(np.uint8)
+    x = torch.from_numpy(rows).float() / 127.5 - 1
+    return pack(quantize(nn.Sequential(*layers), **settings), x, inputs, 2), rows
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layers", "inputs", "settings"),
+    [
+        ([nn.Linear(300, 8), nn.Tanh(), nn.Linear(8, 2)], 300, {"weight_bits": 16, "act_bits": 8}),
+        (
+            [nn.Unflatten(1, (2, 8)), nn.Conv1d(2, 3, 3), nn.Conv1d(3, 2, 6), nn.Flatten()],
+            16,
+            {"weight_bits": (4, 32)},
+        ),
+    ],
+    ids=["64 bits, then 32", "codes, then floats"],
+)
+def test_layers_that_differ_in_one_type_get_functions_of_their_own(layers, inputs, settings):
+    made, found = run(*draw_rows(layers, inputs, **settings))
+    assert found.classes == 0
+    assert found.logits == 0 or not made.is_exact
+
+
+@needs_compiler
+@pytest.mark.parametrize("first", [nn.Tanh, nn.LeakyReLU, nn.GELU])
+def test_an_activation_bends_where_the_one_before_it_reaches_its_bend(first):
+    layers = [nn.Linear(12, 20), first(), nn.GELU(), nn.Linear(20, 2)]
+    with torch.no_grad():
+        layers[0].weight *= 100 if first is nn.LeakyReLU else 3
+    made, found = run(*draw_rows(layers, 12, weight_bits=4, act_bits=8))
+    assert made.is_exact
+    assert found.logits == 0
+
+
 @needs_compiler
 @pytest.mark.parametrize("kind", KINDS)
 def test_sanitisers_find_nothing(kind, monkeypatch):

@@ -112,3 +112,12 @@ def test_a_line_that_float32_bends_gets_exceptions():
     assert np.array_equal(found.codes_of(every), code_of(value_of(every)))
     without = replace(found, exceptions=found.exceptions[:0])
     assert (without.codes_of(every) != code_of(value_of(every))).sum() == len(found.exceptions)
+
+
+def test_sums_that_are_worth_nearly_nothing_have_one_code():
+    sums = SumRange(np.array([-9]), np.array([9]))
+    steps = find_steps(lambda x: np.clip(np.round(x), -7, 7).astype(np.int64))
+    value = np.float32(1e-20)
+    found = fit(find_thresholds(lambda n: n.astype(np.float32) * value + 3, sums, steps), np.full(1, 1e-20))
+    assert found is not None
+    assert found.codes_of(np.arange(-9, 10)[:, None]).ravel().tolist() == [3] * 19
