@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.model.c.host import CompileError, run
+from qdtune.model.c.text import float_literal
 from qdtune.reader import INPUT, Model
 
 SHARED_FLAGS = ("-std=c99", "-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections", "-Wall", "-Wextra")
@@ -341,4 +342,4 @@ def _section_sizes(target: Target, program: str, folder: Path) -> dict[str, int]
 
 
 def _number(value: Any) -> str:
-    return str(int(value)) if np.asarray(value).dtype.kind in "iu" else f"{float(value):.9g}f"
+    return str(int(value)) if np.asarray(value).dtype.kind in "iu" else float_literal(value)

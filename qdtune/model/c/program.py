@@ -12,6 +12,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from qdtune.messages import user_error
 from qdtune.model.c import kernels
 from qdtune.model.c.bodies import add_stage, begin_stream, write_product
 from qdtune.model.c.singles import EXACT_ACTIVATIONS, write_score
@@ -66,8 +69,11 @@ def to_c(model: Model, name: str, facts: Mapping[str, str | int] | None = None, 
         notes: lines of the comment at the top of the header.
 
     Raises:
-        SpecError: C has no code for one of its operations, or its sums do not fit.
+        SpecError: C has no code for one of its operations, its sums do not fit, or one of its numbers is not finite.
     """
+    for tensor, numbers in model.tensors.items():
+        if not np.isfinite(numbers).all():
+            raise user_error(f"the numbers of a model must be finite in C, got others in {tensor!r}: it diverged")
     stages, text = list_stages(model), Text()
     row = ROWS[model.program.get(INPUT, "uint8")]
     types = [row, *(code_type(stage.quantiser) for stage in stages[:-1])]
@@ -129,7 +135,7 @@ def _declare_buffers(types: list[str], buffer_bytes: int, plane_bytes: int) -> s
 def _write_header(model: Model, name: str, argument: str, defined: Mapping[str, str | int], notes: str) -> str:
     inputs, outputs, upper = model.program["inputs"], model.program["outputs"], name.upper()
     lines = {"INPUTS": inputs, "OUTPUTS": outputs, **defined}
-    comment = notes.replace("*/", "* /").replace("\n", "\n * ")
+    comment = notes.replace("*/", "* /").replace("/*", "/ *").replace("\n", "\n * ")
     return f"""/* {comment} */
 #ifndef {upper}_H
 #define {upper}_H

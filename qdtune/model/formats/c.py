@@ -22,6 +22,7 @@ FLOAT_CLASSES = 0.01  # of the classes of a program with float sums may be other
 TARGET = FormatOption("--target", TARGET_NAMES[1], "processor that --measure emulates", TARGET_NAMES)
 MEASURE = FormatOption("--measure", "", "report flash, RAM and instructions on an emulated --target", is_switch=True)
 MEASURED_ROWS = 100
+MEASURED_BYTES = 96 * 1024  # of these rows, which lie in the flash beside the program
 DATA_DIR = FormatOption("--data-dir", "", "folder of the data sets, whose test sets check the C")
 
 
@@ -79,7 +80,8 @@ class CFormat(Format):
             how = f"install the Debian packages {target.packages}"
             return Checked(note=f"not measured on {name}: no {' and no '.join(missing)} here ({how})")
         try:
-            found = measure(target, texts, model.name, model.model, rows[:MEASURED_ROWS])
+            count = max(1, min(MEASURED_ROWS, MEASURED_BYTES // rows[0].nbytes))
+            found = measure(target, texts, model.name, model.model, rows[:count])
         except CompileError as error:
             return Checked(f"must run on {name}, got {error}")
         if found.differing and EXACT in texts[".h"]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qdtune.model.c.device import TARGETS, measure, missing_tools
+from qdtune.model.c.device import TARGETS, _number, measure, missing_tools
 from qdtune.model.c.host import CompileError
 from qdtune.model.c.program import to_c
 from qdtune.model.formats.c import describe_measured
@@ -53,6 +53,11 @@ def test_more_products_take_more_instructions(target):
     assert 64 * 64 * 2 < counts[1] < 64 * 64 * 30
 
 
+def test_rows_are_numbers_of_c():
+    values = [np.float32(1), np.float32(-0.5), np.int16(-7)]
+    assert [_number(value) for value in values] == ["1.0f", "-0.5f", "-7"]
+
+
 def test_what_is_measured_is_said_and_a_missing_tool_too(monkeypatch, tmp_path):
     from types import SimpleNamespace
 
@@ -72,11 +77,16 @@ def test_what_is_measured_is_said_and_a_missing_tool_too(monkeypatch, tmp_path):
         "qemu-system-arm)"
     )
 
-    def fail(*_):
+    counts = []
+
+    def fail(*given):
+        counts.append(len(given[-1]))
         raise CompileError("region `flash' overflowed")
 
     monkeypatch.setattr(c, "missing_tools", lambda target: [])
     monkeypatch.setattr(c, "measure", fail)
     told = c.C._measure(model, {}, np.zeros((1, 1)), "cortex-m3")
     assert told.fault == "must run on cortex-m3, got region `flash' overflowed"
+    c.C._measure(model, {}, np.zeros((500, 3072), np.uint8), "cortex-m3")
+    assert counts == [1, 32], "rows leave most of the flash to the program"
     assert target_of("rv32").compiler.startswith("riscv")

@@ -137,6 +137,16 @@ def test_sanitisers_find_nothing(kind, monkeypatch):
     assert run(model, rows)[1].wrong == 0
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_told(number):
+    layer = nn.Linear(4, 2)
+    with torch.no_grad():
+        layer.bias[0] = number
+    model, _ = draw_rows([layer], 4, weight_bits=4, act_bits=8)
+    with pytest.raises(SpecError, match=r"must be finite in C, got others in '.*bias'"):
+        to_c(model, "m")
+
+
 @needs_compiler
 def test_another_weight_is_found():
     model, rows = draw_model(2, "mlp", weight_bits=4, act_bits=8, split=1)
@@ -167,11 +177,11 @@ def test_weights_of_three_values_are_added_and_not_multiplied():
 def test_the_program_is_self_contained():
     for kind in KINDS:
         model, _ = draw_model(1, kind)
-        made = to_c(model, "m", {"MACS": 12}, "a */ comment")
+        made = to_c(model, "m", {"MACS": 12}, "a */ /* comment")
         assert re.findall(r"#include (\S+)", made.header + made.source) == ["<stdint.h>", '"m.h"']
         assert not re.search(r"\b(malloc|free|memset|memcpy|printf|goto|alloca)\b", made.source)
         assert "#define QD_M_MACS 12\n" in made.header
-        assert made.header.startswith("/* a * / comment */")
+        assert made.header.startswith("/* a * / / * comment */")
 
 
 @needs_compiler
