@@ -35,7 +35,7 @@ from qdtune.store.folder import StorageError, UnreadableError, is_url, storage_e
 from qdtune.store.store import FAULTS
 from qdtune.terminal import console, text_table
 
-VERB = Verb(place=4, text="write trained models as files to ship")
+VERB = Verb(place=4, text="write trained models as files to ship: packed, ONNX or C")
 USAGE = "qdtune export RUN (--front | --trial ID) --out DIR"
 USAGE += f" [--format {'|'.join(FORMAT_NAMES)}] [--seed N]" + "".join(
     f" [{one.flag}]" if one.is_switch else f" [{one.flag} X]" for one in FORMAT_OPTIONS

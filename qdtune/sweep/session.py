@@ -110,6 +110,9 @@ def _run(prepared: Prepared, join: Any, drawing: Drawing, early: list[int]) -> i
         shares = shares_to_reach(prepared.spec, run.queue.results.values())
         table = store.write_pareto(list(run.queue.results), shares, prepared.spec)
         store.pack_files()
+        if prepared.front_notes and not has_more:  # nothing was trained, so nobody has drawn the other front
+            with drawing(store.folder.where, out):
+                pass
     return print_summary(run, table, stopped, error, out)
 
 

@@ -75,6 +75,7 @@ def test_other_objectives_draw_the_front_of_an_old_run_anew(version, tmp_path, m
     assert dict(zip(table["trial_id"].to_pylist(), table["macs"].to_pylist(), strict=True)) == macs
     assert table.schema.metadata[b"qdtune.costs"] == b"macs,size_bytes"
     assert None not in table["pareto_rank"].to_pylist()
+    assert "MACs" in (run / "report.html").read_text()
     assert load_run(run).front().num_rows == table["is_pareto"].to_pylist().count(True)
     assert verify.main([str(run)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("all whole")

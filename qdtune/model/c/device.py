@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdtune.model.c.host import CompileError, run
+from qdtune.model.c.host import CompileError, count_wrong, run
 from qdtune.model.c.text import float_literal
 from qdtune.reader import INPUT, Model
 
@@ -64,7 +64,7 @@ class Measured:
         ram: bytes of static buffers.
         stack: bytes, the most that `_class` used.
         instructions: of `_class`, for each input.
-        differing: how many logits and classes were not those of `reader.py`.
+        differing: how many logits were not those of `reader.py`, and how many classes were wrong.
     """
 
     target: str
@@ -308,7 +308,7 @@ def measure(target: Target, texts: Mapping[str, str], name: str, model: Model, r
     table = np.array(rest, np.uint32).reshape(len(rows), 2 + outputs)
     expected = model.logits(rows)
     found = np.ascontiguousarray(table[:, 2:]).view(np.float32)
-    differing = int((found != expected).sum()) + int((table[:, 1] != expected.argmax(1)).sum())
+    differing = int((found != expected).sum()) + count_wrong(expected, table[:, 1])
     base = sizes["empty"]
     return Measured(
         target=target.name,

@@ -100,10 +100,15 @@ def compare(compiler: list[str], texts: Mapping[str, str], name: str, model: Mod
     differs = found["logits"] != expected
     size = float(abs(expected).max(initial=0.0)) or 1.0
     largest = float(abs(found["logits"].astype(np.float64) - expected).max(initial=0.0)) / size
-    best, chosen = expected.max(1), np.take_along_axis(expected, found["place"][:, None].astype(np.int64), 1)[:, 0]
-    is_wrong = best - chosen > NEARLY_EQUAL * size
     classes = int((found["place"] != expected.argmax(1)).sum())
-    return Comparison(len(rows), int(differs.sum()), largest, classes, int(is_wrong.sum()))
+    return Comparison(len(rows), int(differs.sum()), largest, classes, count_wrong(expected, found["place"]))
+
+
+def count_wrong(logits: NDArray[Any], places: NDArray[Any]) -> int:
+    """How many rows of logits (N, O) are larger elsewhere, by more than rounding, than at their place (N,)."""
+    size = float(abs(logits).max(initial=0.0)) or 1.0
+    chosen = np.take_along_axis(logits, places[:, None].astype(np.int64), 1)[:, 0]
+    return int((logits.max(1) - chosen > NEARLY_EQUAL * size).sum())
 
 
 def run(command: list[str], folder: Path, given: bytes = b"", limit_s: float = LIMIT_S) -> bytes:

@@ -143,6 +143,7 @@ def _write_header(model: Model, name: str, argument: str, defined: Mapping[str, 
 #include <stdint.h>
 
 {chr(10).join(f"#define {upper}_{key} {value}" for key, value in lines.items())}
+/* RAM_BYTES: static buffers, without the stack. EXACT: whether the outputs are those of reader.py to the last bit. */
 
 #ifdef __cplusplus
 extern "C" {{
@@ -151,7 +152,8 @@ extern "C" {{
 /* The outputs, {outputs} floats, of {inputs} inputs. One call at a time: the buffers are static. */
 void {name}_logits({argument}, float *logits);
 
-/* The place of the largest output, the first of equal ones. It needs no floats if all layers have codes. */
+/* The place of the largest output, the first of equal ones. It needs no floats if all layers have codes. Then two
+   outputs that are equal but for the rounding of floats may count as equal, or in their exact order. */
 int32_t {name}_class({argument});
 
 #ifdef __cplusplus

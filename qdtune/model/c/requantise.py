@@ -29,6 +29,7 @@ NEARLY = 2**24  # the largest multiplier of a line with exceptions: as fine as f
 LARGEST_EXCEPTIONS = 96  # of a layer, with 5 to 7 bytes each: float code takes 2 KB and more on a core without floats
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 # What is tried around the rounded slope. float32 rounds sums of millions, which bends the line in its last bits.
+COARSE = 64  # steps
 SMALLEST_MULTIPLIER = 0.75  # below it, all of them would be 0
 FINE = 2**20  # multipliers below this are moved by one alone
 NUDGES = (0, *(sign << k for k in range(10) for sign in (-1, 1)))
@@ -332,6 +333,10 @@ def _fit_all(found: Thresholds, slope: NDArray[np.float64], wanted: Array, scale
         scale: 1 or 2.
     """
     exact = np.rint(slope).astype(np.int64)
+    if found.sums.shape[1] > 2 * COARSE:  # a line that misses some of the steps need not be tried on all of them
+        some = slice(None, None, found.sums.shape[1] // COARSE)
+        if _fit_all(replace(found, sums=found.sums[:, some]), slope, wanted[some], scale)[1] is None:
+            return exact, None
     multiplier, offset, fits = exact, np.zeros_like(exact), np.zeros(len(exact), bool)
     for nudge in NUDGES:
         if abs(nudge) > 1 and exact.max(initial=0) < FINE:

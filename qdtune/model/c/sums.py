@@ -92,7 +92,7 @@ def find_requantiser(model: Model, stage: Stage) -> Requantiser | None:
             return None
         pixels = SumRange(np.zeros(1, np.int64), np.full(1, 255, np.int64))
         return fit(find_thresholds(_normalise, pixels, steps), np.full(1, 1 / 127.5))
-    if not is_code_sum(op):
+    if not is_code_sum(op) or range_of(model, op).largest > INT32:
         return None
 
     def value_of(sums: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ class CFormat(Format):
         texts = {suffix: path.with_suffix(suffix).read_text() for suffix in (".c", ".h")}
         compiler = find_compiler()
         if compiler is None:
-            return Checked(note="not compiled: there is no C compiler here (install gcc, or set $CC)")
+            given = os.environ.get("CC")
+            why = f"$CC names {one_line(given)}, which is not here" if given else "there is no C compiler here"
+            return Checked(note=f"not compiled: {why} (install gcc, or set $CC)")
         rows, what = find_rows(model, options[DATA_DIR.flag])
         try:
             found = compare(compiler, texts, model.name, model.model, rows)
@@ -68,6 +71,7 @@ class CFormat(Format):
             if found.classes > FLOAT_CLASSES * found.rows:
                 return Checked(f"must give nearly all classes of reader.py, got: {share} ({of})")
             note = f"sums of floats: {share}, logits by up to {found.largest:.0e} of the largest ({of})"
+            note += "; with act_bits in the sweep file none would"
         if not options[MEASURE.flag]:
             return Checked(note=note)
         measured = self._measure(model, texts, rows, options[TARGET.flag])
@@ -106,7 +110,7 @@ def describe_measured(found: Measured) -> str:
     flash = f"flash {found.numbers + found.code:,} bytes ({found.numbers:,} of numbers, {found.code:,} of code)"
     other = f"with logits {found.numbers + found.logits_code:,}"
     ram = f"RAM {found.ram:,} and {found.stack:,} of stack"
-    equal = "all logits as here" if not found.differing else f"{found.differing:,} logits differ"
+    equal = "all logits as here" if not found.differing else f"{found.differing:,} logits differ in their last bits"
     return f"on {found.target}: {flash}, {other}; {ram}; {spread} of {len(steps)} rows; {equal}"
 
 
@@ -118,7 +122,8 @@ def make_c(model: TrainedModel) -> CSource:
     """
     if not model.model.is_complete:
         what = f"the forward pass of {format_value(model.model.program['model'])} is in its own code"
-        raise user_error(f"{what}, which this command does not run: export it as packed")
+        how = "build it as nn.Sequential of known layers, or export it as packed"
+        raise user_error(f"{what}, which this command does not run: {how}")
     entry, row, trial = model.entry, model.row, model.trial
     metric = metric_of(trial.metric)
     version = model.metadata.get("qdtune.version.qdtune", "")
