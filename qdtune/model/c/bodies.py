@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qdtune.model.c import kernels
+from qdtune.model.c import kernels, products
 from qdtune.model.c.singles import PRODUCT, add_code, add_float
 from qdtune.model.c.stages import Op, Stage
 from qdtune.model.c.sums import code_type, find_requantiser, scheme_of, sum_type
@@ -153,7 +153,7 @@ def _multiply(body: _Body, op: Op) -> str:
     total = sum_type(body.model, op)
     if op["bits"] == FLOAT_BITS:
         _add_float_weights(body, op)
-        dot = body.text.share(kernels.dot(scheme_of(op), body.taken, total))
+        dot = body.text.share(products.dot(scheme_of(op), body.taken, total))
         begin, product = "", f"{dot}(weights_{body.k} + o * {inputs}U, x, {inputs}U)"
     else:
         begin = _add_stream(body, op)
@@ -173,15 +173,15 @@ def write_product(text: Text, op: Op, taken: str, total: str) -> tuple[str, str]
     Unsigned codes are summed, and what all of them are off by is added afterwards: as much as the sum of the inputs.
     """
     scheme, inputs = scheme_of(op), op["shape"][1]
-    codes, _ = kernels.GROUPS.get(scheme.bits, (0, 0))
+    codes, _ = products.GROUPS.get(scheme.bits, (0, 0))
     if total != "float" and codes and inputs % codes == 0 and not scheme.is_packed_ternary:
-        kernel, is_unsigned = kernels.dot_groups(scheme, taken, total), True
+        kernel, is_unsigned = products.dot_groups(scheme, taken, total), True
     else:
-        kernel, is_unsigned = kernels.dot(scheme, taken, total), total != "float" and not scheme.is_ternary
+        kernel, is_unsigned = products.dot(scheme, taken, total), total != "float" and not scheme.is_ternary
     product = f"{text.share(kernel)}(&w, x, {inputs}U)"
     if not (is_unsigned and scheme.low):
         return "", product
-    summed = text.share(kernels.sum_inputs(taken, total))
+    summed = text.share(products.sum_inputs(taken, total))
     begin = f"    const {total} rest = {scheme.low} * {summed}(x, {inputs}U);\n"
     return begin, f"{'2 * ' if scheme.is_binary else ''}{product} + rest"
 
@@ -195,12 +195,12 @@ def _convolve(body: _Body, op: Op) -> str:
     text.constants.append(f"static const qd_window window_{k} = {{ {_list_window(op, stage)} }};")
     sums, zero = (FLOAT_SUMS, "0.0f") if total == "float" else ("plane.i", "0")
     kind = "float" if scheme.bits == FLOAT_BITS else "int32_t"
-    tap = text.share(kernels.tap(body.taken, total, kind, scheme.is_binary or scheme.is_ternary))
+    tap = text.share(products.tap(body.taken, total, kind, scheme.is_binary or scheme.is_ternary))
     if scheme.bits == FLOAT_BITS:
         _add_float_weights(body, op)
         begin, read = f"    const float *w = weights_{k};\n", "*w++"
     else:
-        begin, read = _add_stream(body, op), f"{text.share(kernels.read_code(scheme))}(&w)"
+        begin, read = _add_stream(body, op), f"{text.share(products.read_code(scheme))}(&w)"
     (rows, columns), area = ([1, *kernel])[-2:], math.prod(stage.taken[1:])
     channel = "x" if op["groups"] == 1 else f"x + o / {outputs // op['groups']}U * {inner * area}U"
     skip = "" if scheme.is_binary else f"if (weight {'== 0.0f' if kind == 'float' else '== 0'}) {{ continue; }}"

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdtune.messages import user_error
-from qdtune.model.c import kernels
 from qdtune.model.c.bodies import add_stage, begin_stream, write_product
+from qdtune.model.c.products import TYPES
 from qdtune.model.c.singles import EXACT_ACTIVATIONS, write_score
 from qdtune.model.c.stages import Stage, StageList
 from qdtune.model.c.sums import code_type, is_code_sum
 from qdtune.model.c.text import Text
 from qdtune.model.formats.format import is_pixels
 from qdtune.reader import ACTIVATIONS, INPUT, Model
+from qdtune.spec.structure import C_ALIGNMENT
 
 ROWS = {"uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "float32": "float"}
 SIZES = {"uint8_t": 1, "int8_t": 1, "uint16_t": 2, "int16_t": 2, "float": 4}
-ALIGNMENT = 4
 EXACT = "_EXACT 1\n"  # how the line of the header ends that says that logits are those of `reader.py` to the last bit
 
 
@@ -111,7 +111,7 @@ def _place_buffers(stages: list[Stage], types: list[str]) -> tuple[list[int], in
     Outputs lie at its start and its end in turn, so input and output of a stage never overlap.
     """
     sizes = [
-        -(-math.prod(stage.end_shape) * SIZES[kind] // ALIGNMENT) * ALIGNMENT
+        -(-math.prod(stage.end_shape) * SIZES[kind] // C_ALIGNMENT) * C_ALIGNMENT
         for stage, kind in zip(stages[:-1], types, strict=True)
     ]
     whole = max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True))
@@ -120,13 +120,13 @@ def _place_buffers(stages: list[Stage], types: list[str]) -> tuple[list[int], in
 
 def _name_place(kind: str, place: int) -> str:
     """The expression of a place in the buffer."""
-    return f"buffer.{kernels.TYPES[kind]}" + (f" + {place // SIZES[kind]}" if place else "")
+    return f"buffer.{TYPES[kind]}" + (f" + {place // SIZES[kind]}" if place else "")
 
 
 def _declare_buffers(types: list[str], buffer_bytes: int, plane_bytes: int) -> str:
     """The declarations of the buffer, and of the plane of sums of one channel."""
-    used = [kind for kind in kernels.TYPES if kind in types]
-    members = " ".join(f"{kind} {kernels.TYPES[kind]}[{buffer_bytes // SIZES[kind]}];" for kind in used)
+    used = [kind for kind in TYPES if kind in types]
+    members = " ".join(f"{kind} {TYPES[kind]}[{buffer_bytes // SIZES[kind]}];" for kind in used)
     text = f"static union {{ {members} int32_t word; }} buffer;\n"
     numbers = plane_bytes // 4
     return text + (f"static union {{ int32_t i[{numbers}]; float f[{numbers}]; }} plane;\n" if numbers else "")

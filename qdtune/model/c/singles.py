@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from qdtune.model.c import kernels
-from qdtune.model.c.requantise import INT32, Requantiser
+from qdtune.model.c.requantise import Requantiser
 from qdtune.model.c.stages import Op, Quantiser, Stage
+from qdtune.model.c.steps import INT32
 from qdtune.model.c.sums import is_code_sum, range_of, sum_type, worth_of
 from qdtune.model.c.text import Text, float_literal, literal
 from qdtune.reader import Model

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.messages import user_error
-from qdtune.model.c.kernels import Scheme
-from qdtune.model.c.requantise import INT32, Requantiser, SumRange, find_steps, find_thresholds, fit, range_of_sums
+from qdtune.model.c.products import Scheme
+from qdtune.model.c.requantise import Requantiser, fit
 from qdtune.model.c.stages import BENDS, Op, Quantiser, Stage
+from qdtune.model.c.steps import INT32, SumRange, find_steps, find_thresholds, range_of_sums
 from qdtune.model.formats.format import is_pixels
 from qdtune.reader import ACTIVATIONS, GRIDS, OPERATIONS, Model, codes, input_codes
 from qdtune.spec.choices import FLOAT_BITS
@@ -92,7 +93,7 @@ def find_requantiser(model: Model, stage: Stage) -> Requantiser | None:
             return None
         pixels = SumRange(np.zeros(1, np.int64), np.full(1, 255, np.int64))
         return fit(find_thresholds(_normalise, pixels, steps), np.full(1, 1 / 127.5))
-    if not is_code_sum(op) or range_of(model, op).largest > INT32:
+    if not is_code_sum(op) or (sums_of := range_of(model, op)).largest > INT32:
         return None
 
     def value_of(sums: Array) -> Array:
@@ -103,7 +104,7 @@ def find_requantiser(model: Model, stage: Stage) -> Requantiser | None:
     slope = worth_of(model, op).astype(np.float64) * np.ones(stage.shape[0])
     for one in affine:
         slope = slope * abs(t[one["scale"]].astype(np.float64).ravel())
-    return fit(find_thresholds(value_of, range_of(model, op), steps), slope)
+    return fit(find_thresholds(value_of, sums_of, steps), slope)
 
 
 def _activate(numbers: Array, activations: list[Op]) -> Array:

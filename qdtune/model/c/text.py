@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdtune.model.c.requantise import INT32
+from qdtune.model.c.steps import INT32
 
 WIDTHS = (8, 16, 32, 64)
 LINE = 110  # characters of a line of numbers

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.messages import format_value, one_line, user_error
-from qdtune.model.c.device import TARGET_NAMES, Measured, measure, missing_tools, target_of
+from qdtune.model.c.device import Measured, measure
 from qdtune.model.c.host import CompileError, compare, find_compiler
 from qdtune.model.c.program import EXACT, CSource, to_c
+from qdtune.model.c.targets import TARGET_NAMES, missing_tools, target_of
 from qdtune.model.formats.format import Checked, Format, FormatOption, TrainedModel, is_pixels
 from qdtune.reader import INPUT
 from qdtune.spec.tasks import metric_of

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from qdtune.model.c.device import TARGETS, _number, measure, missing_tools
+from qdtune.model.c.device import _number, measure
 from qdtune.model.c.host import CompileError
 from qdtune.model.c.program import to_c
+from qdtune.model.c.targets import TARGETS, missing_tools
 from qdtune.model.formats.c import describe_measured
 from tests.model.c.networks import KINDS, draw_model
 
@@ -61,7 +62,8 @@ def test_rows_are_numbers_of_c():
 def test_what_is_measured_is_said_and_a_missing_tool_too(monkeypatch, tmp_path):
     from types import SimpleNamespace
 
-    from qdtune.model.c.device import Measured, target_of
+    from qdtune.model.c.device import Measured
+    from qdtune.model.c.targets import target_of
     from qdtune.model.formats import c
 
     found = Measured("cortex-m3", 3000, 1500, 2600, 4496, 168, np.array([1000.0, 3000.0]), 0)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qdtune.model.c.requantise import Requantiser, SumRange, find_steps, find_thresholds, fit, range_of_sums
+from qdtune.model.c.requantise import Requantiser, fit
+from qdtune.model.c.stages import BENDS
+from qdtune.model.c.steps import SumRange, find_steps, find_thresholds, range_of_sums
 from qdtune.reader import ACTIVATIONS, GRIDS
-
-GELU_BEND = -0.7517916
 
 
 def draw(seed, activation):
@@ -43,7 +43,7 @@ def test_every_sum_gets_the_code_of_the_float_program(activation):
     fitted = 0
     for seed in range(12):
         value_of, code_of, sums, slope = draw(seed, activation)
-        steps = find_steps(code_of, (GELU_BEND,) if activation == "gelu" else ())
+        steps = find_steps(code_of, BENDS.get(activation, ()))
         found = fit(find_thresholds(value_of, sums, steps), slope)
         every = np.arange(int(sums.low.min()), int(sums.high.max()) + 1)[:, None].clip(sums.low, sums.high)
         if found is not None:
