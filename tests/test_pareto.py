@@ -141,15 +141,7 @@ ACCURACIES = st.sampled_from([0.0, 0.25, 0.5, 0.75, np.nan])
 @settings(max_examples=40, deadline=None)
 @given(COLUMNS.flatmap(lambda shape: arrays(float, shape, elements=ACCURACIES)), st.randoms(use_true_random=False))
 def test_front_probability_is_the_share_of_draws_whose_front_holds_the_point(costs, random):
-    sizes = np.array([random.choice([1.0, 2.0, 3.0, np.inf]) for _ in costs])
-    seeds = np.isfinite(costs).sum(axis=1)
-    there = np.flatnonzero((seeds > 0) & np.isfinite(sizes))
-    expected = np.full(len(costs), np.nan)
-    if len(there):
-        means = np.hstack(list(resample(costs[there])))
-        expected[there] = np.mean([front(np.column_stack([draw, sizes[there]])) for draw in means.T], axis=0)
-    expected[seeds < 2] = np.nan
-    np.testing.assert_allclose(front_probability(costs, sizes), expected, rtol=0, atol=1e-12)
+    check_front_probability(costs, np.array([random.choice([1.0, 2.0, 3.0, np.inf]) for _ in costs]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -159,9 +151,14 @@ def test_front_probability_is_the_share_of_draws_whose_front_holds_the_point(cos
     st.randoms(use_true_random=False),
 )
 def test_front_probability_over_several_sizes_is_that_share_too(costs, m, random):
-    sizes = np.array([[random.choice([1.0, 2.0, 3.0, np.nan, 1.0]) for _ in range(m)] for _ in costs])
+    choices = [1.0, 2.0, 3.0, np.nan, 1.0]
+    check_front_probability(costs, np.array([[random.choice(choices) for _ in range(m)] for _ in costs]))
+
+
+def check_front_probability(costs, sizes):
+    """It is the share of draws whose front holds the point, of sizes (N,) or (N, M)."""
     seeds = np.isfinite(costs).sum(axis=1)
-    there = np.flatnonzero((seeds > 0) & np.isfinite(sizes).all(axis=1))
+    there = np.flatnonzero((seeds > 0) & np.isfinite(sizes.reshape(len(costs), -1)).all(axis=1))
     expected = np.full(len(costs), np.nan)
     if len(there):
         means = np.hstack(list(resample(costs[there])))

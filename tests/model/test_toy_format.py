@@ -24,7 +24,7 @@ import io
 
 import numpy as np
 
-from qdtune.model.formats.format import Format, FormatOption, OptionalPackage
+from qdtune.model.formats.format import Checked, Format, FormatOption, OptionalPackage
 
 
 class ToyFormat(Format):
@@ -37,9 +37,9 @@ class ToyFormat(Format):
         np.savez(buffer, planet=options["--planet"], **tensors)
         return buffer.getvalue()
 
-    def find_fault(self, path, model, options):
+    def check(self, path, model, options):
         lost = sorted(model.model.tensors.keys() - set(np.load(path).files))
-        return f"must hold every tensor, got none called {lost[0]}" if lost else None
+        return Checked(f"must hold every tensor, got none called {lost[0]}" if lost else None)
 
     def shared_files(self):
         return {"toy.txt": b"np.load reads them"}

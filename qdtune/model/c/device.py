@@ -137,10 +137,8 @@ def measure(target: Target, texts: Mapping[str, str], name: str, model: Model, r
     """
     with tempfile.TemporaryDirectory(prefix="qdtune-c-") as where:
         folder = Path(where)
-        for file, text in (
-            *_write_programs(target, name, model, rows),
-            *((f"{name}{k}", v) for k, v in texts.items()),
-        ):
+        files = {f"{name}{suffix}": text for suffix, text in texts.items()}
+        for file, text in (files | _write_programs(target, name, model, rows)).items():
             (folder / file).write_text(text)
         programs = {kind: _build(target, folder, name, kind) for kind in ("main", *CALLS)}
         sizes = {kind: _section_sizes(target, programs[kind], folder) for kind in CALLS}
@@ -165,15 +163,15 @@ def measure(target: Target, texts: Mapping[str, str], name: str, model: Model, r
     )
 
 
-def _write_programs(target: Target, name: str, model: Model, rows: NDArray[Any]) -> list[tuple[str, str]]:
-    """The name and the content of each file that stands beside those of the model."""
+def _write_programs(target: Target, name: str, model: Model, rows: NDArray[Any]) -> dict[str, str]:
+    """Name -> content of the files beside those of the model."""
     row = ROWS[model.program.get(INPUT, "uint8")]
     words = {"name": name, "row": row, "inputs": model.program["inputs"], "outputs": model.program["outputs"]}
     values = ",\n".join("{" + ", ".join(_number(v) for v in one) + "}" for one in rows)
     more = {"count": len(rows), "values": values, "paint": PAINT, "stack_words": STACK_WORDS, "loops": LOOPS}
-    small = [(f"{kind}.c", SMALL_MAIN.format(**words, call=call.format(**words))) for kind, call in CALLS.items()]
-    start = ("start.c", target.start + MEMORY_FUNCTIONS)
-    return [start, ("link.ld", target.link), ("main.c", MAIN.format(**words, **more)), *small]
+    small = {f"{kind}.c": SMALL_MAIN.format(**words, call=call.format(**words)) for kind, call in CALLS.items()}
+    start = {"start.c": target.start + MEMORY_FUNCTIONS, "link.ld": target.link}
+    return start | {"main.c": MAIN.format(**words, **more)} | small
 
 
 def _build(target: Target, folder: Path, name: str, main: str) -> str:

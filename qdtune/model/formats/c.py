@@ -38,9 +38,6 @@ class CFormat(Format):
         made = make_c(model)
         return {".c": made.source.encode(), ".h": made.header.encode()}
 
-    def find_fault(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> str | None:
-        return self.check(path, model, options).fault
-
     def check(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> Checked:
         texts = {suffix: path.with_suffix(suffix).read_text() for suffix in (".c", ".h")}
         compiler = find_compiler()

@@ -153,8 +153,8 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def find_fault(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> str | None:
-        """What is wrong with a file that was written, as `must ..., got ...`; None if nothing is.
+    def check(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> Checked:
+        """What is wrong with a file that was written, or what there is to say of a good one.
 
         Args:
             path: of the file.
@@ -167,10 +167,6 @@ class Format(ABC):
     def files(self, model: TrainedModel, options: Mapping[str, str]) -> dict[str, bytes]:
         """Suffix -> content of the files of one model: that of `write`, and others if the format has several."""
         return {self.suffix: self.write(model, options)}
-
-    def check(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> Checked:
-        """As `find_fault`, and what there is to say of a good file."""
-        return Checked(self.find_fault(path, model, options))
 
     def shared_files(self) -> dict[str, bytes]:
         """Name -> content of the files that all models of a folder share."""

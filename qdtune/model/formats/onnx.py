@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from qdtune.messages import format_value, one_line, user_error
-from qdtune.model.formats.format import Format, OptionalPackage, TrainedModel, averaging_of, input_words, is_pixels
+from qdtune.model.formats.format import (
+    Checked,
+    Format,
+    OptionalPackage,
+    TrainedModel,
+    averaging_of,
+    input_words,
+    is_pixels,
+)
 from qdtune.reader import EXACT_FLOAT32, GRIDS, Model, area_weights, codes
 from qdtune.spec.choices import FLOAT_BITS
 
@@ -31,13 +39,13 @@ class OnnxFormat(Format):
     def write(self, model: TrainedModel, options: Mapping[str, str]) -> bytes:
         return to_onnx(model.model, model.name)
 
-    def find_fault(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> str | None:
+    def check(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> Checked:
         blob = path.read_bytes()
         try:
             check_onnx(blob)
         except Exception as error:  # the checker raises its own errors, and those of protobuf
-            return f"must pass ONNX's own checker, got {one_line(str(error))[:300]}"
-        return None
+            return Checked(f"must pass ONNX's own checker, got {one_line(str(error))[:300]}")
+        return Checked()
 
 
 ONNX = OnnxFormat(

@@ -9,7 +9,7 @@ from typing import Any
 import safetensors
 
 from qdtune import reader
-from qdtune.model.formats.format import Format, TrainedModel
+from qdtune.model.formats.format import Checked, Format, TrainedModel
 from qdtune.model.signed_file import TRIAL, find_fault, sign_file, split_file
 from qdtune.reader import Model, ReaderError
 
@@ -20,15 +20,15 @@ class PackedFormat(Format):
     def write(self, model: TrainedModel, options: Mapping[str, str]) -> bytes:
         return model.blob
 
-    def find_fault(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> str | None:
+    def check(self, path: Path, model: TrainedModel, options: Mapping[str, str]) -> Checked:
         must = "must read back as it was written, got"
         try:
             found, data = reader.load(path), split_file(path.read_bytes())[1]
         except ReaderError as error:
-            return f"{must} a damaged file: {error}"
+            return Checked(f"{must} a damaged file: {error}")
         if found.tensors.keys() == model.model.tensors.keys() and len(data) == model.entry["size_bytes"]:
-            return None
-        return f"{must} something else: see the disk"
+            return Checked()
+        return Checked(f"{must} something else: see the disk")
 
     def shared_files(self) -> dict[str, bytes]:
         return {"reader.py": Path(reader.__file__).read_bytes()}
