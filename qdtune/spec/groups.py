@@ -1,7 +1,7 @@
 """The groups of a sweep file, key by key.
 
 The type of each value carries its check (`checks.py`), which also writes the message about a wrong value. pydantic
-checks the structure. All groups are frozen, and an unknown key is a mistake.
+checks the structure. All groups are frozen, and an unknown key is a mistake. The file is long because it is a list.
 """
 
 from __future__ import annotations

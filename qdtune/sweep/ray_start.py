@@ -155,7 +155,7 @@ def start_errors(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterat
         yield
     except passing:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever Ray raises: one line says it
         raise start_error(what, error) from None
     finally:
         over.set()

@@ -47,7 +47,7 @@ def build_library(function: Callable[..., Any], tensors: list[Tensor]) -> bytes:
                 return package()
         with fresh_cache():
             return package()
-    except Exception as error:
+    except Exception as error:  # whatever the compiler raises
         raise CompileError(f"a training step cannot be compiled: {shorten_error(error)}") from error
 
 
