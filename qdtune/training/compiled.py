@@ -26,7 +26,7 @@ from torch.utils import _pytree as tree
 
 from qdtune.machine import cache_dir
 from qdtune.model import chain, dropout, factored, networks, overhead, quantize, quantizer
-from qdtune.model.layers import kind, known, matrix
+from qdtune.model.layers import kind, known, matrix, shifted
 from qdtune.training import losses, step, step_compiler
 from qdtune.training.step import StepShape
 from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
@@ -140,6 +140,7 @@ def step_sources() -> list[ModuleType]:
         quantizer,
         kind,
         matrix,
+        shifted,
         known,
         step_compiler,
         sys.modules[__name__],

@@ -30,9 +30,10 @@ from torch import nn
 from qdtune.model import networks
 from qdtune.model.factored import decompose
 from qdtune.model.quantize import quantize
-from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.compiled import make_eager_step
 from qdtune.training.step import StepShape
+from qdtune.training.tensors import Tensors
 
 BATCH = 64
 BITS = 4

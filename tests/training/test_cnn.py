@@ -17,8 +17,9 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.blocks import cnn_structure, list_cnn_layers
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
-from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.step import StepShape, normalise
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial
