@@ -78,7 +78,12 @@ def blame_source(source: str) -> Iterator[None]:
 
 
 # Options of the commands whose argument in Python has another name, or has a value.
-PYTHON_NAMES = {"--allow-plugin": "plugins", "--set": "overrides", "--fresh": "fresh=True"}
+PYTHON_NAMES = {
+    "--allow-plugin": "plugins",
+    "--set": "overrides",
+    "--fresh": "fresh=True",
+    "--no-dashboard": "dashboard=False",
+}
 
 
 @contextmanager
