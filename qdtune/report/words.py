@@ -26,6 +26,7 @@ from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import AXIS_NAMES, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
+from qdtune.spec.objectives import say_front
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
 from qdtune.store.releases import describe_releases
@@ -33,7 +34,7 @@ from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
 
 TITLES = {  # of the questions, by axis
-    "depth": "Which depth and bit width win at a given number of bytes?",
+    "depth": "Which depth and bit width win at a given number of {}?",  # of the first cost
     "activation": "Does an activation between the factors help?",
 }
 FRONT_TITLE = "Which neighbours on the front differ?"
@@ -90,7 +91,7 @@ def facts(run: Run) -> Iterator[str]:
     rule = run.spec.early_terminate.type
     yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
     if run.spec.objectives is not None:
-        yield f"front over {', '.join(run.spec.objectives)}"
+        yield f"front over {say_front(run.spec.metric, run.spec.costs)}"
     if releases := describe_releases(run.pareto):
         yield releases
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
@@ -179,7 +180,7 @@ def questions(run: Run) -> list[Question]:
         asked.append(
             Question(
                 axis,
-                title,
+                title.format(run.spec.costs[0].head),
                 conclusions,
                 describe_verdicts(found),
                 describe_refusals(axis, found),

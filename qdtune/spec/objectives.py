@@ -208,6 +208,23 @@ def say_cheaper(costs: Sequence[Objective]) -> str:
     return f"with no more {say_list([one.head for one in costs])}"
 
 
+def say_front(metric: Metric, costs: Sequence[Objective]) -> str:
+    """What a front is over: `accuracy, bytes and MACs`."""
+    return say_list([metric.name, *(one.head for one in costs)])
+
+
+def say_larger(costs: Sequence[Objective], share: str = "") -> str:
+    """What has more of these costs than others, as a predicate: `is larger`, or `has more bytes and MACs`.
+
+    Args:
+        costs: of which it has more.
+        share: how much more, before the word: `more than 5 % `.
+    """
+    if tuple(costs) == DEFAULT_COSTS:
+        return f"is {share}larger"
+    return f"has {share}more {say_list([one.head for one in costs])}"
+
+
 def say_list(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *first, last = words
