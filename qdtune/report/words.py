@@ -26,7 +26,7 @@ from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import AXIS_NAMES, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
-from qdtune.spec.objectives import say_front
+from qdtune.spec.objectives import say_amount, say_front
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
 from qdtune.store.releases import describe_releases
@@ -58,6 +58,7 @@ class Question(NamedTuple):
         advice: what a sweep needs so that refused comparisons can be made.
         refused: a sentence for each refused comparison.
         best: a sentence for the best depth at each number of bits and within each size; empty for other questions.
+        best_title: what these are about.
         table: all comparisons; None without any.
         found: the comparisons themselves.
     """
@@ -72,6 +73,7 @@ class Question(NamedTuple):
     advice: list[str]
     refused: list[str]
     best: list[str]
+    best_title: str
     table: Table | None
     found: tuple[Comparison, ...]
 
@@ -189,12 +191,13 @@ def questions(run: Run) -> list[Question]:
                 advise_refusals(axis, found),
                 [one.describe(settings) for one in found if one.verdict == "refused"],
                 best,
+                f"The best depth at each bit width and within each {say_amount(run.spec.costs[0])}",
                 full_table(axis, found),
                 found,
             )
         )
     if ties := [one.sentence for one in answers.front]:
-        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", "", [], [], [], None, ()))
+        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", "", [], [], [], "", None, ()))
     return asked
 
 

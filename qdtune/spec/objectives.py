@@ -213,6 +213,11 @@ def say_front(metric: Metric, costs: Sequence[Objective]) -> str:
     return say_list([metric.name, *(one.head for one in costs)])
 
 
+def say_amount(cost: Objective) -> str:
+    """What a value of a cost is called: `size`, or `number of MACs`."""
+    return "size" if cost is SIZE_BYTES else f"number of {cost.head}"
+
+
 def say_larger(costs: Sequence[Objective], share: str = "") -> str:
     """What has more of these costs than others, as a predicate: `is larger`, or `has more bytes and MACs`.
 

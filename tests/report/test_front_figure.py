@@ -186,7 +186,7 @@ def test_conclusions_of_a_page_are_about_the_costs_of_the_front(costly, tmp_path
     alone = load_run(tmp_path / "a")
     depth, *_ = questions(alone)
     assert depth.title == "Which depth and bit width win at a given number of MACs?"
-    text = " ".join([*depth.conclusions, *depth.best])
+    text = " ".join([*depth.conclusions, *depth.best, depth.best_title])
     assert "bytes" not in text
     assert re.search(r"is depth \d, .*\([\d,]+ MACs\)\. It has", depth.conclusions[0])
     assert any(re.match(r"Within [\d,]+ MACs, depth \d", line) for line in depth.best)
