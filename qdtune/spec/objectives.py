@@ -15,6 +15,7 @@ from typing import Any, Literal
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import format_count
 from qdtune.spec.axes import AXES
+from qdtune.spec.flash import flash_bytes
 from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric, task_of
 
 
@@ -140,6 +141,17 @@ RAM_BYTES = Objective(
     noun="RAM byte",
     title="RAM",
 )
+FLASH_BYTES = Objective(
+    "flash_bytes",
+    "minimize",
+    "bytes",
+    "constants of the model as C (`qdtune export --format c`), by a rule, without the code",
+    flash_bytes,
+    since=10,
+    is_cost=True,
+    noun="flash byte",
+    title="flash",
+)
 OBJECTIVES = (
     _JUDGING[ACCURACY],
     PARAMS,
@@ -152,6 +164,7 @@ OBJECTIVES = (
     MACS,
     ACTIVATION_BYTES,
     RAM_BYTES,
+    FLASH_BYTES,
 )
 KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
 # What `objectives` of a sweep file may name after its metric, and what it means if there is no such key.

@@ -65,6 +65,7 @@ class Interface:
         """
         inputs, name, upper = self.model.program["inputs"], self.name, self.name.upper()
         lines = {"INPUTS": inputs, "OUTPUTS": self._outputs, **defined}
+        call = "class" if self._has_class else "logits"
         comment = notes.replace("*/", "* /").replace("/*", "/ *").replace("\n", "\n * ")
         find = (
             f"\n{CLASS_COMMENTS[self.classes]}\nint32_t {name}_class({self.argument});\n" if self._has_class else ""
@@ -76,7 +77,8 @@ class Interface:
 #include <stdint.h>
 
 {chr(10).join(f"#define {upper}_{key} {value}" for key, value in lines.items())}
-/* RAM_BYTES: static buffers, without the stack. EXACT: whether the outputs are those of reader.py to the last bit. */
+/* FLASH_BYTES: constants of {name}_{call}, without its code. RAM_BYTES: static buffers, without the
+   stack. EXACT: whether the outputs are those of reader.py to the last bit. */
 
 #ifdef __cplusplus
 extern "C" {{

@@ -24,6 +24,7 @@ from qdtune.model.c.sums import code_type, is_code_sum
 from qdtune.model.c.text import Text
 from qdtune.model.formats.format import is_pixels
 from qdtune.reader import ACTIVATIONS, INPUT, Model
+from qdtune.spec.flash import COEFFICIENT_BYTES
 from qdtune.spec.structure import C_ALIGNMENT
 from qdtune.spec.tasks import LARGEST, ClassRule
 
@@ -38,6 +39,7 @@ class CSource:
 
     Attributes:
         header, source: the text of the two files.
+        flash_bytes: of the constants that its class function reads, or without one the function of its outputs.
         ram_bytes: of its static buffers.
         is_exact: whether its logits are those of `reader.py` to the last bit.
         whole_stages, code_stages: how many stages make codes in whole numbers, of how many that make codes.
@@ -45,6 +47,7 @@ class CSource:
 
     header: str
     source: str
+    flash_bytes: int
     ram_bytes: int
     is_exact: bool
     whole_stages: int
@@ -96,16 +99,24 @@ def to_c(
     has_scores = interface.add_class(text, len(stages) - 1, stages[-1], types[-1])
     ram = buffer_bytes + max(planes) + interface.logits_bytes(has_scores)
     is_exact = all(_is_exact(stage, done) for stage, done in zip(stages, is_whole, strict=True))
-    defined = {"RAM_BYTES": ram, "EXACT": int(is_exact), **(facts or {})}
+    flash = _count_constants(text, f"value_{len(stages) - 1}_" if has_scores else None)
+    defined = {"FLASH_BYTES": flash, "RAM_BYTES": ram, "EXACT": int(is_exact), **(facts or {})}
     header = interface.write_header(defined, notes)
     source = f"""/* See {name}.h. Made by qdtune; C99, no library, static buffers. */
 #include "{name}.h"
 {"".join(text.types.values())}
-{chr(10).join(text.constants)}
+{chr(10).join(text.constants.values())}
 {"".join(text.shared.values())}
 {_declare_buffers(types[1:], buffer_bytes, max(planes))}{"".join(text.functions)}
 {interface.write_calls(inputs, has_scores)}"""
-    return CSource(header, source, ram, is_exact, sum(is_whole), sum(stage.quantiser is not None for stage in stages))
+    code_stages = sum(stage.quantiser is not None for stage in stages)
+    return CSource(header, source, flash, ram, is_exact, sum(is_whole), code_stages)
+
+
+def _count_constants(text: Text, unread: str | None) -> int:
+    """The bytes of constants, without those whose names begin like this."""
+    arrays = sum(size for name, size in text.constant_bytes.items() if unread is None or not name.startswith(unread))
+    return arrays + sum(COEFFICIENT_BYTES.get(name.removeprefix("qd_"), 0) for name in text.shared)
 
 
 def _is_exact(stage: Stage, is_whole: bool) -> bool:

@@ -13,14 +13,10 @@ from qdtune.messages import SpecError
 from qdtune.model.c import host
 from qdtune.model.c.host import CompileError, Program, compare, find_compiler
 from qdtune.model.c.program import to_c
-from qdtune.model.factored import decompose
 from qdtune.model.layers.pooling import MaxPool
 from qdtune.model.packed import RowFormat
 from qdtune.model.quantize import quantize
-from qdtune.spec.plan import plan
-from qdtune.spec.sweep_file import loads
 from qdtune.spec.tasks import ABOVE_0, LARGEST, NO_CLASS
-from qdtune.training.step import StepShape
 from tests.model.c.networks import KINDS, draw_model, pack
 
 COMPILER = find_compiler()
@@ -240,34 +236,3 @@ def test_a_kind_without_c_is_refused(monkeypatch):
     model = next(one for one in models if any("pool" in op["op"] for op in one.program["ops"]))
     with pytest.raises(SpecError, match=r"--format c has no code for the operation '\w+_pool'"):
         to_c(model, "m")
-
-
-SWEEP = """
-version: 1
-name: ram
-parameters:
-  depth: {values: [1, 3]}
-  weight_bits: {values: [2, 32]}
-  act_bits: {values: [null, 4, 8, 10]}
-seeds: [0]
-data: {dataset: digits, val_size: 200}
-%s
-train: {batch_size: 100, warmup: {epochs: 1}, qat: {epochs: 1}}
-"""
-MODELS = (
-    "model: {name: mlp, hidden: [13, 6], batch_norm: true}",
-    "model: {name: cnn, blocks: [conv 3, dw, pool, pw 5], hidden: [7]}",
-)
-
-
-@pytest.mark.parametrize("lines", MODELS)
-def test_ram_is_known_before_training(lines):
-    spec = loads((SWEEP % lines).encode(), "ram.yaml").resolve("digits")
-    rows = np.random.default_rng(0).integers(0, 256, (50, 64)).astype(np.uint8)
-    trials = plan(spec).trials
-    assert len(trials) == 16
-    for trial in trials:
-        network = decompose(StepShape.of(trial, 64, 10, "qat").build_undivided(0), trial.depth, trial.activation)
-        network = quantize(network, trial.weight_bits, trial.act_bits)
-        model = pack(network, torch.from_numpy(rows).float() / 127.5 - 1, 64, 10, model=trial.columns["model"])
-        assert to_c(model, "m").ram_bytes == trial.columns["ram_bytes"], trial.label
