@@ -15,7 +15,7 @@ from typing import Any, Literal
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import format_count
 from qdtune.spec.axes import AXES
-from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric
+from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric, task_of
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ RAM_BYTES = Objective(
     "minimize",
     "bytes",
     "static buffers of the model as C (`qdtune export --format c`), without the stack",
-    lambda c: c.structure.ram_bytes(c.depth, c.bits, c.input_bits, c.decompose),
+    lambda c: c.structure.ram_bytes(c.depth, c.bits, c.input_bits, c.decompose, task_of(c.task).has_class),
     since=9,
     is_cost=True,
     noun="RAM byte",
