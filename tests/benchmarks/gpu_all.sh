@@ -33,7 +33,8 @@ failed=0
 part() {
   local name=$1 limit=$2 began=$SECONDS watcher code
   shift 2
-  nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -l 1 >"$out/$name.csv" &
+  : >"$out/$name.csv"  # there even if the part ends before anything is seen
+  nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits -l 1 >>"$out/$name.csv" &
   watcher=$!
   timeout -k 10 "$limit" "$@" >"$out/$name.txt" 2>&1
   code=$?

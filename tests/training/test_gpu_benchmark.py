@@ -47,7 +47,8 @@ def test_without_a_gpu_the_script_says_so(tmp_path):
 def test_one_part_that_fails_is_told_and_the_others_run(tmp_path):
     watch = 'case "$*" in *utilization*) echo "40, 100"; echo "60, 700"; exec sleep 100;; *) echo "a GPU";; esac'
     write_tool(tmp_path, "nvidia-smi", watch)
-    say = 'case "$*" in *"-m pytest"*) exit 3;; *gpu:*) sleep 1; echo swept;; *) sleep 1; echo measured;; esac'
+    seen = f"until grep -q 60 $(ls -t {tmp_path}/out/*.csv | head -n 1); do sleep 0.05; done"
+    say = f'case "$*" in -c*) ;; *"-m pytest"*) exit 3;; *gpu:*) {seen}; echo swept;; *) {seen}; echo measured;; esac'
     write_tool(tmp_path, "python", say)
     found = run_all(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON=str(tmp_path / "python"))
     assert found.returncode == 1, found.stderr
