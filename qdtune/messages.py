@@ -141,8 +141,9 @@ def format_path(path: KeyPath) -> str:
 
 def describe_unknown(noun: str, name: str, known: Collection[str], hint: str = "") -> str:
     """The message for a `name` that is not in `known`, with a `hint`, or else with the nearest known name."""
-    near = difflib.get_close_matches(name, known, n=1) if len(name) <= 64 and not hint else []
-    hint = f"; did you mean {near[0]!r}?" if near else f"; {hint}" if hint else ""
+    spelled = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1) if len(name) <= 64 and not hint else []
+    hint = f"; did you mean {spelled[near[0]]!r}?" if near else f"; {hint}" if hint else ""
     return f"unknown {noun}{format_value(name)}{hint} ({', '.join(known)})"
 
 

@@ -27,8 +27,8 @@ from qdtune.spec.plan import plan
 from qdtune.spec.structure import LayerShape, Structure
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.sweep.prepare import call_own_data
-from qdtune.training.cohort import Tensors
 from qdtune.training.own_model import describe_own_model, try_own_model
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from tests.training.test_cohort import CPU, a_trial, make_generator
 from tests.training.test_train import Kept, numbers

@@ -11,7 +11,7 @@ from qdtune.store.store import Store
 from qdtune.sweep.prepare import prepare_launch, read_data
 from qdtune.sweep.prepared import LaunchOptions
 from qdtune.terminal import console
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from tests.training.test_cohort import CPU
 from tests.training.test_train import Kept

@@ -18,6 +18,7 @@ class Fallback(Frozen):
         train: the keys that have other values
         early_terminate: instead of that of the file
         replicate: instead of that of the file
+        objectives: instead of those of the file
         constraints: instead of those of the file
     """
 
@@ -27,6 +28,7 @@ class Fallback(Frozen):
     train: dict[str, Any] | None = None
     early_terminate: dict[str, Any] | None = None
     replicate: dict[str, Any] | None = None
+    objectives: list[Any] | None = None
     constraints: list[Any] | None = None
 
     @property

@@ -31,8 +31,8 @@ from qdtune.sweep.placement import MEMORY_SHARE, Placement
 from qdtune.training.compile_watch import COMPILE_WATCH
 
 if TYPE_CHECKING:
-    from qdtune.training.cohort import Tensors
     from qdtune.training.paused import Checkpoints
+    from qdtune.training.tensors import Tensors
 
 
 GRACE_S = 10.0  # a trial over its time ends by itself if its epoch ends within these seconds; then it is killed
@@ -184,9 +184,9 @@ class QATTrial(tune.Trainable):
         }
 
     def _start(self) -> Generator[dict[str, Any], None, None]:
-        from qdtune.training.cohort import Tensors
         from qdtune.training.device import cap_memory, choose_device, set_threads
         from qdtune.training.paused import Checkpoints
+        from qdtune.training.tensors import Tensors
         from qdtune.training.train import train_configuration
 
         set_threads(self._cpu)

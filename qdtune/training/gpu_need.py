@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from qdtune.datasets.load import Samples
 from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 

@@ -28,12 +28,12 @@ from qdtune.spec.structure import Structure
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.tasks import CLASSIFICATION
 from qdtune.training.averaging import average_images
-from qdtune.training.cohort import Tensors
 from qdtune.training.own_answers import check_answers, check_draws, check_input_is_kept
 from qdtune.training.own_faults import class_name, find_faults
 from qdtune.training.own_structure import hash_loaded, trace_structure
 from qdtune.training.shipped import load_shipped
 from qdtune.training.step import StepShape, normalise
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 

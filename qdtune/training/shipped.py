@@ -16,9 +16,10 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.layers.conv import Conv1d, Conv2d
 from qdtune.model.load_into import load_into
 from qdtune.spec.tasks import Metric, task_of
-from qdtune.training.cohort import EVAL_IMAGES, EVAL_ROWS, Tensors
+from qdtune.training.cohort import EVAL_IMAGES, EVAL_ROWS
 from qdtune.training.losses import Meter
 from qdtune.training.step import StepShape, check_outputs
+from qdtune.training.tensors import Tensors
 
 CONVOLUTIONS = (Conv1d.name, Conv2d.name)
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from qdtune.datasets.load import Samples
 from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
-from qdtune.training.cohort import Tensors
 from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.device import choose_device, set_threads
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 

@@ -23,12 +23,13 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import UNTRAINED_MARGIN
 from qdtune.spec.sizes import normalisation_sizes
 from qdtune.spec.tasks import metric_of, task_of
-from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.device import name_device
 from qdtune.training.losses import chance_of
 from qdtune.training.paused import Checkpoints, Training
 from qdtune.training.shipped import measure_shipped
 from qdtune.training.step import StepShape, normalise
+from qdtune.training.tensors import Tensors
 from qdtune.training.training_log import TrainingLog, check_value
 from qdtune.training.warmups import Warmups, pack_warmup, unpack_warmup
 

@@ -20,8 +20,9 @@ from qdtune.datasets.load import load
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.training import train
-from qdtune.training.cohort import Cohort, Tensors
+from qdtune.training.cohort import Cohort
 from qdtune.training.step import normalise
+from qdtune.training.tensors import Tensors
 
 KINDS = (("affine", 0.0), ("affine", 0.5), ("affine_elastic", 0.0), ("elastic", 0.0), ("shift", 0.0))
 SWEEP = """

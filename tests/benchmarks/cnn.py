@@ -33,8 +33,9 @@ from qdtune.spec.objectives import known_before
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.training import train
-from qdtune.training.cohort import Cohort, Tensors
+from qdtune.training.cohort import Cohort
 from qdtune.training.step import normalise
+from qdtune.training.tensors import Tensors
 
 SAMPLES = 55_000
 BATCH = 256

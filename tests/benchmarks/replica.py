@@ -28,8 +28,9 @@ from qdtune.model.quantize import quantize
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.groups import Qat
 from qdtune.spec.sizes import factor_dims
-from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.step import StepShape
+from qdtune.training.tensors import Tensors
 
 BATCH = 64
 BITS = 4

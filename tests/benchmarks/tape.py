@@ -19,7 +19,8 @@ from qdtune.datasets.load import load
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.training import cohort, compiled, train
-from qdtune.training.cohort import Cohort, Tensors
+from qdtune.training.cohort import Cohort
+from qdtune.training.tensors import Tensors
 from qdtune.training.warmups import NoWarmups
 
 STEPS = 40  # of a round

@@ -36,7 +36,7 @@ from qdtune.store.pareto_table import table_front
 from qdtune.store.store import Store
 from qdtune.sweep.held_run import hold_run
 from qdtune.terminal import console
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration as train
 from tests.store.test_store import row as stored_row
 from tests.trained import train_one

@@ -14,7 +14,7 @@ from qdtune.spec.comparable import check_comparable
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.sweep.prepare import call_own_data
 from qdtune.training.augment import distort_images
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 
 SWEEP = """\
 version: 1

@@ -24,8 +24,8 @@ from qdtune.spec.axes import BIAS, DECOMPOSE, GRANULARITY, LEVELS, OVERHEAD, SCA
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.sizes import code_bytes
 from qdtune.training import train
-from qdtune.training.cohort import Tensors
 from qdtune.training.step import normalise
+from qdtune.training.tensors import Tensors
 from tests.training.test_cohort import CPU, a_trial
 from tests.training.test_train import Kept
 

@@ -114,7 +114,7 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.training import compiled, own_faults, own_model, train, warmups
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.step import normalise
 
 plugins.permit({"model": "mine:net"}, ["mine"], [pathlib.Path(".")])
@@ -221,10 +221,13 @@ def test_the_ledger_equals_the_packed_file(found):
 
 
 def test_the_reader_predicts_the_classes_of_the_trained_network(found):
-    """A rounding halfway between two codes may fall the other way, but seldom."""
+    """A rounding halfway between two codes may fall the other way, but seldom.
+
+    On some processors one of the four classes is never the answer.
+    """
     for trial in found["trials"]:
         assert trial["same"] >= (0.97 if "a4" in trial["label"] else 1.0), trial["label"]
-        assert trial["classes"] >= 3, "one class alone proves nothing; on some processors one of four is never the answer"
+        assert trial["classes"] >= 3, "one class alone proves nothing"
 
 
 def test_a_compiled_step_depends_on_the_source_of_the_layer(found):

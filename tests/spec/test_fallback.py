@@ -59,6 +59,15 @@ def test_another_data_set_has_what_it_changes_and_the_rest_of_the_file():
     assert "fallback" not in spec.to_yaml()
 
 
+def test_it_may_name_other_objectives():
+    spec = file("  objectives: [val_accuracy, macs]")
+    assert [one.name for one in spec.resolve("digits").costs] == ["macs"]
+    assert [one.name for one in spec.resolve("mnist").costs] == ["size_bytes"]
+    assert refusals("  objectives: [macs]") == [
+        "error: a.yaml:15: fallback.objectives[0]: macs is a cost: the metric comes first (val_accuracy) (on digits)"
+    ]
+
+
 def test_a_file_with_it_is_written_and_read_again():
     spec = file(GOOD)
     again = loads(spec.to_yaml().encode(), "b.yaml")

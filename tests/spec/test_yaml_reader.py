@@ -208,6 +208,7 @@ def test_words_are_one_short_printable_line() -> None:
     ]
     assert format_path(("a", "b\n", 0, "c")) == "a.b\\n[0].c"
     assert describe_unknown("key ", "serch", ["search"]) == "unknown key 'serch'; did you mean 'search'? (search)"
+    assert describe_unknown("", "MACs", ["macs"]) == "unknown 'MACs'; did you mean 'macs'? (macs)"
     assert describe_unknown("", "zzz", ["search"]) == "unknown 'zzz' (search)"
 
 

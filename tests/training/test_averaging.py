@@ -25,7 +25,7 @@ from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.structure import mlp_structure
 from qdtune.training.augment import distort_images
 from qdtune.training.averaging import average_images, blur_images
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial

@@ -17,8 +17,10 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.blocks import cnn_structure, list_cnn_layers
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
-from qdtune.training.cohort import Cohort, Tensors, make_generator
-from qdtune.training.step import StepShape, normalise
+from qdtune.training import step
+from qdtune.training.cohort import Cohort, make_generator
+from qdtune.training.step import StepShape, normalise, take_replicas
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial
@@ -75,12 +77,30 @@ def test_stacked_convolutions_equal_single_ones(changes, data):
 
 @pytest.mark.slow  # compiles
 @pytest.mark.timeout(600)
-def test_a_compiled_convolution_equals_the_eager_one(data):
-    trial = a_cnn(act_bits=8, batch_size=1000)
+@pytest.mark.parametrize("cache", [step.CACHE_BYTES, 0])  # at 0 replicas are trained one after the other
+def test_a_compiled_convolution_equals_the_eager_one(cache, data, monkeypatch):
+    monkeypatch.setattr(step, "CACHE_BYTES", cache)
+    trial = a_cnn(act_bits=8, batch_size=1000, qat=Qat(epochs=2, lr=0.03, momentum=0.9))  # one step, see above
     eager, compiled = (a_cohort(trial, data, (0, 1), compile=c) for c in (False, True))
     before = {name: p.clone() for name, p in eager.params.items()}
     assert eager.train(0) == pytest.approx(compiled.train(0), rel=1e-4)
     assert_moved_alike(before, compiled.params, eager.params)
+
+
+def test_replicas_share_their_tensors_and_have_a_count_of_their_own():
+    state = ({"w": torch.arange(6.0).view(3, 2)}, {"count": {"": torch.tensor(4.0)}})
+    (taken, counts), pairs = take_replicas(state, slice(1, 2))
+    taken["w"].zero_()
+    assert state[0]["w"].tolist() == [[0, 1], [0, 0], [4, 5]]
+    counts["count"][""].add_(1)
+    assert [(mine.item(), shared is state[1]["count"][""]) for mine, shared in pairs] == [(5, True)]
+    assert state[1]["count"][""] == 4
+
+
+def test_only_large_images_are_trained_one_replica_after_the_other():
+    shape = StepShape.of(a_cnn(), 64, 10, "qat")  # images of 4 x 8 x 8
+    assert (shape.fits_cache(1023), shape.fits_cache(1024)) == (True, False)
+    assert StepShape.of(a_trial(), 64, 10, "qat").fits_cache(10**9), "linear layers gain from more replicas"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
 from qdtune.training import compiled
 from qdtune.training.augment import SHIFTS, shift_images
-from qdtune.training.cohort import Cohort, Tensors, make_generator
+from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.step import StepShape, normalise, update_params
+from qdtune.training.tensors import Tensors
 
 CPU = torch.device("cpu")
 SHIFTING = Qat(epochs=2, lr=0.03, augment="shift")

@@ -5,7 +5,7 @@ import torch
 
 from qdtune.datasets.load import load
 from qdtune.spec.groups import Qat
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from tests.training.test_cohort import a_cohort, a_trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

@@ -18,8 +18,9 @@ from qdtune.model.networks import build_mlp
 from qdtune.model.quantize import count_sizes, place_layers, quantize
 from qdtune.model.signed_file import split_file
 from qdtune.spec.structure import mlp_structure
-from qdtune.training.cohort import Cohort, Tensors
+from qdtune.training.cohort import Cohort
 from qdtune.training.step import StepShape, which_are_float
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial, assert_same, quantised

@@ -8,7 +8,7 @@ from qdtune.datasets.load import default_root, load, on_disk
 from qdtune.model.formats.onnx import to_onnx
 from qdtune.model.formats.packed import one_seed
 from qdtune.spec.groups import Qat, Warmup
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial

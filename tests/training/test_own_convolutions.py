@@ -20,8 +20,8 @@ from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.sweep.prepare import call_own_data
-from qdtune.training.cohort import Tensors
 from qdtune.training.own_model import describe_own_model
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_real_networks import SWEEP, TESTS

@@ -22,10 +22,10 @@ from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import Spec, loads
 from qdtune.spec.tasks import ACCURACY
 from qdtune.sweep.prepare import call_own_data
-from qdtune.training.cohort import Tensors
 from qdtune.training.own_faults import SHIPPED_DTYPES, find_faults
 from qdtune.training.own_model import describe_own_model, try_own_model
 from qdtune.training.step import check_outputs
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import TrainingLog
 from tests.training.test_cohort import CPU, a_cohort, a_trial
 from tests.training.test_train import last

@@ -24,9 +24,9 @@ from qdtune.model.signed_file import sign_file, split_file
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.store.paused import PausedFolder
 from qdtune.training import cohort, paused
-from qdtune.training.cohort import Tensors
 from qdtune.training.compiled import make_eager_step, why_eager
 from qdtune.training.paused import FIRST_COST_S, STOP_PER_COST, TRAINING_PER_COST, Checkpoints
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial

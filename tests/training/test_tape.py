@@ -11,9 +11,9 @@ from qdtune.datasets.load import load
 from qdtune.spec.configuration import OwnModel
 from qdtune.spec.tasks import ACCURACY
 from qdtune.training import tape
-from qdtune.training.cohort import Tensors
 from qdtune.training.own_structure import describe_structure
 from qdtune.training.tape import NotTapedError, Taped, record
+from qdtune.training.tensors import Tensors
 from tests.training import test_cnn, test_cohort, test_own_dropout
 from tests.training.test_cohort import data  # noqa: F401
 

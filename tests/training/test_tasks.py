@@ -20,7 +20,7 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.configuration import OwnData
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import AUTOENCODER, TASKS, metric_of, task_of
-from qdtune.training.cohort import Tensors
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial

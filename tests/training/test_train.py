@@ -12,8 +12,8 @@ from qdtune.model import networks
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY, CLASSIFICATION
 from qdtune.training import train
-from qdtune.training.cohort import Tensors
 from qdtune.training.losses import chance_of
+from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.training_log import TrainingLog
 from tests.schemas import HISTORY, TRIALS

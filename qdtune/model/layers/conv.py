@@ -8,8 +8,8 @@ convolution in groups is quantised but not split: each of its groups has a small
 Codes are padded after the quantiser, with zeros that add nothing to a sum. At one bit, where inputs are -1 or 1 times
 the step, such a zero is no code.
 
-Under `vmap`, PyTorch makes one convolution in K groups of those of K replicas. This is the fastest way for depthwise
-and full ones (measured: `tests/benchmarks/conv.py`).
+Under `vmap`, PyTorch makes one convolution in K groups of those of K replicas. This is the fastest way for one layer
+alone (measured: `tests/benchmarks/conv.py`); within a compiled step, see `shifted`.
 """
 
 from __future__ import annotations
@@ -118,13 +118,7 @@ class Conv(MatrixKind):
 
     def settings(self, layer: Any) -> Op:
         """The stride, the padding before each axis and then after each axis, the dilation and the groups."""
-        if layer.padding == "valid":
-            before = after = [0] * len(layer.stride)
-        elif layer.padding == "same":
-            both = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-            before, after = [n // 2 for n in both], [n - n // 2 for n in both]
-        else:
-            before = after = list(layer.padding)
+        before, after = pad_sides(layer)
         window = {"stride": list(layer.stride), "padding": [*before, *after], "dilation": list(layer.dilation)}
         return window | {"groups": layer.groups}
 
@@ -162,6 +156,16 @@ class Conv2d(Conv):
     plain = nn.Conv2d
     chain = FactoredConv2d
     quantized = QuantConv2d
+
+
+def pad_sides(conv: Any) -> tuple[list[int], list[int]]:
+    """The zeros before each axis of the input of a convolution, and those after each."""
+    if conv.padding == "valid":
+        return [0] * len(conv.stride), [0] * len(conv.stride)
+    if conv.padding == "same":
+        both = [step * (size - 1) for step, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [n // 2 for n in both], [n - n // 2 for n in both]
+    return list(conv.padding), list(conv.padding)
 
 
 def _read_settings(conv: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ LOST_AFTER = 2  # QAT epochs of the first trial
 
 def undisturbed(spec, folder):
     """trial_id -> the rows and the curve of each trial, trained here and alone."""
-    from qdtune.training.cohort import Tensors
+    from qdtune.training.tensors import Tensors
     from qdtune.training.train import train_configuration
     from qdtune.training.warmups import NoWarmups
 
