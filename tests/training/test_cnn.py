@@ -115,6 +115,9 @@ def test_steps_of_single_replicas_are_those_of_all(cache, data, monkeypatch):
     assert parted.train(0) == pytest.approx(together.train(0), rel=1e-3)
     assert calls == ([1, 1, 1] if cache == 0 else [3]) * parted.steps
     assert parted.moments["count"][""] == together.moments["count"][""] == together.steps > 1
+    parted.moments["count"][""].fill_(100)  # as when a checkpoint is read
+    parted.train(0)
+    assert parted.moments["count"][""] == 100 + parted.steps
 
 
 def test_only_large_images_are_trained_one_replica_after_the_other():
