@@ -175,7 +175,7 @@ def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[s
 
 
 def _add_to_card(folder: DiskFolder, name: str, measured: Mapping[str, Any]) -> None:
-    """Adds figures to a card that is written, or replaces those of the same target."""
+    """Adds measured figures to a written card, or replaces those of the same target."""
     card = folder.read_file(name)
     assert card is not None, "it was written, or found, before the check"
     if (found := add_measured(card, measured)) != card:

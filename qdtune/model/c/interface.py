@@ -1,4 +1,4 @@
-"""What a user of an exported C program sees: its header, and the functions that he calls."""
+"""What a user of an exported C program sees: its header, and the functions to call."""
 
 from __future__ import annotations
 

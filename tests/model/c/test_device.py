@@ -19,6 +19,11 @@ from qdtune.spec.tasks import NO_CLASS
 from tests.model.c.networks import KINDS, draw_model, pack
 
 
+def need_tools(target):
+    if missing := missing_tools(target):
+        pytest.skip(f"no {' and no '.join(missing)}")
+
+
 def run(target, model, rows):
     made = to_c(model, "m")
     return made, measure(target, Program("m", {".h": made.header, ".c": made.source}, model), rows)
@@ -28,8 +33,7 @@ def run(target, model, rows):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_an_emulated_processor_gives_the_logits_of_the_reader(target, kind):
-    if missing := missing_tools(target):
-        pytest.skip(f"no {' and no '.join(missing)}")
+    need_tools(target)
     model, rows = draw_model(3, kind, weight_bits=3, act_bits=4, levels="full", split=1)
     made, found = run(target, model, rows[:20])
     assert found.differing == 0
@@ -45,8 +49,7 @@ def test_an_emulated_processor_gives_the_logits_of_the_reader(target, kind):
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_more_products_take_more_instructions(target):
     """Twice the hidden units are about twice the instructions: what is counted is the work, and not the clock."""
-    if missing := missing_tools(target):
-        pytest.skip(f"no {' and no '.join(missing)}")
+    need_tools(target)
     torch.manual_seed(0)
     rows = np.random.default_rng(0).integers(0, 256, (3, 64)).astype(np.uint8)
     counts = []
@@ -67,8 +70,7 @@ def test_rows_are_numbers_of_c():
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_a_long_program_is_counted_beyond_the_bits_of_the_counter(target):
     """Each round of SysTick is some 65 to 84 million instructions; eleven layers take eleven times those of one."""
-    if missing := missing_tools(target):
-        pytest.skip(f"no {' and no '.join(missing)}")
+    need_tools(target)
     torch.manual_seed(0)
     side, channels = (24, 11) if target.name == "cortex-m0plus" else (32, 16)
     rows = np.random.default_rng(0).integers(0, 256, (1, side**2)).astype(np.uint8)
@@ -86,8 +88,7 @@ def test_a_long_program_is_counted_beyond_the_bits_of_the_counter(target):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_without_classes_the_outputs_are_measured(target):
-    if missing := missing_tools(target):
-        pytest.skip(f"no {' and no '.join(missing)}")
+    need_tools(target)
     model, rows = draw_model(3, "mlp", weight_bits=3, act_bits=4, split=1)
     made = to_c(model, "m", classes=NO_CLASS)
     found = measure(target, Program("m", {".h": made.header, ".c": made.source}, model, NO_CLASS), rows[:5])
@@ -99,8 +100,7 @@ def test_without_classes_the_outputs_are_measured(target):
 @pytest.mark.slow
 def test_a_program_beyond_the_memory_of_a_target_is_told_by_how_much():
     target = target_of("cortex-m0plus")
-    if missing := missing_tools(target):
-        pytest.skip(f"no {' and no '.join(missing)}")
+    need_tools(target)
     torch.manual_seed(0)
     rows = np.random.default_rng(0).integers(0, 256, (2, 64)).astype(np.uint8)
     network = quantize(nn.Sequential(nn.Linear(64, 20_000), nn.ReLU(), nn.Linear(20_000, 2)), 1, 8)
