@@ -24,7 +24,7 @@ from qdtune.messages import (
     one_line,
     user_error,
 )
-from qdtune.model.formats.card import make_card
+from qdtune.model.formats.card import add_measured, is_measured, make_card
 from qdtune.model.formats.format import GIVEN, Format, TrainedModel
 from qdtune.model.formats.known import FORMAT_NAMES, FORMAT_OPTIONS, format_of
 from qdtune.spec.axes import short_label
@@ -144,7 +144,7 @@ def export_models(
         raise user_error(f"{name_option('--out')} must be a folder on this machine, got {one_line(out)}")
     models, left_out, without_weights, varying = find_models(run, trials, seed)
     folder, files = DiskFolder(Path(out)), _make_files(models, form, options)
-    _write_files(folder, files)
+    _write_files(folder, files, form.card_suffix)
     notes: dict[str, str] = {}
     for model in models:
         path = folder.root / f"{model.name}{form.suffix}"
@@ -153,6 +153,8 @@ def export_models(
         if checked.fault is not None:
             raise StorageError(f"{path} {checked.fault}")
         notes |= {model.name: checked.note} if checked.note else {}
+        if checked.measured:
+            _add_to_card(folder, f"{model.name}{form.card_suffix}", checked.measured)
     return Exported(models, files, left_out, without_weights, varying, notes)
 
 
@@ -172,14 +174,25 @@ def _make_files(models: Sequence[TrainedModel], form: Format, options: Mapping[s
     return files
 
 
-def _write_files(folder: DiskFolder, files: Mapping[str, bytes]) -> None:
-    """Writes what is not there yet; none of it if a file is there that holds something else."""
+def _add_to_card(folder: DiskFolder, name: str, measured: Mapping[str, Any]) -> None:
+    """Adds measured figures to a written card, or replaces those of the same target."""
+    card = folder.read_file(name)
+    assert card is not None, "it was written, or found, before the check"
+    if (found := add_measured(card, measured)) != card:
+        folder.write_file(name, found)
+
+
+def _write_files(folder: DiskFolder, files: Mapping[str, bytes], card_suffix: str) -> None:
+    """Writes what is not there yet; none of it if a file is there that holds something else.
+
+    A card with figures that an earlier export added is left as it is.
+    """
     try:
         found = {name: folder.read_file(name) for name in files}
     except UnreadableError as error:  # the output is at fault, not the run
         raise StorageError(str(error)) from None
     for name, data in found.items():
-        if data not in (None, files[name]):
+        if data not in (None, files[name]) and not (name.endswith(card_suffix) and is_measured(data, files[name])):
             what = f"{folder.full_name(name)} holds something else, and nothing is overwritten"
             raise user_error(one_line(f"{what}: choose another {name_option('--out')}, or move it away"))
     for name, data in files.items():

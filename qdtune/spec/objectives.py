@@ -15,7 +15,8 @@ from typing import Any, Literal
 from qdtune.datasets.dataset import DatasetInfo
 from qdtune.messages import format_count
 from qdtune.spec.axes import AXES
-from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric
+from qdtune.spec.flash import flash_bytes
+from qdtune.spec.tasks import ACCURACY, AUC, F1, METRICS, R2, Metric, task_of
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,22 @@ RAM_BYTES = Objective(
     "minimize",
     "bytes",
     "static buffers of the model as C (`qdtune export --format c`), without the stack",
-    lambda c: c.structure.ram_bytes(c.depth, c.bits, c.input_bits, c.decompose),
+    lambda c: c.structure.ram_bytes(c.depth, c.bits, c.input_bits, c.decompose, task_of(c.task).has_class),
     since=9,
     is_cost=True,
     noun="RAM byte",
     title="RAM",
+)
+FLASH_BYTES = Objective(
+    "flash_bytes",
+    "minimize",
+    "bytes",
+    "constants of the model as C (`qdtune export --format c`), by a rule, without the code",
+    flash_bytes,
+    since=10,
+    is_cost=True,
+    noun="flash byte",
+    title="flash",
 )
 OBJECTIVES = (
     _JUDGING[ACCURACY],
@@ -152,6 +164,7 @@ OBJECTIVES = (
     MACS,
     ACTIVATION_BYTES,
     RAM_BYTES,
+    FLASH_BYTES,
 )
 KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
 # What `objectives` of a sweep file may name after its metric, and what it means if there is no such key.

@@ -161,11 +161,13 @@ class Structure(NamedTuple):
         weight_bits: int | tuple[int, ...],
         act_bits: int | tuple[int | None, ...] | None,
         decompose: str = "all",
+        has_class: bool = True,
     ) -> int:
         """The bytes of the static buffers of the network as C: see `model/c`.
 
         One buffer holds the inputs and the outputs of a factor, each number in 1, 2 or 4 bytes. Another one holds the
         sums of one channel of a convolution. Layers run in the order of modules, normalisations and pools with them.
+        A program that finds classes (`has_class`) from floats holds its outputs.
         """
         held, plane, count = list[int](), 0, len(self.layers)
         each = zip(self.layers, self.dims(depth, decompose), of_each(act_bits, count), strict=True)
@@ -175,7 +177,7 @@ class Structure(NamedTuple):
             plane = max(plane, 0 if layer.kind == LINEAR else C_ALIGNMENT * layer.call_positions)
         both = max(a + b for a, b in pairwise((0, *held, 0)))
         has_codes = of_each(act_bits, count)[-1] is not None and of_each(weight_bits, count)[-1] != FLOAT_BITS
-        return both + plane + (0 if has_codes else FLOAT_BYTES * self.layers[-1].outputs)
+        return both + plane + (FLOAT_BYTES * self.layers[-1].outputs if has_class and not has_codes else 0)
 
     def sizes(
         self,

@@ -79,6 +79,12 @@ MSE = Metric("mse", "minimize", False, "mean squared error", TINY)
 METRICS = (ACCURACY, F1, AUC, R2, MAE, MSE)
 
 
+ClassRule = Literal["largest", "above_0", "none"]
+LARGEST: ClassRule = "largest"
+ABOVE_0: ClassRule = "above_0"
+NO_CLASS: ClassRule = "none"
+
+
 @dataclass(frozen=True)
 class Task:
     """What a network is trained for.
@@ -89,6 +95,8 @@ class Task:
         targets: their kind.
         answers: what the outputs of its network are, for model cards.
         decision: what to make of them, for model cards.
+        classes: the same for programs: a class is the place of the `LARGEST` output, or 1 if the output is `ABOVE_0`
+            and else 0, or there is `NO_CLASS`.
         metrics: by which it may be judged; the first is the default.
         tested: metrics that are measured on the test set only, besides the one that judges.
     """
@@ -98,11 +106,17 @@ class Task:
     targets: Targets
     answers: str
     decision: str
+    classes: ClassRule
     metrics: tuple[Metric, ...]
     tested: tuple[Metric, ...] = ()
 
     def __reduce__(self) -> tuple[object, ...]:
         return task_of, (self.name,)
+
+    @property
+    def has_class(self) -> bool:
+        """Whether a class follows from the outputs."""
+        return self.classes != NO_CLASS
 
     def also_tested(self, metric: Metric) -> tuple[Metric, ...]:
         """The metrics that are measured on the test set besides `metric`, which judges."""
@@ -121,6 +135,7 @@ CLASSIFICATION = Task(
     LABELS,
     "a logit for each class; their softmax has the probabilities",
     "the class of the largest output, counted from 0",
+    LARGEST,
     (ACCURACY,),
 )
 BINARY = Task(
@@ -129,6 +144,7 @@ BINARY = Task(
     LABEL,
     "one logit; its sigmoid is the probability of label 1",
     "label 1 if the output is above 0, else label 0",
+    ABOVE_0,
     (ACCURACY, F1, AUC),
 )
 MULTILABEL = Task(
@@ -137,6 +153,7 @@ MULTILABEL = Task(
     FLAGS,
     "a logit for each label; its sigmoid is the probability that the label is 1",
     "a label is 1 if its output is above 0, else 0",
+    NO_CLASS,
     (F1,),
 )
 REGRESSION = Task(
@@ -145,6 +162,7 @@ REGRESSION = Task(
     NUMBERS,
     "the targets themselves, in the units of the training targets",
     "none: each output is the predicted number",
+    NO_CLASS,
     (R2, MAE, MSE),
     tested=(R2, MAE),
 )
@@ -156,6 +174,7 @@ AUTOENCODER = Task(
     "the input in normalised units, row * scale + shift, as `normalisation` has them",
     "the anomaly score of a row is the mean of (output - (row * scale + shift))^2 over its numbers; take the "
     "threshold from the scores of normal rows",
+    NO_CLASS,
     (MSE,),
     tested=(AUC,),
 )

@@ -28,7 +28,7 @@ from qdtune.machine import cache_dir
 from qdtune.model import chain, dropout, factored, networks, overhead, quantize, quantizer
 from qdtune.model.layers import kind, known, matrix, shifted
 from qdtune.training import losses, step, step_compiler
-from qdtune.training.step import StepShape
+from qdtune.training.step import StepShape, take_replicas
 from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
 from qdtune.training.tape import PLAIN_CALLS, Taped
 
@@ -80,7 +80,10 @@ def compile_step(
         data: tensors (N, ...); each call reads the rows of its batch.
         batch, rate: examples with the shapes of all later ones.
     """
-    flat, structure = tree.tree_flatten((*state, *gather_rows(data, batch), rate))
+    together = len(batch) if shape.fits_cache(batch.shape[1]) else 1
+    parts = [slice(k, k + together) for k in range(0, len(batch), together)]
+    own, joined = zip(*(take_replicas(state, part) for part in parts), strict=True)
+    flat, structure = tree.tree_flatten((*own[0], *gather_rows(data, batch[parts[0]]), rate))
 
     def run_flat(*tensors: Tensor) -> tuple[()]:
         function(*tree.tree_unflatten(list(tensors), structure))
@@ -91,10 +94,15 @@ def compile_step(
     except CompileError as error:
         _eager_reasons[:] = [str(error)]
         return make_eager_step(function, state, data)
+    flats = [tree.tree_leaves(one) for one in own]
 
     def call(batch: Tensor, rate: Tensor) -> None:
-        flat[-1 - len(data) :] = *gather_rows(data, batch), rate
-        library.run(flat)
+        for part, tensors, pairs in zip(parts, flats, joined, strict=True):
+            for mine, shared in pairs:
+                mine.copy_(shared)
+            library.run([*tensors, *gather_rows(data, batch[part]), rate])
+        for mine, shared in joined[-1]:
+            shared.copy_(mine)
 
     return call
 

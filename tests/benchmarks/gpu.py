@@ -38,7 +38,7 @@ from qdtune.training.tensors import Tensors
 BATCH = 64
 BITS = 4
 WAYS = ("eager", "eager, graph", "compiled", "compiled, graph")
-QAT = SimpleNamespace(epochs=1, lr=0.01, schedule="constant")
+QAT = SimpleNamespace(epochs=1, lr=0.01, schedule="constant", augment="none")
 
 
 def mnist(root: Path) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
@@ -57,7 +57,7 @@ def tensors(root: Path, device: torch.device) -> tuple[Tensors, bool]:
     (x, y), real = mnist(root)
     on_device = [torch.from_numpy(a).to(device) for a in (x, y)]
     few = [t[:5000] for t in on_device]
-    return Tensors(*on_device, *few, *few, inputs=784, classes=10, chance=0.1), real
+    return Tensors(*on_device, *few, *few, inputs=784, classes=10), real
 
 
 def cohort(data: Tensors, depth: int, replicas: int, way: str) -> Cohort:

@@ -20,6 +20,7 @@ from qdtune.commands import export, trained_models, verify
 from qdtune.commands.loaded_run import LoadedRun
 from qdtune.datasets.load import load
 from qdtune.messages import SpecError
+from qdtune.model.c.device import Flash, Measured
 from qdtune.model.c.host import Comparison, CompileError, find_compiler
 from qdtune.model.formats import c as c_format
 from qdtune.model.formats import onnx as onnx_format
@@ -430,6 +431,48 @@ def test_what_a_check_of_c_finds_is_told(swept, tmp_path, capsys, monkeypatch, f
     ended, printed, err = told(capsys, swept[0].root, "--trial", trial_id, "--out", tmp_path, "--format", "c")
     assert ended == code
     assert line in " ".join((printed + err).split())
+
+
+def test_what_is_measured_is_in_the_card(swept, tmp_path, capsys, monkeypatch):
+    counts = iter([1000.0, 2000.0, 1500.0, 1500.0])
+
+    def measure(target, program, rows):
+        flash = {"class": Flash(300, 400), "logits": Flash(310, 900)}
+        return Measured(target.name, flash, 40, 60, np.array([next(counts)]), 0)
+
+    trials = plan(loads(SWEEP.encode(), "tiny.yaml").resolve("digits")).trials
+    trial_id = next(trial.trial_id for trial in trials if trial.act_bits == 8)
+    monkeypatch.setattr(c_format, "find_compiler", lambda: ["gcc"])
+    monkeypatch.setattr(c_format, "compare", lambda *_: Comparison(10, 0, 0.0, 0, 0))
+    monkeypatch.setattr(c_format, "missing_tools", lambda target: [])
+    monkeypatch.setattr(c_format, "measure", measure)
+    card = tmp_path / f"{trial_id}.c.json"
+
+    def export_again(*options):
+        code, printed, err = told(
+            capsys, swept[0].root, "--trial", trial_id, "--out", tmp_path, "--format", "c", *options
+        )
+        assert (code, err) == (0, "")
+        return printed, json.loads(card.read_text()).get("measured")
+
+    assert export_again()[1] is None
+    printed, found = export_again("--measure")
+    assert "\n  RAM, static              40 bytes\n  stack                    60 bytes\n" in printed
+    assert {name: one["instructions"]["mean"] for name, one in found.items()} == {"cortex-m3": 1000}
+    assert found["cortex-m3"]["flash_class"] == {"model_bytes": 300, "kernel_bytes": 400}
+    found = export_again("--measure", "--target", "rv32")[1]
+    assert {name: one["instructions"]["mean"] for name, one in found.items()} == {"cortex-m3": 1000, "rv32": 2000}
+    found = export_again("--measure")[1]
+    assert found["cortex-m3"]["instructions"]["mean"] == 1500
+    modified = card.stat().st_mtime_ns
+    assert export_again("--measure")[1] == found
+    assert export_again()[1] == found, "an export without a measurement leaves the figures"
+    assert card.stat().st_mtime_ns == modified
+
+    card.write_text(card.read_text().replace('"seed": ', '"seed": 1'))
+    code, printed, err = told(capsys, swept[0].root, "--trial", trial_id, "--out", tmp_path, "--format", "c")
+    assert (code, printed) == (2, "")
+    assert "holds something else, and nothing is overwritten" in err
 
 
 def test_options_of_c_go_with_no_other_format(swept, tmp_path, capsys):

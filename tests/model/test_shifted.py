@@ -51,6 +51,13 @@ def test_answers_and_gradients_are_those_of_the_library(case):
         torch.testing.assert_close(one, other)
 
 
+class Halved(nn.Conv2d):
+    """Computes something else, as a user's layer may."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight / 2, bias)
+
+
 @pytest.mark.parametrize(
     "conv",
     [
@@ -59,6 +66,7 @@ def test_answers_and_gradients_are_those_of_the_library(case):
         nn.Conv2d(4, 2, 3, groups=2),
         nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"),
         nn.Conv1d(1, 1, MOST_TAPS + 1),
+        Halved(1, 1, 3),
         nn.Linear(1, 1),
     ],
     ids=str,

@@ -17,7 +17,7 @@ from qdtune.model.layers.kind import Op
 from qdtune.model.layers.matrix import MatrixKind, Quantized
 
 if TYPE_CHECKING:
-    from qdtune.model.formats.onnx import Graph
+    from qdtune.model.formats.onnx_graph import Graph
 
 
 class DiagonalLayer(nn.Module):

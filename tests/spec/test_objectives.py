@@ -27,7 +27,7 @@ name: a
 parameters: {depth: {values: [1, 2]}, weight_bits: {values: [2, 8]}}
 data: {dataset: [digits, synthetic], val_size: 100}
 """
-KNOWN = "size_bytes, macs, activation_bytes, ram_bytes"
+KNOWN = "size_bytes, macs, activation_bytes, ram_bytes, flash_bytes"
 
 
 def read(objectives=None):
@@ -99,7 +99,7 @@ def test_values_and_words_of_costs():
     assert say_costs(spec.costs, row) == "5,120 MACs, 1 byte"
     assert say_cheaper((SIZE_BYTES,)) == "of equal or smaller size"
     assert say_cheaper((MACS,)) == "with no more MACs"
-    assert say_cheaper(COSTS) == "with no more bytes, MACs, activation bytes and RAM bytes"
+    assert say_cheaper(COSTS) == "with no more bytes, MACs, activation bytes, RAM bytes and flash bytes"
     assert front_of(ACCURACY, COSTS)[0].name == "val_accuracy"
 
 

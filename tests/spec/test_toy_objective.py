@@ -8,7 +8,7 @@ from qdtune.spec.tasks import ACCURACY
 from qdtune.sweep.loggers import final_numbers
 from tests.toy import ROOT, copy_package, evaluate, run
 
-ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=9, is_cost=True)
+ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=10, is_cost=True)
 OBJECTIVES = (
 """
 SWEEP = """version: 1
@@ -70,7 +70,7 @@ def tree(tmp_path_factory, direction):
 def test_everything_follows_from_the_entry(tree, direction):
     found = evaluate(tree, SCRIPT)
     best, worst = (1, 3) if direction == "minimize" else (3, 1)
-    assert (found["columns"], found["version"]) == ([True, True], 9)
+    assert (found["columns"], found["version"]) == ([True, True], 10)
     assert found["ranks"] == {str(best): 1, "2": 2, str(worst): 3}  # their accuracies and bytes are the same
     assert found["p_front"] == {str(best): 1.0, "2": 0.0, str(worst): 0.0}
     heads, rows = found["table"]
@@ -92,7 +92,7 @@ def test_a_constraint_with_a_mistake_says_its_name(tree):
     told = run(tree, "-m", "qdtune", "launch", "wrong.yaml", "--dry-run", code=2).stderr
     assert told.startswith("error: wrong.yaml:7:")
     assert "constraints[1]: 'toys <= 20' is not allowed (like 'size_bytes <= 8192': one of params," in told
-    assert ", activation_bytes, ram_bytes, toy, depth, weight_bits; <= < >= > ==; a number)" in told
+    assert ", activation_bytes, ram_bytes, flash_bytes, toy, depth, weight_bits; <= < >= > ==; a number)" in told
 
 
 def test_a_dry_run_and_a_mistake_name_it(tree):

@@ -65,6 +65,7 @@ def row(trial_id: str = "a", seed: int = 0, **changes: Any) -> dict[str, object]
             "macs": 90,
             "activation_bytes": 120,
             "ram_bytes": 140,
+            "flash_bytes": 150,
             "inner_dims": [[5], [4, 4]],
         },
         **{"seconds": 1.5, "device": "cpu", "error": None, "pruned_by": None, "started_at": NOW, "finished_at": NOW},
@@ -652,7 +653,7 @@ def brute_pareto(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         mine = sorted((r for r in rows if tuple(r[name] for name in keys) == key), key=lambda r: r["seed"])
         ok = [r for r in mine if r["state"] == "ok"]
         shared = ("trial_id", "model", "size_bytes", "other_bytes", "params", "macs", "activation_bytes")
-        shared += ("ram_bytes",)
+        shared += ("ram_bytes", "flash_bytes")
         entry = {name: mine[0][name] for name in (*keys, *shared)}
         entry |= {"n_seeds": len(ok), "epochs": max(r["epochs"] for r in mine)}
         entry["state"] = max(

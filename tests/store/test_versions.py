@@ -22,7 +22,7 @@ from qdtune.store.store import Store
 from tests.schemas import HISTORY, TRIALS
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
-VERSIONS = sorted(path.name for path in RUNS.iterdir())
+VERSIONS = sorted((path.name for path in RUNS.iterdir()), key=lambda name: int(name[1:]))
 
 
 @pytest.fixture(params=VERSIONS)

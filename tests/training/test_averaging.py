@@ -16,7 +16,8 @@ from qdtune.datasets.dataset import Averaging, DatasetInfo
 from qdtune.datasets.known import dataset_of
 from qdtune.datasets.load import cut, default_root, load, on_disk
 from qdtune.model.formats.format import input_words
-from qdtune.model.formats.onnx import EXACT_AREA, Graph, to_onnx
+from qdtune.model.formats.onnx import to_onnx
+from qdtune.model.formats.onnx_graph import EXACT_AREA, Graph
 from qdtune.model.formats.packed import one_seed
 from qdtune.model.signed_file import split_file
 from qdtune.spec.configuration import OwnData, OwnModel

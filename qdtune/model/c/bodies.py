@@ -13,6 +13,7 @@ from qdtune.model.c.text import Text, float_literal
 from qdtune.model.formats.format import averaging_of, is_pixels
 from qdtune.reader import Model
 from qdtune.spec.choices import FLOAT_BITS
+from qdtune.spec.flash import WINDOW_BYTES
 
 PLANE_BYTES = 4  # of a sum of one channel of a convolution
 FLOAT_SUMS = "plane.f"
@@ -192,7 +193,7 @@ def _convolve(body: _Body, op: Op) -> str:
     outputs, inner, *kernel = op["shape"]
     scheme, total = scheme_of(op), sum_type(body.model, op)
     text.types["qd_window"] = kernels.WINDOW
-    text.constants.append(f"static const qd_window window_{k} = {{ {_list_window(op, stage)} }};")
+    text.add_constant(f"window_{k}", "qd_window", f" {_list_window(op, stage)} ", WINDOW_BYTES)
     sums, zero = (FLOAT_SUMS, "0.0f") if total == "float" else ("plane.i", "0")
     kind = "float" if scheme.bits == FLOAT_BITS else "int32_t"
     tap = text.share(products.tap(body.taken, total, kind, scheme.is_binary or scheme.is_ternary))

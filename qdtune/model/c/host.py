@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qdtune.messages import one_line
 from qdtune.model.c.program import ROWS
 from qdtune.reader import INPUT, Model
+from qdtune.spec.tasks import LARGEST, NO_CLASS, ClassRule
 
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
@@ -32,13 +33,55 @@ int main(void)
     while (fread(row, sizeof row, 1, stdin) == 1) {{
         int32_t found;
         qd_{name}_logits(row, logits);
-        found = qd_{name}_class(row);
+        found = {find};
         fwrite(logits, sizeof logits, 1, stdout);
         fwrite(&found, sizeof found, 1, stdout);
     }}
     return 0;
 }}
 """
+
+
+@dataclass(frozen=True)
+class Program:
+    """A written C program.
+
+    Attributes:
+        name: of its files.
+        texts: suffix -> content of its files, `.c` and `.h`.
+        model: from which it was made.
+        classes: how a class follows from the outputs, see `Task.classes`.
+    """
+
+    name: str
+    texts: Mapping[str, str]
+    model: Model
+    classes: ClassRule = LARGEST
+
+    @property
+    def has_class(self) -> bool:
+        """Whether there is a `qd_NAME_class`."""
+        return self.classes != NO_CLASS
+
+    @property
+    def row(self) -> str:
+        """The type of C of one number of a row."""
+        return ROWS[self.model.program.get(INPUT, "uint8")]
+
+    def find_classes(self, logits: NDArray[Any]) -> NDArray[np.int64]:
+        """The classes (N,) that follow from logits (N, O); zeros if there are none."""
+        if not self.has_class:
+            return np.zeros(len(logits), np.int64)
+        return np.asarray(logits.argmax(1) if self.classes == LARGEST else logits[:, 0] > 0, np.int64)
+
+    def count_wrong(self, logits: NDArray[Any], places: NDArray[Any]) -> int:
+        """How many classes (N,) do not follow from logits (N, O), by more than rounding."""
+        size = float(abs(logits).max(initial=0.0)) or 1.0
+        wrong = self.find_classes(logits) != places
+        if self.classes == LARGEST:
+            chosen = np.take_along_axis(logits, places[:, None].astype(np.int64), 1)[:, 0]
+            return int((wrong & (logits.max(1) - chosen > NEARLY_EQUAL * size)).sum())
+        return int((wrong & (abs(logits[:, 0]) > NEARLY_EQUAL * size)).sum())
 
 
 class CompileError(Exception):
@@ -54,7 +97,8 @@ class Comparison:
         logits: how many outputs differ in any bit.
         largest: the largest difference, as a share of the largest output.
         classes: how many rows have another class.
-        wrong: how many of these have a class whose output is smaller than the largest one by more than rounding.
+        wrong: how many of these have a class that does not follow from the outputs, by more than rounding.
+        mean: the mean difference, as a share of the largest output.
     """
 
     rows: int
@@ -62,6 +106,7 @@ class Comparison:
     largest: float
     classes: int
     wrong: int
+    mean: float = 0.0
 
 
 def find_compiler() -> list[str] | None:
@@ -71,44 +116,42 @@ def find_compiler() -> list[str] | None:
     return next(([name] for name in COMPILERS if shutil.which(name)), None)
 
 
-def compare(compiler: list[str], texts: Mapping[str, str], name: str, model: Model, rows: NDArray[Any]) -> Comparison:
+def compare(compiler: list[str], program: Program, rows: NDArray[Any]) -> Comparison:
     """Compiles a program, runs it over rows, and compares its answers.
 
     Args:
         compiler: the command.
-        texts: suffix -> content of its files, `.c` and `.h`.
-        name: of its files.
-        model: from which it was made.
+        program: its files.
         rows: (N, I).
 
     Raises:
         CompileError: the compiler finds fault with it, or the program ends early.
     """
+    name, model = program.name, program.model
     inputs, outputs = model.program["inputs"], model.program["outputs"]
-    row = ROWS[model.program.get(INPUT, "uint8")]
+    find = f"qd_{name}_class(row)" if program.has_class else "0"
+    main = MAIN.format(name=name, row=program.row, inputs=inputs, outputs=outputs, find=find)
     with tempfile.TemporaryDirectory(prefix="qdtune-c-") as where:
         folder = Path(where)
-        for suffix, text in texts.items():
+        for suffix, text in program.texts.items():
             (folder / f"{name}{suffix}").write_text(text)
-        (folder / "main.c").write_text(MAIN.format(name=name, row=row, inputs=inputs, outputs=outputs))
+        (folder / "main.c").write_text(main)
         run([*compiler, *FLAGS, f"{name}.c", "main.c", "-o", "main"], folder)
         answers = run([str(folder / "main")], folder, np.ascontiguousarray(rows).tobytes())
     found = np.frombuffer(answers, np.dtype([("logits", "<f4", (outputs,)), ("place", "<i4")]))
     if len(found) != len(rows):
         raise CompileError(f"it answered {len(found)} of {len(rows)} rows")
     expected = np.concatenate([model.logits(part) for part in np.array_split(rows, max(1, len(rows) // 500))])
-    differs = found["logits"] != expected
     size = float(abs(expected).max(initial=0.0)) or 1.0
-    largest = float(abs(found["logits"].astype(np.float64) - expected).max(initial=0.0)) / size
-    classes = int((found["place"] != expected.argmax(1)).sum())
-    return Comparison(len(rows), int(differs.sum()), largest, classes, count_wrong(expected, found["place"]))
-
-
-def count_wrong(logits: NDArray[Any], places: NDArray[Any]) -> int:
-    """How many rows of logits (N, O) are larger elsewhere, by more than rounding, than at their place (N,)."""
-    size = float(abs(logits).max(initial=0.0)) or 1.0
-    chosen = np.take_along_axis(logits, places[:, None].astype(np.int64), 1)[:, 0]
-    return int((logits.max(1) - chosen > NEARLY_EQUAL * size).sum())
+    off = abs(found["logits"].astype(np.float64) - expected) / size
+    return Comparison(
+        rows=len(rows),
+        logits=int((found["logits"] != expected).sum()),
+        largest=float(off.max(initial=0.0)),
+        classes=int((found["place"] != program.find_classes(expected)).sum()),
+        wrong=program.count_wrong(expected, found["place"]),
+        mean=float(off.mean()) if len(rows) else 0.0,
+    )
 
 
 def run(command: list[str], folder: Path, given: bytes = b"", limit_s: float = LIMIT_S) -> bytes:

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdtune.messages import user_error
-from qdtune.model.c.bodies import add_stage, begin_stream, write_product
+from qdtune.model.c.bodies import add_stage
+from qdtune.model.c.interface import Interface
 from qdtune.model.c.products import TYPES
-from qdtune.model.c.singles import EXACT_ACTIVATIONS, write_score
+from qdtune.model.c.singles import EXACT_ACTIVATIONS
 from qdtune.model.c.stages import Stage, StageList
 from qdtune.model.c.sums import code_type, is_code_sum
 from qdtune.model.c.text import Text
 from qdtune.model.formats.format import is_pixels
 from qdtune.reader import ACTIVATIONS, INPUT, Model
+from qdtune.spec.flash import COEFFICIENT_BYTES
 from qdtune.spec.structure import C_ALIGNMENT
+from qdtune.spec.tasks import LARGEST, ClassRule
 
 ROWS = {"uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "float32": "float"}
 SIZES = {"uint8_t": 1, "int8_t": 1, "uint16_t": 2, "int16_t": 2, "float": 4}
@@ -36,6 +39,7 @@ class CSource:
 
     Attributes:
         header, source: the text of the two files.
+        flash_bytes: of the constants that its class function reads, or without one the function of its outputs.
         ram_bytes: of its static buffers.
         is_exact: whether its logits are those of `reader.py` to the last bit.
         whole_stages, code_stages: how many stages make codes in whole numbers, of how many that make codes.
@@ -43,6 +47,7 @@ class CSource:
 
     header: str
     source: str
+    flash_bytes: int
     ram_bytes: int
     is_exact: bool
     whole_stages: int
@@ -59,7 +64,13 @@ def list_stages(model: Model) -> list[Stage]:
     return found.stages
 
 
-def to_c(model: Model, name: str, facts: Mapping[str, str | int] | None = None, notes: str = "") -> CSource:
+def to_c(
+    model: Model,
+    name: str,
+    facts: Mapping[str, str | int] | None = None,
+    notes: str = "",
+    classes: ClassRule = LARGEST,
+) -> CSource:
     """The C program of a packed model.
 
     Args:
@@ -67,6 +78,7 @@ def to_c(model: Model, name: str, facts: Mapping[str, str | int] | None = None, 
         name: of the model and of its files; its functions are called `qd_NAME_...`.
         facts: what else the header defines, in capitals -> value.
         notes: lines of the comment at the top of the header.
+        classes: how a class follows from the outputs, see `Task.classes`.
 
     Raises:
         SpecError: C has no code for one of its operations, its sums do not fit, or one of its numbers is not finite.
@@ -82,20 +94,29 @@ def to_c(model: Model, name: str, facts: Mapping[str, str | int] | None = None, 
     )
     places, buffer_bytes = _place_buffers(stages, types[1:])
     argument = "pixels" if is_pixels(model.program) else "row"
+    interface = Interface(f"qd_{name}", f"const {row} *{argument}", model, classes)
     inputs = [argument, *(_name_place(kind, place) for kind, place in zip(types[1:], places, strict=True))]
-    find_class = _write_class(text, model, len(stages) - 1, stages[-1], types[-1])
-    ram = buffer_bytes + max(planes) + (0 if find_class else 4 * model.program["outputs"])
+    has_scores = interface.add_class(text, len(stages) - 1, stages[-1], types[-1])
+    ram = buffer_bytes + max(planes) + interface.logits_bytes(has_scores)
     is_exact = all(_is_exact(stage, done) for stage, done in zip(stages, is_whole, strict=True))
-    defined = {"RAM_BYTES": ram, "EXACT": int(is_exact), **(facts or {})}
-    header = _write_header(model, f"qd_{name}", f"const {row} *{argument}", defined, notes)
+    flash = _count_constants(text, f"value_{len(stages) - 1}_" if has_scores else None)
+    defined = {"FLASH_BYTES": flash, "RAM_BYTES": ram, "EXACT": int(is_exact), **(facts or {})}
+    header = interface.write_header(defined, notes)
     source = f"""/* See {name}.h. Made by qdtune; C99, no library, static buffers. */
 #include "{name}.h"
 {"".join(text.types.values())}
-{chr(10).join(text.constants)}
+{chr(10).join(text.constants.values())}
 {"".join(text.shared.values())}
 {_declare_buffers(types[1:], buffer_bytes, max(planes))}{"".join(text.functions)}
-{_write_calls(f"qd_{name}", f"const {row} *{argument}", inputs, model.program["outputs"], find_class)}"""
-    return CSource(header, source, ram, is_exact, sum(is_whole), sum(stage.quantiser is not None for stage in stages))
+{interface.write_calls(inputs, has_scores)}"""
+    code_stages = sum(stage.quantiser is not None for stage in stages)
+    return CSource(header, source, flash, ram, is_exact, sum(is_whole), code_stages)
+
+
+def _count_constants(text: Text, unread: str | None) -> int:
+    """The bytes of constants, without those whose names begin like this."""
+    arrays = sum(size for name, size in text.constant_bytes.items() if unread is None or not name.startswith(unread))
+    return arrays + sum(COEFFICIENT_BYTES.get(name.removeprefix("qd_"), 0) for name in text.shared)
 
 
 def _is_exact(stage: Stage, is_whole: bool) -> bool:
@@ -130,96 +151,3 @@ def _declare_buffers(types: list[str], buffer_bytes: int, plane_bytes: int) -> s
     text = f"static union {{ {members} int32_t word; }} buffer;\n"
     numbers = plane_bytes // 4
     return text + (f"static union {{ int32_t i[{numbers}]; float f[{numbers}]; }} plane;\n" if numbers else "")
-
-
-def _write_header(model: Model, name: str, argument: str, defined: Mapping[str, str | int], notes: str) -> str:
-    inputs, outputs, upper = model.program["inputs"], model.program["outputs"], name.upper()
-    lines = {"INPUTS": inputs, "OUTPUTS": outputs, **defined}
-    comment = notes.replace("*/", "* /").replace("/*", "/ *").replace("\n", "\n * ")
-    return f"""/* {comment} */
-#ifndef {upper}_H
-#define {upper}_H
-
-#include <stdint.h>
-
-{chr(10).join(f"#define {upper}_{key} {value}" for key, value in lines.items())}
-/* RAM_BYTES: static buffers, without the stack. EXACT: whether the outputs are those of reader.py to the last bit. */
-
-#ifdef __cplusplus
-extern "C" {{
-#endif
-
-/* The outputs, {outputs} floats, of {inputs} inputs. One call at a time: the buffers are static. */
-void {name}_logits({argument}, float *logits);
-
-/* The place of the largest output, the first of equal ones. It needs no floats if all layers have codes. Then two
-   outputs that are equal but for the rounding of floats may count as equal, or in their exact order. */
-int32_t {name}_class({argument});
-
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
-"""
-
-
-def _write_calls(name: str, argument: str, inputs: list[str], outputs: int, find_class: bool) -> str:
-    """The functions that a user calls.
-
-    Args:
-        name: how theirs begin.
-        argument: what they take.
-        inputs: the expression of what each stage takes.
-        outputs: O.
-        find_class: whether there is a `class_of`.
-    """
-    last, given = len(inputs) - 1, argument.rpartition("*")[2]
-    calls = "\n".join(f"    stage_{k}({inputs[k]}, {inputs[k + 1]});" for k in range(last))
-    if find_class:
-        body = f"    start({given});\n    return class_of({inputs[last]});"
-    else:
-        body = f"""    static float logits[{outputs}];
-    int32_t best = 0;
-    {name}_logits({given}, logits);
-    for (int32_t o = 1; o < {outputs}; o++) {{ if (logits[o] > logits[best]) {{ best = o; }} }}
-    return best;"""
-    return f"""static void start({argument})
-{{
-{calls}
-}}
-
-void {name}_logits({argument}, float *logits)
-{{
-    start({given});
-    stage_{last}({inputs[last]}, logits);
-}}
-
-int32_t {name}_class({argument})
-{{
-{body}
-}}
-"""
-
-
-def _write_class(text: Text, model: Model, k: int, stage: Stage, taken: str) -> bool:
-    """Adds `class_of`, which finds the largest output in whole numbers; False if there is no such way."""
-    found = write_score(text, model, stage)
-    if found is None or stage.op is None:
-        return False
-    kind, score = found
-    more, product = write_product(text, stage.op, taken, "int32_t")
-    text.functions.append(f"""
-static int32_t class_of(const {taken} *x)
-{{
-{begin_stream(text, k)}    int32_t found = 0;
-    {kind} best = 0;
-{more}    for (uint32_t o = 0U; o < {stage.shape[0]}U; o++) {{
-        const int32_t sum = {product};
-        const {kind} score = {score};
-        if (o == 0U || score > best) {{ best = score; found = (int32_t)o; }}
-    }}
-    return found;
-}}
-""")
-    return True

@@ -105,17 +105,10 @@ def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
         return _make(found, zeros, zeros + steps.codes[0], 0, False, None)
     if (np.diff(steps.codes) == 1).all() or steps.codes.tolist() == [-1, 1]:
         spacing = float(np.diff(steps.at.astype(np.float64)).mean()) if count > 1 else float(slope.max(initial=1.0))
-        for shift in range(LARGEST_SHIFT + 1):
-            unit = 2.0**shift / max(spacing, 1e-300)
-            if (largest := float(slope.max(initial=0.0)) * unit) > INT32:
-                break
-            if largest < SMALLEST_MULTIPLIER and slope.any():
-                continue
-            for to_even in (False, True) if shift else (False,):
-                multiplier, offset = _fit_all(found, slope * unit, *_list_wanted(steps, shift, to_even))
-                if offset is not None:
-                    return _make(found, multiplier, offset, shift, to_even, None)
-        close = _fit_nearly(found, slope / max(spacing, 1e-300))
+        codes_per_sum = slope / max(spacing, 1e-300)
+        if (line := _fit_line(found, codes_per_sum)) is not None:
+            return line
+        close = _fit_nearly(found, codes_per_sum)
     if count > LARGEST_TABLE or (close is not None and 2 * len(close.exceptions) <= count):
         return close
     for shift in range(LARGEST_SHIFT + 1):
@@ -128,6 +121,36 @@ def fit(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
         if offset is not None:
             return _make(found, multiplier, offset, 0, False, table)
     return close
+
+
+def _fit_line(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
+    """The line with the smallest shift, if there is one: with one multiplier for all channels, if 32 bits hold that.
+
+    Args:
+        found: what it must equal.
+        slope: (C,), how many codes a sum is worth.
+    """
+    shared = _fit_shift(found, slope, is_shared=True) if (slope == slope[0]).all() else None
+    if shared is not None and not shared.is_wide:
+        return shared
+    line = _fit_shift(found, slope, is_shared=False)
+    return line if line is not None and not (line.is_wide and shared) else shared
+
+
+def _fit_shift(found: Thresholds, slope: NDArray[np.float64], is_shared: bool) -> Requantiser | None:
+    """As `_fit_line`, for one multiplier in all channels, or one in each."""
+    for shift in range(LARGEST_SHIFT + 1):
+        exact = slope * 2.0**shift
+        if (largest := float(exact.max(initial=0.0))) > INT32:
+            break
+        if largest < SMALLEST_MULTIPLIER and slope.any():
+            continue
+        for to_even in (False, True) if shift else (False,):
+            wanted, scale = _list_wanted(found.steps, shift, to_even)
+            multiplier, offset = _fit_all(found, exact, wanted, scale, is_shared)
+            if offset is not None:
+                return _make(found, multiplier, offset, shift, to_even, None)
+    return None
 
 
 def _fit_nearly(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | None:
@@ -154,10 +177,11 @@ def _fit_nearly(found: Thresholds, slope: NDArray[np.float64]) -> Requantiser | 
 
 
 def _choose_most(low: Array, high: Array) -> int:
-    """An offset between as many pairs of limits (K,) as possible."""
+    """An offset between as many pairs of limits (K,) as possible, and of these a short one."""
     starts, ends = np.sort(low), np.sort(high)
     held = np.searchsorted(starts, starts, side="right") - np.searchsorted(ends, starts, side="left")
-    return int(starts[held.argmax()])
+    best = starts[held.argmax()]
+    return int(_choose(best, ends[np.searchsorted(ends, best)]))
 
 
 def _find_exceptions(found: Thresholds, wanted: Array, scale: int, multiplier: Array, offset: Array) -> Array | None:
@@ -196,7 +220,9 @@ def _make(
     return Requantiser(multiplier * found.sign, offset, shift, to_even, found.steps.codes, table, reach)
 
 
-def _fit_all(found: Thresholds, slope: NDArray[np.float64], wanted: Array, scale: int) -> tuple[Array, Array | None]:
+def _fit_all(
+    found: Thresholds, slope: NDArray[np.float64], wanted: Array, scale: int, is_shared: bool = False
+) -> tuple[Array, Array | None]:
     """Multipliers (C,) near these slopes, and offsets (C,); None for the offsets if a channel has none.
 
     Args:
@@ -204,11 +230,12 @@ def _fit_all(found: Thresholds, slope: NDArray[np.float64], wanted: Array, scale
         slope: (C,), of what is to be multiplied and added.
         wanted: (K,): it, times `scale`, must be at least this where the step is taken, and below it before.
         scale: 1 or 2.
+        is_shared: whether all channels must have the same multiplier; their slopes are equal then.
     """
     exact = np.rint(slope).astype(np.int64)
     if found.sums.shape[1] > 2 * COARSE:  # a line that misses some of the steps need not be tried on all of them
         some = slice(None, None, found.sums.shape[1] // COARSE)
-        if _fit_all(replace(found, sums=found.sums[:, some]), slope, wanted[some], scale)[1] is None:
+        if _fit_all(replace(found, sums=found.sums[:, some]), slope, wanted[some], scale, is_shared)[1] is None:
             return exact, None
     multiplier, offset, fits = exact, np.zeros_like(exact), np.zeros(len(exact), bool)
     for nudge in NUDGES:
@@ -217,6 +244,8 @@ def _fit_all(found: Thresholds, slope: NDArray[np.float64], wanted: Array, scale
         tried = exact + nudge
         low, high = _find_offsets(found, wanted, scale, tried)
         better = ~fits & (low <= high) & (tried >= 0)
+        if is_shared and not better.all():
+            continue
         multiplier, offset = np.where(better, tried, multiplier), np.where(better, _choose(low, high), offset)
         fits |= better
         if fits.all():
@@ -243,9 +272,14 @@ def _limit_offsets(found: Thresholds, wanted: Array, scale: int, multiplier: Arr
 
 
 def _choose(low: Array, high: Array) -> Array:
-    """Of the offsets from low to high, 0 if it is one, else the one with the most zero bits at its end."""
-    chosen = np.where((low <= 0) & (high >= 0), 0, high)
+    """Of the offsets from low to high, 0 if it is one, else the one nearest to 0 with many zero bits at its end.
+
+    It takes at most one bit more than the one nearest to 0, so a channel that steps nowhere widens no table.
+    """
+    sign = np.where(high < 0, -1, 1)
+    near, far = np.where(sign < 0, -high, low).clip(0), np.where(sign < 0, -low, high)
+    chosen = near
     for bits in range(1, LARGEST_SHIFT):
-        rounded = (high >> bits) << bits
-        chosen = np.where((chosen != 0) & (rounded >= low), rounded, chosen)
-    return chosen
+        rounded = -(-near >> bits) << bits
+        chosen = np.where((near >> bits - 1 > 0) & (rounded <= far), rounded, chosen)
+    return chosen * sign

@@ -17,8 +17,8 @@ class Target:
         flags: of the compiler.
         emulator: the command that runs a program.
         packages: of Debian, that hold both.
-        start: C, what runs first: `_start`, `qd_write` and `qd_exit`, `qd_time` and `qd_stack`.
-        link: the script of the linker.
+        start: C, what runs first: `_start`, `qd_write` and `qd_exit`, `qd_start_clock`, `qd_time` and `qd_stack`.
+        memory: where its flash and its RAM begin, and how large they are, in the words of a linker.
     """
 
     name: str
@@ -27,7 +27,26 @@ class Target:
     emulator: tuple[str, ...]
     packages: str
     start: str
-    link: str
+    memory: Mapping[str, str]
+
+    @property
+    def link(self) -> str:
+        """The script of the linker."""
+        return LINK.format(**self.memory)
+
+    @property
+    def flash(self) -> str:
+        """The size of its flash: `4 MiB`."""
+        return _say_size(self.memory["flash_size"])
+
+    @property
+    def ram(self) -> str:
+        """The size of its RAM."""
+        return _say_size(self.memory["ram_size"])
+
+
+def _say_size(size: str) -> str:
+    return f"{size[:-1]} {size[-1]}iB"
 
 
 LINK = """
@@ -59,19 +78,32 @@ void _start(void)
 {
     for (uint32_t *p = &_bss; p < &_end_of_bss; p++) { *p = 0U; }
     FPU
-    *(volatile uint32_t *)0xE000E014U = 0xFFFFFFU;  /* SysTick: counts down from here */
-    *(volatile uint32_t *)0xE000E018U = 0U;
-    *(volatile uint32_t *)0xE000E010U = 5U;
     main();
     qd_exit();
 }
-uint32_t qd_time(void) { return 0xFFFFFFU - *(volatile uint32_t *)0xE000E018U; }
-uint32_t qd_elapsed(uint32_t from, uint32_t to) { return (to - from) & 0xFFFFFFU; }
+/* SysTick counts 24 bits down. It asks for an interrupt each time, which counts the other bits. */
+static volatile uint32_t rounds;
+static void count_round(void) { rounds++; }
+void qd_start_clock(void)
+{
+    *(volatile uint32_t *)0xE000E014U = 0xFFFFFFU;
+    *(volatile uint32_t *)0xE000E018U = 0U;
+    *(volatile uint32_t *)0xE000E010U = 7U;
+}
+uint32_t qd_time(void)
+{
+    uint32_t before, left;
+    do {  /* again between two rounds, where the interrupt may come before or after the number is read */
+        before = rounds;
+        left = *(volatile uint32_t *)0xE000E018U;
+    } while (left == 0U || before != rounds || (*(volatile uint32_t *)0xE000ED04U & 1U << 26) != 0U);
+    return (before << 24) + (0xFFFFFFU - left);
+}
 void qd_loop(uint32_t n) { __asm__ volatile (".syntax unified\\n1: subs %0, %0, #1\\nbne 1b" : "+l"(n) : : "cc"); }
 uint32_t *qd_stack(void) { uint32_t *sp; __asm__ volatile ("mov %0, sp" : "=r"(sp)); return sp; }
 static void fault(void) { qd_write("fault\\n"); qd_exit(); }
 __attribute__((section(".first"), used)) static const void *const vectors[16] = {
-    &_top, _start, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, fault,
+    &_top, _start, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, count_round,
 };
 """
 RISCV_START = """#include <stdint.h>
@@ -91,9 +123,9 @@ __attribute__((section(".first"), naked, used)) void _start(void)
     __asm__ volatile ("la sp, _top\\nla a0, _bss\\nla a1, _end_of_bss\\n1: bgeu a0, a1, 2f\\nsw zero, 0(a0)\\n"
                       "addi a0, a0, 4\\nj 1b\\n2: call main\\ncall qd_exit");
 }
+void qd_start_clock(void) { }
 /* Reads minstret, CSR 0xB02. */
 uint32_t qd_time(void) { uint32_t n; __asm__ volatile (".insn i 0x73, 2, %0, x0, -1278" : "=r"(n)); return n; }
-uint32_t qd_elapsed(uint32_t from, uint32_t to) { return to - from; }
 void qd_loop(uint32_t n) { __asm__ volatile ("1: addi %0, %0, -1\\nbnez %0, 1b" : "+r"(n)); }
 uint32_t *qd_stack(void) { uint32_t *sp; __asm__ volatile ("mv %0, sp" : "=r"(sp)); return sp; }
 """
@@ -117,7 +149,7 @@ def _arm(name: str, machine: str, cpu: tuple[str, ...], memory: Mapping[str, str
     """A Cortex-M on which each instruction takes 2^shift nanoseconds. Its SysTick, which has 24 bits, counts them."""
     command = ("qemu-system-arm", "-M", machine, "-icount", f"shift={shift}", *_OUTPUT)
     start = ARM_START.replace("FPU", ENABLE_FPU if "-mfloat-abi=hard" in cpu else "")
-    return Target(name, "arm-none-eabi-gcc", ("-mthumb", *cpu), command, ARM_PACKAGES, start, LINK.format(**memory))
+    return Target(name, "arm-none-eabi-gcc", ("-mthumb", *cpu), command, ARM_PACKAGES, start, memory)
 
 
 TARGETS = (
@@ -144,7 +176,7 @@ TARGETS = (
         ("qemu-system-riscv32", "-M", "virt", "-bios", "none", "-icount", "shift=0", *_OUTPUT),
         "gcc-riscv64-unknown-elf qemu-system-misc",
         RISCV_START,
-        LINK.format(flash="0x80000000", flash_size="16M", ram="0x81000000", ram_size="16M"),
+        {"flash": "0x80000000", "flash_size": "16M", "ram": "0x81000000", "ram_size": "16M"},
     ),
 )
 TARGET_NAMES = tuple(target.name for target in TARGETS)

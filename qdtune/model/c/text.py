@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.model.c.steps import INT32
+from qdtune.spec.sizes import FLOAT_BYTES
 
 WIDTHS = (8, 16, 32, 64)
 LINE = 110  # characters of a line of numbers
@@ -20,13 +22,15 @@ class Text:
 
     Attributes:
         types: name -> text, of what stands before everything else.
-        constants: arrays.
+        constants: name -> text, of arrays.
+        constant_bytes: name -> bytes, of the same.
         shared: name -> text, of the functions of `kernels`.
         functions: those of this model.
     """
 
     types: dict[str, str] = field(default_factory=dict)
-    constants: list[str] = field(default_factory=list)
+    constants: dict[str, str] = field(default_factory=dict)
+    constant_bytes: dict[str, int] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     functions: list[str] = field(default_factory=list)
 
@@ -61,7 +65,13 @@ class Text:
                 line = "   "
             line += f" {item},"
         lines.append(line)
-        self.constants.append(f"static const {kind} {name}[{len(items)}] = {{\n" + "\n".join(lines) + "\n};")
+        size = len(items) * (FLOAT_BYTES if kind == "float" else int(re.findall(r"\d+", kind)[0]) // 8)
+        self.add_constant(f"{name}[{len(items)}]", kind, "\n" + "\n".join(lines) + "\n", size)
+
+    def add_constant(self, name: str, kind: str, values: str, size: int) -> None:
+        """Adds a constant of a type and a size in bytes, given its initial values."""
+        self.constants[name] = f"static const {kind} {name} = {{{values}}};"
+        self.constant_bytes[name] = size
 
     def share(self, made: tuple[str, str]) -> str:
         """Adds a shared function; its name."""

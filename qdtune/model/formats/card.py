@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from qdtune.model.formats.format import Format, TrainedModel, input_words, is_pixels
 from qdtune.spec.axes import AXIS_NAMES
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION, metric_of, task_of
 
+MEASURED = "measured"  # the key of the figures that a check adds
 MADE_WITH = ("qdtune.version.", "qdtune.git_commit")  # how the metadata begins that goes into the card
 
 
@@ -31,7 +34,6 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
     versions = {key: value for key, value in sorted(model.metadata.items()) if key.startswith(MADE_WITH)}
     task = task_of(trial.task)
     words = input_words(model.model.program) | ({} if task is CLASSIFICATION else {"outputs": "outputs"})
-    usage = form.usage if model.model.is_complete else form.own_usage or form.usage
     card = {
         "trial_id": entry["trial_id"],
         "configuration": {axis: entry[axis] for axis in AXIS_NAMES},
@@ -53,10 +55,34 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "file": file,
         "file_bytes": file_bytes,
         "format": form.name,
-        "read_with": usage.format(**words),
+        "read_with": form.usage_of(model).format(**words),
         "made_with": {key.removeprefix("qdtune."): value for key, value in versions.items()},
     }
+    return _write(card)
+
+
+def _write(card: dict[str, Any]) -> bytes:
     return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
+
+
+def add_measured(card: bytes, measured: Mapping[str, Any]) -> bytes:
+    """A card with figures of one more target, or with new ones of it: those of others stay.
+
+    Args:
+        card: made by `make_card`, perhaps with figures.
+        measured: target -> figures.
+    """
+    content = json.loads(card)
+    return _write(content | {MEASURED: content.get(MEASURED, {}) | measured})
+
+
+def is_measured(found: bytes, card: bytes) -> bool:
+    """Whether the content of a file is a card, but for figures that were added to it."""
+    try:
+        content = json.loads(found)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.pop(MEASURED, None) is not None and _write(content) == card
 
 
 def _find_normalisation(model: TrainedModel) -> dict[str, list[float]]:

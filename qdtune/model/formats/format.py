@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,13 @@ class Checked:
 
     Attributes:
         fault: as `must ..., got ...`; None if nothing is wrong.
-        note: what the command says of a good file; may be empty.
+        note: what the command says of a good file; may be empty, or several lines.
+        measured: where it was measured -> figures, for the model card.
     """
 
     fault: str | None = None
     note: str = ""
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,10 @@ class Format(ABC):
     options: tuple[FormatOption, ...] = ()
     closing: str = ""
     own_usage: str = ""
+
+    def usage_of(self, model: TrainedModel) -> str:
+        """What the model card of one model says on how to use its file."""
+        return self.usage if model.model.is_complete else self.own_usage or self.usage
 
     @abstractmethod
     def write(self, model: TrainedModel, options: Mapping[str, str]) -> bytes:

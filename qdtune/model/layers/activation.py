@@ -11,7 +11,7 @@ from qdtune.model.layers.kind import LayerKind, Op
 
 if TYPE_CHECKING:
     from qdtune.model.c.stages import StageList
-    from qdtune.model.formats.onnx import Graph
+    from qdtune.model.formats.onnx_graph import Graph
 
 NAMES = {module: name for name, module in ACTIVATIONS.items()}
 NODES = {"relu": "Relu", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "tanh": "Tanh", "identity": "Identity"}

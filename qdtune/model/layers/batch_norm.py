@@ -20,7 +20,7 @@ from qdtune.spec.sizes import SHARED_SCALE, Sizes, norm_sizes
 
 if TYPE_CHECKING:
     from qdtune.model.c.stages import StageList
-    from qdtune.model.formats.onnx import Graph
+    from qdtune.model.formats.onnx_graph import Graph
 
 
 FORWARDS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)

@@ -13,7 +13,7 @@ from qdtune.reader import LATEST_VERSION
 
 if TYPE_CHECKING:
     from qdtune.model.c.stages import StageList
-    from qdtune.model.formats.onnx import Graph
+    from qdtune.model.formats.onnx_graph import Graph
 
 
 class Flatten(LayerKind):

@@ -20,7 +20,7 @@ from qdtune.spec.structure import LayerShape
 
 if TYPE_CHECKING:
     from qdtune.model.c.stages import StageList
-    from qdtune.model.formats.onnx import Graph
+    from qdtune.model.formats.onnx_graph import Graph
 
 Op = dict[str, Any]  # one operation of a packed program, see `packed`
 

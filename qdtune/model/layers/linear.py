@@ -17,7 +17,7 @@ from qdtune.spec.sizes import factor_dims
 
 if TYPE_CHECKING:
     from qdtune.model.c.stages import StageList
-    from qdtune.model.formats.onnx import Graph
+    from qdtune.model.formats.onnx_graph import Graph
 
 
 class FactoredLinear(Chain):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qdtune.model.layers.conv import pad_sides
 
+PLAIN = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward)
 MOST_TAPS = 25  # of a 5x5 kernel: each is written out in the compiled code
 
 
@@ -39,7 +40,7 @@ class Window(NamedTuple):
 
 
 def _list_shifts(x: Tensor, kernel: tuple[int, ...], window: Window) -> list[Tensor]:
-    """For each place of a kernel, the last first axis fastest, the inputs (B, C, ...) that it meets."""
+    """For each place of a kernel, in the order of its weights, the inputs (B, C, ...) that it meets."""
     sides = zip(reversed(window.before), reversed(window.after), strict=True)
     padded = F.pad(x, [zeros for both in sides for zeros in both])
     shifts = []
@@ -86,10 +87,10 @@ class ShiftedSum(torch.autograd.Function):
         axes = [0, *range(2, x.ndim)]
         taps = torch.stack([(part * slope).sum(axes) for part in _list_shifts(x, kernel, window)], 1)
         spread = _spread(slope, window.stride)
-        before = [d * (k - 1) - p for k, d, p in zip(kernel, window.dilation, window.before, strict=True)]
         reach = [d * (k - 1) for k, d in zip(kernel, window.dilation, strict=True)]
+        before = [far - zeros for far, zeros in zip(reach, window.before, strict=True)]
         sides = zip(x.shape[2:], spread.shape[2:], before, reach, strict=True)
-        after = [side - had - zeros + more for side, had, zeros, more in sides]
+        after = [side - had - zeros + far for side, had, zeros, far in sides]
         back = Window((1,) * len(kernel), window.dilation, tuple(before), tuple(after))
         of_x = _sum_shifts(spread, weight.flip(*range(2, weight.ndim)), back)
         if x.shape[1] != of_x.shape[1]:
@@ -114,6 +115,8 @@ def _convolve(window: Window, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def _is_shifted(conv: Any) -> bool:
+    if type(conv)._conv_forward not in PLAIN:  # a user's subclass may compute something else
+        return False
     sees_one = conv.weight.shape[1] == 1 and conv.in_channels in (1, conv.out_channels)
     return sees_one and conv.padding_mode == "zeros" and conv.weight[0].numel() <= MOST_TAPS
 

@@ -15,6 +15,9 @@ from qdtune.model.formats.packed import one_seed
 from qdtune.model.packed import PIXEL_ROWS, RowFormat, pack_replicas
 from qdtune.model.quantize import calibrate, quantize
 from qdtune.reader import Model, load
+from qdtune.spec.configuration import Configuration
+from qdtune.spec.tasks import task_of
+from qdtune.training.step import StepShape
 
 ROWS = 300
 BITS = (1, 2, 2, 3, 4, 5, 8, 12, 32)
@@ -66,6 +69,28 @@ def pack(
     calibrate(network, x)
     network.eval()
     return load(one_seed(pack_replicas({0: network}, "a" * 12, inputs, outputs, model, rows), 0))
+
+
+def build(trial: Configuration) -> Model:
+    """The packed model of a configuration on `digits`, untrained, with the normalisations of a trained one."""
+    task = task_of(trial.task)
+    outputs = task.outputs(trial.info)
+    generator = torch.Generator().manual_seed(1)
+    settings: dict[str, Any] = {"decomposed": trial.decompose, "norm": trial.batch_norm == "factors"}
+    undivided = StepShape.of(trial, trial.info.inputs, outputs, "qat").build_undivided(0)
+    network = decompose(undivided, trial.depth, trial.activation, bias=trial.bias, **settings)
+    rows = np.random.default_rng(0).integers(0, 256, (100, trial.info.inputs)).astype(np.uint8)
+    x = torch.from_numpy(rows).float() / 127.5 - 1
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias, std=0.3, generator=generator)
+        network.train()(x)  # the statistics of its normalisations
+    quantised = {"scale": trial.scale, "levels": trial.levels, "granularity": trial.granularity}
+    network = quantize(network, trial.bits, trial.input_bits, **quantised, overhead=trial.overhead)
+    return pack(network, x, trial.info.inputs, outputs, model=trial.columns["model"])
 
 
 def _activation(generator: np.random.Generator) -> nn.Module:

@@ -11,25 +11,22 @@ from torch import nn
 from qdtune.datasets.dataset import Averaging
 from qdtune.messages import SpecError
 from qdtune.model.c import host
-from qdtune.model.c.host import CompileError, compare, find_compiler
+from qdtune.model.c.host import CompileError, Program, compare, find_compiler
 from qdtune.model.c.program import to_c
-from qdtune.model.factored import decompose
 from qdtune.model.layers.pooling import MaxPool
 from qdtune.model.packed import RowFormat
 from qdtune.model.quantize import quantize
-from qdtune.spec.plan import plan
-from qdtune.spec.sweep_file import loads
-from qdtune.training.step import StepShape
+from qdtune.spec.tasks import ABOVE_0, LARGEST, NO_CLASS
 from tests.model.c.networks import KINDS, draw_model, pack
 
 COMPILER = find_compiler()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
 
-def run(model, rows, made=None):
-    """The comparison of a model's C with `reader.py`."""
-    made = made or to_c(model, "m")
-    return made, compare(COMPILER, {".h": made.header, ".c": made.source}, "m", model, rows)
+def run(model, rows, classes=LARGEST):
+    """A model's C, and its comparison with `reader.py`."""
+    made = to_c(model, "m", classes=classes)
+    return made, compare(COMPILER, Program("m", {".h": made.header, ".c": made.source}, model, classes), rows)
 
 
 @needs_compiler
@@ -129,6 +126,41 @@ def test_an_activation_bends_where_the_one_before_it_reaches_its_bend(first):
 
 
 @needs_compiler
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_without_classes_there_is_no_function_for_them(act_bits):
+    model, rows = draw_model(5, "mlp", weight_bits=4, act_bits=act_bits, split=1)
+    made, found = run(model, rows, NO_CLASS)
+    assert "_class" not in made.header
+    assert "class" not in made.source
+    assert "qd_m_logits" in made.header
+    assert (found.classes, found.wrong) == (0, 0)
+    assert found.largest < 1e-5
+    with_class = to_c(model, "m")
+    held = 4 * model.program["outputs"] if act_bits is None else 0
+    assert with_class.ram_bytes - made.ram_bytes == held
+
+
+@needs_compiler
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_one_output_above_0_is_the_class_1(act_bits):
+    torch.manual_seed(1)
+    rows = np.random.default_rng(1).integers(0, 256, (200, 12)).astype(np.uint8)
+    x = torch.from_numpy(rows).float() / 127.5 - 1
+    network = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 1))
+    with torch.no_grad():
+        network[2].bias -= network(x).median()
+    model = pack(quantize(network, 8, act_bits), x, 12, 1)
+    answers = model.logits(rows)[:, 0] > 0
+    assert 20 < answers.sum() < 180, "both classes are found"
+    made, found = run(model, rows, ABOVE_0)
+    assert (found.classes, found.wrong) == (0, 0)
+    assert "1 if the output is above 0" in made.header
+    largest = to_c(model, "m")
+    other = compare(COMPILER, Program("m", {".h": largest.header, ".c": largest.source}, model, ABOVE_0), rows)
+    assert other.wrong == answers.sum(), "the place of the largest of one output is always 0"
+
+
+@needs_compiler
 @pytest.mark.parametrize("kind", KINDS)
 def test_sanitisers_find_nothing(kind, monkeypatch):
     flags = ("-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -153,7 +185,7 @@ def test_another_weight_is_found():
     made = to_c(model, "m")
     first = re.search(r"weights_1\[\d+\] = \{\n    (\d+),", made.source)
     worse = made.source[: first.start(1)] + str(int(first[1]) ^ 1) + made.source[first.end(1) :]
-    found = compare(COMPILER, {".h": made.header, ".c": worse}, "m", model, rows)
+    found = compare(COMPILER, Program("m", {".h": made.header, ".c": worse}, model), rows)
     assert found.logits > 0
 
 
@@ -162,7 +194,7 @@ def test_a_program_that_does_not_compile_is_told():
     model, rows = draw_model(2, "mlp", weight_bits=4, act_bits=8)
     made = to_c(model, "m")
     with pytest.raises(CompileError, match=r"(cc|gcc|clang): "):
-        compare(COMPILER, {".h": made.header, ".c": "wrong;"}, "m", model, rows)
+        compare(COMPILER, Program("m", {".h": made.header, ".c": "wrong;"}, model), rows)
 
 
 def test_weights_of_three_values_are_added_and_not_multiplied():
@@ -204,34 +236,3 @@ def test_a_kind_without_c_is_refused(monkeypatch):
     model = next(one for one in models if any("pool" in op["op"] for op in one.program["ops"]))
     with pytest.raises(SpecError, match=r"--format c has no code for the operation '\w+_pool'"):
         to_c(model, "m")
-
-
-SWEEP = """
-version: 1
-name: ram
-parameters:
-  depth: {values: [1, 3]}
-  weight_bits: {values: [2, 32]}
-  act_bits: {values: [null, 4, 8, 10]}
-seeds: [0]
-data: {dataset: digits, val_size: 200}
-%s
-train: {batch_size: 100, warmup: {epochs: 1}, qat: {epochs: 1}}
-"""
-MODELS = (
-    "model: {name: mlp, hidden: [13, 6], batch_norm: true}",
-    "model: {name: cnn, blocks: [conv 3, dw, pool, pw 5], hidden: [7]}",
-)
-
-
-@pytest.mark.parametrize("lines", MODELS)
-def test_ram_is_known_before_training(lines):
-    spec = loads((SWEEP % lines).encode(), "ram.yaml").resolve("digits")
-    rows = np.random.default_rng(0).integers(0, 256, (50, 64)).astype(np.uint8)
-    trials = plan(spec).trials
-    assert len(trials) == 16
-    for trial in trials:
-        network = decompose(StepShape.of(trial, 64, 10, "qat").build_undivided(0), trial.depth, trial.activation)
-        network = quantize(network, trial.weight_bits, trial.act_bits)
-        model = pack(network, torch.from_numpy(rows).float() / 127.5 - 1, 64, 10, model=trial.columns["model"])
-        assert to_c(model, "m").ram_bytes == trial.columns["ram_bytes"], trial.label

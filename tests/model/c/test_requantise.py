@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qdtune.model.c.requantise import Requantiser, fit
+from qdtune.model.c.requantise import FAR, Requantiser, _choose, _fit_shift, fit
 from qdtune.model.c.stages import BENDS
 from qdtune.model.c.steps import SumRange, find_steps, find_thresholds, range_of_sums
 from qdtune.reader import ACTIVATIONS, GRIDS
@@ -121,3 +121,41 @@ def test_sums_that_are_worth_nearly_nothing_have_one_code():
     found = fit(find_thresholds(lambda n: n.astype(np.float32) * value + 3, sums, steps), np.full(1, 1e-20))
     assert found is not None
     assert found.codes_of(np.arange(-9, 10)[:, None]).ravel().tolist() == [3] * 19
+
+
+def test_channels_of_one_slope_share_a_multiplier():
+    """Each channel alone would take the first multiplier that fits, and the program a table of them."""
+    generator, channels = np.random.default_rng(0), 20
+    sums = SumRange(np.full(channels, -900), np.full(channels, 900))
+    shift = (generator.integers(-127, 128, channels) / 16).astype(np.float32)
+    steps = find_steps(lambda x: np.clip(np.round(x / np.float32(1.017)), 0, 7).astype(np.int64))
+    found = find_thresholds(lambda s: s.astype(np.float32) * np.float32(0.01) + shift, sums, steps)
+    slope = np.full(channels, 0.01)
+    line, spread = fit(found, slope), _fit_shift(found, slope / 1.017, is_shared=False)
+    assert line is not None
+    assert spread is not None
+    assert [len(set(one.multiplier.tolist())) for one in (line, spread)] == [1, 2]
+    assert not line.is_wide
+    every = np.arange(-900, 901)[:, None].repeat(channels, 1)
+    assert np.array_equal(line.codes_of(every), spread.codes_of(every))
+
+
+def test_a_channel_that_never_steps_needs_no_wide_offset():
+    sums = SumRange(np.full(3, -50), np.full(3, 50))
+    shift = np.array([0, -300, 300], np.float32)  # the second channel has the lowest code, the third the highest
+    steps = find_steps(lambda x: np.clip(np.round(x), 0, 15).astype(np.int64))
+    found = fit(
+        find_thresholds(lambda s: s.astype(np.float32) * np.float32(0.3) + shift, sums, steps), np.full(3, 0.3)
+    )
+    assert found is not None
+    assert not found.is_wide
+    codes = found.codes_of(np.arange(-50, 51)[:, None].repeat(3, 1))
+    assert (set(codes[:, 1]), set(codes[:, 2])) == ({0}, {15})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "chosen"),
+    [(-5, 5, 0), (37, FAR, 64), (-FAR, -37, -64), (300, 520, 512), (33, 39, 36), (-39, -33, -36), (1, 1, 1)],
+)
+def test_offsets_are_short(low, high, chosen):
+    assert _choose(np.array([low]), np.array([high])).tolist() == [chosen]
