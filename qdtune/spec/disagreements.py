@@ -22,7 +22,7 @@ from qdtune.spec.axes import (
 from qdtune.spec.axis import Axis
 from qdtune.spec.blocks import PADDINGS, has_channels, list_cnn_layers
 from qdtune.spec.choices import FLOAT_BITS, PLANNED
-from qdtune.spec.objectives import COSTS, MOST_COSTS
+from qdtune.spec.objectives import CHOICE_OF_COSTS, COSTS, MOST_COSTS
 from qdtune.spec.replicate import list_replicate_disagreements
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
 from qdtune.spec.values import cell_text
@@ -84,7 +84,7 @@ def _list_objective_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
             yield ("objectives", i), f"{name} is no cost ({', '.join(costs)})"
     if first not in costs and not 1 <= len(rest) <= MOST_COSTS:
         count = f"{len(rest)} costs" if rest else "no cost"
-        yield ("objectives",), f"names {count} (one to {MOST_COSTS} of {', '.join(costs)})"
+        yield ("objectives",), f"names {count} ({CHOICE_OF_COSTS})"
 
 
 def _list_bits_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

@@ -171,6 +171,7 @@ KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
 COSTS = tuple(one for one in KNOWN_BEFORE if one.is_cost)
 DEFAULT_COSTS = (SIZE_BYTES,)
 MOST_COSTS = 3  # of one front: over more of them hardly any configuration dominates another
+CHOICE_OF_COSTS = f"one to {MOST_COSTS} of {', '.join(one.name for one in COSTS)}"
 OBJECTIVE_NAMES = (*(metric.val for metric in METRICS), *(one.name for one in COSTS))
 # What a constraint may name: it is judged before anything is trained.
 BOUNDED = (*(one.name for one in KNOWN_BEFORE), *(axis.name for axis in AXES if axis.is_bounded))

@@ -34,13 +34,15 @@ from qdtune.spec.groups import (
 )
 from qdtune.spec.judging import find_metric
 from qdtune.spec.mistakes import DisagreementError, list_mistakes
-from qdtune.spec.objectives import OBJECTIVE_NAMES, Objective, costs_of
+from qdtune.spec.objectives import CHOICE_OF_COSTS, OBJECTIVE_NAMES, Objective, costs_of
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.source_file import read_sweep_file
 from qdtune.spec.tasks import Metric, Task, metric_of, task_of
-from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values
+from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values, some
 from qdtune.spec.yaml_reader import Document, parse_yaml
+
+_AXES_OF_THE_FRONT = some(f"the metric, then {CHOICE_OF_COSTS}; or null: the metric and size_bytes")
 
 
 class Spec(Frozen):
@@ -77,7 +79,7 @@ class Spec(Frozen):
     train: Train = Train()
     early_terminate: EarlyTerminate = EarlyTerminate()
     replicate: Replicate | None = None
-    objectives: Several[Annotated[str, choice(OBJECTIVE_NAMES)]] | None = None
+    objectives: Annotated[Distinct[Annotated[str, choice(OBJECTIVE_NAMES)]], _AXES_OF_THE_FRONT] | None = None
     constraints: Distinct[Constraint] = ()
     resources: Resources = Resources()
     run: RunGroup = RunGroup()
