@@ -76,6 +76,8 @@ class Values(Frozen, Generic[T]):
     def _one_value(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             raise ValueError(f"{format_value(data)} is not an axis (write {{value: x}} or {{values: [x, y]}})")
+        if {"min", "max", "distribution"} & {*data} and "min" not in cls.model_fields:
+            raise ValueError("a range is not possible on this axis (write {value: x} or {values: [x, y]})")
         if "value" not in data:
             return data
         if "values" in data:
