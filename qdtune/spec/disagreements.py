@@ -57,7 +57,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     if spec.model.factory and any(value != BIAS.before for _, value in _list_values(spec, BIAS)):
         what = f"is for mlp and cnn only (or {BIAS.before}): a factory builds its layers with or without biases"
         yield ("parameters", BIAS.name), what
-    if spec.data.info is not None:
+    if spec.data.info is not None and not spec.is_changed_on(spec.data.names[0]):
         yield from _list_data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:
         yield ("train", "batch_size"), "1 is not allowed with batch_norm (at least 2, to have a variance)"
