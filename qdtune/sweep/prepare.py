@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,10 @@ def read_data(prepared: Prepared, out: Any) -> tuple[Prepared, Samples, list[str
         asked, spec, planned = _decide_on(prepared.asked, data.name, data)
         prepared = replace(prepared, asked=asked, spec=spec, plan=planned)
     if data.name not in prepared.comparable:
-        check_comparable(prepared.spec, prepared.earlier, prepared.folder, notes[0] if notes else None)
+        missing = notes[0] if notes else None
+        check_comparable(
+            prepared.spec, prepared.earlier, prepared.folder, missing, partial(_has_results, prepared.folder)
+        )
     return prepared, data, notes
 
 
@@ -198,6 +202,13 @@ def _read_earlier(options: LaunchOptions, folder: str) -> bytes | None:
     return None if options.is_fresh else open_folder(folder).read_file("sweep.yaml")
 
 
+def _has_results(folder: str) -> bool:
+    """Whether a trial of the run in a folder has ended; warm-ups and pauses of trials are no results."""
+    from qdtune.store.store import Store
+
+    return bool(Store(folder).ids())
+
+
 def _find_comparable(
     asked: Spec, data: Samples | Unread, data_dir: Path, folder: str, earlier: bytes | None, is_dry: bool
 ) -> frozenset[str]:
@@ -215,7 +226,7 @@ def _find_comparable(
     found, first = [], None
     for name in names:
         try:
-            check_comparable(asked.resolve(name), earlier, folder, missing)
+            check_comparable(asked.resolve(name), earlier, folder, missing, partial(_has_results, folder))
             found.append(name)
         except SpecError as error:
             first = first or error

@@ -319,7 +319,7 @@ def test_checkpoints_need_room_up_to_their_limit(monkeypatch: pytest.MonkeyPatch
     assert paused_bytes(spec, plan(spec)) == 1000
 
 
-def test_results_that_cannot_be_compared_are_told_before_anything_is_downloaded(
+def test_settings_that_cannot_be_compared_are_told_before_anything_is_downloaded(
     folder: Path, started: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = load("a.yaml")
@@ -327,7 +327,7 @@ def test_results_that_cannot_be_compared_are_told_before_anything_is_downloaded(
         Store(folder / "runs" / "a").create(spec.resolve(name).to_yaml())
         assert launch.main(["a.yaml"]) == 0
         line = refused(folder, capsys, "--set", "train.batch_size=32")
-        assert "runs/a holds results that are not comparable (" in line
+        assert "runs/a has no results yet, but other settings (" in line
         assert "train.batch_size: 64 there, 32 now" in line
         assert ("data.dataset" in line) == (name == "digits")  # the wanted one is spoken of
         assert launch.main(["a.yaml", "--set", "train.batch_size=32", "--fresh"]) == 0

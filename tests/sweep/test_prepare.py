@@ -160,8 +160,19 @@ def test_a_fallback_that_leaves_nothing_to_run_is_told_while_the_first_data_set_
         prepare_launch(LaunchOptions("a.yaml", is_dry=is_dry))
 
 
+def begin_run(folder: Path, dataset: str) -> Store:
+    """A run folder with the result of one trial."""
+    spec = load("a.yaml").resolve(dataset)
+    store, trial = Store(folder / "runs" / "a"), plan(spec).trials[0]
+    with store.lock():
+        store.create(spec.to_yaml())
+        rows = [trial.columns | {"seed": seed, "state": "ok", "val_accuracy": 0.5} for seed in trial.seeds]
+        store.write(trial.trial_id, rows, [], {})
+    return store
+
+
 def test_results_on_a_data_set_that_could_not_be_had_are_told_with_the_reason(folder: Path) -> None:
-    Store(folder / "runs" / "a").create(load("a.yaml").resolve("mnist").to_yaml())
+    begin_run(folder, "mnist")
     prepared = prepare_launch(LaunchOptions("a.yaml"))
     assert prepared.comparable == {"mnist"}
     with pytest.raises(
@@ -177,13 +188,34 @@ def test_results_on_a_data_set_that_could_not_be_had_are_told_with_the_reason(fo
 def test_results_on_a_fallback_are_not_gone_on_from_with_the_wanted_data_set(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Store(folder / "runs" / "a").create(load("a.yaml").resolve("digits").to_yaml())
+    begin_run(folder, "digits")
     prepared = prepare_launch(LaunchOptions("a.yaml"))
     assert prepared.comparable == {"digits"}
     mnist = SimpleNamespace(name="mnist")
     monkeypatch.setattr("qdtune.datasets.load.load", lambda *_: (mnist, []))
     with pytest.raises(SpecError, match=r"runs/a holds results that are not comparable \(data.dataset: "):
         read_data(prepared, console())
+
+
+@pytest.mark.parametrize("is_dry", [True, False], ids=["dry run", "launch"])
+def test_a_run_that_has_warm_ups_only_is_said_to_have_no_results(folder: Path, is_dry: bool) -> None:
+    store = Store(folder / "runs" / "a")
+    store.create(load("a.yaml").resolve("digits").to_yaml())
+    store.folder.write_file("warmup/0123456789ab.safetensors", b"weights")
+    told = r"runs/a has no results yet, but other settings \(train.batch_size: 64 there, 32 now\): "
+    changes = ["data.dataset=digits", "train.batch_size=32"]
+    with pytest.raises(SpecError, match=f"{told}choose another name, or set it aside with --fresh"):
+        prepare_launch(LaunchOptions("a.yaml", changes, is_dry=is_dry))
+    begin_run(folder, "digits")
+    with pytest.raises(SpecError, match=r"runs/a holds results that are not comparable \(train.batch_size"):
+        prepare_launch(LaunchOptions("a.yaml", changes, is_dry=is_dry))
+
+
+def test_a_run_without_results_on_a_data_set_that_is_missing_says_so(folder: Path) -> None:
+    Store(folder / "runs" / "a").create(load("a.yaml").resolve("mnist").to_yaml())
+    told = rf"mnist is not in {folder}; runs/a has no results yet and is for mnist: point --data-dir"
+    with pytest.raises(SpecError, match=told):
+        prepare_launch(LaunchOptions("a.yaml", is_dry=True))
 
 
 def test_results_of_an_own_model_are_compared_once_its_source_is_known(folder: Path) -> None:
