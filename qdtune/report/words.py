@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
@@ -23,8 +22,17 @@ from qdtune.report.conclusions import (
 )
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
-from qdtune.spec.axes import AXIS_NAMES, label
-from qdtune.spec.choices import FRONT_QUESTION
+from qdtune.spec.axes import (
+    ACT_BITS,
+    AXIS_NAMES,
+    HIDDEN,
+    LAYER_ACT_BITS,
+    SHIPPED,
+    decisive_axes,
+    label,
+    most_input_bits,
+)
+from qdtune.spec.choices import FLOAT_BITS, FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
 from qdtune.spec.objectives import say_amount, say_front
 from qdtune.spec.tasks import Metric
@@ -38,9 +46,10 @@ TITLES = {  # of the questions, by axis
     "activation": "Does an activation between the factors help?",
 }
 FRONT_TITLE = "Which neighbours on the front differ?"
+_NAMED_BESIDE = tuple(name for name in SHIPPED if name != HIDDEN.name)  # widths are named first, whatever they are
 LIVE_STATES = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
-    "Ours: inputs with at most as many bits as theirs; on the front by validation accuracy; all bytes count. "
+    "Ours: no layer has inputs of more bits than theirs; on the front by validation accuracy; all bytes count. "
     "Theirs: only the bytes of the weights count."
 )
 
@@ -128,7 +137,7 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
     ours = rows_known(pareto, "pareto_rank").to_pylist()
     rows, is_any_matched = [], False
     for other in others:
-        mine = [row for row in ours if _input_bits(row["act_bits"]) <= _input_bits(other.act_bits)]
+        mine = [row for row in ours if most_input_bits(row) <= (other.act_bits or FLOAT_BITS)]
         costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in mine]).reshape(-1, 2)
         best = [row for row, first in zip(mine, front(costs), strict=True) if first]
         as_good = [row for row in best if (row[metric.test] or 0) >= other.test_accuracy]
@@ -144,26 +153,20 @@ def explain_nothing_beside(pareto: Arrow, dataset: str) -> str:
     others = published(dataset, metric_in(pareto))
     if not others:
         return f"No published networks are known here for {dataset}."
-    most = max(_input_bits(other.act_bits) for other in others)
-    ours = rows_known(pareto, "pareto_rank")["act_bits"].to_pylist()
-    if all(_input_bits(bits) > most for bits in ours):
-        few = format_count(int(most), "bit")
-        return f"No published network is compared with ours: their inputs have at most {few}, ours more (`act_bits`)."
+    most = max(other.act_bits or FLOAT_BITS for other in others)
+    ours = rows_known(pareto, "pareto_rank").to_pylist()
+    if all(most_input_bits(row) > most for row in ours):
+        few = format_count(most, "bit")
+        ours_have = f"ours more (`{ACT_BITS.name}`, `{LAYER_ACT_BITS.name}`)"
+        return f"No published network is compared with ours: their inputs have at most {few}, {ours_have}."
     return "None of our networks with inputs of as few bits is as accurate as a published one."
-
-
-def _input_bits(act_bits: int | None) -> float:
-    return math.inf if act_bits is None else act_bits
 
 
 def _matched(other: Published, as_good: list[dict[str, Any]], metric: Metric) -> list[str]:
     if not as_good:
         return ["none", "-", "-", "-"]
     row = min(as_good, key=lambda row: row["size_bytes"])
-    inputs = "" if row["act_bits"] is None else f" a{row['act_bits']}"
-    depth = "" if row["depth"] == 1 else f" d{row['depth']}"
-    later = label(row, ("resolution", "first_bits", "last_bits", "layer_bits"))
-    name = f"{row['hidden']}{depth} w{row['weight_bits']}{inputs}{f' {later}' if later else ''}"
+    name = f"{row['hidden']} {label(decisive_axes(row), _NAMED_BESIDE)}"
     share = row["size_bytes"] / other.weight_bytes
     return [name, f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
 

@@ -53,6 +53,12 @@ def _act_bits_of_most_layers(axes: Mapping[str, Any]) -> Any:
     return None if most == FLOAT_BITS else most
 
 
+def most_input_bits(cells: Mapping[str, Any]) -> int:
+    """The most bits that the inputs of a layer have, `FLOAT_BITS` if one has float inputs; `cells` as in `label`."""
+    listed = _of_cell(cells["layer_act_bits"])
+    return max(listed) if listed else cells["act_bits"] or FLOAT_BITS
+
+
 def _bits_of_each_layer(axes: Mapping[str, Any]) -> Any:
     """`layer_bits`; None if all layers have the same, which are then those of `_bits_of_most_layers`."""
     listed = axes["layer_bits"]
@@ -430,6 +436,8 @@ AXES = (
 AXIS_NAMES = tuple(axis.name for axis in AXES)
 SHOWN = tuple(sorted(AXES, key=lambda axis: axis.place))  # as text tables have them
 ASKED_AT = tuple(axis.name for axis in AXES if axis.asked)
+# The axes that decide about the network that is shipped, and not only about how well it is trained.
+SHIPPED = tuple(axis.name for axis in AXES if axis.stage in ("structure", "quantisation"))
 # Labels begin with the axes of the first version.
 _TAGGED = tuple(axis for axis in sorted(SHOWN, key=lambda axis: axis.is_new) if axis.tag)
 

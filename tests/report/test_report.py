@@ -35,8 +35,8 @@ from qdtune.report.page import page, provenance
 from qdtune.report.plot_data import sheet
 from qdtune.report.published import PUBLISHED
 from qdtune.report.scales import error, size_ticks
-from qdtune.report.words import beside, questions, trouble
-from qdtune.spec.axes import AXIS_NAMES
+from qdtune.report.words import beside, explain_nothing_beside, questions, trouble
+from qdtune.spec.axes import AXES, AXIS_NAMES, SHIPPED, axis_of
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store.folder import StorageError
@@ -377,6 +377,13 @@ def test_published_networks_are_drawn_by_test_accuracy(drawn):
     assert "validation accuracy (%, error" not in text
 
 
+def configuration(act_bits, size, val, test, **axes):
+    """A row of a Pareto table: two hidden layers of 64, split into two factors each, with weights of one bit."""
+    found = {"act_bits": act_bits, "size_bytes": size, "val_accuracy": val, "test_accuracy": test}
+    network = {"hidden": "64", "depth": 2, "weight_bits": 1}
+    return dict.fromkeys(AXIS_NAMES) | found | {"pareto_rank": val and 1} | network | axes
+
+
 def test_published_networks_stand_beside_the_smallest_of_the_front_that_is_as_accurate():
     """By act_bits, size, validation and test accuracy; the last two are no front, for validation chooses."""
     ours = [
@@ -388,17 +395,36 @@ def test_published_networks_stand_beside_the_smallest_of_the_front_that_is_as_ac
         (2, 4_000, None, 0.99),
     ]
     random.Random(0).shuffle(ours)
-    rows = [
-        dict.fromkeys(AXIS_NAMES)
-        | {"act_bits": a, "size_bytes": s, "val_accuracy": v, "test_accuracy": t, "pareto_rank": v and 1}
-        | {"hidden": "64", "depth": 2, "weight_bits": 1}
-        for a, s, v, t in ours
-    ]
-    table = beside(pa.Table.from_pylist(rows), "mnist")
+    table = beside(pa.Table.from_pylist([configuration(*one) for one in ours]), "mnist")
     found = {row[0].removeprefix("Brevitas "): row[3:] for row in table.rows}
     assert found["TFC 1W1A"] == ["64 d2 w1 a1", "6,000", "93.50%", "81%"]
     assert found["TFC 1W2A"] == ["64 d2 w1 a2", "5,000", "94.80%", "68%"]
     assert found["SFC 1W1A"] == ["none", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "beats"),
+    [("1-1", ["1W1A", "1W2A"]), ("2-1", ["1W2A"]), ("1-2", ["1W2A"]), ("1-8", []), ("32-1", [])],
+)
+def test_the_inputs_of_every_layer_have_at_most_the_bits_of_a_published_network(listed, beats):
+    """`act_bits` says nothing then."""
+    pareto = pa.Table.from_pylist([configuration(1, 6_000, 0.95, 0.95, layer_act_bits=listed)])
+    table = beside(pareto, "mnist")
+    found = {row[0].removeprefix("Brevitas TFC "): row[3] for row in table.rows} if table else {}
+    assert [name for name in ("1W1A", "1W2A") if found.get(name, "none") != "none"] == beats
+    assert all(found[name].endswith(f" i{listed}") for name in beats)
+    if not beats:
+        told = "their inputs have at most 2 bits, ours more (`act_bits`, `layer_act_bits`)."
+        assert explain_nothing_beside(pareto, "mnist").endswith(told)
+
+
+@pytest.mark.parametrize("name", [axis.name for axis in AXES if axis.name in SHIPPED and axis.tag])
+def test_ours_are_named_by_every_axis_that_decides_about_the_shipped_network(name):
+    axis = axis_of(name)
+    other = next((one for one in axis.names if one != axis.default), "2-1" if axis.column == "string" else 1)
+    row = configuration(2, 6_000, 0.95, 0.95) | {"weight_bits": 2, "decompose": "all", name: other}
+    (words,) = {row[3] for row in beside(pa.Table.from_pylist([row]), "mnist").rows} - {"none"}
+    assert (other if name == "hidden" else axis.tag.format(other)) in words.split()
 
 
 def test_plot_of_a_run_is_a_chart_with_its_data(run):
