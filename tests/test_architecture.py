@@ -193,6 +193,13 @@ def test_file_keeps_the_rules(path: Path) -> None:
     assert faults(dotted(path), path.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_use_what_is_public(path: Path) -> None:
+    """They run seldom, so that no test tells when something private that they use is gone."""
+    names = {name for name in used(ast.parse(path.read_text())) if within(name, "qdtune")}
+    assert [name for name in sorted(names) if any(part.startswith("_") for part in name.split("."))] == []
+
+
 def test_packages_are_few_and_their_arrows_make_no_cycle() -> None:
     assert len([name for name in PACKAGES if name != "ground"] + ["datasets"]) <= 11
     order = list(TopologicalSorter(PACKAGES).static_order())  # raises where there is a cycle

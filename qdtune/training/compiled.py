@@ -165,7 +165,7 @@ def _load_or_build(key: str, build: Callable[[], bytes]) -> Any:
     try:
         return _load_or_build_in(cache_dir() / "steps", key, build)
     except OSError:  # the cache folder is read-only, full, or without locks
-        return _load_code(build())
+        return load_code(build())
 
 
 def _load_or_build_in(folder: Path, key: str, build: Callable[[], bytes]) -> Any:
@@ -184,7 +184,7 @@ def _load_or_build_in(folder: Path, key: str, build: Callable[[], bytes]) -> Any
             part.replace(path)
         except OSError:  # a full disk must not cost the next 15 s, too
             part.unlink(missing_ok=True)
-            return _load_code(code)
+            return load_code(code)
         return _load(path)
 
 
@@ -210,10 +210,10 @@ def _load(path: Path) -> Any:
     try:
         return _open_library(str(path))
     except RuntimeError:
-        return _load_code(path.read_bytes())
+        return load_code(path.read_bytes())
 
 
-def _load_code(code: bytes) -> Any:
+def load_code(code: bytes) -> Any:
     """The compiled step in these bytes, which need no file.
 
     Raises:

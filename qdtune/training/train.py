@@ -77,20 +77,25 @@ def _begin(
     started, metric = datetime.now(timezone.utc), metric_of(trial.metric)
     log = TrainingLog(trial.seeds, metric)
     replicas = yield from _warm_up(trial, data, warmups, log, compile)
-    floats = _make_cohort(replicas, trial, data, "warmup", compile).measure(metric, data.val_x, data.val_y)
-    _quantize_all(replicas, trial)
-    calibrate_alike(replicas, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
-    cohort = _make_cohort(replicas, trial, data, "qat", compile)
+    floats = make_cohort(replicas, trial, data, "warmup", compile).measure(metric, data.val_x, data.val_y)
+    quantize_replicas(replicas, trial, data)
+    cohort = make_cohort(replicas, trial, data, "qat", compile)
     return Training(trial, replicas, cohort, log, floats, started)
 
 
 def _make_unloaded(trial: Configuration, data: Tensors, compile: str) -> Training:
     """A training whose tensors have the right shapes only: a checkpoint is loaded into it."""
     log = TrainingLog(trial.seeds, metric_of(trial.metric))
-    replicas = _split_trained(_make_floats(trial, data), trial, data, untrained=range(len(trial.seeds)))
+    replicas = _split_trained(make_floats(trial, data), trial, data, untrained=range(len(trial.seeds)))
     _quantize_all(replicas, trial)
-    cohort = _make_cohort(replicas, trial, data, "qat", compile)
+    cohort = make_cohort(replicas, trial, data, "qat", compile)
     return Training(trial, replicas, cohort, log, [], datetime.now(timezone.utc))
+
+
+def quantize_replicas(replicas: list[nn.Module], trial: Configuration, data: Tensors) -> None:
+    """Quantises float replicas in place; the step sizes of their inputs are those of the first training samples."""
+    _quantize_all(replicas, trial)
+    calibrate_alike(replicas, normalise(data.train_x[:CALIBRATION_ROWS].cpu()))
 
 
 def _quantize_all(replicas: list[nn.Module], trial: Configuration) -> None:
@@ -153,7 +158,8 @@ def _row_format(data: Tensors) -> RowFormat:
     return RowFormat(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift, data.averaging)
 
 
-def _make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
+def make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
+    """The replicas as a cohort of the phase `name`: `warmup`, of float ones, or `qat`."""
     phase = trial.warmup if name == "warmup" else trial.qat
     compiled = is_compiled(compile, phase.epochs, trial.batch_size, len(data.train_x))
     shape = StepShape.of(trial, data.inputs, task_of(trial.task).outputs(trial.info), name)
@@ -172,10 +178,10 @@ def _warm_up(
     trial: Configuration, data: Tensors, warmups: Warmups, log: TrainingLog, compile: str
 ) -> Generator[dict[str, Any], None, list[nn.Module]]:
     """The K float replicas from which QAT starts: read from `warmups`, or trained and kept there."""
-    base, replicas = trial.warmup_base, _make_floats(trial, data)
+    base, replicas = trial.warmup_base, make_floats(trial, data)
     blob = warmups.claim(base.warmup_id)
     if blob is None or not unpack_warmup(blob, replicas, log):
-        cohort = _make_cohort(replicas, base, data, "warmup", compile)
+        cohort = make_cohort(replicas, base, data, "warmup", compile)
         for epoch in range(trial.warmup.epochs):
             if len(log.dead) < len(trial.seeds):
                 yield _train_epoch(cohort, "warmup", epoch, log)
@@ -184,7 +190,7 @@ def _warm_up(
     return _split_trained(replicas, trial, data, log.dead)
 
 
-def _make_floats(trial: Configuration, data: Tensors) -> list[nn.Module]:
+def make_floats(trial: Configuration, data: Tensors) -> list[nn.Module]:
     """The K float replicas that are warmed up, with their initial weights."""
     base = trial.warmup_base
     shape, whole = _read_layout(trial, data)
@@ -203,7 +209,7 @@ def _split_trained(
     """The warmed-up replicas in the structure of the trial.
 
     Args:
-        replicas: of `_make_floats`.
+        replicas: of `make_floats`.
         untrained: the places of those that only keep their place in the stack, such as diverged ones, which have no
             singular values.
     """

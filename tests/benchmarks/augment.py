@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from common import arguments, machine, publish, spread, table
@@ -19,10 +20,9 @@ from common import arguments, machine, publish, spread, table
 from qdtune.datasets.load import load
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.training import train
 from qdtune.training.cohort import Cohort
-from qdtune.training.step import normalise
 from qdtune.training.tensors import Tensors
+from qdtune.training.train import make_cohort, make_floats, quantize_replicas
 
 KINDS = (("affine", 0.0), ("affine", 0.5), ("affine_elastic", 0.0), ("elastic", 0.0), ("shift", 0.0))
 SWEEP = """
@@ -44,14 +44,13 @@ train:
 """
 
 
-def make_cohort(data: Tensors, resolution: str, replicas: int) -> Cohort:
+def begin_qat(data: Tensors, resolution: str, replicas: int) -> Cohort:
     text = SWEEP.format(resolution=resolution, seeds=list(range(replicas)))
     (trial,) = plan(loads(text.encode(), "augment.yaml")).trials
     data = data.averaged(trial.averaging)
-    models = train._make_floats(trial, data)
-    train._quantize_all(models, trial)
-    train.calibrate_alike(models, normalise(data.train_x[: train.CALIBRATION_ROWS]))
-    return train._make_cohort(models, trial, data, "qat", "always")
+    models = make_floats(trial, data)
+    quantize_replicas(models, trial, data)
+    return make_cohort(models, trial, data, "qat", "always")
 
 
 def distorter(data: Tensors, augment: str, plain_share: float) -> Callable[[], object]:
@@ -59,14 +58,17 @@ def distorter(data: Tensors, augment: str, plain_share: float) -> Callable[[], o
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], repeats=7).parse_args()
+    parser = arguments(__doc__.splitlines()[0], repeats=7)
+    parser.add_argument("--rows", type=int, default=55_000, help="training samples of an epoch")
+    options = parser.parse_args()
     about = machine()
     torch.set_num_threads(1)
     data = Tensors.of(load(["mnist"], options.data_dir, 5000)[0], torch.device("cpu"))
+    data = replace(data, train_x=data.train_x[: options.rows], train_y=data.train_y[: options.rows])
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     for resolution, network in (("null", "784-64-10"), ("16", "256-64-10")):
         for k in (3, 5):
-            cohort = make_cohort(data, resolution, k)
+            cohort = begin_qat(data, resolution, k)
             runs[network, f"epoch, K={k}"] = lambda cohort=cohort: cohort.train(0)
         for augment, share in KINDS:
             name = f"{augment}, half plain" if share else augment

@@ -32,10 +32,10 @@ from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import known_before
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
-from qdtune.training import train
 from qdtune.training.cohort import Cohort
 from qdtune.training.step import normalise
 from qdtune.training.tensors import Tensors
+from qdtune.training.train import make_cohort, make_floats, quantize_replicas
 
 SAMPLES = 55_000
 BATCH = 256
@@ -70,15 +70,14 @@ def read_trial(network: str, replicas: int) -> Configuration:
     return trial
 
 
-def make_cohort(trial: Configuration, data: Tensors, phase: str) -> Cohort:
+def begin_phase(trial: Configuration, data: Tensors, phase: str) -> Cohort:
     """K replicas of qdtune, compiled."""
-    replicas = train._make_floats(trial, data)
+    replicas = make_floats(trial, data)
     if phase == "warmup":
         trial = replace(trial, warmup=replace_phase(trial))
     else:
-        train._quantize_all(replicas, trial)
-        train.calibrate_alike(replicas, normalise(data.train_x[: train.CALIBRATION_ROWS]))
-    return train._make_cohort(replicas, trial, data, phase, "always")
+        quantize_replicas(replicas, trial, data)
+    return make_cohort(replicas, trial, data, phase, "always")
 
 
 def replace_phase(trial: Configuration) -> Any:
@@ -88,7 +87,7 @@ def replace_phase(trial: Configuration) -> Any:
 
 
 def qdtune_epoch(trial: Configuration, data: Tensors, phase: str) -> Run:
-    cohort = make_cohort(trial, data, phase)
+    cohort = begin_phase(trial, data, phase)
 
     def run() -> int:
         cohort.train(0)
@@ -99,11 +98,10 @@ def qdtune_epoch(trial: Configuration, data: Tensors, phase: str) -> Run:
 
 def plain_epoch(trial: Configuration, data: Tensors, is_quantised: bool) -> Run:
     """One replica in the loop that people write."""
-    replicas = train._make_floats(replace(trial, seeds=(0,)), data)
+    replicas = make_floats(replace(trial, seeds=(0,)), data)
     inputs = normalise(data.train_x)
     if is_quantised:
-        train._quantize_all(replicas, trial)
-        train.calibrate_alike(replicas, inputs[: train.CALIBRATION_ROWS])
+        quantize_replicas(replicas, trial, data)
     model = replicas[0].train()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
     loader = DataLoader(TensorDataset(inputs, data.train_y), batch_size=BATCH, shuffle=True, drop_last=True)

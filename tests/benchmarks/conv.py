@@ -79,7 +79,7 @@ def compile_way(way: Way, x: Tensor, w: Tensor, groups: int) -> Callable[[], Non
         return ()
 
     tensors = [x, w, dx, dw]
-    library = compiled._load_code(build_library(run, tensors))
+    library = compiled.load_code(build_library(run, tensors))
     return lambda: library.run(tensors)
 
 

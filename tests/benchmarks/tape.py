@@ -46,7 +46,7 @@ train:
 def cohorts(data: Tensors, dataset: str, depth: int, plain_calls: int, compile: str) -> dict[str, Cohort]:
     """The cohorts of the two phases of one training, after it."""
     made: dict[str, Cohort] = {}
-    make = train._make_cohort
+    make = train.make_cohort
 
     def keep(*given: object) -> Cohort:
         made[given[3]] = make(*given)
@@ -54,11 +54,11 @@ def cohorts(data: Tensors, dataset: str, depth: int, plain_calls: int, compile: 
 
     for module in (cohort, compiled):
         module.PLAIN_CALLS = plain_calls
-    train._make_cohort = keep
+    train.make_cohort = keep
     (trial,) = plan(loads(SWEEP.format(depth=depth, dataset=dataset).encode(), "tape.yaml")).trials
     for _ in train.train_configuration(trial, data, NoWarmups(), compile):
         pass
-    train._make_cohort = make
+    train.make_cohort = make
     return made
 
 

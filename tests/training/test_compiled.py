@@ -126,7 +126,7 @@ def test_a_cache_without_execution_keeps_libraries_all_the_same(mounted: Callabl
 
 def test_without_a_cache_that_can_be_written_code_is_built_and_loaded(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled, "_load_code", lambda code: code[:4])
+    monkeypatch.setattr(compiled, "load_code", lambda code: code[:4])
     (tmp_path / "qdtune").write_text("a file where the folder should be")
     assert compiled._load_or_build("key", lambda: b"code and more") == b"code"
 
