@@ -19,7 +19,7 @@ from qdtune.spec.plan import Plan
 from qdtune.spec.sweep_file import Spec
 from qdtune.sweep.forecast import Timed, choose_samples, forecast_time, measure_times, time_results
 from qdtune.sweep.placement import Placement
-from qdtune.sweep.prepare import prepare_launch
+from qdtune.sweep.prepare import prepare_launch, settle_on
 from qdtune.sweep.prepared import LaunchOptions, Prepared, Unread
 from qdtune.sweep.resumed import describe_checkpoints, find_checkpoints
 
@@ -48,7 +48,7 @@ def describe(options: LaunchOptions, lists_all: bool = False, is_timed: bool = F
     try:
         prepared = prepare_launch(options)
         found = _read_held(prepared)
-        timed = _measure(prepared, found) if is_timed else time_results(found.results)
+        timed = _measure(prepared, found) if is_timed else Times(prepared, found, time_results(found.results))
     except (DataError, LocationError, StorageError) as error:
         raise user_error(str(error)) from None
     print_facts(_list_facts(prepared, found, timed, lists_all))
@@ -94,23 +94,45 @@ def _read_held(prepared: Prepared) -> Held:
     return Held(frozenset(ids), results, checkpoints, waiting, left)
 
 
-def _measure(prepared: Prepared, held: Held) -> list[Timed]:
-    """The times of a few configurations, measured now; none if there is nothing left to time."""
+@dataclass(frozen=True)
+class Times:
+    """The times of some configurations, and the launch that they are known for.
+
+    Attributes:
+        prepared: the launch on the data set that they are trained on.
+        held: what its run folder holds.
+        timed: the times; empty if none are known.
+    """
+
+    prepared: Prepared
+    held: Held
+    timed: Sequence[Timed]
+
+
+def _measure(prepared: Prepared, held: Held) -> Times:
+    """The times of a few configurations, measured now on the first data set that is here; none if none are left."""
+    data = prepared.data
+    if isinstance(data, Unread):
+        if data.on_disk is None:
+            raise user_error(f"{name_option('--time')} trains on {_say_missing(prepared)}")
+        first, prepared = prepared, settle_on(prepared, data.on_disk)
+        held = held if prepared is first else _read_held(prepared)
     if not held.left:
-        return []
+        return Times(prepared, held, [])
     assert prepared.forecast is not None, "a dry run supposes this machine"
     from qdtune.datasets.load import load
 
-    data = prepared.data
     if isinstance(data, Unread):
-        name = data.names[0]
-        if data.on_disk != name:
-            where = one_line(str(prepared.data_dir))
-            raise user_error(
-                f"{name_option('--time')} trains on {name}, which is not in {where} (a launch downloads it)"
-            )
-        data, _ = load((name,), prepared.data_dir, prepared.spec.data.val_size)
-    return measure_times(prepared.spec, choose_samples(held.waiting), data, prepared.forecast, _tell_measured)
+        data, _ = load(prepared.spec.data.names, prepared.data_dir, prepared.spec.data.val_size)
+    samples = choose_samples(held.waiting)
+    timed = measure_times(prepared.spec, samples, data, prepared.forecast, _tell_measured)
+    return Times(prepared, held, timed)
+
+
+def _say_missing(prepared: Prepared) -> str:
+    """The data set that a launch downloads."""
+    name, where = prepared.spec.data.names[0], one_line(str(prepared.data_dir))
+    return f"{name}, which is not in {where} (a launch downloads it)"
 
 
 def _tell_measured(trial: Configuration) -> None:
@@ -118,13 +140,13 @@ def _tell_measured(trial: Configuration) -> None:
     print(f"measuring {trial.label} ({trial.sizes.params:,} parameters)", file=sys.stderr, flush=True)
 
 
-def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_all: bool) -> Facts:
+def _list_facts(prepared: Prepared, held: Held, times: Times, lists_all: bool) -> Facts:
     """What a dry run says.
 
     Args:
         prepared: the launch.
         held: what its run folder holds.
-        timed: the times of some configurations; empty if none are known.
+        times: of some configurations, perhaps on another data set.
         lists_all: whether every configuration is listed.
     """
     spec, planned, placed = prepared.spec, prepared.plan, prepared.forecast
@@ -152,21 +174,25 @@ def _list_facts(prepared: Prepared, held: Held, timed: Sequence[Timed], lists_al
         for source in sources():
             yield "plugin", one_line(f"{source.path}, sha256 {source.sha256}")
     yield from _machine_facts(prepared, placed, held.left)
-    yield from _time_facts(prepared, placed, held, timed)
+    yield from _time_facts(prepared, placed, times)
 
 
-def _time_facts(prepared: Prepared, placed: Placement, held: Held, timed: Sequence[Timed]) -> Facts:
-    """About how long the sweep takes, and by what that is known."""
-    spec = prepared.spec
+def _time_facts(prepared: Prepared, placed: Placement, times: Times) -> Facts:
+    """About how long the sweep takes, and by what that is known; on another data set if the first is not here."""
+    known_for, held, timed = times.prepared, times.held, times.timed
     if not held.left:
         return
+    where = ""
+    if known_for is not prepared:
+        yield "time", f"not known on {_say_missing(prepared)}"
+        where = f"on {known_for.spec.data.names[0]} "
     if not timed:
         yield "time", f"not known before the first result; {name_option('--time')} measures a few steps"
         return
     measured = {one.trial_id for one in held.results} >= {one.trial.trial_id for one in timed}
     by = "the results there" if measured else f"{format_count(len(timed), 'configuration')} measured now"
-    text = str(forecast_time(spec, prepared.plan, held.waiting, held.left, placed, timed))
-    yield "time", f"{text} (by {by})"
+    text = str(forecast_time(known_for.spec, known_for.plan, held.waiting, held.left, placed, timed))
+    yield "time", f"{where}{text} (by {by})"
 
 
 def _space_facts(spec: Spec, planned: Plan, lists_all: bool) -> Facts:

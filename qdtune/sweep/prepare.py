@@ -91,15 +91,21 @@ def read_data(prepared: Prepared, out: Any) -> tuple[Prepared, Samples, list[str
     if not on_disk(names[0], data_dir):
         out.print(one_line(f"{names[0]} is not in {data_dir}: downloading it"))
     data, notes = load(names, data_dir, lambda name: prepared.asked.resolve(name).data.val_size)
-    if data.name != prepared.spec.data.names[0]:  # another data set has other configurations
-        asked, spec, planned = _decide_on(prepared.asked, data.name, data)
-        prepared = replace(prepared, asked=asked, spec=spec, plan=planned)
+    prepared = settle_on(prepared, data.name, data)
     if data.name not in prepared.comparable:
         missing = notes[0] if notes else None
         check_comparable(
             prepared.spec, prepared.earlier, prepared.folder, missing, partial(_has_results, prepared.folder)
         )
     return prepared, data, notes
+
+
+def settle_on(prepared: Prepared, dataset: str, data: Samples | None = None) -> Prepared:
+    """The launch on one of its data sets, which has configurations of its own; `data` if it is read already."""
+    if dataset == prepared.spec.data.names[0]:
+        return prepared
+    asked, spec, planned = _decide_on(prepared.asked, dataset, data)
+    return replace(prepared, asked=asked, spec=spec, plan=planned)
 
 
 def call_own_data(spec: Spec, root: Path) -> tuple[Spec, Samples]:

@@ -193,10 +193,26 @@ def test_dry_run_measures_the_time_where_it_is_asked_for(folder: Path, capsys: p
 
 
 def test_dry_run_cannot_measure_on_data_that_are_not_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--dry-run", "--time", "--data-dir", str(folder / "none"), "--set", "data.dataset=[mnist, digits]"]
+    argv = ["--dry-run", "--time", "--data-dir", str(folder / "none"), "--set", "data.dataset=[mnist, kmnist]"]
     code, _, err = run(capsys, str(folder / "a.yaml"), *argv)
     assert (code, err.count("\n")) == (2, 1)
     assert "--time trains on mnist, which is not in " in err
+
+
+def test_dry_run_measures_on_the_data_set_that_is_here(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the configurations, seeds and epochs that it has there."""
+    path = folder / "a.yaml"
+    path.write_text(path.read_text() + "fallback: {parameters: {depth: {value: 1}}, train: {qat: {epochs: 2}}}\n")
+    short = ["train.warmup.epochs=1", "run.compile=never", "seeds=[0]", "resources.cpu=1", "exclude=[]"]
+    settings = [word for one in ("data.dataset=[mnist, digits]", *short) for word in ("--set", one)]
+    code, out, err = run(capsys, str(path), "--dry-run", "--time", "--data-dir", str(folder / "none"), *settings)
+    said = " ".join(out.split())
+    assert (code, err.count("measuring d1")) == (0, err.count("measuring d"))
+    assert 0 < err.count("measuring d") < 5
+    assert re.search(
+        r"time not known on mnist, which is not in .* \(a launch downloads it\) time on digits about", said
+    )
+    assert re.search(r" time on digits about [0-9.]+ seconds on this machine, \d+ at a time \(by \d config", said)
 
 
 @pytest.mark.parametrize("flag", ["--all", "--time"])
