@@ -136,7 +136,7 @@ on cortex-m3, 2 rows of qd_..._class:
     large = replace(found, flash={"logits": flash["logits"]}, instructions=np.full(100, 2.28e8), differing=12)
     said = describe_measured(large)
     assert "on cortex-m3, 100 rows of qd_..._logits:\n  flash of the model          3,040 bytes\n" in said
-    assert said.endswith("  logits                12 differ in their last bits")
+    assert said.endswith("  logits                12 differ from those of reader.py in their last bits")
     assert max(map(len, said.splitlines())) <= 80
     assert list_measured(found) == {
         "flash_class": {"model_bytes": 3000, "kernel_bytes": 1500},
