@@ -66,12 +66,19 @@ def axis_table() -> str:
 
 
 def objective_table() -> str:
-    """Returns the objectives: name, which way is better, unit, when it is known, words."""
+    """Returns the objectives: name, which way is better, unit, where a sweep file may name it, words."""
     better = {"maximize": "more", "minimize": "less"}
     return markdown(
-        ["objective", "better", "unit", "in constraints", "meaning"],
+        ["number", "better", "unit", "in `constraints`", "in `objectives`", "meaning"],
         [
-            [f"`{one.name}`", better[one.direction], one.unit, "yes" if one.value else "no", one.text]
+            [
+                f"`{one.name}`",
+                better[one.direction],
+                one.unit,
+                "yes" if one.value else "no",
+                "as a cost" if one.is_cost else "no" if one.value else "first",
+                one.text,
+            ]
             for one in OBJECTIVES
         ],
     )

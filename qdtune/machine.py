@@ -7,10 +7,11 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qdtune.messages import SpecError, one_line, user_error
 
@@ -42,9 +43,14 @@ def cache_dir() -> Path:
     return Path(os.devnull) / "qdtune"
 
 
+_own_folders: list[str] = []  # of this process, those of `own_folder` that are in use
+
+
 @contextmanager
 def own_folder() -> Iterator[str]:
     """A temporary folder for this user alone. It is removed at the end, as are folders of killed processes.
+
+    Processes that were started to work in it end before, because they would write to it while it is removed.
 
     It lies in RAY_TMPDIR, or in /tmp if that is unset, because the paths of Ray's sockets must fit into 107 bytes.
     """
@@ -60,7 +66,78 @@ def own_folder() -> Iterator[str]:
         with suppress(OSError):  # without locks there, nobody can tell that it is left over, so it stays after a kill
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.rename(lock.name, f"{folder}/lock")  # so that others see the lock only once it is held
-        yield folder
+        _own_folders.append(folder)
+        try:
+            yield folder
+        finally:
+            _own_folders.remove(folder)
+            end_processes(folder)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process at once, with the processes that work in its own folders, and removes these folders."""
+    for folder in _own_folders:
+        end_processes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(code)
+
+
+END_S = 5.0  # how long killed processes may take to end
+
+
+def end_processes(folder: str) -> None:
+    """Kills what this process has started with a folder in its command line, and all that this has started in turn.
+
+    All are stopped before the first is killed, so that none starts another one meanwhile. It returns once they have
+    ended, or after `END_S`.
+    """
+    deadline, stopped = time.monotonic() + END_S, set[int]()
+    while time.monotonic() < deadline:
+        parents = _parents()
+        doomed = {pid for pid in parents if parents[pid] == os.getpid() and folder in _read(pid, "cmdline")}
+        doomed |= {pid for pid, parent in parents.items() if parent in doomed | stopped}
+        if doomed <= stopped and all(_state(pid) in "TZX" for pid in stopped):
+            break
+        _send(signal.SIGSTOP, doomed - stopped)
+        stopped |= doomed
+    _send(signal.SIGKILL, stopped)
+    while any(_state(pid) not in "ZX" for pid in stopped) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _send(number: int, pids: Collection[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, number)
+
+
+def find_ended(names: Collection[str]) -> tuple[str, int] | None:
+    """A process with one of these names that this one has started and that has ended: its name and exit code.
+
+    The code is -N after signal N.
+    """
+    for pid, parent in _parents().items():
+        if parent == os.getpid() and _state(pid) == "Z" and (name := _read(pid, "comm").strip()) in names:
+            return name, os.waitstatus_to_exitcode(int(_read(pid, "stat").split()[-1]))
+    return None
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for the state of a process; X if there is none."""
+    return (_read(pid, "stat").rpartition(")")[2].split() or "X")[0]
+
+
+def _parents() -> dict[int, int]:
+    """Which process started which, both by number."""
+    lines = {int(place.name): _read(int(place.name), "stat") for place in Path("/proc").glob("[0-9]*")}
+    return {pid: int(line.rpartition(")")[2].split()[1]) for pid, line in lines.items() if line}
+
+
+def _read(pid: int, name: str) -> str:
+    """A file of the kernel about a process; empty if there is no such process."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    return ""
 
 
 # All of these stop a sweep in order. A second one of the first kind, Ctrl-C or `kill`, stops it at once. Those of the

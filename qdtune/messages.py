@@ -78,7 +78,12 @@ def blame_source(source: str) -> Iterator[None]:
 
 
 # Options of the commands whose argument in Python has another name, or has a value.
-PYTHON_NAMES = {"--allow-plugin": "plugins", "--set": "overrides", "--fresh": "fresh=True"}
+PYTHON_NAMES = {
+    "--allow-plugin": "plugins",
+    "--set": "overrides",
+    "--fresh": "fresh=True",
+    "--no-dashboard": "dashboard=False",
+}
 
 
 @contextmanager
@@ -139,11 +144,17 @@ def format_path(path: KeyPath) -> str:
     return text.removeprefix(".")
 
 
+def find_nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that a wrong one may mean; None if none is near."""
+    spelled = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1) if len(name) <= 64 else []
+    return spelled[near[0]] if near else None
+
+
 def describe_unknown(noun: str, name: str, known: Collection[str], hint: str = "") -> str:
     """The message for a `name` that is not in `known`, with a `hint`, or else with the nearest known name."""
-    spelled = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), spelled, n=1) if len(name) <= 64 and not hint else []
-    hint = f"; did you mean {spelled[near[0]]!r}?" if near else f"; {hint}" if hint else ""
+    near = None if hint else find_nearest(name, known)
+    hint = f"; did you mean {near!r}?" if near else f"; {hint}" if hint else ""
     return f"unknown {noun}{format_value(name)}{hint} ({', '.join(known)})"
 
 

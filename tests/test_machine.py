@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,44 @@ def test_a_folder_goes_when_its_block_fails(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no"), own_folder():
         raise ValueError("no")
     assert os.listdir(tmp_path) == []
+
+
+WORKERS = """
+import os, subprocess, sys
+from qdtune.machine import leave, own_folder
+with own_folder() as folder:
+    writer = "while mkdir -p $0/r/logs; do :; done & echo $!; wait"
+    pipe, places = subprocess.PIPE, (folder, sys.argv[1])
+    children = [subprocess.Popen(["sh", "-c", writer, place], stdout=pipe) for place in places]
+    print(*(int(child.stdout.readline()) for child in children), children[1].pid, flush=True)
+    if sys.argv[2] == "leave":
+        leave(7)
+    if sys.argv[2] == "fail":
+        sys.exit(7)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("end", ["return", "fail", "leave"])
+def test_what_was_started_in_a_folder_ends_before_it_goes_and_nothing_else_ends(tmp_path, monkeypatch, end):
+    """As Ray's processes do that were left when it could not start: they would make the folder anew."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    other = tmp_path / "other"
+    command = [sys.executable, "-c", WORKERS, str(other), end]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        ours, theirs, theirs_shell = map(int, process.stdout.readline().split())
+        assert process.wait(60) == 7
+    alive = {pid: is_alive(pid) for pid in (ours, theirs, theirs_shell)}
+    for pid in (theirs_shell, theirs):
+        os.kill(pid, signal.SIGKILL)
+    assert alive == {ours: False, theirs: True, theirs_shell: True}
+    assert os.listdir(tmp_path) == ["other"]
+
+
+def is_alive(pid):
+    """Whether a process runs; one that nobody has waited for yet has ended."""
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] not in "ZX"
 
 
 @pytest.mark.parametrize("tools", [(), ("g++",), ("openssl",), ("g++", "openssl")])

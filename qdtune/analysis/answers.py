@@ -5,7 +5,7 @@ Every verdict is based on the validation split; numbers of the test set are only
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +21,9 @@ from qdtune.analysis.comparisons import compare_activations, compare_at_looks, c
 from qdtune.analysis.near_ties import NearTie, find_near_ties
 from qdtune.spec.axes import AXIS_NAMES, idle_at_depth
 from qdtune.spec.choices import QUESTION_AXES
+from qdtune.spec.objectives import Objective, weigh
 from qdtune.spec.tasks import Metric
-from qdtune.store.columns import metric_in
+from qdtune.store.columns import costs_in, metric_in
 from qdtune.store.decisions import Schedule, find_sides_at_looks
 from qdtune.store.pairs import find_sides, list_rows
 from qdtune.store.pareto_table import by_seed
@@ -40,7 +41,7 @@ class Answers:
         activation: the comparisons of activations between the factors.
         best: the best configuration within the budget.
         by_bits: the best depth at each number of bits, ascending.
-        by_size: the best depth within each size of the front, ascending.
+        by_size: the best depth within each size, or other first cost, of the front against it, ascending.
         front: the near-ties of the front that got more seeds.
     """
 
@@ -88,7 +89,7 @@ def answer(
         is_unfinished: whether configurations are left to train, which comparisons may wait for.
         lonely: the settings of comparisons of depths for which the plan has no partner, see `partners`.
     """
-    metric, varying = metric_in(trials), _find_varying(pareto)
+    metric, varying, costs = metric_in(trials), _find_varying(pareto), costs_in(pareto)
     curves = curves or CurveBook(trials, history)
     depth, activation, ties = _compare(trials, curves, schedule)
     if is_unfinished:
@@ -98,16 +99,20 @@ def answer(
         activation = tuple(map(wait_for_partner, activation))
     # Who has further seeds depends on results, so the tests of the best configurations use the first seeds alone.
     tested = trials if schedule is None else rows_of_seeds(trials, schedule.seeds)
-    rows, values = _rank_rows(tested, pareto, metric)
+    rows, values = _rank_rows(tested, pareto, metric, costs)
     n_tested = None if schedule is None else len(schedule.seeds)
     if n_tested is not None and max(pareto["n_seeds"].to_pylist(), default=0) <= n_tested:
         n_tested = None  # nobody has more
     tables = pareto, pareto if whole is None else whole
     by_bits, by_size = (
         tuple(replace(one, n_tested=n_tested) for one in found)
-        for found in find_best_depths(rows, values, tables, varying, metric)
+        for found in find_best_depths(rows, values, tables, varying, metric, costs)
     )
-    best = replace(_find_best(rows, values, budget, varying, metric), n_tested=n_tested)
+    small = np.array([budget is None or row["size_bytes"] <= budget for row in rows], dtype=bool)
+    best = _find_best(
+        [row for row, is_small in zip(rows, small, strict=True) if is_small], values[small], metric, costs
+    )
+    best = replace(best, budget=budget, varying=varying, n_tested=n_tested)
     return Answers(depth, activation, best, by_bits, by_size, ties)
 
 
@@ -123,10 +128,12 @@ def _compare(
     return depth, activation, find_near_ties(schedule, sides)
 
 
-def _rank_rows(trials: Table, pareto: Table, metric: Metric) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-    """The ranked rows of the Pareto table by size, and their metric (n, S) by seed, NaN if a seed is missing."""
+def _rank_rows(
+    trials: Table, pareto: Table, metric: Metric, costs: Sequence[Objective]
+) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
+    """The ranked rows of the Pareto table by costs, and their metric (n, S) by seed, NaN if a seed is missing."""
     keys = [*AXIS_NAMES, "dataset"]
-    rows = sorted(rows_known(pareto, "pareto_rank").to_pylist(), key=_size_order)
+    rows = sorted(rows_known(pareto, "pareto_rank").to_pylist(), key=lambda row: _cost_order(row, costs))
     place = {tuple(row[name] for name in keys): i for i, row in enumerate(rows)}
     ok = rows_equal(trials, "state", "ok")
     owner = [place.get(key, -1) for key in zip(*(ok[name].to_pylist() for name in keys), strict=True)]
@@ -136,8 +143,8 @@ def _rank_rows(trials: Table, pareto: Table, metric: Metric) -> tuple[list[dict[
     return rows, by_seed(places, ok["seed"], ok[metric.val])
 
 
-def _size_order(row: Mapping[str, Any]) -> tuple[int, str]:
-    return row["size_bytes"], row["trial_id"]
+def _cost_order(row: Mapping[str, Any], costs: Sequence[Objective]) -> tuple[Any, ...]:
+    return *weigh(costs, [row[cost.name] for cost in costs]), row["trial_id"]
 
 
 def _find_varying(pareto: Table) -> tuple[str, ...]:
@@ -152,26 +159,23 @@ def _find_varying(pareto: Table) -> tuple[str, ...]:
 
 
 def _find_best(
-    rows: list[dict[str, Any]],
-    values: NDArray[np.float64],
-    budget: int | None,
-    varying: tuple[str, ...],
-    metric: Metric,
+    rows: list[dict[str, Any]], values: NDArray[np.float64], metric: Metric, costs: tuple[Objective, ...]
 ) -> Best:
-    count = len(rows) if budget is None else sum(row["size_bytes"] <= budget for row in rows)
-    if not count:
-        return Best(budget, None, metric=metric)
-    best = find_top(rows[:count], metric)
-    rejected, _ = apply_holm(test_best(values[best], np.delete(values[:count], best, axis=0), metric))
-    others = [row for i, row in enumerate(rows[:count]) if i != best]
+    """The best of rows with their metric, both as `_rank_rows` returns them."""
+    if not rows:
+        return Best(None, None, metric=metric, costs=costs)
+    best = find_top(rows, metric)
+    rejected, _ = apply_holm(test_best(values[best], np.delete(values, best, axis=0), metric))
+    others = [row for i, row in enumerate(rows) if i != best]
     rivals = [row for row, is_other in zip(others, rejected, strict=True) if not is_other]
     p_best = None
     if np.isfinite(values[best]).sum() > 1:
-        p_best = float(win_shares(metric.sign * values[:count], [np.arange(count)])[0][best])
-    rivals.sort(key=lambda row: (-metric.sign * row[metric.val], _size_order(row)))
+        p_best = float(win_shares(metric.sign * values, [np.arange(len(rows))])[0][best])
+    rivals.sort(key=lambda row: (-metric.sign * row[metric.val], *_cost_order(row, costs)))
     same = equal_within(metric, [rows[best][metric.val]])
     tied = sum(
-        row["size_bytes"] == rows[best]["size_bytes"] and abs(row[metric.val] - rows[best][metric.val]) <= same
+        all(row[cost.name] == rows[best][cost.name] for cost in costs)
+        and bool(abs(row[metric.val] - rows[best][metric.val]) <= same)
         for row in others
     )
-    return Best(budget, rows[best], p_best, tuple(rivals), varying, len(others), metric, n_tied=int(tied))
+    return Best(None, rows[best], p_best, tuple(rivals), (), len(others), metric, n_tied=tied, costs=costs)

@@ -10,6 +10,7 @@ from qdtune.analysis.comparison import TOO_FEW_SEEDS
 from qdtune.messages import format_count
 from qdtune.spec.axes import axis_of, idle_at_depth
 from qdtune.spec.metric_text import say_interval, say_metric, value_text
+from qdtune.spec.objectives import DEFAULT_COSTS, Objective, say_costs, say_list
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.seed_tests import equal_within
 
@@ -34,7 +35,8 @@ class Best:
         n_others: the number of other finished configurations within the budget.
         metric: that judges.
         n_tested: the number of first seeds that the test and the draws use; None: all.
-        n_tied: the number of other configurations with the same mean and the same bytes.
+        n_tied: the number of other configurations with the same mean and the same costs.
+        costs: of the front.
     """
 
     budget: int | None
@@ -46,6 +48,7 @@ class Best:
     metric: Metric = ACCURACY
     n_tested: int | None = None
     n_tied: int = 0
+    costs: tuple[Objective, ...] = DEFAULT_COSTS
 
     @property
     def sentence(self) -> str:
@@ -94,7 +97,8 @@ class Best:
         """` 3 configurations tie: the same mean and the same bytes.`; empty if it is alone."""
         if not self.n_tied:
             return ""
-        return f" {self.n_tied + 1} configurations tie: the same mean and the same bytes."
+        same = say_list([cost.head for cost in self.costs])
+        return f" {self.n_tied + 1} configurations tie: the same mean and the same {same}."
 
     def _describe_rivals(self, seeds: str) -> str:
         if not self.n_others:
@@ -115,7 +119,7 @@ class Best:
         """A row of the Pareto table in words, with the axes that vary: `depth 2, 4 bits, relu (9,563 bytes)`."""
         words = [axis_of(name).said(row[name]) for name in ("depth", "weight_bits")]
         words += describe_setting(row, self.varying, "depth", "weight_bits").values()
-        return f"{', '.join(words)} ({row['size_bytes']:,} bytes)"
+        return f"{', '.join(words)} ({say_costs(self.costs, row)})"
 
 
 def describe_setting(row: Mapping[str, Any], varying: Sequence[str], *asked: str) -> dict[str, str]:

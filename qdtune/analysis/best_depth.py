@@ -1,4 +1,4 @@
-"""The best depth at a number of bits or within a number of bytes: its numbers, and the sentence that says it."""
+"""The best depth at a number of bits or within a cost, such as bytes: its numbers, and the sentence that says it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qdtune.analysis.best import LEAST_DRAWN, as_percent, name_first, say_first
 from qdtune.analysis.comparison import describe_bits
 from qdtune.spec.metric_text import best_word, say_metric, value_text
+from qdtune.spec.objectives import DEFAULT_COSTS, Objective, say_larger, say_list
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.seed_tests import FAMILY_ALPHA
 
@@ -19,15 +20,15 @@ SURE_SHARE = 0.95  # the share of draws from which a best depth is significant
 
 @dataclass(frozen=True)
 class BestDepth:
-    """The best depth at a number of bits or within a number of bytes; the other of the two is None.
+    """The best depth at a number of bits or within a cost; the other of the two is None.
 
     Attributes:
-        weight_bits, budget: the bits or the bytes; every other axis may have any value.
+        weight_bits, budget: the bits, or the first of `costs`, such as bytes; every other axis may have any value.
         depth: the depth of the configuration with the best mean on the validation split.
         value: this mean.
-        size_bytes: the size of this configuration.
-        larger: whether it is more than 5 % larger than the best configuration of each other depth, because its size
-            alone may then be the reason; always False within a budget, where sizes may differ.
+        spent: the costs of this configuration, by name.
+        more: the costs of which it has over 5 % more than the best configuration of each other depth, because these
+            alone may then be the reason; always empty within a budget, where costs may differ.
         probabilities: depth -> the share, 0..1, of bootstrap draws over seeds in which it has the best configuration;
             empty if the best configuration has fewer than two seeds.
         p: the largest p value of paired t tests against the best configuration of each other depth, after Holm's
@@ -40,6 +41,7 @@ class BestDepth:
         metric: that judges.
         setting: axis -> value in words of the best configuration, for each further axis that varies in the sweep.
         n_tested: the number of first seeds that the test and the draws use; None: all.
+        costs: of the front.
     """
 
     weight_bits: int | None
@@ -48,13 +50,14 @@ class BestDepth:
     value: float
     probabilities: dict[int, float]
     p: float | None
-    size_bytes: int
-    larger: bool
+    spent: Mapping[str, int]
+    more: tuple[Objective, ...]
     n_seeds: int
     ended: dict[int, str]
     metric: Metric = ACCURACY
     setting: dict[str, str] = field(default_factory=dict)
     n_tested: int | None = None
+    costs: tuple[Objective, ...] = DEFAULT_COSTS
 
     @property
     def first_seeds(self) -> str:
@@ -88,11 +91,15 @@ class BestDepth:
     @property
     def sentence(self) -> str:
         """The answer in a sentence."""
-        where = f"Within {self.budget:,} bytes" if self.weight_bits is None else describe_bits(self.weight_bits)
+        if self.weight_bits is None:
+            where = f"Within {self.costs[0].say(self.budget or 0)}"
+        else:
+            where = describe_bits(self.weight_bits)
         value = say_metric(self.metric, self.value)
         if self.is_alone:
             return f"{where}, {self.describe_alone(value)}."
-        size = f" at {self.size_bytes:,} bytes" if self.budget is None else ""
+        spent = [cost.say(self.spent[cost.name]) for cost in self.costs]
+        size = f" at {say_list(spent)}" if self.budget is None else ""
         mean, mean_value = f"{value}{size}", f"{value_text(self.metric, self.value)}{size}"
         named = self.named
         if self.probability is None:
@@ -103,7 +110,8 @@ class BestDepth:
         # A p of 1 says no more than the verdict.
         proof = "; ".join(part for part in (draws, test) if part and part != "corrected p = 1")
         proof = f" ({proof})" if proof else ""
-        larger = " It is larger than the best configuration of every other depth." if self.larger else ""
+        than = "than the best configuration of every other depth"
+        larger = f" It {say_larger(self.more)} {than}." if self.more else ""
         if self.decided:
             first = f", tested with {self.first_seeds}" if self.first_seeds else ""
             best = f"{named} is significantly better than every other depth: {mean}"

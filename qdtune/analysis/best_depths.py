@@ -1,4 +1,4 @@
-"""Finds the best depth at each number of bits and within each size of the front, and tests it against the others."""
+"""Finds the best depth at each number of bits and within each cost of the front, and tests it against the others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qdtune.analysis.best import describe_setting
 from qdtune.analysis.best_depth import FAILED, STOPPED, TOO_LARGE, BestDepth
 from qdtune.pareto import front
+from qdtune.spec.objectives import Objective
 from qdtune.spec.tasks import Metric
 from qdtune.store.pairs import SIZES_APART
 from qdtune.store.seed_tests import correct_p, equal_within, t_test, win_shares
@@ -29,18 +30,20 @@ def find_best_depths(
     tables: tuple[Table, Table],
     varying: tuple[str, ...],
     metric: Metric,
+    costs: tuple[Objective, ...],
 ) -> tuple[tuple[BestDepth, ...], tuple[BestDepth, ...]]:
-    """The best depth at each number of bits, and within each size of the front.
+    """The best depth at each number of bits, and within each value of the first cost on its front.
 
     Args:
         rows, values: as `_rank_rows` returns them.
         tables: the Pareto table within the budget, and the whole one.
         varying: the axes with several values.
         metric: that judges.
+        costs: of the front.
     """
-    every, whole = (table.select(["weight_bits", "size_bytes", "depth", "state"]).to_pylist() for table in tables)
-    sizes = np.array([row["size_bytes"] for row in rows])
-    places, found = _list_places(rows, metric), []
+    name = costs[0].name
+    every, whole = (table.select(["weight_bits", name, "depth", "state"]).to_pylist() for table in tables)
+    places, found = _list_places(rows, metric, name), []
     for (n, size), group, shares in zip(
         places, places.values(), win_shares(metric.sign * values, [*places.values()]), strict=True
     ):
@@ -49,11 +52,12 @@ def find_best_depths(
         depths = np.array([rows[i]["depth"] for i in group])
         firsts = _find_best_rows(rows, group, metric)
         p = test_best(values[firsts.pop(best["depth"])], values[list(firsts.values())], metric)
-        others = sizes[list(firsts.values())]
-        larger = size is None and bool(firsts) and best["size_bytes"] > (1 + SIZES_APART) * max(others)
+        others = [rows[i] for i in firsts.values()] if size is None else []
+        more = tuple(cost for cost in costs if others and _has_more(best, others, cost.name))
         probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
         known = probabilities if n_tested > 1 or len(probabilities) == 1 else {}
-        ended = _find_missing(_list_within(every, n, size), _list_within(whole, n, None), probabilities)
+        here, anywhere = _list_within(every, n, (name, size)), _list_within(whole, n, (name, None))
+        ended = _find_missing(here, anywhere, probabilities, name)
         found.append(
             BestDepth(
                 n,
@@ -62,29 +66,36 @@ def find_best_depths(
                 best[metric.val],
                 known,
                 find_largest(p),
-                best["size_bytes"],
-                bool(larger),
+                {cost.name: best[cost.name] for cost in costs},
+                more,
                 best["n_seeds"],
                 ended,
                 metric,
                 describe_setting(best, varying, "depth", *(["weight_bits"] if size is None else [])),
+                costs=costs,
             )
         )
     by_bits, by_size = ([one for one in found if (one.budget is None) is of_bits] for of_bits in (True, False))
     return _correct_family(by_bits), _correct_family(by_size)
 
 
+def _has_more(best: Mapping[str, Any], others: Iterable[Mapping[str, Any]], cost: str) -> bool:
+    """Whether a row has over 5 % more of a cost than each of some others."""
+    return bool(best[cost] > (1 + SIZES_APART) * max(row[cost] for row in others))
+
+
 def _find_missing(
-    here: list[dict[str, Any]], anywhere: list[dict[str, Any]], found: Mapping[int, float]
+    here: list[dict[str, Any]], anywhere: list[dict[str, Any]], found: Mapping[int, float], cost: str
 ) -> dict[int, str]:
     """Why each depth has no place in a comparison of depths.
 
     Args:
         here: the configurations that it is about.
-        anywhere: the same without a limit on their size.
+        anywhere: the same without a limit on their cost.
         found: the depths that have a place.
+        cost: the name of the cost.
     """
-    sized = {row["depth"] for row in anywhere if row["size_bytes"]}
+    sized = {row["depth"] for row in anywhere if row[cost]}
     return _find_ended(here, found) | dict.fromkeys(sorted(sized - {row["depth"] for row in here}), TOO_LARGE)
 
 
@@ -95,29 +106,31 @@ def _find_best_rows(rows: list[dict[str, Any]], group: NDArray[np.int64], metric
 
 
 def _list_places(
-    rows: list[dict[str, Any]], metric: Metric
+    rows: list[dict[str, Any]], metric: Metric, cost: str
 ) -> dict[tuple[int | None, int | None], NDArray[np.int64]]:
-    """The bits or the bytes of each question about a best depth -> the indices of the rows that it is about.
+    """The bits or the cost of each question about a best depth -> the indices of the rows that it is about.
 
-    The bytes are those of the front against bytes, whatever else the front of the sweep is over.
+    The values of the cost are those of the front against it alone, whatever else the front of the sweep is over.
     """
-    sizes = np.array([row["size_bytes"] for row in rows])
+    sizes = np.array([row[cost] for row in rows])
     places: dict[tuple[int | None, int | None], NDArray[np.int64]] = {}
     for n in sorted({row["weight_bits"] for row in rows}):
         places[n, None] = np.flatnonzero([row["weight_bits"] == n for row in rows])
-    costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in rows]).reshape(-1, 2)
-    for size in sorted(set(sizes[front(costs)].tolist())):
+    both = np.array([[-metric.sign * row[metric.val], row[cost]] for row in rows]).reshape(-1, 2)
+    for size in sorted(set(sizes[front(both)].tolist())):
         places[None, size] = np.flatnonzero(sizes <= size)
     return places
 
 
-def _list_within(rows: Iterable[dict[str, Any]], bits: int | None, size: int | None) -> list[dict[str, Any]]:
-    """The rows at a number of bits, and of at most so many bytes; None: any."""
+def _list_within(
+    rows: Iterable[dict[str, Any]], bits: int | None, limit: tuple[str, int | None]
+) -> list[dict[str, Any]]:
+    """The rows at a number of bits, and of at most so much of a cost, given by its name; None: any."""
+    cost, most = limit
     return [
         row
         for row in rows
-        if (bits is None or row["weight_bits"] == bits)
-        and (size is None or (row["size_bytes"] and row["size_bytes"] <= size))
+        if (bits is None or row["weight_bits"] == bits) and (most is None or (row[cost] and row[cost] <= most))
     ]
 
 
@@ -153,7 +166,7 @@ def _correct_family(family: Iterable[BestDepth]) -> tuple[BestDepth, ...]:
 
 
 def find_top(rows: list[dict[str, Any]], metric: Metric) -> int:
-    """The index of the best mean; of equal means the first, which is the smallest in bytes."""
+    """The index of the best mean; of equal means the first, which costs least."""
     return max(range(len(rows)), key=lambda i: (metric.sign * rows[i][metric.val], -i))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.metric_text import best_word
-from qdtune.spec.objectives import find_known
+from qdtune.spec.objectives import find_known, say_front
 from qdtune.spec.plan import Plan
 from qdtune.spec.replicate import questions_of
 from qdtune.spec.sweep_file import Spec
@@ -45,7 +45,7 @@ def list_front_facts(spec: Spec, planned: Plan) -> Facts:
     """What the front is over, if the file says that, and how far the costs of the plan spread."""
     if spec.objectives is None:
         return
-    yield "front over", ", ".join(spec.objectives)
+    yield "front over", say_front(spec.metric, spec.costs)
     of_sample = "" if spec.method in PLANNED else " in the sample"
     for cost in spec.costs:
         values = {find_known(trial, cost.name) for trial in planned.trials}

@@ -35,31 +35,65 @@ const place = "qdtune " + location.pathname, kept = JSON.parse(sessionStorage.ge
 sessionStorage.removeItem(place);
 if (kept.whole) document.body.style.minHeight = kept.whole + "px";
 """
+# Charts are drawn for the width of the page, and drawn anew when it changes, as when a phone is turned.
 SCRIPT = """
-const room = document.querySelector("main").clientWidth - 32, narrow = room < 600;
-const sized = (key, value) => key === "width" && value > 100 ? Math.min(value, room - (narrow ? 70 : 200)) :
+const main = document.querySelector("main"), text = element => element.textContent;
+let room = 0, narrow = false, drawn = [];
+const fit = width => Math.min(width, room - (narrow ? 70 : 200));
+const sized = spec => (key, value) =>
+  key === "width" && value > 100 ? fit(value) :
+  key === "limit" && value > 100 ? fit(value + 16) - 16 :
+  /^label(Limit|Padding)$/.test(key) && value > 100 && spec.autosize ? Math.min(value, .48 * room) :
   key === "columns" && narrow ? Math.max(1, Math.floor(room / 260)) : value;
+// The labels of a plot of effects, on two lines where there is no room for one.
+const wrap = (spec, most) => {
+  for (const {axis} of spec.layer.map(layer => layer.encoding.y || {})) if (axis) {
+    const [list, index] = axis.labelExpr.split(/(?=\\[datum.value\\]$)/), labels = JSON.parse(list);
+    const at = label => label.length > most ? [...label.matchAll(/, /g)].map(found => found.index)
+      .sort((a, b) => Math.abs(a - label.length / 2) - Math.abs(b - label.length / 2))[0] || -1 : -1;
+    if (!labels.some(label => at(label) > 0)) return;
+    spec.height = 30 * labels.length;
+    axis.labelExpr = JSON.stringify(labels.map(label => at(label) < 0 ? label :
+      [label.slice(0, at(label) + 1), label.slice(0, 2) + label.slice(at(label) + 2)])) + index;
+  }
+};
 const rows = ({names, rows, epoch}) =>
   rows.map(row => ({epoch, ...Object.fromEntries(names.map((name, i) => [name, row[i]]))}));
-const text = element => element.textContent;
 const every = +document.body.dataset.reload, charts = [...document.querySelectorAll(".chart")];
 const folds = [...document.querySelectorAll("details")];
 (kept.open || []).forEach((open, i) => { if (folds[i]) folds[i].open = open });
 addEventListener("beforeprint", () => folds.forEach(fold => { fold.was = fold.open; fold.open = true }));
 addEventListener("afterprint", () => folds.forEach(fold => { fold.open = fold.was }));
 (kept.heights || []).forEach((height, i) => { if (charts[i]) charts[i].style.minHeight = height + "px" });
-const drawn = [...document.querySelectorAll("script.chart-spec")].map(element => {
-  const spec = JSON.parse(text(element), sized), of = element.dataset.of;
+const chart = element => {
+  const spec = JSON.parse(text(element), sized(JSON.parse(text(element)))), of = element.dataset.of;
   const data = of ? rows(JSON.parse(text(document.getElementById(of)))) : [];
   spec.datasets = {...spec.datasets, configurations: data};
   if (spec.autosize) spec.width = Math.min(760, room);
+  if (spec.autosize && narrow) wrap(spec, .48 * room / 6);
   if (narrow) Object.assign(spec.config.legend, {orient: "bottom", columns: 2});
+  if (narrow) Object.assign(spec.config.axis, {titleFontSize: 11, labelFontSize: 11});
   const options = {actions: false, mode: "vega-lite", renderer: data.length > 2000 ? "canvas" : "svg"};
   return vegaEmbed(element.previousElementSibling, spec, options);
+};
+const draw = () => {
+  room = main.clientWidth - 32, narrow = room < 600;
+  const before = drawn;
+  drawn = [...document.querySelectorAll("script.chart-spec")].map(chart);
+  Promise.allSettled(before).then(old => old.forEach(one => one.value?.finalize()));
+  return Promise.allSettled(drawn).then(() => { document.body.style.minHeight = "" });
+};
+let turned;
+addEventListener("resize", () => {
+  clearTimeout(turned);
+  if (main.clientWidth - 32 !== room) turned = setTimeout(() => {
+    document.body.style.minHeight = document.body.clientHeight + "px";
+    draw();
+  }, 200);
 });
+draw();
 const made = text(document.querySelector(".facts"));
 if (kept.made) scrollTo(0, kept.y);
-Promise.allSettled(drawn).then(() => { document.body.style.minHeight = "" });
 if (every) {
   const wait = kept.made === made ? Math.min(2 * kept.wait, 30) : every;
   const again = () => {

@@ -20,6 +20,7 @@ from qdtune.report.groups import (
 )
 from qdtune.spec.axes import ASKED_AT
 from qdtune.spec.choices import QUESTION_AXES
+from qdtune.spec.objectives import SIZE_BYTES, Objective, say_larger
 from qdtune.store.looks import GIVEN_UP, LIVE
 from qdtune.store.pairs import SIZES_APART
 
@@ -67,14 +68,17 @@ def _tell_seeds(answers: Answers) -> list[str]:
 
 
 def describe_best_depths(answers: Answers) -> list[str]:
-    """A sentence for the best depth at each number of bits and within each size, and why the two may differ."""
+    """A sentence for the best depth at each number of bits and within each cost, and why the two may differ."""
     both = (answers.by_bits, answers.by_size)
     lines = [one.sentence for found in both for one in found]
     n_bits, n_sizes = (sum(one.p is not None for one in found) for found in both)
     if not (n_bits and n_sizes):
         return lines
-    counts = f"for {format_count(n_bits, 'bit width')} and for {format_count(n_sizes, 'size')}"
-    what = 'The best depth "at N bits" and the best "within N bytes" are two questions'
+    cost = answers.by_size[0].costs[0]
+    sizes = format_count(n_sizes, "size" if cost is SIZE_BYTES else "number")
+    sizes += "" if cost is SIZE_BYTES else f" of {cost.head}"
+    counts = f"for {format_count(n_bits, 'bit width')} and for {sizes}"
+    what = f'The best depth "at N bits" and the best "within N {cost.head}" are two questions'
     how = f"each is corrected by itself (Holm, {counts})"
     return [*lines, f"{what}, and {how}. So one can be significant where the other is not."]
 
@@ -124,11 +128,15 @@ def _name_best_depths(decided: Sequence[BestDepth]) -> Iterator[str]:
 
 def _note_larger(members: Sequence[BestDepth]) -> str:
     """` At 2 and 4 bits it is more than 5 % larger there than the best of every other depth.`; empty if nowhere."""
-    larger = [one.weight_bits or 0 for one in members if one.larger]
-    if not larger:
-        return ""
-    where = f"{capital(describe_bits_list(larger))} it" if len(larger) < len(members) else "It"
-    return f" {where} is more than {100 * SIZES_APART:g} % larger there than the best of every other depth."
+    groups: dict[tuple[Objective, ...], list[int]] = {}
+    for one in members:
+        groups.setdefault(one.more, []).append(one.weight_bits or 0)
+    lines = []
+    for more, bits in groups.items():
+        where = f"{capital(describe_bits_list(bits))} it" if len(groups) > 1 else "It"
+        how = say_larger(more, f"more than {100 * SIZES_APART:g} % ") if more else ""
+        lines += [f" {where} {how} there than the best of every other depth."] if more else []
+    return "".join(lines)
 
 
 def _join_settings(settings: Sequence[Mapping[str, str]]) -> list[str]:

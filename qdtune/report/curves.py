@@ -66,7 +66,8 @@ def hovered_curves(drawn: Sheet) -> Any:
         mark = alt.OverlayMarkDef(size=20, color=OKABE_ITO[colour])
         line = base.mark_line(color=OKABE_ITO[colour], strokeDash=dash, strokeWidth=2, point=mark)
         text = base.transform_filter("datum.epoch === datum.last").transform_calculate(text=f"'{words}' + datum.name")
-        text = text.mark_text(align="right", dx=-8, color=OKABE_ITO[colour], fontSize=13)
+        # A longer name would make room for itself left of the chart, and move that to the right.
+        text = text.mark_text(align="right", dx=-8, color=OKABE_ITO[colour], fontSize=13, limit=WIDTH - 16)
         text = text.encode(text="text:N", x=alt.value("width"), y=alt.value(y))
         layers += [line.encode(y=_curve_axis(drawn)), text]
     return alt.layer(*layers).properties(width=WIDTH, height=150)

@@ -26,7 +26,7 @@ from qdtune.spec.objectives import SIZE_BYTES
 from qdtune.spec.tasks import ACCURACY, Metric
 from qdtune.store.columns import STATES
 
-PANEL_WIDTH = 175  # pixels of a small multiple
+PANEL_WIDTH = 165  # pixels of a small multiple: three fit on a page, with a legend beside them
 
 
 def figures(drawn: Sheet, reference: bool = False, still: bool = False) -> list[Figure]:

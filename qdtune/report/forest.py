@@ -27,7 +27,7 @@ ROW_HEIGHT = 19  # pixels of a comparison
 MAX_ROWS = 60  # comparisons of a plot; of more, those with the smallest p
 TICKS = 7  # about so many on the axis of effects
 CHARACTER_WIDTH = 6.4  # pixels of a character of a label, on average
-MAX_LABEL = 190  # pixels; a longer label is cut, and the tooltip has it whole
+MAX_LABEL = 380  # pixels; a longer label is cut, and the tooltip has it whole; a phone has room for less
 INDENT = "\u200b\u2003"  # before the comparisons of a group; Vega removes spaces at the start of a label
 COLOURS = {
     "helps": OKABE_ITO[0],

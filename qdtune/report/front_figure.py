@@ -28,7 +28,7 @@ from qdtune.report.scales import (
     with_error,
 )
 from qdtune.spec.metric_text import best_word
-from qdtune.spec.objectives import SIZE_BYTES, Objective, say_list
+from qdtune.spec.objectives import SIZE_BYTES, Objective, say_amount, say_list
 from qdtune.spec.tasks import ACCURACY, Metric
 
 PANEL_HEIGHT, PANELS_WIDTH = 260, 560  # pixels; the width is that of all panels together
@@ -104,7 +104,7 @@ def _explain_line(drawn: Sheet, is_tested: bool) -> str:
     band = f", with its 95 % interval over {seeds} seeds" if seeds > 1 else ""
     name, first = drawn.metric.name, drawn.costs[0]
     best = "most accurate configuration" if drawn.metric is ACCURACY else f"configuration of {_best(drawn)}"
-    up_to = "a size" if first is SIZE_BYTES else f"a number of {first.head}"
+    up_to = f"a {say_amount(first)}"
     several = ""
     if len(drawn.costs) > 1:
         up_to = "each value of this cost, whatever the others are"

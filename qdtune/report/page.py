@@ -87,7 +87,7 @@ def page(sheets: Sequence[Sheet], reference: bool = False, reload_s: int = 0) ->
         parts += [f'<script type="application/json" id="run-{k}">{_json(_columns(drawn))}</script>']
         parts += _run(drawn, f"run-{k}", reference, reload_s > 0)
     explained = _notes(sheets[0].metric, tuple(dict.fromkeys(cost for s in sheets for cost in s.costs))).items()
-    notes = "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in explained)
+    notes = "".join(f"<dt>{_text(name)}</dt><dd>{_sentence(text)}</dd>" for name, text in explained)
     body = "\n".join(parts)
     html = f"""<!doctype html>
 <html lang="en">
@@ -214,7 +214,7 @@ def _question(question: Question, figure: Figure | None, data: str) -> Iterator[
     if question.refused:
         yield _fold(question.refusals, _list([*question.advice, *question.refused]), "twice")
     if question.best:
-        yield _fold("The best depth at each bit width and within each size", _list(question.best))
+        yield _fold(question.best_title, _list(question.best))
     if question.table:
         yield _fold(question.verdicts, _wide(question.table, "text"))
     yield "</section>"
@@ -226,8 +226,12 @@ def _fold(summary: str, content: str, kind: str = "") -> str:
 
 
 def _list(sentences: Sequence[str]) -> str:
-    items = [_CODE.sub(r"<code>\1</code>", _text(sentence)) for sentence in sentences]
-    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
+    items = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _sentence(sentence: str) -> str:
+    return _CODE.sub(r"<code>\1</code>", _text(sentence))
 
 
 def _overlays(sheets: Sequence[Sheet]) -> Iterator[str]:

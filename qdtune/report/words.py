@@ -26,6 +26,7 @@ from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import AXIS_NAMES, label
 from qdtune.spec.choices import FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
+from qdtune.spec.objectives import say_amount, say_front
 from qdtune.spec.tasks import Metric
 from qdtune.store.columns import metric_in
 from qdtune.store.releases import describe_releases
@@ -33,7 +34,7 @@ from qdtune.store.tables import Table as Arrow
 from qdtune.store.tables import rows_among, rows_equal, rows_known
 
 TITLES = {  # of the questions, by axis
-    "depth": "Which depth and bit width win at a given number of bytes?",
+    "depth": "Which depth and bit width win at a given number of {}?",  # of the first cost
     "activation": "Does an activation between the factors help?",
 }
 FRONT_TITLE = "Which neighbours on the front differ?"
@@ -57,6 +58,7 @@ class Question(NamedTuple):
         advice: what a sweep needs so that refused comparisons can be made.
         refused: a sentence for each refused comparison.
         best: a sentence for the best depth at each number of bits and within each size; empty for other questions.
+        best_title: what these are about.
         table: all comparisons; None without any.
         found: the comparisons themselves.
     """
@@ -71,6 +73,7 @@ class Question(NamedTuple):
     advice: list[str]
     refused: list[str]
     best: list[str]
+    best_title: str
     table: Table | None
     found: tuple[Comparison, ...]
 
@@ -90,7 +93,7 @@ def facts(run: Run) -> Iterator[str]:
     rule = run.spec.early_terminate.type
     yield "no early stopping" if rule == "none" else f"early stopping: {rule}"
     if run.spec.objectives is not None:
-        yield f"front over {', '.join(run.spec.objectives)}"
+        yield f"front over {say_front(run.spec.metric, run.spec.costs)}"
     if releases := describe_releases(run.pareto):
         yield releases
     newest = max(run.trials["finished_at"].drop_null().to_pylist(), default=None)
@@ -179,7 +182,7 @@ def questions(run: Run) -> list[Question]:
         asked.append(
             Question(
                 axis,
-                title,
+                title.format(run.spec.costs[0].head),
                 conclusions,
                 describe_verdicts(found),
                 describe_refusals(axis, found),
@@ -188,12 +191,13 @@ def questions(run: Run) -> list[Question]:
                 advise_refusals(axis, found),
                 [one.describe(settings) for one in found if one.verdict == "refused"],
                 best,
+                f"The best depth at each bit width and within each {say_amount(run.spec.costs[0])}",
                 full_table(axis, found),
                 found,
             )
         )
     if ties := [one.sentence for one in answers.front]:
-        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", "", [], [], [], None, ()))
+        asked.append(Question(FRONT_QUESTION, FRONT_TITLE, ties, "", "", "", "", [], [], [], "", None, ()))
     return asked
 
 

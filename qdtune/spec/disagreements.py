@@ -22,7 +22,7 @@ from qdtune.spec.axes import (
 from qdtune.spec.axis import Axis
 from qdtune.spec.blocks import PADDINGS, has_channels, list_cnn_layers
 from qdtune.spec.choices import FLOAT_BITS, PLANNED
-from qdtune.spec.objectives import COSTS, MOST_COSTS
+from qdtune.spec.objectives import CHOICE_OF_COSTS, COSTS, MOST_COSTS
 from qdtune.spec.replicate import list_replicate_disagreements
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION
 from qdtune.spec.values import cell_text
@@ -57,7 +57,7 @@ def list_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     if spec.model.factory and any(value != BIAS.before for _, value in _list_values(spec, BIAS)):
         what = f"is for mlp and cnn only (or {BIAS.before}): a factory builds its layers with or without biases"
         yield ("parameters", BIAS.name), what
-    if spec.data.info is not None:
+    if spec.data.info is not None and not spec.is_changed_on(spec.data.names[0]):
         yield from _list_data_disagreements(spec, spec.data.names[0], spec.data.info)
     if spec.model.batch_norm and spec.train.batch_size == 1:
         yield ("train", "batch_size"), "1 is not allowed with batch_norm (at least 2, to have a variance)"
@@ -84,7 +84,7 @@ def _list_objective_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
             yield ("objectives", i), f"{name} is no cost ({', '.join(costs)})"
     if first not in costs and not 1 <= len(rest) <= MOST_COSTS:
         count = f"{len(rest)} costs" if rest else "no cost"
-        yield ("objectives",), f"names {count} (one to {MOST_COSTS} of {', '.join(costs)})"
+        yield ("objectives",), f"names {count} ({CHOICE_OF_COSTS})"
 
 
 def _list_bits_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
+from qdtune.datasets.known import DATASET_NAMES
 from qdtune.messages import KeyPath
-from qdtune.spec.values import Frozen
+from qdtune.spec.checks import choice
+from qdtune.spec.values import Distinct, Frozen, as_list
 
 
 class Fallback(Frozen):
     """Groups as they would stand in a sweep file of their own. They are checked there, see `Spec.resolve`.
 
     Attributes:
+        dataset: a data set, or a list: those it is for; null: all of `data.dataset` but the first
         parameters: the axes that have other values
         exclude: instead of those of the file
         seeds: instead of those of the file
@@ -22,6 +28,7 @@ class Fallback(Frozen):
         constraints: instead of those of the file
     """
 
+    dataset: Annotated[Distinct[Annotated[str, choice(DATASET_NAMES)]], BeforeValidator(as_list)] | None = None
     parameters: dict[str, Any] | None = None
     exclude: list[Any] | None = None
     seeds: list[Any] | None = None
@@ -34,7 +41,15 @@ class Fallback(Frozen):
     @property
     def given(self) -> dict[str, Any]:
         """The groups that it has, JSON-able; null is a value, such as of `replicate`."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True, exclude={"dataset"})
+
+    def is_for(self, dataset: str, listed: Sequence[str]) -> bool:
+        """Whether it changes a data set of those that are `listed` in order of preference."""
+        return dataset in (listed[1:] if self.dataset is None else self.dataset)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that the file has, JSON-able."""
+        return self.given if self.dataset is None else {"dataset": [*self.dataset], **self.given}
 
 
 def change_groups(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +65,23 @@ def change_groups(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, An
     if isinstance(changes.get("train"), dict):
         changed["train"] = _change_keys(data["train"], changes["train"])
     return changed
+
+
+def keep_stand_ins(fallback: Any, listed: Any, chosen: Any) -> None:
+    """Lets a fallback be for the data sets that it was for, in place, although others are chosen now.
+
+    Args:
+        fallback: as the file has it.
+        listed: `data.dataset` of the file.
+        chosen: the same as an override has it.
+    """
+    listed, chosen = as_list(listed), as_list(chosen)
+    if not (isinstance(fallback, dict) and listed and chosen) or "dataset" in fallback:
+        return
+    preferred, *stand_ins = listed
+    kept = [name for n, name in enumerate(chosen) if name in stand_ins or (n and name != preferred)]
+    if stand_ins and kept != chosen[1:]:
+        fallback["dataset"] = kept
 
 
 def drop_key(fallback: Any, path: KeyPath) -> None:

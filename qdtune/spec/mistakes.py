@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from qdtune.messages import KeyPath, Place, Problem, describe_unknown, format_value
+from qdtune.messages import KeyPath, Place, Problem, describe_unknown, find_nearest, format_value
 from qdtune.spec.early_terminate import EarlyTerminate
 from qdtune.spec.foreign_words import hint_for_key, hint_for_value
 from qdtune.spec.yaml_reader import Document
@@ -30,7 +30,10 @@ def list_mistakes(error: ValidationError, document: Document, top: type[BaseMode
         document: that was validated.
         top: the class of the whole sweep file.
     """
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    unknown = [item["loc"] for item in items if item["type"] == "extra_forbidden"]
+    meant = {_find_meant(path, document, top) for path in unknown}  # that these are missing is no second mistake
+    for item in items:
         path, cause = item["loc"], item.get("ctx", {}).get("error")
         if any(path[:n] in document.refused for n in range(1, len(path) + 1)):
             continue
@@ -40,6 +43,8 @@ def list_mistakes(error: ValidationError, document: Document, top: type[BaseMode
             what = describe_unknown("key ", str(path[-1]), _keys_at(path[:-1], document, top), hint_for_key(path))
             yield Problem(_place_of(path, document), path[:-1], what)
         elif item["type"] == "missing":
+            if path in meant:
+                continue
             yield Problem(_place_of(path, document), path, "is missing")
         elif cause is not None:
             yield _problem(path, hint_for_value(path, item["input"]) or str(cause), document)
@@ -47,6 +52,12 @@ def list_mistakes(error: ValidationError, document: Document, top: type[BaseMode
             right = "a list" if item["type"] in ("tuple_type", "list_type") else "key: value pairs"
             wrong = "no value" if item["input"] is None else f"{format_value(item['input'])} is not allowed"
             yield _problem(path, f"{wrong} ({right})", document)
+
+
+def _find_meant(path: KeyPath, document: Document, top: type[BaseModel]) -> tuple[Any, ...]:
+    """The path of the key that an unknown one may mean; its last part is None if there is none."""
+    near = find_nearest(str(path[-1]), _keys_at(path[:-1], document, top))
+    return (*path[:-1], "values" if near == "value" else near)  # which has the one value
 
 
 def _problem(path: KeyPath, what: str, document: Document) -> Problem:

@@ -171,6 +171,7 @@ KNOWN_BEFORE = tuple(one for one in OBJECTIVES if one.value)
 COSTS = tuple(one for one in KNOWN_BEFORE if one.is_cost)
 DEFAULT_COSTS = (SIZE_BYTES,)
 MOST_COSTS = 3  # of one front: over more of them hardly any configuration dominates another
+CHOICE_OF_COSTS = f"one to {MOST_COSTS} of {', '.join(one.name for one in COSTS)}"
 OBJECTIVE_NAMES = (*(metric.val for metric in METRICS), *(one.name for one in COSTS))
 # What a constraint may name: it is judged before anything is trained.
 BOUNDED = (*(one.name for one in KNOWN_BEFORE), *(axis.name for axis in AXES if axis.is_bounded))
@@ -219,6 +220,28 @@ def say_cheaper(costs: Sequence[Objective]) -> str:
     if tuple(costs) == DEFAULT_COSTS:
         return "of equal or smaller size"
     return f"with no more {say_list([one.head for one in costs])}"
+
+
+def say_front(metric: Metric, costs: Sequence[Objective]) -> str:
+    """What a front is over: `accuracy, bytes and MACs`."""
+    return say_list([metric.name, *(one.head for one in costs)])
+
+
+def say_amount(cost: Objective) -> str:
+    """What a value of a cost is called: `size`, or `number of MACs`."""
+    return "size" if cost is SIZE_BYTES else f"number of {cost.head}"
+
+
+def say_larger(costs: Sequence[Objective], share: str = "") -> str:
+    """What has more of these costs than others, as a predicate: `is larger`, or `has more bytes and MACs`.
+
+    Args:
+        costs: of which it has more.
+        share: how much more, before the word: `more than 5 % `.
+    """
+    if tuple(costs) == DEFAULT_COSTS:
+        return f"is {share}larger"
+    return f"has {share}more {say_list([one.head for one in costs])}"
 
 
 def say_list(words: Sequence[str]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from qdtune.messages import KeyPath, Place, Problem, format_path, format_value, name_option
-from qdtune.spec.fallback import drop_key
+from qdtune.spec.fallback import drop_key, keep_stand_ins
 from qdtune.spec.yaml_reader import Document, parse_yaml
 
 
@@ -19,6 +20,7 @@ def apply_overrides(document: Document, options: Sequence[str]) -> None:
     """
     place = Place(name_option("--set"))
     seen: set[KeyPath] = set()
+    listed = _names_of(document)
     for option in options:
         key, equals, text = option.partition("=")
         path: KeyPath = tuple(key.split("."))
@@ -35,6 +37,13 @@ def apply_overrides(document: Document, options: Sequence[str]) -> None:
         if not given.problems:
             _set_key(document, path, given)
             drop_key(document.value.get("fallback"), path)  # an override holds on every data set
+    if (chosen := _names_of(document)) != listed:
+        keep_stand_ins(document.value.get("fallback"), listed, chosen)
+
+
+def _names_of(document: Document) -> Any:
+    data = document.value.get("data")
+    return data.get("dataset") if isinstance(data, dict) else None
 
 
 def _set_key(document: Document, path: KeyPath, given: Document) -> None:

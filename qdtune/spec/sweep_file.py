@@ -34,13 +34,15 @@ from qdtune.spec.groups import (
 )
 from qdtune.spec.judging import find_metric
 from qdtune.spec.mistakes import DisagreementError, list_mistakes
-from qdtune.spec.objectives import OBJECTIVE_NAMES, Objective, costs_of
+from qdtune.spec.objectives import CHOICE_OF_COSTS, OBJECTIVE_NAMES, Objective, costs_of
 from qdtune.spec.overrides import apply_overrides
 from qdtune.spec.replicate import Replicate
 from qdtune.spec.source_file import read_sweep_file
 from qdtune.spec.tasks import Metric, Task, metric_of, task_of
-from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values
+from qdtune.spec.values import Distinct, Frozen, NumberValues, Several, Values, some
 from qdtune.spec.yaml_reader import Document, parse_yaml
+
+_AXES_OF_THE_FRONT = some(f"the metric, then {CHOICE_OF_COSTS}; or null: the metric and size_bytes")
 
 
 class Spec(Frozen):
@@ -77,7 +79,7 @@ class Spec(Frozen):
     train: Train = Train()
     early_terminate: EarlyTerminate = EarlyTerminate()
     replicate: Replicate | None = None
-    objectives: Several[Annotated[str, choice(OBJECTIVE_NAMES)]] | None = None
+    objectives: Annotated[Distinct[Annotated[str, choice(OBJECTIVE_NAMES)]], _AXES_OF_THE_FRONT] | None = None
     constraints: Distinct[Constraint] = ()
     resources: Resources = Resources()
     run: RunGroup = RunGroup()
@@ -93,7 +95,7 @@ class Spec(Frozen):
         """The mistakes of the sweeps that stand in for this one."""
         if self.fallback is None:
             return
-        for name in self.data.names[1:]:
+        for name in self.data.names[0 if self.is_changed_on(self.data.names[0]) else 1 :]:
             try:
                 self._on(name)
             except SpecError as error:
@@ -134,6 +136,10 @@ class Spec(Frozen):
         """The numbers of seeds at which comparisons are tested; None without `replicate.until`."""
         return self.replicate.looks_of(len(self.seeds)) if self.replicate else None
 
+    def is_changed_on(self, dataset: str) -> bool:
+        """Whether `fallback` is for this data set."""
+        return self.fallback is not None and self.fallback.is_for(dataset, self.data.names)
+
     def at(self, path: KeyPath) -> Any:
         """The value of the key at a path of names, such as `("train", "qat", "lr")`."""
         value: Any = self
@@ -144,8 +150,9 @@ class Spec(Frozen):
     def resolve(self, dataset: str) -> Spec:
         """The same sweep on `dataset`, one of `data.names`, alone.
 
-        A fallback (not the first of the list) is usually smaller, so its validation split is at most a fifth. There,
-        the groups of `fallback` replace keys of the same groups. `min_steps` of a phase is turned into epochs.
+        A fallback (not the first of the list) is usually smaller, so its validation split is at most a fifth. The
+        groups of `fallback` replace keys of the same groups on the data sets that it is for. `min_steps` of a phase
+        is turned into epochs.
 
         Raises:
             SpecError: the data set is not in the list, or is too small for the batch size.
@@ -158,9 +165,10 @@ class Spec(Frozen):
     def _on(self, dataset: str) -> Spec:
         """The same sweep on one data set of the list, with what `fallback` changes there."""
         data, val_size = self.to_dict(), self.data.val_size
-        changes = data.pop("fallback", {})
-        if dataset != self.data.names[0]:
-            data = change_groups(data, changes)
+        data.pop("fallback", None)
+        if self.fallback is not None and self.is_changed_on(dataset):
+            data = change_groups(data, self.fallback.given)
+        if dataset != self.data.names[0] or self.is_changed_on(dataset):
             val_size = min(val_size, dataset_of(dataset).train // 5)
         data["data"] = {**data["data"], "dataset": [dataset], "val_size": val_size}
         return self._validated_like(data)
@@ -206,7 +214,7 @@ class Spec(Frozen):
         data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         data["exclude"] = [{axis: _plain(value) for axis, value in rule.items()} for rule in self.exclude]
         if self.fallback is not None:
-            data["fallback"] = self.fallback.given
+            data["fallback"] = self.fallback.to_dict()
         return data
 
     def to_yaml(self) -> str:

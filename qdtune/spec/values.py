@@ -37,16 +37,22 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
-def _some(values: tuple[T, ...]) -> tuple[T, ...]:
+def some(right: str) -> AfterValidator:
+    """A list with a value; `right` is what to write instead of an empty one."""
+
     # pydantic's min_length counts only the items without a mistake and would report a second mistake.
-    if not values:
-        raise ValueError("empty list (give at least one value)")
-    return values
+    def check(values: tuple[T, ...]) -> tuple[T, ...]:
+        if not values:
+            raise ValueError(f"empty list ({right})")
+        return values
+
+    return AfterValidator(check)
 
 
+_ONE = some("give at least one value")
 Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
-Some = Annotated[tuple[T, ...], AfterValidator(_some)]
-Several = Annotated[tuple[T, ...], AfterValidator(_some), AfterValidator(_distinct)]
+Some = Annotated[tuple[T, ...], _ONE]
+Several = Annotated[tuple[T, ...], _ONE, AfterValidator(_distinct)]
 
 
 Width = Annotated[int, whole(1, 65_536)]
@@ -70,6 +76,8 @@ class Values(Frozen, Generic[T]):
     def _one_value(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             raise ValueError(f"{format_value(data)} is not an axis (write {{value: x}} or {{values: [x, y]}})")
+        if {"min", "max", "distribution"} & {*data} and "min" not in cls.model_fields:
+            raise ValueError("a range is not possible on this axis (write {value: x} or {values: [x, y]})")
         if "value" not in data:
             return data
         if "values" in data:

@@ -156,10 +156,11 @@ class NoClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """The nodes of a cluster, and the URL of its dashboard or None."""
+    """The nodes of a cluster, the URL of its dashboard or None, and what to tell of its start."""
 
     nodes: tuple[Node, ...]
     dashboard: str | None
+    notes: tuple[str, ...] = ()
 
 
 def knock(address: str) -> None:
@@ -224,13 +225,15 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
     with ExitStack() as stack:
         if ray_at.address is None:
             folder = stack.enter_context(own_folder())
-            logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # its exception says it in one line
-            with _shielded_from_signals(), start_errors("start"):
+            logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # our lines say it
+            without = name_option("--no-dashboard")
+            advice = f", or with {without}" if ray_at.dashboard else ""
+            with _shielded_from_signals(), start_errors("start", advice=advice):
                 context = ray.init(
                     address="local",
                     num_cpus=count_cpus(),  # Ray would count CPUs that this process may not use
                     dashboard_host="127.0.0.1",
-                    include_dashboard=ray_at.dashboard,
+                    include_dashboard=None if ray_at.dashboard else False,  # with True it would have to start
                     object_store_memory=max(128 * 2**20, 2 * data_bytes),
                     _temp_dir=f"{folder}/r",  # open to everybody, but its parent is not
                     **QUIET,
@@ -238,8 +241,10 @@ def connect(ray_at: RayAt, data_bytes: int) -> Iterator[Cluster]:
         else:
             context = _joined(ray_at.address)
         stack.callback(ray.shutdown)
-        url = context.dashboard_url
-        yield Cluster(nodes=tuple(nodes_now().values()), dashboard=f"http://{url}" if url else None)
+        url, notes = context.dashboard_url, list[str]()
+        if not url and ray_at.address is None and ray_at.dashboard:
+            notes = [f"Ray's dashboard did not start; the sweep runs without it ({without} saves the wait for it)"]
+        yield Cluster(tuple(nodes_now().values()), f"http://{url}" if url else None, tuple(notes))
 
 
 @contextmanager

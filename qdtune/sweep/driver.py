@@ -106,7 +106,7 @@ def decide_placement(
 
 def _announce_placement(place: Placement, cluster: Cluster, trials: int, out: Any) -> None:
     """Prints how many trials run at once, and the dashboard's URL."""
-    for note in place.notes:
+    for note in (*cluster.notes, *place.notes):
         out.print(note, style="yellow")
     share = f"{place.gpu:g} GPU and {place.cpu:g} CPU" if place.gpu else f"{place.cpu:g} CPU"
     out.print(

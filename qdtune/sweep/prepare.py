@@ -168,7 +168,7 @@ def _plan_fallbacks(asked: Spec) -> dict[str, Plan]:
     if asked.fallback is None or asked.model.factory:
         return {}
     found = {}
-    for name in asked.data.names[1:]:
+    for name in filter(asked.is_changed_on, asked.data.names[1:]):
         try:
             found[name] = plan(asked.resolve(name))
         except SpecError as error:

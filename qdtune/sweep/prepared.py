@@ -131,7 +131,7 @@ class Prepared:
     def replaced(self) -> list[str]:
         """A line on what the sweep file changes on this data set, if it stands in for another one."""
         fallback, data = self.asked.fallback, self.spec.data.names[0]
-        if fallback is None or data == self.asked.data.names[0]:
+        if fallback is None or not self.asked.is_changed_on(data):
             return []
         return [f"on {data}, fallback of the sweep file replaces {', '.join(fallback.given)}"]
 

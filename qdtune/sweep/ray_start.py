@@ -12,15 +12,19 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qdtune.machine import count_cpus
-from qdtune.messages import SpecError, one_line, user_error
+from qdtune.machine import count_cpus, find_ended, leave
+from qdtune.messages import SpecError, format_count, one_line, user_error
 
 START_S = 120.0  # how long Ray may take to start, or to join a cluster; on a busy machine it took 40 s
+SLOW_S = 10.0  # a start that fails later may have failed because the machine is busy
+HEAD = ("gcs_server", "raylet")  # the processes without which no Ray starts; it waits a minute for the first
+LOOK_S, GRACE_S = 0.5, 2.0  # between two looks at them, and how long Ray may take to say what is wrong
 SOCKET_BYTES = 107  # of the path of a socket, by the kernel
 # What Ray appends to the folder: our own folder, the session with its time and process, and the longest name there.
 SOCKET_NAME = "/qdtune-12345678/r/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store"
@@ -139,46 +143,65 @@ def _count_threads(process: Path) -> int:
 
 
 @contextmanager
-def start_errors(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def start_errors(what: str, passing: tuple[type[Exception], ...] = (), advice: str = "") -> Iterator[None]:
     """Turns what Ray raises in its block into one line; ends the process with exit code 2 if it never returns.
 
     Args:
         what: is tried, as in "Ray cannot WHAT".
         passing: errors that are raised as they are.
+        advice: what else helps on a busy machine, after "try again later"; may be empty.
 
     Raises:
         SpecError: for every other exception.
     """
-    over = threading.Event()
+    over, began = threading.Event(), time.monotonic()
     try:
-        threading.Thread(target=_watch_start, args=(what, over), daemon=True).start()
+        threading.Thread(target=_watch_start, args=(what, over, advice), daemon=True).start()
         yield
     except passing:
         raise
     except Exception as error:  # whatever Ray raises: one line says it
-        raise start_error(what, error) from None
+        seconds = time.monotonic() - began
+        raise start_error(what, error, _say_wait(seconds, advice) if seconds >= SLOW_S else "") from None
     finally:
         over.set()
 
 
-def start_error(what: str, error: Exception) -> SpecError:
-    """The one line for an exception of Ray."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
-    return user_error(f"Ray cannot {what}: {one_line(why)[:300]}")
+def start_error(what: str, error: Exception, waited: str = "") -> SpecError:
+    """The one line for an exception of Ray; `waited` is added to it."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":"):  # an announcement of what follows, if anything does
+        first = more[-1] if more else ""
+    why = f"{type(error).__name__}: {first or 'no reason given'}"
+    return user_error(f"Ray cannot {what}: {one_line(why)[:300]}{waited}")
 
 
-def _watch_start(what: str, over: threading.Event) -> None:
-    """Ends the process with exit code 2 once Ray has taken too long; C code may never give control back."""
-    if over.wait(START_S):
+def _say_wait(seconds: float, advice: str) -> str:
+    """How long a start took, how busy the machine is, and what to do."""
+    load, cpus = os.getloadavg()[0], count_cpus()
+    busy = f"with a load of {load:.1f} on {format_count(cpus, 'CPU')}"
+    return f" (after {seconds:.0f} s, {busy}: try again{' later' if load > cpus else ''}{advice})"
+
+
+def _watch_start(what: str, over: threading.Event, advice: str) -> None:
+    """Ends the process with exit code 2 once Ray has taken too long, or its head has ended.
+
+    C code may never give control back.
+    """
+    began = time.monotonic()
+    why = "no answer"
+    while (seconds := time.monotonic() - began) < START_S:
+        if over.wait(min(LOOK_S, START_S - seconds)):
+            return
+        if ended := find_ended(HEAD):
+            name, code = ended
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            why = f"its {name} has ended {how}"
+            break
+    if over.wait(GRACE_S):
         return
-    line = f"error: Ray cannot {what}: no answer within {START_S:g} s\n"
     with suppress(OSError):
-        os.write(2, line.encode())
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
-            if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                os.kill(int(process.name), signal.SIGKILL)  # Ray's processes; those below end with them
+        os.write(2, f"error: Ray cannot {what}: {why}{_say_wait(seconds, advice)}\n".encode())
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    os._exit(2)
+    leave(2)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import ray
 from ray import tune
 
-from qdtune.machine import PASSING_SIGNALS, handle_signals
+from qdtune.machine import PASSING_SIGNALS, handle_signals, leave
 from qdtune.messages import format_count
 from qdtune.sweep.cluster import nodes_now
 from qdtune.sweep.placement import Node, Placement
@@ -120,7 +120,7 @@ def _leave(what: str, code: int) -> NoReturn:
     """Prints the reason and what to do, and ends the process at once."""
     cursor = "\x1b[?25h" if sys.stdout is not None and sys.stdout.isatty() else ""  # the bar hides the cursor
     _say(f"{cursor}\n{what}; the same command goes on from here\n")
-    os._exit(code)
+    leave(code)
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from qdtune.analysis.best_depth import BestDepth
 from qdtune.analysis.comparisons import compare_activations, compare_depths
 from qdtune.report.conclusions import conclude
 from qdtune.spec.metric_text import format_differences
+from qdtune.spec.objectives import MACS, SIZE_BYTES
 from qdtune.spec.sweep_file import load
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store.pairs import find_sides
@@ -632,9 +633,55 @@ def test_a_best_depth_that_is_larger_than_all_others_is_told(size, larger):
     )
     answers = answer(trials, NOTHING, aggregate(trials))
     (found,) = answers.by_bits
-    assert not any(best.larger for best in answers.by_size)
-    assert found.larger is larger
+    assert not any(best.more for best in answers.by_size)
+    assert found.more == ((SIZE_BYTES,) if larger else ())
     assert found.sentence.endswith(" It is larger than the best configuration of every other depth.") == larger
+
+
+def costly(depth, accuracies, size_bytes, macs):
+    return configuration(depth, 4, accuracies, size_bytes=size_bytes, macs=macs)
+
+
+def test_answers_are_about_the_costs_of_the_front():
+    trials = table(
+        costly(1, [0.8, 0.81, 0.83], 100, 4000),
+        costly(2, [0.9, 0.91, 0.92], 300, 900),
+        costly(3, [0.7] * 3, 200, 800),
+    )
+    found = answer(trials, NOTHING, aggregate(trials, costs=(MACS,)))
+    assert "is depth 2, 4 bits (900 MACs). It has" in found.best.sentence
+    assert [one.budget for one in found.by_size] == [800, 900], "depth 1 is on the front against bytes alone"
+    assert found.by_size[0].sentence == "Within 800 MACs, only depth 3 was trained: 70.0 %."
+    assert found.by_bits[0].sentence.startswith("At 4 bits, depth 2 is significantly better than every other depth: ")
+    assert " at 900 MACs (" in found.by_bits[0].sentence
+    assert found.by_bits[0].more == ()
+
+    found = answer(trials, NOTHING, aggregate(trials, costs=(SIZE_BYTES, MACS)))
+    assert "is depth 2, 4 bits (300 bytes, 900 MACs). It has" in found.best.sentence
+    assert [one.budget for one in found.by_size] == [100, 300]
+    assert " at 300 bytes and 900 MACs (" in found.by_bits[0].sentence
+    assert found.by_bits[0].more == (SIZE_BYTES,)
+
+    found = answer(trials, NOTHING, aggregate(trials, costs=(MACS, SIZE_BYTES)), budget=250)
+    assert found.best.sentence.startswith(
+        "The best configuration within 250 bytes is depth 1, 4 bits (4,000 MACs, 100 bytes). It has"
+    )
+
+
+@pytest.mark.parametrize(
+    ("costs", "macs", "best", "tie"),
+    [
+        ((SIZE_BYTES,), (700, 600, 800), 1, " 3 configurations tie: the same mean and the same bytes."),
+        ((MACS,), (700, 600, 800), 2, ""),
+        ((SIZE_BYTES, MACS), (700, 600, 800), 2, ""),
+        ((SIZE_BYTES, MACS), (700, 600, 600), 2, " 2 configurations tie: the same mean and the same bytes and MACs."),
+    ],
+)
+def test_of_equal_accuracies_the_cheapest_is_best_and_equal_costs_tie(costs, macs, best, tie):
+    trials = table(*(costly(depth, [0.9, 0.91, 0.92], 300, n) for depth, n in zip((1, 2, 3), macs, strict=True)))
+    found = answer(trials, NOTHING, aggregate(trials, costs=costs)).best
+    assert found.row["depth"] == best
+    assert f" on the test set.{tie} It is the best in " in found.sentence
 
 
 def test_the_best_depth_is_held_against_the_best_of_each_other_depth():
@@ -672,7 +719,7 @@ def test_a_bootstrap_that_is_sure_is_not_believed_where_t_is_not():
 
 
 def test_shares_and_p_values_that_say_nothing_are_left_out():
-    found = BestDepth(2, None, 3, 0.9, {1: 0.001, 2: 0.005, 3: 0.614, 4: 0.38}, 1.0, 900, False, 5, {})
+    found = BestDepth(2, None, 3, 0.9, {1: 0.001, 2: 0.005, 3: 0.614, 4: 0.38}, 1.0, {"size_bytes": 900}, (), 5, {})
     assert found.sentence == (
         "At 2 bits, depth 3 has the highest mean accuracy, 90.0 % at 900 bytes. It is not significantly better (best "
         "in 61 % of bootstrap draws, depth 4 in 38 %)."

@@ -77,7 +77,6 @@ def test_bad_file_is_told_by_line(folder: Path) -> None:
     (folder / "a.yaml").write_text(GOOD.replace("[1, 2, 4]", "[0, 4.5]").replace("data:", "dta:"))
     right = "(a whole number, 1 to 16 or 32)"
     assert command(folder, "launch", "a.yaml").stderr.splitlines() == [
-        "error: a.yaml: data: is missing",
         f"error: a.yaml:3: parameters.weight_bits.values[0]: 0 is not allowed {right}",
         f"error: a.yaml:3: parameters.weight_bits.values[1]: 4.5 is not a whole number {right}",
         "error: a.yaml:5: unknown key 'dta'; did you mean 'data'? (version, name, description, method, run_cap,"

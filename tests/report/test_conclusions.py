@@ -13,6 +13,7 @@ from qdtune.analysis.comparison import Comparison
 from qdtune.report.conclusions import (
     advise_refusals,
     conclude,
+    describe_best_depths,
     describe_correction,
     describe_counts,
     describe_refusals,
@@ -27,6 +28,7 @@ from qdtune.report.groups import (
     significant_sentences,
 )
 from qdtune.report.words import trouble
+from qdtune.spec.objectives import MACS, SIZE_BYTES
 from tests.decided import Launches, noisy, sweep, table_of
 
 BASE = Comparison(
@@ -58,7 +60,8 @@ def asked(*found, depth=(), best=NOBODY, by_bits=()):
 
 
 def best_depth(bits, depth, p):
-    return BestDepth(bits, None, depth, 0.9, {1: 0.0, 2: 0.0} | {depth: 1.0}, p, 900, False, 5, {})
+    spent = {"size_bytes": 900, "macs": 50}
+    return BestDepth(bits, None, depth, 0.9, {1: 0.0, 2: 0.0} | {depth: 1.0}, p, spent, (), 5, {})
 
 
 def test_significant_comparisons_of_one_pair_of_values_are_one_sentence():
@@ -207,10 +210,35 @@ def test_best_depths_of_several_bits_are_told_with_what_else_varies():
     ],
 )
 def test_where_a_best_depth_is_larger_than_all_others_is_told_with_it(larger, end):
-    by_bits = tuple(replace(best_depth(bits, 1, 0.01), larger=bits in larger) for bits in (1, 2, 4))
+    more = dict.fromkeys(larger, (SIZE_BYTES,))
+    by_bits = tuple(replace(best_depth(bits, 1, 0.01), more=more.get(bits, ())) for bits in (1, 2, 4))
     (line,) = conclude("depth", asked(by_bits=by_bits))
     assert line.startswith("Depth 1 is significantly better than every other depth at 1, 2 and 4 bits.")
     assert line.endswith(end)
+
+
+def test_what_else_a_best_depth_has_more_of_is_named():
+    costs, both = {"costs": (MACS, SIZE_BYTES)}, (MACS, SIZE_BYTES)
+    by_bits = [replace(best_depth(bits, 1, 0.01), more=more, **costs) for bits, more in ((1, both), (2, (MACS,)))]
+    (line,) = conclude("depth", asked(by_bits=tuple(by_bits)))
+    assert line == (
+        "Depth 1 is significantly better than every other depth at 1 and 2 bits. At 1 bit it has more than 5 % more "
+        "MACs and bytes there than the best of every other depth. At 2 bits it has more than 5 % more MACs there "
+        "than the best of every other depth."
+    )
+    assert " at 50 MACs and 900 bytes (" in by_bits[1].sentence
+    assert by_bits[1].sentence.endswith(" It has more MACs than the best configuration of every other depth.")
+
+
+@pytest.mark.parametrize(
+    ("cost", "within", "sizes"), [(SIZE_BYTES, "N bytes", "1 size"), (MACS, "N MACs", "1 number of MACs")]
+)
+def test_two_questions_about_the_best_depth_name_the_cost(cost, within, sizes):
+    found = replace(best_depth(2, 1, 0.01), costs=(cost,))
+    answers = replace(asked(by_bits=(found,)), by_size=(replace(found, weight_bits=None, budget=900),))
+    *_, line = describe_best_depths(answers)
+    assert line.startswith(f'The best depth "at N bits" and the best "within {within}" are two questions')
+    assert f"(Holm, for 1 bit width and for {sizes})" in line
 
 
 def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
@@ -231,7 +259,7 @@ def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
 
 def alone(bits, **ended):
     ended = {int(depth.removeprefix("d")): how for depth, how in ended.items()}
-    return BestDepth(bits, None, 1, 0.9, {1: 1.0}, None, 900, False, 5, ended)
+    return BestDepth(bits, None, 1, 0.9, {1: 1.0}, None, {"size_bytes": 900}, (), 5, ended)
 
 
 def test_bits_at_which_one_depth_alone_was_trained_to_its_end_are_said():

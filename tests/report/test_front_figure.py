@@ -1,6 +1,7 @@
 """The figure of the front: what a mark says by its colour, its shape and its hole; and the captions of files."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from qdtune.analysis.run import load_run
 from qdtune.report.figures import figures
 from qdtune.report.page import images, page
 from qdtune.report.plot_data import field_of, sheet
-from qdtune.report.words import beside, explain_nothing_beside
+from qdtune.report.words import beside, explain_nothing_beside, questions
 from qdtune.spec.objectives import MACS
 from qdtune.store.columns import costs_in
 from tests.judged import make_spec, write_run
@@ -144,7 +145,8 @@ def test_all_panels_answer_the_pointer_and_nobody_warns_of_it(costly, recwarn):
 
 def test_a_page_of_several_costs_says_what_they_are_and_draws_files(costly, run):
     html = page([sheet(costly)]).decode()
-    assert "front over val_auc, size_bytes, macs, activation_bytes" in html
+    assert "front over auc, bytes, MACs and activation bytes" in html
+    assert not re.findall(r"\b(?:val_auc|activation_bytes)\b", re.sub("(?s)<script.*?</script>", "", html)), "no code"
     assert "<dt>MACs</dt><dd>Multiply-accumulates for one sample" in html
     assert "because another configuration with no more bytes, MACs and activation bytes is ahead" in html
     assert "because another configuration of equal or smaller size is ahead" in page([sheet(run)]).decode()
@@ -175,3 +177,18 @@ def test_a_budget_draws_a_front_anew_that_is_not_over_bytes(tmp_path):
     assert small.front().num_rows == 1
     assert costs_in(small.front()) == (MACS,)
     assert small.answers().best.row["size_bytes"] == sizes[0]
+    assert f"configuration within {sizes[0]:,} bytes is " in small.answers().best.sentence
+
+
+def test_conclusions_of_a_page_are_about_the_costs_of_the_front(costly, tmp_path):
+    spec = make_spec("binary", "auc", ["objectives=[val_auc, macs]"])
+    write_run(tmp_path / "a", spec, lambda skill: skill)
+    alone = load_run(tmp_path / "a")
+    depth, *_ = questions(alone)
+    assert depth.title == "Which depth and bit width win at a given number of MACs?"
+    text = " ".join([*depth.conclusions, *depth.best, depth.best_title])
+    assert "bytes" not in text
+    assert re.search(r"is depth \d, .*\([\d,]+ MACs\)\. It has", depth.conclusions[0])
+    assert any(re.match(r"Within [\d,]+ MACs, depth \d", line) for line in depth.best)
+    best = questions(costly)[0].conclusions[0]
+    assert re.search(r"\([\d,]+ bytes, [\d,]+ MACs, [\d,]+ activation bytes\)\. It has", best)

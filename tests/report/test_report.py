@@ -14,6 +14,7 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from functools import partial
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from qdtune.store.parquet import complete_table
 from qdtune.store.store import PAGE, Store
 from qdtune.terminal import console
 from tests import fake
+from tests.judged import make_spec, write_run
 from tests.schemas import TRIALS
 from tests.store.test_store import row as trial_row
 
@@ -596,20 +598,77 @@ POINT = """
 });</script>"""
 
 
+# Turns the page to each width in turn, as a phone is turned, and notes what does not fit into its chart there.
+TURN = """
+<script>
+const cut = chart => {
+  const svg = chart.querySelector("svg").getBoundingClientRect(), title = chart.closest("figure").querySelector("h3");
+  const whole = title.textContent.startsWith("Effect");
+  const texts = [...chart.querySelectorAll("text")].filter(one => {
+    const box = one.getBoundingClientRect();
+    const beyond = box.width && (box.left < svg.left - 1 || box.right > svg.right + 1);
+    return beyond || (whole && one.textContent.includes("…"));
+  });
+  return [...texts, ...(chart.scrollWidth > chart.clientWidth ? [title] : [])].map(one => one.textContent);
+};
+const turn = async widths => {
+  const found = [];
+  for (const width of widths) {
+    document.body.style.width = width + "px";
+    dispatchEvent(new Event("resize"));
+    await new Promise(done => setTimeout(done, 300));
+    await Promise.all(drawn);
+    const height = document.querySelector("svg").clientHeight;
+    found.push({width, room: main.clientWidth, cut: charts.flatMap(cut), height});
+  }
+  document.body.innerHTML = "<pre>FOUND" + JSON.stringify(found) + "</pre>";
+};
+Promise.all(drawn).then(() => turn([400, 1280, 400]));
+</script>"""
+
+
+def browse(html, folder, extra=""):
+    """The page as a browser has it in the end, without its scripts."""
+    start, end = html.rsplit("</body>", 1)  # Vega holds the words, too
+    (folder / "page.html").write_text(f"{start}{extra}</body>{end}")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    options += ["--virtual-time-budget=20000", "--window-size=1280,900", f"--user-data-dir={folder / 'profile'}"]
+    command = [str(CHROMIUM), *options, f"file://{folder / 'page.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "CONSOLE" not in done.stderr
+    return re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_browser_draws_the_page_without_a_word_and_shows_the_curve_pointed_at(pruned, tmp_path):
-    for name, extra in (("plain", ""), ("pointed", POINT)):
-        start, end = page([pruned]).decode().rsplit("</body>", 1)  # Vega holds the words, too
-        (tmp_path / f"{name}.html").write_text(start + extra + end)
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-        options += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [str(CHROMIUM), *options, f"file://{tmp_path / name}.html"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        assert "CONSOLE" not in done.stderr
-        seen = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+    for extra in ("", POINT):
+        seen = browse(page([pruned]).decode(), tmp_path, extra)
         assert seen.count("<svg") == len(REFUSED_FIGURES)
-        assert ("beaten by d" in seen) == (name == "pointed")
+        assert ("beaten by d" in seen) == (extra == POINT)
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """A run whose configurations and comparisons have long names, and whose front is over two costs."""
+    axes = {"hidden": "[[24], [64, 32]]", "scale": "[lsq, absmean]", "factor_init": "[orthogonal, isometry]"}
+    changes = ["objectives=[val_auc, size_bytes, macs]", "parameters.granularity={values: [tensor, channel]}"]
+    changes += [f"parameters.{name}={{values: {values}}}" for name, values in axes.items()]
+    folder = tmp_path_factory.mktemp("runs") / "wordy"
+    write_run(folder, make_spec("binary", "auc", changes), lambda skill: skill, dead=[(3, "pruned")])
+    return sheet(qdtune.load(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_charts_fit_a_phone_and_a_page_that_is_turned(wordy, drawn, tmp_path):
+    for one in (wordy, drawn):
+        seen = browse(page([one]).decode(), tmp_path, TURN)
+        found = json.loads(unescape(seen.partition("FOUND")[2].partition("</pre>")[0]))
+        assert [entry["width"] for entry in found] == [400, 1280, 400]
+        assert [entry["room"] for entry in found] == [400, 852, 400]
+        assert [entry["cut"] for entry in found] == [[], [], []]
+        assert found[0]["height"] == found[2]["height"]
 
 
 def test_saved_chart_is_whole(pruned):

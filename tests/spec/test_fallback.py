@@ -106,6 +106,7 @@ def test_a_mistake_beside_it_is_told_once_and_at_its_own_key():
     [
         ("  sseds: [1]", "a.yaml:15: fallback: unknown key 'sseds'; did you mean 'seeds'?"),
         ("  data: {val_size: 3}", "a.yaml:15: fallback: unknown key 'data'"),
+        ("  Seeds: [1]", "a.yaml:15: fallback: unknown key 'Seeds'; did you mean 'seeds'?"),
         ("  seeds: [1, 1]", "a.yaml:15: fallback.seeds"),
         ("  train: {qat: {lr: .inf}}", "a.yaml:15: fallback.train.qat.lr: inf"),
         ("  parameters: {depth: 3}", "a.yaml:15: fallback.parameters"),
@@ -170,3 +171,50 @@ def test_an_override_of_all_that_a_fallback_says_leaves_none():
     text = FILE + "  parameters: {depth: {value: 2}}\n  train: {qat: {epochs: 9}}"
     spec = loads(text.encode(), "a.yaml", ["parameters.depth={value: 3}", "train.qat.epochs=4"])
     assert spec.fallback.given == {}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "changed"),
+    [
+        ("digits", {"digits"}),
+        ("[digits, mnist]", {"digits"}),
+        ("[digits, kmnist]", {"digits", "kmnist"}),
+        ("[mnist, kmnist, digits]", {"kmnist", "digits"}),
+        ("[kmnist, mnist]", set()),
+        ("kmnist", set()),
+        ("mnist", set()),
+    ],
+)
+@pytest.mark.parametrize("form", ["data.dataset={}", "data={{dataset: {}}}"])
+def test_it_is_for_a_data_set_that_stood_in_though_it_is_chosen(chosen, changed, form):
+    spec = loads((FILE + GOOD).encode(), "a.yaml", [form.format(chosen)])
+    assert {name for name in spec.data.names if spec.is_changed_on(name)} == changed
+    assert {name for name in spec.data.names if spec.resolve(name).seeds == (5, 6)} == changed
+    assert loads(spec.to_yaml().encode(), "b.yaml") == spec
+    for name in {"mnist", "digits"} & {*spec.data.names}:
+        assert spec.resolve(name) == file(GOOD).resolve(name)
+
+
+def test_it_may_name_the_data_sets_that_it_is_for():
+    text = (FILE + GOOD).replace("[mnist, digits]", "[mnist, digits, kmnist]")
+    spec = loads((text + "  dataset: digits").encode(), "a.yaml")
+    assert [spec.resolve(name).seeds for name in spec.data.names] == [(0, 1, 2), (5, 6), (0, 1, 2)]
+    assert loads(spec.to_yaml().encode(), "b.yaml") == spec
+    chosen = loads((text + "  dataset: digits").encode(), "a.yaml", ["data.dataset=kmnist"])
+    assert chosen.resolve("kmnist").seeds == (0, 1, 2)
+    assert refusals("  dataset: digist")[0].startswith("error: a.yaml:15: fallback.dataset: unknown 'digist'")
+
+
+def test_a_mistake_on_a_chosen_data_set_is_told_at_its_line():
+    with pytest.raises(SpecError) as caught:
+        loads((FILE + "  train: {batch_size: 2000}").encode(), "a.yaml", ["data.dataset=digits"])
+    assert str(caught.value) == (
+        "error: a.yaml:15: fallback.train.batch_size: 2000 is above the 1150 training samples of digits "
+        "(1437 less val_size 287) (on digits)"
+    )
+
+
+@pytest.mark.parametrize("chosen", ["[[3], 1]", "{a: 1}", "3", "null", "[]"])
+def test_a_choice_that_names_no_data_set_is_told(chosen):
+    with pytest.raises(SpecError, match=r"^error: (--set|a.yaml:8): data"):
+        loads((FILE + GOOD).encode(), "a.yaml", [f"data.dataset={chosen}"])

@@ -72,7 +72,8 @@ def test_the_costs_are_those_of_the_file_in_its_order(objectives, costs):
         ("[val_accuracy, val_f1]", f"objectives[1]: val_f1 is no cost ({KNOWN})"),
         ("[val_accuracy, macs, macs]", "objectives: macs appears twice"),
         ("[val_accuracy, weight_bytes]", "objectives[1]: unknown 'weight_bytes'; did you mean 'size_bytes'?"),
-        ("[]", "objectives: empty list"),
+        ("[]", f"objectives: empty list (the metric, then one to 3 of {KNOWN}; or null: the metric and size_bytes)"),
+        ("[val_accuracy, MACs]", "objectives[1]: unknown 'MACs'; did you mean 'macs'?"),
         ("macs", "objectives: 'macs' is not allowed (a list)"),
     ],
 )

@@ -18,7 +18,7 @@ from qdtune.datasets.dataset import Averaging, DatasetInfo, image_side
 from qdtune.datasets.known import dataset_of
 from qdtune.messages import MAX_LINES, Problem, SpecError
 from qdtune.spec import configuration
-from qdtune.spec.axes import AXIS_NAMES
+from qdtune.spec.axes import AXES, AXIS_NAMES
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.plan import make_trial, plan
@@ -539,12 +539,11 @@ def test_replicate_survives_canonical_text() -> None:
     assert loads(spec.to_yaml().encode(), "x") == spec
 
 
-def test_range_is_for_numbers_only() -> None:
-    assert told("parameters.scale={min: 1, max: 2}") == [
-        "parameters.scale.values: is missing",
-        "parameters.scale: unknown key 'min' (value, values)",
-        "parameters.scale: unknown key 'max' (value, values)",
-    ]
+@pytest.mark.parametrize("name", [axis.name for axis in AXES if not axis.has_range])
+@pytest.mark.parametrize("text", ["{min: 1, max: 2}", "{value: 1, max: 2}", "{distribution: uniform}"])
+def test_range_is_for_numbers_only(name: str, text: str) -> None:
+    what = "a range is not possible on this axis (write {value: x} or {values: [x, y]})"
+    assert told(f"parameters.{name}={text}") == [f"parameters.{name}: {what}"]
 
 
 def test_range_of_bits_does_not_reach_float() -> None:
@@ -590,6 +589,31 @@ def test_unknown_keys_name_the_nearest_known_one() -> None:
         f"error: x.yaml:18: unknown key 'trian'; did you mean 'train'? ({known})",
         f"error: x.yaml:26: unknown key 'metric'; it is called data.metric here, and knows its direction ({known})",
         f"error: x.yaml:27: unknown key 'mode'; leave it out: it follows from data.metric ({known})",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: a", "x.yaml:2: unknown key 'nam'; did you mean 'name'?"),
+        ("version: 1", "x.yaml:1: unknown key 'Version'; did you mean 'version'?"),
+        ("parameters: {}", "x.yaml:3: unknown key 'parameter'; did you mean 'parameters'?"),
+        ("parameters: {}", "x.yaml:3: parameters.scale: unknown key 'vlaues'; did you mean 'values'?"),
+        ("parameters: {}", "x.yaml:3: parameters.scale: unknown key 'Value'; did you mean 'value'?"),
+    ],
+)
+def test_a_misspelt_key_is_not_missing_too(text: str, line: str) -> None:
+    word = line.split("'")[1]
+    wrong = f"parameters: {{scale: {{{word}: [lsq]}}}}" if "scale" in line else text.replace(line.split("'")[3], word)
+    (found,) = errors(SMALL.replace(text, wrong))
+    assert found.startswith(f"error: {line}")
+
+
+def test_a_key_is_missing_beside_an_unknown_one_that_means_another() -> None:
+    found = errors(SMALL.replace("name: a", "seed: [1]"))
+    assert [line.split(" (")[0] for line in found] == [
+        "error: x.yaml: name: is missing",
+        "error: x.yaml:2: unknown key 'seed'; did you mean 'seeds'?",
     ]
 
 

@@ -13,7 +13,7 @@ ENTRY = """TOY = Axis(
     "string",
     "a toy",
     place=99,
-    since=9,
+    since=99,
     before="plain",
     idle=({"depth": 1},),
     head="toys",
@@ -61,7 +61,7 @@ def test_everything_follows_from_the_entry(tree):
     found = evaluate(tree, SCRIPT)
     assert sorted(found["labels"]) == ["d1 w32 identity", "d1 w32 identity fancy", "d2 w32 identity fancy"]
     assert (found["ids"], found["warmups"], found["twins"]) == (3, 2, 1)  # at depth 1 it changes nothing
-    assert (found["columns"], found["version"], found["head"]) == ([True, True], 9, "toys")
+    assert (found["columns"], found["version"], found["head"]) == ([True, True], 99, "toys")
     assert found["tune"] == {"grid_search": ["plain", "fancy"]}
     assert found["optuna"] == ["plain", "fancy"]
 

@@ -98,7 +98,7 @@ def test_a_constraint_with_a_mistake_says_its_name(tree):
 def test_a_dry_run_and_a_mistake_name_it(tree):
     (tree / "front.yaml").write_text(FRONT)
     told = run(tree, "-m", "qdtune", "launch", "front.yaml", "--dry-run").stdout
-    assert "front over      val_accuracy, toy\n" in told
+    assert "front over      accuracy and toy\n" in told
     assert "  toy           10 to 30 toy, 3 different\n" in told
     (tree / "front.yaml").write_text(FRONT.replace(", toy]", ", toys]"))
     told = run(tree, "-m", "qdtune", "launch", "front.yaml", "--dry-run", code=2).stderr

@@ -143,7 +143,10 @@ def test_what_the_file_changes_on_the_data_set_that_stands_in_is_said(folder: Pa
     prepared = prepare_launch(LaunchOptions("a.yaml"))
     assert (prepared.replaced, prepared.plan.trials[0].seeds) == ([], (0, 1))
     settled, _, _ = read_data(prepared, console())
-    assert settled.replaced == ["on digits, fallback of the sweep file replaces parameters, seeds"]
+    said = ["on digits, fallback of the sweep file replaces parameters, seeds"]
+    assert settled.replaced == said
+    chosen = prepare_launch(LaunchOptions("a.yaml", overrides=["data.dataset=digits"]))
+    assert (chosen.replaced, chosen.plan.trials, chosen.fallbacks) == (said, settled.plan.trials, {})
     assert [(trial.depth, trial.seeds) for trial in settled.plan.trials] == [(3, (5,))] * 2
 
 
