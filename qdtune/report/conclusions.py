@@ -161,13 +161,15 @@ def _name_open_bits(undecided: Sequence[BestDepth]) -> Iterator[str]:
 
 
 def _name_leaders(undecided: Sequence[BestDepth]) -> str:
-    """` The best mean has depth 1 (hidden 24) at 1 and 2 bits, depth 3 (relu) at 8 bits.`; empty if that is long."""
+    """` Depth 1 (hidden 24) has the best mean at 1 and 2 bits, depth 3 (relu) at 8 bits.`; empty if that is long."""
     groups: dict[str, list[int]] = {}
     for one in undecided:
         groups.setdefault(one.named, []).append(one.weight_bits or 0)
     if len(groups) > MAX_GROUPS:
         return ""
-    return f" The best mean has {', '.join(f'{named} {describe_bits_list(bits)}' for named, bits in groups.items())}."
+    (first, where), *others = [(named, describe_bits_list(bits)) for named, bits in groups.items()]
+    more = "".join(f", {named} {bits}" for named, bits in others)
+    return f" {capital(first)} has the best mean {where}{more}."
 
 
 def _name_lone_depths(alone: Sequence[BestDepth]) -> Iterator[str]:
@@ -222,12 +224,12 @@ def describe_correction(found: Sequence[Comparison], budget: int | None) -> str:
     count = sum(one.p is not None for one in found)
     if not count or (count == 1 and budget is None):
         return ""
-    within = "" if budget is None else f", {'that' if count == 1 else 'those'} within the budget"
-    text = f"Corrected for {format_count(count, 'test')} (Holm){within}"
-    advice = "hoose a budget before you look at results, because verdicts depend on it."
+    within = "" if budget is None else " within the budget"
+    text = f"Corrected for {format_count(count, 'test')}{within} (Holm)."
+    advice = "Choose a budget before you look at results, because verdicts depend on it."
     if any(one.look for one in found):  # whose family also holds comparisons that are not tested yet
-        return "" if budget is None else f"C{advice}"
-    return f"{text}." if budget is None else f"{text}: c{advice}"
+        return "" if budget is None else advice
+    return text if budget is None else f"{text} {advice}"
 
 
 def _count_reasons(axis: str, found: Sequence[Comparison]) -> list[tuple[int, str]]:

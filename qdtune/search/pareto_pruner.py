@@ -96,6 +96,9 @@ class ParetoPruner(BasePruner):
         return scores
 
 
+_EMPTY = np.empty(0)
+
+
 class _Standings:
     """Who leads at which epoch in a study; it reads a trial that has ended once, for there may be many thousands.
 
@@ -132,9 +135,10 @@ class _Standings:
             values = trial.intermediate_values
             counts = trial.state != TrialState.FAIL and not any(map(math.isnan, values.values()))
             for epoch, score in self.scores(values, self.sign).items():
-                column = _with_room(self.by_epoch.get(epoch, np.empty(0)), len(trials))
+                column = self.by_epoch.get(epoch, _EMPTY)
+                if len(column) < len(trials):
+                    column = self.by_epoch[epoch] = _with_room(column, len(trials))
                 column[number] = score if counts else -math.inf
-                self.by_epoch[epoch] = column
             if trial.state.is_finished():
                 self.running.discard(number)
             else:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ class Result:
         """A cost of one replica."""
         return find_known(self.trial, cost.name)
 
-    @property
+    @cached_property
     def scores(self) -> tuple[float, ...]:
         """The highest score up to each epoch of its curve."""
         sign = metric_of(self.trial.metric).sign

@@ -205,5 +205,7 @@ class SweepProgress:
         running = [f"  {text}" for text in self._texts()[:LIVE_TRIALS]]
         if self.front is None or not self.front.num_rows:
             return [self.summary(), *running]
-        rows = self.front.slice(max(0, self.front.num_rows - LIVE_FRONT_ROWS))
-        return [self.summary(), *running, front_table(rows, set(self.varying), "front so far", room=self.out.width)]
+        hidden = max(0, self.front.num_rows - LIVE_FRONT_ROWS)
+        title = f"front so far, the last {LIVE_FRONT_ROWS} of {self.front.num_rows}" if hidden else "front so far"
+        rows = self.front.slice(hidden)
+        return [self.summary(), *running, front_table(rows, set(self.varying), title, room=self.out.width)]

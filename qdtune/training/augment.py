@@ -58,11 +58,15 @@ def distort_images(
         return _distort_all(x, augment, draw, image, side)
     chosen = (torch.rand(len(x), generator=draw) >= plain_share).nonzero().squeeze(1).to(x.device)
     made = _distort_all(x.index_select(0, chosen), augment, draw, image, side)
+    return _put_rows(plain.clone(), chosen, made)
+
+
+def _put_rows(x: Tensor, chosen: Tensor, rows: Tensor) -> Tensor:
+    """`x` with other rows at these places."""
     if x.is_cuda:
-        return plain.index_copy(0, chosen, made)
-    result = plain.clone()
-    result.numpy()[chosen.numpy()] = made.numpy()  # torch copies byte by byte, which takes eight times as long
-    return result
+        return x.index_copy_(0, chosen, rows)
+    x.numpy()[chosen.numpy()] = rows.numpy()  # torch copies byte by byte, which takes eight times as long
+    return x
 
 
 def _distort_all(x: Tensor, augment: str, draw: torch.Generator, image: Image, side: int) -> Tensor:
@@ -95,13 +99,12 @@ def shift_images(x: Tensor, shift: Tensor, image: Image) -> Tensor:
         image: as of `distort_images`.
     """
     side = image[-1]
-    images = x.unflatten(1, image)
-    result = torch.empty_like(images)
+    result = torch.empty_like(x)
     for number in range(SHIFTS):
-        (down, right), chosen = divmod(number, 3), shift == number
-        padded = F.pad(images[chosen], (1, 1, 1, 1))
-        result[chosen] = padded[..., down : down + side, right : right + side]
-    return result.flatten(1)
+        (down, right), chosen = divmod(number, 3), (shift == number).nonzero().squeeze(1)
+        padded = F.pad(x.index_select(0, chosen).unflatten(1, image), (1, 1, 1, 1))
+        _put_rows(result, chosen, padded[..., down : down + side, right : right + side].flatten(1))
+    return result
 
 
 def draw_maps(n: int, draw: torch.Generator) -> Tensor:

@@ -132,14 +132,14 @@ def test_the_correction_is_told_with_what_it_counts():
     found = [*at(HELPS, 1, 2), UNDECIDED, replace(UNDECIDED, p=None), BASE]
     assert describe_correction(found, None) == "Corrected for 3 tests (Holm)."
     assert describe_correction(found, 900) == (
-        "Corrected for 3 tests (Holm), those within the budget: choose a budget before you look at results, because "
+        "Corrected for 3 tests within the budget (Holm). Choose a budget before you look at results, because "
         "verdicts depend on it."
     )
     assert describe_correction([HELPS], None) == describe_correction([BASE], 900) == ""
     looked = [replace(HELPS, look=1)] * 2
     assert describe_correction(looked, None) == ""
     assert describe_correction(looked, 900).startswith("Choose a budget before you look")
-    assert describe_correction([HELPS], 900).startswith("Corrected for 1 test (Holm), that within the budget: ")
+    assert describe_correction([HELPS], 900).startswith("Corrected for 1 test within the budget (Holm). ")
 
 
 def test_a_setting_is_said_only_if_it_varies():
@@ -248,7 +248,7 @@ def test_best_depths_are_grouped_by_depth_and_open_bits_come_last():
     assert lines[1] == "Depth 2 is significantly better than every other depth at 1 and 2 bits."
     assert "worse" in lines[2]
     assert lines[-1] == (
-        "At 4 and 8 bits, no depth is significantly better than every other depth. The best mean has depth 1 at 4 "
+        "At 4 and 8 bits, no depth is significantly better than every other depth. Depth 1 has the best mean at 4 "
         "and 8 bits."
     )
     (_, alone) = conclude("depth", asked(best=BEST, by_bits=by_bits[3:]))
@@ -272,7 +272,7 @@ def test_bits_at_which_one_depth_alone_was_trained_to_its_end_are_said():
         alone(32),  # no other depth was tried
     )
     assert conclude("depth", asked(by_bits=by_bits)) == [
-        "At 3 and 4 bits, no depth is significantly better than every other depth. The best mean has depth 2 at 3 "
+        "At 3 and 4 bits, no depth is significantly better than every other depth. Depth 2 has the best mean at 3 "
         "and 4 bits.",
         "At 1 and 2 bits, only depth 1 was trained to its end: depths 2 to 4 were stopped early.",
         "At 8 bits, only depth 1 was trained to its end: depths 2 and 3 failed; depth 4 was stopped early.",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from qdtune.spec.plan import plan
@@ -177,6 +178,24 @@ def test_a_resumed_launch_begins_with_the_epochs_that_are_trained(clock: Clock) 
     assert epochs_of(shown) == "9/10"
     shown.finish("b", "ok", FRONT, 2, 4)
     assert epochs_of(shown) == "10/10", "its only epoch comes with its result"
+
+
+@pytest.mark.parametrize(
+    ("rows", "title", "smallest"),
+    [(1, "front so far", 1), (8, "front so far", 1), (12, "front so far, the last 8 of 12", 5)],
+)
+def test_a_long_front_on_the_screen_says_how_many_it_leaves_out(
+    clock: Clock, capsys: pytest.CaptureFixture[str], rows: int, title: str, smallest: int
+) -> None:
+    shown = begun(2)
+    cells = {"depth": 1, "weight_bits": 2, "activation": "identity", "n": 2, "n_seeds": 2}
+    points = [cells | {"size_bytes": size, "val_accuracy": 0.9} for size in range(1, rows + 1)]
+    shown.front = pa.Table.from_pylist(points, PARETO)
+    for part in shown._below():
+        shown.out.print(part)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].rstrip() == title
+    assert lines[3].split()[0] == str(smallest)
 
 
 def test_what_a_trial_does_instead_of_training_is_said(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,8 +127,30 @@ def compare(compiler: list[str], program: Program, rows: NDArray[Any]) -> Compar
     Raises:
         CompileError: the compiler finds fault with it, or the program ends early.
     """
-    name, model = program.name, program.model
-    inputs, outputs = model.program["inputs"], model.program["outputs"]
+    logits, places = answer(compiler, program, rows)
+    parts = np.array_split(rows, max(1, len(rows) // 500))
+    expected = np.concatenate([program.model.logits(part) for part in parts])
+    size = float(abs(expected).max(initial=0.0)) or 1.0
+    off = abs(logits.astype(np.float64) - expected) / size
+    return Comparison(
+        rows=len(rows),
+        logits=int((logits != expected).sum()),
+        largest=float(off.max(initial=0.0)),
+        classes=int((places != program.find_classes(expected)).sum()),
+        wrong=program.count_wrong(expected, places),
+        mean=float(off.mean()) if len(rows) else 0.0,
+    )
+
+
+def answer(
+    compiler: list[str], program: Program, rows: NDArray[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The outputs (N, O) and classes (N,) that a compiled program gives for rows (N, I).
+
+    Raises:
+        CompileError: as `compare`.
+    """
+    name, inputs, outputs = program.name, *(program.model.program[width] for width in ("inputs", "outputs"))
     find = f"qd_{name}_class(row)" if program.has_class else "0"
     main = MAIN.format(name=name, row=program.row, inputs=inputs, outputs=outputs, find=find)
     with tempfile.TemporaryDirectory(prefix="qdtune-c-") as where:
@@ -141,17 +163,7 @@ def compare(compiler: list[str], program: Program, rows: NDArray[Any]) -> Compar
     found = np.frombuffer(answers, np.dtype([("logits", "<f4", (outputs,)), ("place", "<i4")]))
     if len(found) != len(rows):
         raise CompileError(f"it answered {len(found)} of {len(rows)} rows")
-    expected = np.concatenate([model.logits(part) for part in np.array_split(rows, max(1, len(rows) // 500))])
-    size = float(abs(expected).max(initial=0.0)) or 1.0
-    off = abs(found["logits"].astype(np.float64) - expected) / size
-    return Comparison(
-        rows=len(rows),
-        logits=int((found["logits"] != expected).sum()),
-        largest=float(off.max(initial=0.0)),
-        classes=int((found["place"] != program.find_classes(expected)).sum()),
-        wrong=program.count_wrong(expected, found["place"]),
-        mean=float(off.mean()) if len(rows) else 0.0,
-    )
+    return found["logits"], found["place"]
 
 
 def run(command: list[str], folder: Path, given: bytes = b"", limit_s: float = LIMIT_S) -> bytes:

@@ -54,7 +54,7 @@ ENTRY(_start)
 MEMORY {{ flash (rx) : ORIGIN = {flash}, LENGTH = {flash_size}
          ram (rwx) : ORIGIN = {ram}, LENGTH = {ram_size} }}
 SECTIONS {{
-    .text : {{ KEEP(*(.first)) *(.text*) }} > flash
+    .text : {{ KEEP(*(.first)) *(.text*) *libgcc.a:*(.rodata* .srodata*) }} > flash  /* tables of the library too */
     .rodata : {{ *(.rodata*) *(.srodata*) }} > flash
     .data : {{ *(.data*) *(.sdata*) }} > ram AT > flash
     .bss : {{ _bss = .; *(.bss*) *(.sbss*) *(COMMON) . = ALIGN(4); _end_of_bss = .; }} > ram

@@ -122,7 +122,7 @@ def judge(found: Comparison, program: Program, of: str) -> Checked:
             f"must give nearly the logits of reader.py, got others by {found.mean:.0e} of the largest ({of})"
         )
     note = f"{share}, {size}" if program.has_class else f"{size} differ from those of reader.py"
-    return Checked(note=f"sums of floats: {note} ({of}); with act_bits in the sweep file none would")
+    return Checked(note=f"{note} ({of}), because the C sums floats; with act_bits in the sweep file none would")
 
 
 def list_measured(found: Measured) -> dict[str, Any]:
@@ -149,7 +149,9 @@ def describe_measured(found: Measured) -> str:
         part: "".join(f" (with {one}: {vars(found.flash[one])[part]:,})" for one in others) for part in vars(flash)
     }
     steps, rows = found.instructions, format_count(len(found.instructions), "row")
-    equal = "equal to those of reader.py" if not found.differing else f"{found.differing:,} differ in their last bits"
+    equal = "equal to those of reader.py"
+    if found.differing:
+        equal = f"{found.differing:,} differ from those of reader.py in their last bits"
     lines = [
         ("flash of the model", f"{flash.model:,}", f"bytes{more['model']}"),
         ("flash of the kernels", f"{flash.kernels:,}", f"bytes{more['kernels']}"),

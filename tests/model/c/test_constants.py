@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qdtune.model.c.program import to_c
+from qdtune.model.c.text import Text, float_literal
 from qdtune.spec import flash
 from qdtune.spec.flash import flash_bytes
 from qdtune.spec.plan import plan
@@ -63,6 +64,25 @@ def draw_trials(model, count, *lines):
 def test_flash_of_floats_is_known_to_the_byte(model):
     for trial in draw_trials(model, 8, "weight_bits: {values: [1, 3, 8, 32]}"):
         assert to_c(build(trial), "m").flash_bytes == trial.columns["flash_bytes"], trial.label
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_floats_that_are_equal_take_no_bytes(model, monkeypatch):
+    """Powers of two often are, in all channels of a layer. That depends on the training, so it is not counted."""
+    lines = ["weight_bits: {values: [1, 2, 8]}", "granularity: {value: channel}", "overhead: {value: pow2}"]
+    trials = plan_trials(lines, model)
+    said = [trial.columns["flash_bytes"] for trial in trials]
+    found = [to_c(build(trial), "m").flash_bytes for trial in trials]
+    assert all(less <= more for less, more in zip(found, said, strict=True))
+    assert found != said
+
+    def write_all(text, name, values):
+        if values.size > 1:
+            text.add_array(name, "float", [float_literal(value) for value in values.ravel()])
+        return f"{name}[o]" if values.size > 1 else float_literal(values.ravel()[0])
+
+    monkeypatch.setattr(Text, "add_floats", write_all)
+    assert [to_c(build(trial), "m").flash_bytes for trial in trials] == said
 
 
 SIZES = {"float": 4, "int8_t": 1, "uint8_t": 1, "int16_t": 2, "int32_t": 4, "int64_t": 8, "qd_window": 40}

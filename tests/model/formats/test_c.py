@@ -30,12 +30,12 @@ def judged(rule, exact, **found):
 def test_answers_of_floats_are_judged_by_classes_if_there_are_any():
     few = {"logits": 7, "largest": 2e-7, "mean": 1e-8}
     assert judged(LARGEST, False, **few).note == (
-        "sums of floats: 0 of 10 classes differ from those of reader.py, logits by up to 2e-07 of the largest "
-        "(10 rows); with act_bits in the sweep file none would"
+        "0 of 10 classes differ from those of reader.py, logits by up to 2e-07 of the largest (10 rows), because the "
+        "C sums floats; with act_bits in the sweep file none would"
     )
     assert judged(NO_CLASS, False, **few).note == (
-        "sums of floats: logits by up to 2e-07 of the largest differ from those of reader.py (10 rows); with "
-        "act_bits in the sweep file none would"
+        "logits by up to 2e-07 of the largest differ from those of reader.py (10 rows), because the C sums floats; "
+        "with act_bits in the sweep file none would"
     )
     assert judged(LARGEST, False, classes=1).fault.startswith(
         "must give nearly all classes of reader.py, got: 1 of 10"
