@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, bits
+from qdtune.spec.axes import ASKED_AT, AXES, axis_fields, axis_of, bits
 from qdtune.spec.axis import Axis
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.metric_text import format_differences, say_difference, say_distance
@@ -249,6 +249,12 @@ def largest_difference(metric: Metric) -> float:
     return high - low
 
 
-def named_settings(found: Sequence[Comparison]) -> list[str]:
-    """The axes of `NAMED` that have several values among comparisons, for `Comparison.describe`."""
-    return [name for name in NAMED if len({getattr(one, name) for one in found} - {None}) > 1]
+def named_settings(found: Sequence[Comparison], names: Sequence[str] = NAMED) -> list[str]:
+    """The axes of `names` that have several values among comparisons, for `Comparison.describe`."""
+    return [name for name in names if len(values_among(found, name)) > 1]
+
+
+def values_among(found: Sequence[Comparison], name: str) -> set[Any]:
+    """The values that an axis has among comparisons; None only if the axis may be null."""
+    values = {getattr(one, name) for one in found}
+    return values if axis_of(name).may_be_null else values - {None}

@@ -257,4 +257,4 @@ def advise_refusals(axis: str, found: Sequence[Comparison]) -> list[str]:
 
 def varying_settings(found: Sequence[Comparison]) -> list[str]:
     """The axes of `axes.ASKED_AT` that have several values among comparisons."""
-    return [name for name in ASKED_AT if len({getattr(one, name) for one in found} - {None}) > 1]
+    return named_settings(found, ASKED_AT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from qdtune.analysis.comparison import Comparison, named_settings
+from qdtune.analysis.comparison import Comparison, named_settings, values_among
 from qdtune.messages import format_count
 from qdtune.spec.axes import axis_of
 from qdtune.spec.choices import FLOAT_BITS
@@ -126,10 +126,11 @@ def _describe_shared(
     for name in settings:
         if name == "activation" and members[0].axis == "activation":
             continue
-        values, all_values = (sorted({getattr(one, name) for one in some} - {None}) for some in (members, found))
+        values, all_values = (values_among(some, name) for some in (members, found))
         if values and values != all_values:
             form = axis_of(name).asked or "{}"
-            words.append(" and ".join(str(form).format(value) for value in values))
+            said = [str(form).format(value) for value in sorted(values - {None})]
+            words.append(" and ".join([*said, *([f"{name} null"] if None in values else [])]))
     return words
 
 

@@ -151,6 +151,8 @@ def label(row: Row, varying: tuple[str, ...]) -> str:
     """A configuration in a few words, such as `d2 w1 relu`, of the axes that vary."""
     parts = []
     for axis in varying:
+        if row[axis] is None and axis_of(axis).may_be_null:
+            continue  # as it would be without the axis
         value = "float" if row[axis] is None else row[axis]
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         parts.append(_tagged(axis_of(axis), text))

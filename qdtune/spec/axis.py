@@ -87,6 +87,11 @@ class Axis:
         """Whether older tables lack it."""
         return self.since > 1
 
+    @property
+    def may_be_null(self) -> bool:
+        """Whether null is a value of it among others, and not only the mark of an axis without effect."""
+        return self.is_new and self.before is None
+
     def check(self, name: str) -> None:
         """Raises ValueError if `name` is not in `names`."""
         if name not in self.names:

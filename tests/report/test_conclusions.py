@@ -149,6 +149,24 @@ def test_a_setting_is_said_only_if_it_varies():
 
 
 @pytest.mark.parametrize(
+    ("axis", "value", "words"),
+    [("layer_act_bits", "8-2", "inputs of 8-2 bits"), ("first_bits", 8, "first layer 8 bits")],
+)
+def test_a_value_beside_null_is_said(axis, value, words):
+    """Null is a value of these axes; of others it is the mark of an axis without effect."""
+    other = replace(HELPS, **{axis: value})
+    lines = conclude("activation", asked(HELPS, other))
+    assert [f"({words})" in line for line in lines] == [False, True]
+    assert significant_sentences([*at(HELPS, 1, 2, 4), *at(replace(other, verdict="hurts"), 1, 2)])[1].startswith(
+        f"relu is significantly worse than identity in 2 of 5 comparisons (at 1 and 2 bits, {words})"
+    )
+    assert (
+        f"(at 1, 2 and 4 bits, {axis} null)"
+        in significant_sentences([*at(HELPS, 1, 2, 4), *at(replace(other, verdict="hurts"), 1, 2)])[0]
+    )
+
+
+@pytest.mark.parametrize(
     ("found", "sentence"),
     [
         (

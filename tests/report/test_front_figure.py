@@ -10,7 +10,7 @@ import pytest
 from qdtune.analysis.run import load_run
 from qdtune.report.figures import figures
 from qdtune.report.page import images, page
-from qdtune.report.plot_data import field_of, sheet
+from qdtune.report.plot_data import field_of, label, sheet
 from qdtune.report.words import beside, explain_nothing_beside, questions
 from qdtune.spec.objectives import MACS
 from qdtune.store.columns import costs_in
@@ -88,6 +88,11 @@ def test_nothing_beside_published_networks_is_explained(run, act_bits, accuracy,
         assert beside(pareto, "mnist") is None
         assert explain_nothing_beside(pareto, "mnist").endswith(told)
     assert explain_nothing_beside(pareto, "toy") == "No published networks are known here for toy."
+
+
+def test_a_mark_is_named_by_a_later_axis_only_if_it_is_not_null():
+    cells = [{"act_bits": bits, "layer_act_bits": listed} for bits, listed in ((None, None), (2, None), (2, "8-2"))]
+    assert [label(row, tuple(row)) for row in cells] == ["afloat", "a2", "a2 layer_act_bits 8-2"]
 
 
 # --- over several costs
