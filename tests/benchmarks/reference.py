@@ -57,9 +57,19 @@ SMALL_IMAGES = (
     ("BitNetMCU", "linear layers", "as they are", 1_884, 0.9586),
     ("BitNetMCU", "linear layers", "as they are", 5_043, 0.9766),
     ("BitNetMCU", "linear layers", "moved", 6_120, 0.9813),
+    ("BitNetMCU", "linear layers", "moved", 7_536, 0.9852),
+    ("BitNetMCU", "linear layers", "moved", 12_608, 0.9901),
+    ("BitNetMCU", "one window of linear layers", "moved", 7_987, 0.9900),
+    ("BitNetMCU", "one window of linear layers", "moved", 8_294, 0.9925),
+    ("BitNetMCU", "one window of linear layers", "moved", 9_933, 0.9937),
     ("BitNetMCU", "depthwise convolutions", "moved", 3_232, 0.9892),
+    ("BitNetMCU", "depthwise convolutions", "moved", 5_360, 0.9906),
+    ("BitNetMCU", "depthwise convolutions", "moved", 7_328, 0.9928),
+    ("BitNetMCU", "depthwise convolutions", "moved", 9_296, 0.9944),
+    ("BitNetMCU", "depthwise convolutions", "moved", 11_264, 0.9955),
+    ("BitNetMCU", "depthwise convolutions", "moved", 13_357, 0.9958),
 )
-CNNS = ("cnn_mnist",)
+CNNS = ("cnn_mnist", "cnn_wide")
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
 
 
@@ -165,16 +175,19 @@ def _overhead() -> Iterator[str]:
 
 def _convolutions() -> Iterator[str]:
     """The front of networks with convolutions, and published ones beside it."""
-    spec = load(SWEEPS / "cnn_mnist.yaml").resolve("mnist")
+    specs = {name: load(SWEEPS / f"{name}.yaml").resolve("mnist") for name in CNNS}
+    of = {trial_id: name for name in CNNS for trial_id in together([name])["trial_id"].to_pylist()}
     front = table_front(together(CNNS)).to_pylist()
-    sizes = {row["trial_id"]: make_trial(spec, row).sizes for row in front}
-    macs = {row["trial_id"]: known_before(make_trial(spec, row))["macs"] for row in front}
-    heads = ["bytes", "weights alone", "MACs", "channels", "bits by layer", "epochs", "validation %", "test %"]
+    trials = {row["trial_id"]: make_trial(specs[of[row["trial_id"]]], row) for row in front}
+    sizes = {trial_id: trial.sizes for trial_id, trial in trials.items()}
+    heads = ["bytes", "weights alone", "MACs", "channels", "bits by layer", "hidden", "others as", "images", "epochs"]
     rows = []
     for row in front:
-        counted = [f"{n:,}" for n in (row["size_bytes"], sizes[row["trial_id"]].weight_bytes, macs[row["trial_id"]])]
-        network = [str(row[name]) for name in ("channels", "layer_bits", "epochs")]
+        trial = trials[row["trial_id"]]
+        counted = [f"{n:,}" for n in (row["size_bytes"], trial.sizes.weight_bytes, known_before(trial)["macs"])]
+        network = [str(row[name]) for name in ("channels", "layer_bits", "hidden", "overhead", "augment", "epochs")]
         rows.append([*counted, *network, *(_interval(row, split) for split in ("val_accuracy", "test_accuracy"))])
+    heads += ["validation %", "test %"]
     yield _markdown(heads, rows)
     heads = ["published", "layers", "images", "weights alone", "test %"]
     heads += ["ours, weights alone", "ours, everything", "test %"]
