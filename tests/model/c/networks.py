@@ -78,7 +78,7 @@ def build(trial: Configuration) -> Model:
     generator = torch.Generator().manual_seed(1)
     settings: dict[str, Any] = {"decomposed": trial.decompose, "norm": trial.batch_norm == "factors"}
     undivided = StepShape.of(trial, trial.info.inputs, outputs, "qat").build_undivided(0)
-    network = decompose(undivided, trial.depth, trial.activation, bias=trial.bias, **settings)
+    network = decompose(undivided, trial.depth, trial.activation, generator=generator, bias=trial.bias, **settings)
     rows = np.random.default_rng(0).integers(0, 256, (100, trial.info.inputs)).astype(np.uint8)
     x = torch.from_numpy(rows).float() / 127.5 - 1
     with torch.no_grad():
