@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,11 +223,23 @@ def _print(out: str, form: Format, exported: Exported) -> None:
         *(column_head(metric, split) for split in ("validation", "test")),
     ]
     printed.print(text_table(heads, rows, left=heads[:1], folded=heads[1:2]))
-    for name, note in exported.notes.items():
-        printed.print(f"{name}: {note}")
+    for subject, note in group_notes(exported.notes, len(models)):
+        printed.print(f"{subject}: {note}")
     closing = f"; {form.closing}" if form.closing else ""
     names = f"TRIAL{form.suffix}, with a card TRIAL{form.card_suffix}"
     printed.print(f"{format_count(len(models), 'model')} in {one_line(out)}: {names}{closing}")
     if poor := [model.name for model in models if model.row["error"]]:  # a row that ended `ok` has a note there
         what = f"{format_count(len(poor), 'model')} started from a warm-up that ended at chance and may know nothing"
         printed.print(f"warning: {what}: {', '.join(poor)}", style="yellow")
+
+
+def group_notes(notes: Mapping[str, str], count: int) -> Iterator[tuple[str, str]]:
+    """Each note once, behind the models that it is about.
+
+    Args:
+        notes: name of a model -> what is said of it.
+        count: of all models.
+    """
+    for note in dict.fromkeys(notes.values()):
+        names = [name for name, other in notes.items() if other == note]
+        yield f"each of {count} models" if len(names) == count > 1 else ", ".join(names), note

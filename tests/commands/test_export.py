@@ -382,6 +382,15 @@ def test_a_file_that_is_wrong_once_written_is_told(swept, tmp_path, capsys, monk
     assert re.fullmatch(rf"error: {tmp_path}/\S* {what}.*\n", err), err
 
 
+def test_what_is_said_of_all_models_is_said_once():
+    alike = {"a": "equal", "b": "equal", "c": "equal"}
+    assert [*export.group_notes(alike, 3)] == [("each of 3 models", "equal")]
+    assert [*export.group_notes(alike, 4)] == [("a, b, c", "equal")]  # nothing is said of the fourth
+    assert [*export.group_notes(alike | {"b": "not compiled"}, 3)] == [("a, c", "equal"), ("b", "not compiled")]
+    assert [*export.group_notes({"a": "equal"}, 1)] == [("a", "equal")]
+    assert [*export.group_notes({}, 2)] == []
+
+
 @pytest.mark.skipif(find_compiler() is None, reason="no C compiler")
 def test_c_is_compiled_and_compared_over_the_test_set(swept, tmp_path, capsys, monkeypatch):
     store, _ = swept
