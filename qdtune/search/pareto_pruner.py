@@ -110,7 +110,7 @@ class _Standings:
     def __init__(self, scores: Callable[[dict[int, float], int], dict[int, float]], sign: int) -> None:
         self.scores, self.sign = scores, sign
         self.trials: list[FrozenTrial] = []
-        self.running: set[int] = set()
+        self.running: dict[int, int] = {}  # number -> how many of its values are read
         self.costs: tuple[np.ndarray, ...] = ()  # each of them by number of the trial, with room for more
         self.groups = np.empty(0)  # the same: the place of its group in `known`
         self.known: dict[tuple[Any, ...], int] = {}
@@ -122,17 +122,19 @@ class _Standings:
         self.trials = trials
         self.groups = _with_room(self.groups, len(trials))
         self.costs = tuple(_with_room(column, len(trials)) for column in self.costs)
-        for number in self.running.union(fresh):
+        for number in [*self.running, *fresh]:
             trial = trials[number]
             if trial.state == TrialState.WAITING:
-                self.running.add(number)
+                self.running[number] = 0
+                continue
+            values = trial.intermediate_values
+            if not trial.state.is_finished() and self.running.get(number) == len(values) > 0:
                 continue
             costs = costs_of(trial)
             self.costs = self.costs or tuple(_with_room(np.empty(0), len(trials)) for _ in costs)
             for column, cost in zip(self.costs, costs, strict=True):
                 column[number] = cost
             self.groups[number] = self.known.setdefault(group_of(trial), len(self.known))
-            values = trial.intermediate_values
             counts = trial.state != TrialState.FAIL and not any(map(math.isnan, values.values()))
             for epoch, score in self.scores(values, self.sign).items():
                 column = self.by_epoch.get(epoch, _EMPTY)
@@ -140,9 +142,9 @@ class _Standings:
                     column = self.by_epoch[epoch] = _with_room(column, len(trials))
                 column[number] = score if counts else -math.inf
             if trial.state.is_finished():
-                self.running.discard(number)
+                self.running.pop(number, None)
             else:
-                self.running.add(number)
+                self.running[number] = len(values)
 
     def find_leader(self, epoch: int, trial: FrozenTrial) -> tuple[float, FrozenTrial | None]:
         """The best score of others of no larger costs at an epoch, and the smallest, oldest trial that has it."""

@@ -122,7 +122,7 @@ class Configuration(_AxisFields):
         """The axes with values as in tables; hidden widths are text: '64-32'."""
         return {name: cell_text(v) if isinstance(v, tuple) else v for name, v in self.values.items()}
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """The axes as one value: the same for all seeds."""
         return tuple(self.cells.values())
