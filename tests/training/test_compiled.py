@@ -35,20 +35,20 @@ def doubled(x, rows, rate):
 
 
 def tensors():
-    return torch.ones(3), torch.tensor([[0]]), torch.tensor(0.5)
+    return torch.ones(1, 3), torch.tensor([[0]]), torch.tensor(0.5)
 
 
 @pytest.mark.slow  # test_cohort.py compiles a step, or finds it; below invented code is kept and found
 def test_machine_code_is_kept_and_found_again(folder, monkeypatch):
     x, batch, rate = tensors()
     compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)(batch, rate)
-    assert x.tolist() == [12.5] * 3
+    assert x.tolist() == [[12.5] * 3]
     (library,) = folder.glob("*.so")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     monkeypatch.setattr(compiled, "build_library", lambda *a: pytest.fail("compiled although it was there"))
     call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
     call(torch.tensor([[1]]), torch.tensor(1.0))
-    assert x.tolist() == [46.0] * 3
+    assert x.tolist() == [[46.0] * 3]
     assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [library.name]
 
 
@@ -80,7 +80,7 @@ from tests.training.test_compiled import DATA, SHAPE, doubled, tensors
 x, batch, rate = tensors()
 call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
 call(batch, rate)
-assert x.tolist() == [12.5] * 3, x
+assert x.tolist() == [[12.5] * 3], x
 print("eager" if "eager" in call.__qualname__ else "compiled", compiled.why_eager())
 """
 
@@ -152,9 +152,9 @@ def test_a_step_that_cannot_be_compiled_runs_all_the_same_and_says_why(folder, m
     x, batch, rate = tensors()
     call = compiled.compile_step(SHAPE, doubled, (x,), DATA, batch, rate)
     call(batch, rate)
-    assert x.tolist() == [12.5] * 3
+    assert x.tolist() == [[12.5] * 3]
     call(torch.tensor([[1]]), torch.tensor(1.0))
-    assert x.tolist() == [46.0] * 3
+    assert x.tolist() == [[46.0] * 3]
     assert compiled.why_eager() == "no compiler"
 
 

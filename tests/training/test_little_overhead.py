@@ -21,7 +21,7 @@ from tests.training.test_cohort import CPU, a_trial
 def test_table_reader_and_graph_find_the_same_class_of_all_test_images_of_mnist(overhead, act_bits):
     runtime = pytest.importorskip("onnxruntime")
     samples, _ = load(["mnist"], default_root(), 5000)
-    phases = {phase: kind(epochs=1, lr=0.01, optimizer="adam") for phase, kind in (("warmup", Warmup), ("qat", Qat))}
+    phases = {phase: kind(epochs=1, lr=0.005, optimizer="adam") for phase, kind in (("warmup", Warmup), ("qat", Qat))}
     data = {"dataset": "mnist", "val_size": 5000, "resolution": 8, "batch_size": 500}
     net = {"depth": 1, "weight_bits": 2, "act_bits": act_bits, "scale": "lsq", "levels": "full", "batch_norm": True}
     trial = a_trial(**net, overhead=overhead, seeds=(0,), **data, **phases)
