@@ -43,7 +43,7 @@ def cache_dir() -> Path:
     return Path(os.devnull) / "qdtune"
 
 
-_own_folders: list[str] = []  # of this process, those of `own_folder` that are in use
+_own_folders: list[str] = []  # made by `own_folder` in this process, and still in use
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,17 +45,14 @@ def find_best_depths(
     name = costs[0].name
     every, whole = (table.select(["weight_bits", name, "depth", "state"]).to_pylist() for table in tables)
     places, found = _list_places(rows, metric, name), []
-    for (n, size), group, shares in zip(
-        places, places.values(), win_shares(metric.sign * values, [*places.values()]), strict=True
-    ):
+    wins = win_shares(metric.sign * values, [*places.values()])
+    for ((n, size), group), shares in zip(places.items(), wins, strict=True):
         top = group[find_top([rows[i] for i in group], metric)]
         best, n_tested = rows[top], np.isfinite(values[top]).sum()
-        depths = np.array([rows[i]["depth"] for i in group])
         firsts = _find_best_rows(rows, group, metric)
         p = test_best(values[firsts.pop(best["depth"])], values[list(firsts.values())], metric)
-        others = [rows[i] for i in firsts.values()] if size is None else []
-        more = tuple(cost for cost in costs if others and _has_more(best, others, cost.name))
-        probabilities = {int(d): float(shares[depths == d].sum()) for d in np.unique(depths)}
+        more = _list_more(best, [rows[i] for i in firsts.values()], costs) if size is None else ()
+        probabilities = _add_shares(np.array([rows[i]["depth"] for i in group]), shares)
         known = probabilities if n_tested > 1 or len(probabilities) == 1 else {}
         here, anywhere = _list_within(every, n, (name, size)), _list_within(whole, n, (name, None))
         ended = _find_missing(here, anywhere, probabilities, name)
@@ -79,9 +77,17 @@ def find_best_depths(
     return _correct_family(by_bits), _correct_family(by_size)
 
 
-def _has_more(best: Mapping[str, Any], others: Iterable[Mapping[str, Any]], cost: str) -> bool:
-    """Whether a row has over 5 % more of a cost than each of some others."""
-    return bool(best[cost] > (1 + SIZES_APART) * max(row[cost] for row in others))
+def _add_shares(depths: NDArray[np.int64], shares: NDArray[np.float64]) -> dict[int, float]:
+    """The share of the draws that each depth wins, given those of its configurations."""
+    return {int(depth): float(shares[depths == depth].sum()) for depth in np.unique(depths)}
+
+
+def _list_more(
+    best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], costs: Sequence[Objective]
+) -> tuple[Objective, ...]:
+    """The costs of which a row has over 5 % more than each of some others; none without others."""
+    most = {cost: max((row[cost.name] for row in others), default=math.inf) for cost in costs}
+    return tuple(cost for cost in costs if best[cost.name] > (1 + SIZES_APART) * most[cost])
 
 
 def _find_missing(
@@ -110,7 +116,8 @@ def _list_places(
 ) -> dict[tuple[int | None, int | None], NDArray[np.int64]]:
     """The bits or the cost of each question about a best depth -> the indices of the rows that it is about.
 
-    The values of the cost are those of the front against it alone, whatever else the front of the sweep is over.
+    The values of the cost are those on the front of the metric against this cost alone, even if the front of the
+    sweep has further costs.
     """
     sizes = np.array([row[cost] for row in rows])
     places: dict[tuple[int | None, int | None], NDArray[np.int64]] = {}

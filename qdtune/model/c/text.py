@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdtune.model.c.steps import INT32
-from qdtune.spec.sizes import FLOAT_BYTES
 
 WIDTHS = (8, 16, 32, 64)
 LINE = 110  # characters of a line of numbers
@@ -65,8 +63,8 @@ class Text:
                 line = "   "
             line += f" {item},"
         lines.append(line)
-        size = len(items) * (FLOAT_BYTES if kind == "float" else int(re.findall(r"\d+", kind)[0]) // 8)
-        self.add_constant(f"{name}[{len(items)}]", kind, "\n" + "\n".join(lines) + "\n", size)
+        size = np.dtype("float32" if kind == "float" else kind.removesuffix("_t")).itemsize
+        self.add_constant(f"{name}[{len(items)}]", kind, "\n" + "\n".join(lines) + "\n", len(items) * size)
 
     def add_constant(self, name: str, kind: str, values: str, size: int) -> None:
         """Adds a constant of a type and a size in bytes, given its initial values."""
