@@ -124,7 +124,7 @@ class Cohort:
         batches = order.view(-1, self.steps, self.batch_size).transpose(0, 1).contiguous().to(self.device)
         if self.phase.augment != "none":
             draw = make_generator(f"{self.purpose} moves", epoch)  # of the epoch: the same for every replica
-            self.inputs.copy_(self.data.distort(self.phase.augment, draw, self.phase.plain_share or 0.0))
+            self.data.distort(self.phase.augment, draw, self.phase.plain_share or 0.0, out=self.inputs)
         self.losses.zero_()
         self.template.train()
         for batch, rate in zip(batches.unbind(), self.rates(epoch).unbind(), strict=True):

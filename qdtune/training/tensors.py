@@ -91,7 +91,9 @@ class Tensors:
             )
         return self._averaged[how]
 
-    def distort(self, augment: str, draw: torch.Generator, plain_share: float = 0.0) -> Tensor:
+    def distort(
+        self, augment: str, draw: torch.Generator, plain_share: float = 0.0, out: Tensor | None = None
+    ) -> Tensor:
         """The training images, each one distorted or plain, as inputs of a network, uint8 (N, I).
 
         They are distorted as they are and then averaged down, `shift` in two steps and the others in one. A pixel of
@@ -99,14 +101,17 @@ class Tensors:
         seeds).
 
         Args:
-            augment, draw, plain_share: as for `distort_images`.
+            augment, draw, plain_share, out: as for `distort_images`.
         """
         whole = self.whole or self
         assert whole.image is not None, "a sweep is refused that augments what is no square image"
         if self.averaging is not None and augment != "shift":
-            return distort_images(self._blurred, augment, draw, whole.image, plain_share, plain=self.train_x)
+            return distort_images(self._blurred, augment, draw, whole.image, plain_share, self.train_x, out)
+        if self.averaging is None:
+            return distort_images(whole.train_x, augment, draw, whole.image, plain_share, out=out)
         images = distort_images(whole.train_x, augment, draw, whole.image, plain_share)
-        return images if self.averaging is None else average_images(images, self.averaging)
+        smaller = average_images(images, self.averaging)
+        return smaller if out is None else out.copy_(smaller)
 
     @cached_property
     def _blurred(self) -> Tensor:

@@ -54,7 +54,8 @@ def begin_qat(data: Tensors, resolution: str, replicas: int) -> Cohort:
 
 
 def distorter(data: Tensors, augment: str, plain_share: float) -> Callable[[], object]:
-    return lambda: data.distort(augment, torch.Generator().manual_seed(0), plain_share)
+    found = torch.empty_like(data.train_x)  # a training fills the same memory in every epoch
+    return lambda: data.distort(augment, torch.Generator().manual_seed(0), plain_share, out=found)
 
 
 def main() -> None:
