@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # pydantic requires it below Python 3.1
 
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.spec.axis import Axis
+from qdtune.spec.blocks import Block
 from qdtune.spec.checks import choice, whole
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.values import NO_WIDTHS, Frozen, NumberValues, Rate, Some, Values, Widths, as_list, cell_text
@@ -409,6 +410,21 @@ BIAS = Axis(
     words=lambda name: "" if name == "all" else "no biases",
     asked="bias {}",
 )
+BLOCKS = Axis(
+    "blocks",
+    Annotated[Some[Block], BeforeValidator(as_list)] | None,
+    None,
+    "structure",
+    "string",
+    "blocks of a `cnn` in turn; null: those of `model.blocks`",
+    place=21,
+    since=11,
+    before=None,
+    tag="{}",
+    words=lambda cell: "" if cell is None else f"blocks {cell}",
+    asked="blocks {}",
+    of_cell=lambda cell: None if cell is None else tuple(cell.split("-")),
+)
 AXES = (
     DEPTH,
     WEIGHT_BITS,
@@ -431,6 +447,7 @@ AXES = (
     LAYER_ACT_BITS,
     OVERHEAD,
     BIAS,
+    BLOCKS,
 )
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)

@@ -12,8 +12,9 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from qdtune.spec.checks import matching
 from qdtune.spec.structure import LayerShape, Structure, mlp_structure
 
 DEFAULT_BLOCKS = ("conv 8", "dw", "pool", "dw", "pool")
@@ -60,6 +61,9 @@ def read_block(text: str) -> str | None:
     """The block in canonical form; None if it is none."""
     words = " ".join(text.split())
     return words if _BLOCK.fullmatch(words) else None
+
+
+Block = Annotated[str, matching(BLOCK_WORDS, read_block)]
 
 
 def has_channels(blocks: Sequence[str]) -> bool:

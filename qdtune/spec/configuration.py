@@ -28,7 +28,7 @@ RESULTS_VERSION = 1  # raise it when the same configuration gives other numbers:
 # The float warm-up does not depend on these: quantisation and QAT.
 _NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage in LATER_STAGES} | {"inputs", "qat"})
 _LATER_FIELDS: dict[str, Any] = {"task": CLASSIFICATION.name, "metric": ACCURACY.name, "normalize": "none"}
-_LATER_FIELDS |= {"blocks": None, "padding": None}
+_LATER_FIELDS |= {"padding": None}
 # The axes that belong to a training phase are fields of that phase.
 _AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 
@@ -66,7 +66,8 @@ class Configuration(_AxisFields):
         own_model, own_data: the user's model and data, if these come from factories.
         task, metric: what it is trained for, and by what it is judged.
         normalize: of rows that are not uint8, see `choices.NORMALIZATIONS`.
-        blocks, padding: of a `cnn`, see `spec/blocks.py`; None: it is an `mlp` or the user's own model.
+        model_blocks, padding: of a `cnn`, see `spec/blocks.py`; None: it is an `mlp` or the user's own model.
+            The axis `blocks` replaces `model_blocks`.
     """
 
     batch_norm: bool | str
@@ -81,7 +82,7 @@ class Configuration(_AxisFields):
     task: str = CLASSIFICATION.name
     metric: str = ACCURACY.name
     normalize: str = "none"
-    blocks: tuple[str, ...] | None = None
+    model_blocks: tuple[str, ...] | None = None
     padding: str | None = None
 
     @cached_property
@@ -150,8 +151,13 @@ class Configuration(_AxisFields):
         return found[0] if len(set(found)) == 1 else found
 
     @property
-    def has_bits_for_its_layers(self) -> bool:
-        """Whether `layer_bits` and `layer_act_bits`, if they are given, have an entry for each layer."""
+    def is_possible(self) -> bool:
+        """Whether its blocks fit its images, and `layer_bits` and `layer_act_bits` have an entry for each layer."""
+        if self.blocks is not None:
+            try:
+                assert self.cnn_layers
+            except ValueError:
+                return False
         listed = [bits for bits in (self.layer_bits, self.layer_act_bits) if bits is not None]
         return not listed or {len(bits) for bits in listed} == {len(self.structure.layers)}
 
@@ -175,13 +181,18 @@ class Configuration(_AxisFields):
         return mlp_structure(info.inputs, self.hidden, outputs, self.batch_norm, normalised, self.bias)
 
     @property
+    def cnn_blocks(self) -> tuple[str, ...] | None:
+        """The blocks of a `cnn`, by the axis `blocks` or the model; None if it is none."""
+        return self.model_blocks if self.blocks is None else self.blocks
+
+    @property
     def cnn_layers(self) -> tuple[CnnLayer, ...] | None:
         """The layers before the hidden ones, if it is a `cnn`."""
-        if self.blocks is None:
+        if (blocks := self.cnn_blocks) is None:
             return None
         image = self._whole_info.pixels_at(self.resolution)
         assert image is not None, "a sweep file with other data is refused"
-        return list_cnn_layers(self.blocks, self.channels, self.padding or PADDINGS[0], image)
+        return list_cnn_layers(blocks, self.channels, self.padding or PADDINGS[0], image)
 
     @property
     def info(self) -> DatasetInfo:
@@ -209,7 +220,7 @@ class Configuration(_AxisFields):
             "trial_id": self.trial_id,
             **self.cells,
             "dataset": self.dataset,
-            "model": self.own_model.factory if self.own_model else "mlp" if self.blocks is None else "cnn",
+            "model": self.own_model.factory if self.own_model else "mlp" if self.model_blocks is None else "cnn",
             **known_before(self),
             "inner_dims": self.structure.inner_dims(self.depth, self.decompose),
         }
@@ -237,7 +248,9 @@ class Configuration(_AxisFields):
                 key = axis.home[-1] if axis.phase else axis.name
                 if group[key] == axis.before:
                     del group[key]
-        return data | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
+        del data["model_blocks"]
+        blocks = {} if self.cnn_blocks is None else {"blocks": list(self.cnn_blocks)}
+        return data | blocks | phases | {"hidden": list(self.hidden), "seeds": list(self.seeds)}
 
 
 def _digest(data: Mapping[str, Any]) -> str:

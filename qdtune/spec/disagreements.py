@@ -12,6 +12,7 @@ from qdtune.spec.axes import (
     ACT_BITS,
     AXES,
     BIAS,
+    BLOCKS,
     CHANNELS,
     LAYER_ACT_BITS,
     LAYER_BITS,
@@ -153,8 +154,7 @@ def _list_data_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterat
 
 def _list_block_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Iterator[tuple[KeyPath, str]]:
     """What a `cnn` cannot be built for: data without images, and images too small for its blocks."""
-    blocks = spec.model.blocks
-    if blocks is None:
+    if spec.model.blocks is None:
         return
     if info.pixels is None:
         what = (
@@ -164,19 +164,28 @@ def _list_block_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Itera
         return
     sizes = [value for _, value in _list_values(spec, RESOLUTION)]
     fit = [size for size in sizes if RESOLUTION.misfit is None or RESOLUTION.misfit(size, info) is None]
-    image = min((info.pixels_at(size) or info.pixels for size in fit), default=info.pixels)
-    try:
-        list_cnn_layers(blocks, None, spec.model.padding or PADDINGS[0], image)
-    except ValueError as error:
-        yield ("model", "blocks"), str(error)
+    images = [info.pixels_at(size) or info.pixels for size in fit] or [info.pixels]
+    for path, blocks in _list_values(spec, BLOCKS):
+        # Blocks of the axis have to fit one image: a configuration in which they do not fit is not run.
+        image = max(images) if blocks else min(images)
+        try:
+            list_cnn_layers(blocks or spec.model.blocks, None, spec.model.padding or PADDINGS[0], image)
+        except ValueError as error:
+            yield path if blocks else ("model", "blocks"), str(error)
 
 
 def _list_channel_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
-    if all(value is None for _, value in _list_values(spec, CHANNELS)):
-        return
+    listed = [value for _, value in _list_values(spec, BLOCKS)]
+    has_more = any(value is not None for _, value in _list_values(spec, CHANNELS))
     if spec.model.blocks is None:
-        yield ("parameters", CHANNELS.name), "is for model cnn only (or null)"
-    elif not has_channels(spec.model.blocks):
+        named = {CHANNELS: has_more, BLOCKS: any(blocks is not None for blocks in listed)}
+        yield from (
+            (("parameters", axis.name), "is for model cnn only (or null)") for axis, is_set in named.items() if is_set
+        )
+        return
+    if None in listed and spec.model.blocks in listed:
+        yield ("parameters", BLOCKS.name), "has null and what it means, the list of model.blocks (one of them)"
+    if has_more and not all(has_channels(blocks or spec.model.blocks) for blocks in listed):
         yield ("parameters", CHANNELS.name), "has no effect: no block names a number of channels (or null)"
 
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.datasets.known import DATASET_NAMES, dataset_of
 from qdtune.spec.axes import AUGMENT, HIDDEN
-from qdtune.spec.blocks import BLOCK_WORDS, DEFAULT_BLOCKS, PADDINGS, read_block
+from qdtune.spec.blocks import BLOCK_WORDS, DEFAULT_BLOCKS, PADDINGS, Block
 from qdtune.spec.checks import choice, flag, matching, number, share, whole
 from qdtune.spec.choices import COMPILES, NORMALIZATIONS, NORMS, ORDERS
 from qdtune.spec.loggers import LOGGER_NAMES
@@ -61,7 +61,6 @@ Constraint = Annotated[
 Factory = Annotated[str, matching("package.module:function", _factory)]
 Digest = Annotated[str, matching("64 hexadecimal digits", _digest)]
 Count = Annotated[int, whole(1, 2**40)]
-Block = Annotated[str, matching(BLOCK_WORDS, read_block)]
 MODEL_NAMES = ("mlp", "cnn")
 
 
@@ -147,7 +146,7 @@ class ModelGroup(Plugged):
         name: linear layers with ReLU between them; `cnn`: convolutions with ReLU before them
         hidden: widths of the hidden layers before the split
         batch_norm: batch normalisation after each hidden layer and convolution; `factors`: also between factors
-        blocks: of a `cnn`, in turn; null: `[conv 8, dw, pool, dw, pool]`
+        blocks: of a `cnn`, in turn, if the axis `blocks` has none; null: `[conv 8, dw, pool, dw, pool]`
         padding: of the convolutions of a `cnn`, with zeros: none, or so that images keep their size; null: none
     """
 

@@ -19,6 +19,12 @@ from qdtune.spec.points import Point, list_points
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
 
+# What a network that can be built keeps, by the axes that may break it.
+_MISFITS = {
+    "bits of layers: one entry for each layer": ("layer_bits", "layer_act_bits"),
+    "blocks: no larger than the image that they get": ("blocks",),
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -31,7 +37,7 @@ class Plan:
         points: how many points of the space were examined.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
         infeasible: how many of the other points broke a constraint or are misfits.
-        misfits: how many points have `layer_bits` or `layer_act_bits` for another number of layers.
+        misfits: how many points are networks that cannot be built, see `Configuration.is_possible`.
     """
 
     spec: Spec
@@ -44,7 +50,8 @@ class Plan:
     @property
     def broken(self) -> list[str]:
         """What the infeasible points break."""
-        return [*self.spec.constraints, *(["bits of layers: one entry for each layer"] if self.misfits else [])]
+        may_misfit = [text for text, names in _MISFITS.items() if any(_is_set(self.spec, name) for name in names)]
+        return [*self.spec.constraints, *(may_misfit if self.misfits else [])]
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
@@ -118,7 +125,7 @@ def plan(spec: Spec) -> Plan:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
-        if not trial.has_bits_for_its_layers:
+        if not trial.is_possible:
             misfits += 1
             continue
         if any(measure_excess(text, trial) > 0 for text in spec.constraints):
@@ -129,19 +136,23 @@ def plan(spec: Spec) -> Plan:
             break
     if not trials:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise user_error(f"{what}, {misfits} have bits for another number of layers" if misfits else what)
+        raise user_error(f"{what}, {misfits} are networks that cannot be built" if misfits else what)
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     trials = put_warmups_first(sort_trials(trials, spec.run.order))
     return Plan(spec, trials, points, excluded, infeasible + misfits, misfits)
 
 
+def _is_set(spec: Spec, axis: str) -> bool:
+    return spec.axes[axis].choices != (None,)
+
+
 def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:
     """Each rule of `exclude` and `constraints` as text, and how far the trial breaks it; 0 or less if it does not."""
     excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
-    if not trial.has_bits_for_its_layers:  # it has no bytes
-        return excluded | {"layer_bits": 1.0} | dict.fromkeys(spec.constraints, 1.0)
-    if any(spec.axes[name].choices != (None,) for name in ("layer_bits", "layer_act_bits")):
-        excluded["layer_bits"] = 0.0
+    if not trial.is_possible:  # it has no bytes
+        return excluded | {"is_possible": 1.0} | dict.fromkeys(spec.constraints, 1.0)
+    if any(_is_set(spec, name) for names in _MISFITS.values() for name in names):
+        excluded["is_possible"] = 0.0
     return excluded | {text: measure_excess(text, trial) for text in spec.constraints}
 
 
@@ -233,7 +244,7 @@ def _trial(spec: Spec, point: Point, seeds: tuple[int, ...] | None = None) -> Co
         task=spec.task.name,
         metric=spec.metric.name,
         normalize=spec.data.normalize,
-        blocks=spec.model.blocks,
+        model_blocks=spec.model.blocks,
         padding=spec.model.padding,
     )
 

@@ -3,8 +3,9 @@
 import pytest
 
 from qdtune.messages import SpecError
+from qdtune.spec.axes import BLOCKS
 from qdtune.spec.blocks import CnnLayer, cnn_structure, list_cnn_layers
-from qdtune.spec.plan import plan
+from qdtune.spec.plan import list_violations, make_trial, plan
 from qdtune.spec.sweep_file import loads
 
 FILE = b"""
@@ -48,6 +49,48 @@ def test_blocks_become_layers():
     )
     same = list_cnn_layers(("conv 8 5x5", "dw /2"), None, "same", (1, 28, 28))
     assert [layer.output for layer in same] == [(8, 28, 28), (8, 14, 14)]
+
+
+AXIS = "parameters.blocks={values: [[conv   4, pool, mean], [conv 8 5x5 /2, dw]]}"
+
+
+def test_blocks_may_be_an_axis():
+    planned = plan(spec(AXIS, "parameters.channels={values: [null, 6]}"))
+    assert {(one.label, one.columns["model"]) for one in planned.trials} == {
+        ("d1 w4 identity hnone conv 4-pool-mean", "cnn"),
+        ("d1 w4 identity hnone c6 conv 4-pool-mean", "cnn"),
+        ("d1 w4 identity hnone conv 8 5x5 /2-dw", "cnn"),
+        ("d1 w4 identity hnone c6 conv 8 5x5 /2-dw", "cnn"),
+    }
+    assert {one.structure.layers[0].outputs for one in planned.trials} == {4, 6, 8}
+    for one in planned.trials:
+        assert BLOCKS.of_cell(one.cells["blocks"]) == one.blocks
+        assert make_trial(planned.spec, one.cells).trial_id == one.trial_id
+
+
+def test_a_network_has_one_id_however_its_blocks_are_written():
+    """Results of a sweep of one list of blocks count in one of several."""
+    (alone,) = plan(spec("model.blocks=[conv 4, pool, mean]")).trials
+    axis = plan(spec(AXIS)).trials
+    assert [one.trial_id == alone.trial_id for one in axis].count(True) == 1
+    assert len({one.warmup_id for one in axis}) == len({one.warmup_key for one in axis}) == 2
+
+
+def test_blocks_that_do_not_fit_an_image_are_not_run():
+    small = "parameters.resolution={values: [4, 28]}"
+    planned = plan(spec(AXIS, small))
+    assert {(one.resolution, one.blocks[0]) for one in planned.trials} == {
+        (4, "conv 4"),
+        (28, "conv 4"),
+        (28, "conv 8 5x5 /2"),
+    }
+    assert (planned.infeasible, planned.broken) == (1, ["blocks: no larger than the image that they get"])
+    axes = "blocks: {values: [[conv 8], [conv 8, dw]]}, layer_bits: {value: [2, 4, 4]}, weight_bits: {value: 4}"
+    planned = plan(spec(f"parameters={{{axes}}}", "model.hidden=[]"))
+    assert ([one.blocks for one in planned.trials], planned.infeasible) == ([("conv 8", "dw")], 1)
+    searched = spec(AXIS, small, "method=tpe", "run_cap=2")
+    violations = [list_violations(searched, one)["is_possible"] for one in plan(spec(AXIS)).trials]
+    assert violations == [0.0, 0.0]
 
 
 def test_a_small_network_slides_over_the_image():
@@ -111,6 +154,16 @@ def test_configurations_of_a_cnn_say_so():
         ),
         (["model.blocks=[conv 8 2x2]", "model.padding=same"], "'conv 8 2x2' has an even kernel"),
         (["model.blocks=[dw, pool]", "parameters.channels={value: 4}"], "has no effect: no block names a number"),
+        (["parameters.blocks={values: [[conv 8], [cnv 8]]}"], "'cnv 8' is not allowed ("),
+        (["parameters.blocks={value: []}"], "empty list ("),
+        (["parameters.blocks={values: [[conv 8], [conv   8]]}"], "conv 8 appears twice"),
+        (["parameters.blocks={value: [conv 8 30x30]}"], "'conv 8 30x30' is larger than the 28 x 28 pixels"),
+        (
+            ["parameters.blocks={values: [null, [conv 8]]}", "model.blocks=[conv 8]"],
+            "has null and what it means, the list of model.blocks (one of them)",
+        ),
+        (["parameters.blocks={value: [conv 8]}", "model={name: mlp}"], "is for model cnn only (or null)"),
+        (["parameters={blocks: {values: [[conv 8], [dw]]}, channels: {value: 4}}"], "has no effect: no block names"),
         (["model={name: mlp}", "parameters.channels={value: 4}"], "is for model cnn only (or null)"),
         (
             ["parameters.channels={min: 2, max: 9}", "method=random", "run_cap=3", "model={name: mlp}"],

@@ -110,6 +110,7 @@ def test_smallest_file_has_the_defaults_of_the_example() -> None:
         "layer_act_bits": (None,),
         "overhead": ("float32",),
         "bias": ("all",),
+        "blocks": (None,),
     }
     assert spec.train == good().train
     assert spec.resources == good().resources
@@ -921,6 +922,7 @@ CHANGED: dict[str, Any] = {
     "resolution": 8,
     "channels": 4,
     "blocks": ("conv 8", "pool"),
+    "model_blocks": ("conv 4", "pool"),
     "padding": "same",
     "first_bits": 8,
     "last_bits": 8,

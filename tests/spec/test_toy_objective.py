@@ -8,7 +8,7 @@ from qdtune.spec.tasks import ACCURACY
 from qdtune.sweep.loggers import final_numbers
 from tests.toy import ROOT, copy_package, evaluate, run
 
-ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=10, is_cost=True)
+ENTRY = """TOY = Objective("toy", "{direction}", "steps", "a toy", lambda c: 10 * c.depth, since=99, is_cost=True)
 OBJECTIVES = (
 """
 SWEEP = """version: 1
@@ -70,7 +70,7 @@ def tree(tmp_path_factory, direction):
 def test_everything_follows_from_the_entry(tree, direction):
     found = evaluate(tree, SCRIPT)
     best, worst = (1, 3) if direction == "minimize" else (3, 1)
-    assert (found["columns"], found["version"]) == ([True, True], 10)
+    assert (found["columns"], found["version"]) == ([True, True], 99)
     assert found["ranks"] == {str(best): 1, "2": 2, str(worst): 3}  # their accuracies and bytes are the same
     assert found["p_front"] == {str(best): 1.0, "2": 0.0, str(worst): 0.0}
     heads, rows = found["table"]

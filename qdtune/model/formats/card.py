@@ -39,7 +39,7 @@ def make_card(model: TrainedModel, form: Format, file: str, file_bytes: int) -> 
         "configuration": {axis: entry[axis] for axis in AXIS_NAMES},
         "model": entry["model"],
         "batch_norm": trial.batch_norm,
-        **({"blocks": list(trial.blocks), "padding": trial.padding} if trial.blocks else {}),
+        **({"blocks": list(trial.cnn_blocks), "padding": trial.padding} if trial.cnn_blocks else {}),
         "training": training,
         "task": task.name,
         "outputs": task.answers,
