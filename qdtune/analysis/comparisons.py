@@ -16,6 +16,7 @@ import numpy as np
 
 from qdtune.analysis.behind import CurveBook
 from qdtune.analysis.comparison import OBSTACLES, Comparison, largest_difference
+from qdtune.spec.axes import HIDDEN, OUTLINED
 from qdtune.spec.metric_text import format_differences, say_difference
 from qdtune.spec.tasks import Metric
 from qdtune.spec.values import cell_text
@@ -190,10 +191,11 @@ def _find_flags(comparison: Comparison, pairs: Pairs) -> Iterator[str]:
     if capped:
         a, b = capped[0]
         yield f"the last layer has rank {a} instead of {b}"
-    widths = [(str(a), str(b)) for a, b in ([s.key["hidden"] for s in pair] for pair in pairs) if a != b]
-    if widths:
-        one_width, other_width = min(widths)
-        yield f"hidden width {one_width} instead of {other_width}, for equal bytes"
+    for axis in OUTLINED:
+        values = [[cell_text(side.key[axis.name]) for side in pair] for pair in pairs]
+        if different := [(one, other) for one, other in values if one != other]:
+            what = "hidden width" if axis is HIDDEN else axis.name
+            yield f"{what} {' instead of '.join(min(different))}, for equal bytes"
     if comparison.scale == "minmax" and comparison.weight_bits == 2:
         yield "minmax at 2 bits rounds about 95 % of the first layer to zero, which may be the reason"
     apart = [(one.size - other.size) / min(one.size, other.size) for one, other in pairs if one.size and other.size]

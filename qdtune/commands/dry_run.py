@@ -12,7 +12,7 @@ from qdtune.datasets.dataset import DataError
 from qdtune.datasets.known import dataset_of
 from qdtune.machine import count_cpus, count_gpus
 from qdtune.messages import format_count, name_option, one_line, user_error
-from qdtune.spec.axes import find_varying, short_label
+from qdtune.spec.axes import BLOCKS, HIDDEN, find_varying, short_label
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import Plan
@@ -234,7 +234,8 @@ def _partner_facts(spec: Spec, planned: Plan) -> Facts:
         count = f"{which} {format_count(len(asked), 'comparison')} of depths"
         least = min(one.baseline for one in asked)
         what = f"no network of depth {least} and equal size (within {100 * SIZES_APART:g} %)"
-        yield "  note", f"{count} find {what}: give depth {least} more widths, see parameters.hidden"
+        where = HIDDEN.name if spec.model.blocks is None else BLOCKS.name
+        yield "  note", f"{count} find {what}: give depth {least} more widths, see parameters.{where}"
 
 
 def _configuration_facts(planned: Plan, lists_all: bool) -> Facts:

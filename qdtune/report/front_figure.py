@@ -213,10 +213,14 @@ def right_edge(rows: Sequence[Row], field: str = "size") -> float:
 
 def _published_layers(metric: Metric, others: Sequence[Published], size: Any, height: Any) -> list[Any]:
     """Published networks as named crosses."""
-    rows = [{"size": o.size_bytes, "error": error(metric, o.test_accuracy)} | o._asdict() for o in others]
+    rows: list[Row] = []
+    for other in others:  # by ascending size; there is no room for a name at each of a system
+        name = "" if any(row["system"] == other.system for row in rows) else other.system
+        drawn = {"size": other.size_bytes, "error": error(metric, other.test_accuracy), "name": name}
+        rows.append(drawn | other._asdict())
     base = alt.Chart(alt.Data(values=rows)).encode(x=size, y=height)
     tips = ["system:N", alt.Tooltip("test_accuracy:Q", title="test", format=number_format(metric))]
     tips += [alt.Tooltip("size:Q", title="bytes", format=","), "source:N"]
     cross = base.mark_point(shape="cross", angle=45, size=60, filled=True, color="black").encode(tooltip=tips)
-    text = base.mark_text(align="right", dx=-8, fontSize=10).encode(text="system:N")
+    text = base.mark_text(align="right", dx=-8, fontSize=10).encode(text="name:N")
     return [cross, text] if others else []

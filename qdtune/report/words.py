@@ -23,10 +23,8 @@ from qdtune.report.conclusions import (
 from qdtune.report.published import Published, published
 from qdtune.report.tables import Table, full_table
 from qdtune.spec.axes import (
-    ACT_BITS,
     AXIS_NAMES,
     HIDDEN,
-    LAYER_ACT_BITS,
     SHIPPED,
     decisive_axes,
     label,
@@ -36,6 +34,7 @@ from qdtune.spec.choices import FLOAT_BITS, FRONT_QUESTION
 from qdtune.spec.metric_text import format_metric
 from qdtune.spec.objectives import say_amount, say_front
 from qdtune.spec.tasks import Metric
+from qdtune.spec.values import NO_WIDTHS
 from qdtune.store.columns import metric_in
 from qdtune.store.releases import describe_releases
 from qdtune.store.tables import Table as Arrow
@@ -133,42 +132,51 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
         dataset: on which all are judged.
     """
     metric = metric_in(pareto)
-    others = published(dataset, metric)
+    pairs = match_published(pareto, dataset)
+    rows = []
+    for other, row in pairs:
+        theirs = [f"{other.weight_bytes:,}", format_metric(metric, other.test_accuracy)]
+        rows.append([other.system, f"{other.kind}, {other.pixels} px", *theirs, *_describe_match(other, row, metric)])
+    heads = ["published", "kind", "bytes", "test", "ours", "bytes", "test", "share"]
+    is_any = any(row for _, row in pairs)
+    return Table("The smallest of our networks that is at least as accurate", heads, rows) if is_any else None
+
+
+def match_published(pareto: Arrow, dataset: str) -> list[tuple[Published, dict[str, Any] | None]]:
+    """Published networks by ascending size, each with our row as of `beside`; None if no network is so accurate."""
+    metric = metric_in(pareto)
     ours = rows_known(pareto, "pareto_rank").to_pylist()
-    rows, is_any_matched = [], False
-    for other in others:
-        mine = [row for row in ours if most_input_bits(row) <= (other.act_bits or FLOAT_BITS)]
-        costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in mine]).reshape(-1, 2)
-        best = [row for row, first in zip(mine, front(costs), strict=True) if first]
-        as_good = [row for row in best if (row[metric.test] or 0) >= other.test_accuracy]
-        is_any_matched |= bool(as_good)
-        theirs = format_metric(metric, other.test_accuracy)
-        rows.append([other.system, f"{other.weight_bytes:,}", theirs, *_matched(other, as_good, metric)])
-    heads = ["published", "bytes", "test", "ours", "bytes", "test", "share"]
-    return Table("The smallest of our networks that is at least as accurate", heads, rows) if is_any_matched else None
+    fronts: dict[int, list[dict[str, Any]]] = {}
+    pairs = []
+    for other in published(dataset, metric):
+        most = other.act_bits or FLOAT_BITS
+        if most not in fronts:
+            mine = [row for row in ours if most_input_bits(row) <= most]
+            costs = np.array([[-metric.sign * row[metric.val], row["size_bytes"]] for row in mine]).reshape(-1, 2)
+            fronts[most] = [row for row, is_first in zip(mine, front(costs), strict=True) if is_first]
+        as_good = [row for row in fronts[most] if (row[metric.test] or 0) >= other.test_accuracy]
+        pairs.append((other, min(as_good, key=lambda row: row["size_bytes"], default=None)))
+    return pairs
 
 
 def explain_nothing_beside(pareto: Arrow, dataset: str) -> str:
     """Why `beside` has no table for these two, in a sentence."""
-    others = published(dataset, metric_in(pareto))
-    if not others:
+    if not published(dataset, metric_in(pareto)):
         return f"No published networks are known here for {dataset}."
-    most = max(other.act_bits or FLOAT_BITS for other in others)
-    ours = rows_known(pareto, "pareto_rank").to_pylist()
-    if all(most_input_bits(row) > most for row in ours):
-        few = format_count(most, "bit")
-        ours_have = f"ours more (`{ACT_BITS.name}`, `{LAYER_ACT_BITS.name}`)"
-        return f"No published network is compared with ours: their inputs have at most {few}, {ours_have}."
     return "None of our networks with inputs of as few bits is as accurate as a published one."
 
 
-def _matched(other: Published, as_good: list[dict[str, Any]], metric: Metric) -> list[str]:
-    if not as_good:
+def _describe_match(other: Published, row: dict[str, Any] | None, metric: Metric) -> list[str]:
+    if row is None:
         return ["none", "-", "-", "-"]
-    row = min(as_good, key=lambda row: row["size_bytes"])
-    name = f"{row['hidden']} {label(decisive_axes(row), _NAMED_BESIDE)}"
     share = row["size_bytes"] / other.weight_bytes
-    return [name, f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
+    return [name_network(row), f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
+
+
+def name_network(row: dict[str, Any]) -> str:
+    """A row of a Pareto table by all axes that decide about the network that is shipped."""
+    widths = "" if row["hidden"] == NO_WIDTHS else f"{row['hidden']} "
+    return f"{widths}{label(decisive_axes(row), _NAMED_BESIDE)}"
 
 
 def questions(run: Run) -> list[Question]:

@@ -10,6 +10,7 @@ others, and the few functions below only read the list.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, make_dataclass
@@ -244,6 +245,7 @@ HIDDEN = Axis(
     place=9,
     home=("model", "hidden"),
     tag="h{}",
+    outline=lambda cell: 0 if cell == NO_WIDTHS else len(str(cell).split("-")),
     of_cell=lambda cell: () if cell == NO_WIDTHS else tuple(int(width) for width in cell.split("-")),
 )
 WARMUP_LR = Axis(
@@ -313,6 +315,7 @@ CHANNELS = Axis(
     since=7,
     before=None,
     tag="c{}",
+    outline=lambda n: "",
     words=lambda n: "channels as written" if n is None else f"{n} channels",
 )
 FIRST_BITS = Axis(
@@ -422,7 +425,7 @@ BLOCKS = Axis(
     before=None,
     tag="{}",
     words=lambda cell: "" if cell is None else f"blocks {cell}",
-    asked="blocks {}",
+    outline=lambda cell: cell and re.sub(r"\b(conv|pw) \d+", r"\1", cell),
     of_cell=lambda cell: None if cell is None else tuple(cell.split("-")),
 )
 AXES = (
@@ -452,6 +455,7 @@ AXES = (
 
 AXIS_NAMES = tuple(axis.name for axis in AXES)
 SHOWN = tuple(sorted(AXES, key=lambda axis: axis.place))  # as text tables have them
+OUTLINED = tuple(axis for axis in AXES if axis.outline)
 ASKED_AT = tuple(axis.name for axis in AXES if axis.asked)
 # The axes that decide about the network that is shipped, and not only about how well it is trained.
 SHIPPED = tuple(axis.name for axis in AXES if axis.stage in ("structure", "quantisation"))

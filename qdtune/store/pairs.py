@@ -14,7 +14,7 @@ from itertools import combinations, groupby
 from typing import Any
 
 from qdtune.datasets.known import find_dataset
-from qdtune.spec.axes import AXIS_NAMES, HIDDEN, decisive_axes
+from qdtune.spec.axes import AXIS_NAMES, HIDDEN, OUTLINED, decisive_axes
 from qdtune.spec.objectives import COSTS, SIZE_BYTES
 from qdtune.spec.structure import mlp_structure
 from qdtune.spec.tasks import AUTOENCODER, CLASSIFICATION, Metric
@@ -75,9 +75,9 @@ class Side:
         return math.fsum(self.measured[seed] for seed in seeds) / len(seeds)
 
     @property
-    def layers(self) -> int:
-        """The number of hidden layers."""
-        return len(HIDDEN.of_cell(self.key["hidden"]))
+    def outline(self) -> tuple[Any, ...]:
+        """Its layers without their widths."""
+        return tuple(axis.outline(self.key[axis.name]) for axis in OUTLINED if axis.outline)
 
     @property
     def head_rank(self) -> int | None:
@@ -163,20 +163,22 @@ class Baselines:
         return [(side, index[side.values(names)]) for side in others if side.values(names) in index]
 
     def find_pairs_of_equal_size(self, others: Sequence[Side], names: tuple[str, ...]) -> list[tuple[Side, Side]]:
-        """The pairs of `find_pairs`; if sizes are too far apart or a baseline is missing, hidden widths may differ.
+        """The pairs of `find_pairs`; if sizes are too far apart or a baseline is missing, widths may differ.
 
-        Such a side gets the baseline of the nearest size with the same number of hidden layers, if its size is near
-        enough. Depths are compared at equal bytes, and at few bits the parameters between the factors take many.
+        Such a side gets the baseline of the nearest size with the same layers but for their widths
+        (`Axis.outline`), if its size is near enough. Depths are compared at equal bytes, and at few bits the
+        parameters between the factors take many.
         """
-        free, index = tuple(name for name in names if name != "hidden"), self.index_by(names)
+        widths = {axis.name for axis in OUTLINED}
+        free, index = tuple(name for name in names if name not in widths), self.index_by(names)
         similar: dict[tuple[Any, ...], list[Side]] = {}
         for one in self.sides:
-            similar.setdefault((*one.values(free), one.layers), []).append(one)
+            similar.setdefault((*one.values(free), one.outline), []).append(one)
         found = []
         for side in others:
             best, size = index.get(side.values(names)), side.size
             if size and (best is None or find_obstacle(side, best) == "size"):
-                candidates = similar.get((*side.values(free), side.layers), [])
+                candidates = similar.get((*side.values(free), side.outline), [])
                 choices = [(abs(one.size - size), one.size, one) for one in candidates if one.size]
                 nearest = min(choices, key=lambda entry: entry[:2], default=None)
                 if nearest and find_obstacle(side, nearest[-1]) != "size":

@@ -327,6 +327,28 @@ def test_depths_of_other_widths_are_compared_where_their_sizes_are_equal():
     assert (alone.verdict, alone.reason) == ("refused", "sizes differ by more than 5 %")
 
 
+def test_convolutions_of_other_widths_are_compared_where_their_sizes_are_equal():
+    """Of the same blocks but for their channels, however these are given."""
+    narrow, wide = "conv 8 5x5-pw 8-mean", "conv 10 5x5-pw 12-mean"
+    deep = configuration(2, 1, [0.9, 0.9], blocks=narrow, hidden="none", size_bytes=1200)
+    rows = [
+        configuration(1, 1, [low, low + 0.001], blocks=blocks, channels=channels, hidden="none", size_bytes=size)
+        for blocks, channels, size, low in [
+            (narrow, None, 1000, 0.1),
+            (wide, None, 1170, 0.8),
+            (narrow, 12, 1260, 0.3),
+            ("conv 10 3x3-pw 12-mean", None, 1200, 0.2),
+            ("conv 10 5x5-pw 12", None, 1200, 0.2),
+        ]
+    ]
+    random.Random(1).shuffle(rows)
+    found = one(table(deep, *rows))
+    assert (found.n_pairs, found.baseline_bytes) == (1, 1170)
+    assert found.flags[0] == f"blocks {narrow} instead of {wide}, for equal bytes"
+    scaled = one(table(deep, *[those for those in rows if those[0]["blocks"] != wide]))
+    assert (scaled.baseline_bytes, scaled.flags[0]) == (1260, "channels null instead of 12, for equal bytes")
+
+
 def test_sizes_further_apart_than_a_twentieth_are_refused_and_a_hundredth_is_said():
     def sized(size):
         return one(table(configuration(1, 4, 0.8 + noise(0)), configuration(2, 4, 0.9 + noise(1), size_bytes=size)))

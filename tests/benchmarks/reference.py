@@ -22,7 +22,7 @@ from qdtune.analysis.comparison import Comparison
 from qdtune.analysis.run import Run
 from qdtune.report.page import images
 from qdtune.report.plot_data import sheet
-from qdtune.report.words import beside
+from qdtune.report.words import match_published, name_network
 from qdtune.spec.axes import OVERHEAD
 from qdtune.spec.metric_text import half_interval
 from qdtune.spec.objectives import known_before
@@ -36,39 +36,14 @@ from tests.schemas import HISTORY, PARETO, TRIALS
 FOLDER = Path(__file__).parents[2] / "sweeps" / "reference"
 SWEEPS = FOLDER.parent
 FIGURES = FOLDER.parents[1] / "docs" / "figures"
-FRONTS = {
-    "mnist": ("front_mnist", "small_mnist", "large_mnist"),
-    "fashion_mnist": ("front_fashion",),
+MLPS = {  # on whole images
+    "mnist": ("front_mnist_mlp", "small_mnist", "large_mnist"),
+    "fashion_mnist": ("front_fashion_mlp",),
 }
-# Published networks on MNIST of at most 1.2 KB: name, pixels of a side of the images, bytes of weights alone, test
-# accuracy. Each was trained once and chosen on the test set.
-TINY = (
-    ("BitNetPDK, 1 bit", 8, 424, 0.9138),
-    ("BitNetPDK, 2 bits", 8, 424, 0.9170),
-    ("BitNetPDK, 1 bit", 8, 552, 0.9216),
-    ("BitNetPDK, 2 bits", 8, 570, 0.9340),
-    ("BitNetPDK, 2 bits", 8, 731, 0.9454),
-    ("BitNetPDK, 4 bits", 8, 848, 0.9492),
-    ("BitNetPDK, 2 bits", 8, 1_104, 0.9564),
-    ("BitNetMCU", 16, 1_128, 0.9422),
-)
-# Published networks on MNIST at 16 x 16 pixels, as above: their layers, and whether training images were moved.
-SMALL_IMAGES = (
-    ("BitNetMCU", "linear layers", "as they are", 1_884, 0.9586),
-    ("BitNetMCU", "linear layers", "as they are", 5_043, 0.9766),
-    ("BitNetMCU", "linear layers", "moved", 6_120, 0.9813),
-    ("BitNetMCU", "linear layers", "moved", 7_536, 0.9852),
-    ("BitNetMCU", "linear layers", "moved", 12_608, 0.9901),
-    ("BitNetMCU", "one window of linear layers", "moved", 7_987, 0.9900),
-    ("BitNetMCU", "one window of linear layers", "moved", 8_294, 0.9925),
-    ("BitNetMCU", "one window of linear layers", "moved", 9_933, 0.9937),
-    ("BitNetMCU", "depthwise convolutions", "moved", 3_232, 0.9892),
-    ("BitNetMCU", "depthwise convolutions", "moved", 5_360, 0.9906),
-    ("BitNetMCU", "depthwise convolutions", "moved", 7_328, 0.9928),
-    ("BitNetMCU", "depthwise convolutions", "moved", 9_296, 0.9944),
-    ("BitNetMCU", "depthwise convolutions", "moved", 11_264, 0.9955),
-    ("BitNetMCU", "depthwise convolutions", "moved", 13_357, 0.9958),
-)
+FRONTS = {  # all that was trained for a front on a data set; the first sweep gives the figure its words
+    "mnist": ("front_mnist_final", "tiny_8x8", "tiny_8x8_overhead", "cnn_mnist", "cnn_wide", *MLPS["mnist"]),
+    "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
+}
 CNNS = ("cnn_mnist", "cnn_wide")
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
 
@@ -76,16 +51,64 @@ DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
 def tables() -> Iterator[str]:
     """Each table, in Markdown."""
     for dataset, sweeps in FRONTS.items():
-        pareto = together(sweeps)
-        yield _front(pareto)
-        found = beside(pareto, dataset)
-        assert found is not None
-        yield _markdown(found.heads, found.rows)
-    yield from _tiny()
-    yield from _overhead()
-    yield from _convolutions()
+        yield _whole_front(dataset, sweeps)
+        yield _beside(dataset, sweeps)
+    for sweeps in MLPS.values():
+        yield _front(together(sweeps))
+    yield _tiny()
+    yield _overhead()
+    yield _convolutions()
     for name, dataset in DEPTHS.items():
         yield _depths(complete_table(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
+
+
+def _weights(dataset: str, sweeps: Sequence[str]) -> dict[str, int]:
+    """The bytes of the weights alone, by trial."""
+    found: dict[str, int] = {}
+    for name in sweeps:
+        spec = load(SWEEPS / f"{name}.yaml").resolve(dataset)
+        for row in together([name]).to_pylist():
+            found[row["trial_id"]] = make_trial(spec, row).sizes.weight_bytes
+    return found
+
+
+def _whole_front(dataset: str, sweeps: Sequence[str]) -> str:
+    """The front of all networks on a data set."""
+    pareto, weights = together(sweeps), _weights(dataset, sweeps)
+    rows = []
+    for row in table_front(pareto).to_pylist():
+        counted = [f"{n:,}" for n in (row["size_bytes"], weights[row["trial_id"]])]
+        accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
+        rows.append([*counted, _kind(row), name_network(row), str(row["epochs"]), *accuracies])
+    return _markdown(["bytes", "weights alone", "kind", "network", "epochs", "validation %", "test %"], rows)
+
+
+def _kind(row: dict[str, Any]) -> str:
+    return {"mlp": "linear"}.get(row["model"], "convolutions")
+
+
+def _beside(dataset: str, sweeps: Sequence[str]) -> str:
+    """Every published network, beside the smallest of a front that is as accurate, in both ways of counting bytes."""
+    pareto, weights = together(sweeps), _weights(dataset, sweeps)
+    heads = [
+        "published",
+        "kind, pixels",
+        "their bytes",
+        "test %",
+        "ours: weights alone",
+        "ours: everything",
+        "test %",
+    ]
+    rows = []
+    for other, row in match_published(pareto, dataset):
+        theirs = [other.system, f"{other.kind}, {other.pixels}", f"{other.weight_bytes:,}"]
+        ours = ["-", "-", "none so accurate"]
+        if row:
+            sizes = (weights[row["trial_id"]], row["size_bytes"])
+            ours = [f"{size:,} ({size / other.weight_bytes:.2f})" for size in sizes]
+            ours.append(_interval(row, "test_accuracy"))
+        rows.append([*theirs, f"{100 * other.test_accuracy:.2f}", *ours])
+    return _markdown(heads, rows)
 
 
 def together(sweeps: Sequence[str]) -> pa.Table:
@@ -122,8 +145,8 @@ def _depths(trials: pa.Table, dataset: str) -> str:
     return _markdown(heads, rows)
 
 
-def _tiny() -> Iterator[str]:
-    """The front of the smallest networks, and published ones beside it, with both ways of counting bytes."""
+def _tiny() -> str:
+    """The front of the smallest linear networks."""
     spec = load(SWEEPS / "tiny_8x8.yaml").resolve("mnist")
     front = table_front(complete_table(pq.read_table(FOLDER / "tiny_8x8.parquet"), PARETO)).to_pylist()
     weights = {row["trial_id"]: make_trial(spec, row).sizes.weight_bytes for row in front}
@@ -134,27 +157,14 @@ def _tiny() -> Iterator[str]:
         accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
         counted = [f"{row['size_bytes']:,}", f"{weights[row['trial_id']]:,}"]
         rows.append([*counted, row["hidden"], *bits, *accuracies])
-    yield _markdown(heads, rows)
-    yield _beside_tiny(front, weights)
-
-
-def _beside_tiny(front: list[dict[str, Any]], weights: dict[str, int]) -> str:
-    """Published networks, each beside the smallest of a front that is as accurate; `weights` are bytes by trial."""
-    heads = ["published", "images", "weights alone", "test %", "ours, weights alone", "ours, everything", "test %"]
-    rows = []
-    for name, side, size, accuracy in TINY:
-        mine = next(row for row in front if row["test_accuracy"] >= accuracy)
-        counted = [f"{weights[mine['trial_id']]:,}", f"{mine['size_bytes']:,}"]
-        published = [name, f"{side} x {side}", f"{size:,}", f"{100 * accuracy:.2f}"]
-        rows.append([*published, *counted, _interval(mine, "test_accuracy")])
     return _markdown(heads, rows)
 
 
-def _overhead() -> Iterator[str]:
-    """Networks with each kind of overhead, and published ones beside their front."""
+def _overhead() -> str:
+    """Networks with each kind of overhead."""
     spec = load(SWEEPS / "tiny_8x8_overhead.yaml").resolve("mnist")
     table = complete_table(pq.read_table(FOLDER / "tiny_8x8_overhead.parquet"), PARETO)
-    every, front = table.to_pylist(), table_front(table).to_pylist()
+    every = table.to_pylist()
     weights = {row["trial_id"]: make_trial(spec, row).sizes.weight_bytes for row in every}
     found: dict[tuple[int, str, int], dict[str, dict[str, Any]]] = {}
     for row in every:
@@ -169,17 +179,15 @@ def _overhead() -> Iterator[str]:
             one = by_overhead.get(name)
             cells += [f"{one['size_bytes']:,}", _interval(one, "test_accuracy")] if one else ["-", "-"]
         rows.append(cells)
-    yield _markdown(heads, rows)
-    yield _beside_tiny(front, weights)
+    return _markdown(heads, rows)
 
 
-def _convolutions() -> Iterator[str]:
-    """The front of networks with convolutions, and published ones beside it."""
+def _convolutions() -> str:
+    """The front of networks with depthwise convolutions."""
     specs = {name: load(SWEEPS / f"{name}.yaml").resolve("mnist") for name in CNNS}
     of = {trial_id: name for name in CNNS for trial_id in together([name])["trial_id"].to_pylist()}
     front = table_front(together(CNNS)).to_pylist()
     trials = {row["trial_id"]: make_trial(specs[of[row["trial_id"]]], row) for row in front}
-    sizes = {trial_id: trial.sizes for trial_id, trial in trials.items()}
     heads = ["bytes", "weights alone", "MACs", "channels", "bits by layer", "hidden", "others as", "images", "epochs"]
     rows = []
     for row in front:
@@ -188,18 +196,7 @@ def _convolutions() -> Iterator[str]:
         network = [str(row[name]) for name in ("channels", "layer_bits", "hidden", "overhead", "augment", "epochs")]
         rows.append([*counted, *network, *(_interval(row, split) for split in ("val_accuracy", "test_accuracy"))])
     heads += ["validation %", "test %"]
-    yield _markdown(heads, rows)
-    heads = ["published", "layers", "images", "weights alone", "test %"]
-    heads += ["ours, weights alone", "ours, everything", "test %"]
-    rows = []
-    for name, layers, seen, size, accuracy in SMALL_IMAGES:
-        mine = next((row for row in front if row["test_accuracy"] >= accuracy), None)
-        ours = ["-", "-", "none so accurate"]
-        if mine:
-            weights = sizes[mine["trial_id"]].weight_bytes
-            ours = [f"{weights:,}", f"{mine['size_bytes']:,}", _interval(mine, "test_accuracy")]
-        rows.append([name, layers, seen, f"{size:,}", f"{100 * accuracy:.2f}", *ours])
-    yield _markdown(heads, rows)
+    return _markdown(heads, rows)
 
 
 def _effect(one: Comparison) -> str:

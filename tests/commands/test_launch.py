@@ -232,6 +232,15 @@ def test_dry_run_says_which_depths_have_no_partner_of_equal_size(
     said = " ".join(out.split())
     assert (code, "comparisons of depths" in said) == (0, bool(told))
     assert f"{told} comparisons of depths find no network of depth 1 and equal size (within 5 %)" in said or not told
+    assert ("see parameters.hidden" in said) is bool(told)
+
+
+def test_dry_run_of_a_cnn_asks_for_other_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    axes = "{depth: {values: [1, 3]}, weight_bits: {value: 1}, blocks: {values: [[conv 8, mean]]}}"
+    more = ["--set", f"parameters={axes}", "--set", "exclude=[]", "--set", "model={name: cnn, hidden: [8]}"]
+    code, out, _ = run(capsys, str(folder / "a.yaml"), "--dry-run", *more, "--set", "data.dataset=digits")
+    said = " ".join(out.split())
+    assert (code, "give depth 1 more widths, see parameters.blocks" in said) == (0, True)
 
 
 @pytest.mark.parametrize(

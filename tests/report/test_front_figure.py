@@ -73,10 +73,9 @@ def test_a_figure_of_effects_names_zero(run):
 @pytest.mark.parametrize(
     ("act_bits", "accuracy", "told"),
     [
-        (None, 0.99, "their inputs have at most 2 bits, ours more (`act_bits`, `layer_act_bits`)."),
-        (4, 0.99, "their inputs have at most 2 bits, ours more (`act_bits`, `layer_act_bits`)."),
         (1, 0.5, "None of our networks with inputs of as few bits is as accurate as a published one."),
         (1, 0.99, None),
+        (None, 0.99, None),
     ],
 )
 def test_nothing_beside_published_networks_is_explained(run, act_bits, accuracy, told):
