@@ -213,8 +213,8 @@ def _space_facts(spec: Spec, planned: Plan, lists_all: bool) -> Facts:
         yield "  excluded", f"{n:,} by {rule}"
     if more := planned.excluded[listed:]:
         yield "  excluded", f"{sum(n for _, n in more):,} by {format_count(len(more), 'more rule')}"
-    if planned.infeasible:
-        yield "  infeasible", f"{planned.infeasible:,} by {', '.join(planned.broken)}"
+    for what, count in planned.broken.items():
+        yield "  infeasible", f"{count:,} by {what}"
     if spec.run_cap and count < spec.run_cap and not searching:
         yield "  note", f"fewer than run_cap {spec.run_cap:,}: the space holds no more"
     if planned.warning:

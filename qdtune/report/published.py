@@ -55,12 +55,19 @@ def _quantised(
     return Published(system, "mnist", LINEAR, 28, weight_bytes, norm_bytes, act_bits, accuracy, source)
 
 
-def _mnist(system: str, kind: str, pixels: int, source: str, *points: tuple[int, float]) -> tuple[Published, ...]:
+def _mnist(
+    system: str, kind: str, pixels: int, source: str, *points: tuple[int, float], act_bits: int | None = None
+) -> tuple[Published, ...]:
     """Networks of one kind, each with its bytes and its test accuracy in per cent."""
     return tuple(
-        Published(system, "mnist", kind, pixels, size, 0, None, round(per_cent / 100, 4), source)
+        Published(system, "mnist", kind, pixels, size, 0, act_bits, round(per_cent / 100, 4), source)
         for size, per_cent in points
     )
+
+
+def _bitnet(system: str, kind: str, *points: tuple[int, float]) -> tuple[Published, ...]:
+    """Networks of BitNetMCU: 16 x 16 pixels and activations of 8 bits."""
+    return _mnist(system, kind, 16, _MCU, *points, act_bits=8)
 
 
 PUBLISHED = (
@@ -78,12 +85,12 @@ PUBLISHED = (
     *_mnist("BitNetPDK 2 bits", LINEAR, 8, _PDK, (424, 91.7), (570, 93.4), (731, 94.54), (1_104, 95.64)),
     *_mnist("BitNetPDK 4 bits", LINEAR, 8, _PDK, (848, 94.92), (1_696, 96.6), (2_212, 96.96), (4_076, 97.91)),
     *_mnist("BitNetPDK 4 bits", LINEAR, 8, _PDK, (4_416, 98.04), (9_360, 98.47)),
-    *_mnist("BitNetMCU", LINEAR, 16, _MCU, (1_128, 94.22), (1_507, 95.06), (1_884, 95.86), (5_043, 97.66)),
-    *_mnist("BitNetMCU moved", LINEAR, 16, _MCU, (3_060, 96.79), (6_120, 98.13), (7_536, 98.52), (12_608, 99.01)),
+    *_bitnet("BitNetMCU", LINEAR, (1_128, 94.22), (1_507, 95.06), (1_884, 95.86), (5_043, 97.66)),
+    *_bitnet("BitNetMCU moved", LINEAR, (3_060, 96.79), (6_120, 98.13), (7_536, 98.52), (12_608, 99.01)),
     # Published as 7.8, 8.1 and 9.7 KiB.
-    *_mnist("BitNetMCU window", WINDOW, 16, _MCU, (7_987, 99.00), (8_294, 99.25), (9_933, 99.37)),
-    *_mnist("BitNetMCU depthwise", DEPTHWISE, 16, _MCU, (3_232, 98.92), (5_360, 99.06), (7_328, 99.28)),
-    *_mnist("BitNetMCU depthwise", DEPTHWISE, 16, _MCU, (9_296, 99.44), (11_264, 99.55), (13_357, 99.58)),
+    *_bitnet("BitNetMCU window", WINDOW, (7_987, 99.00), (8_294, 99.25), (9_933, 99.37)),
+    *_bitnet("BitNetMCU depthwise", DEPTHWISE, (3_232, 98.92), (5_360, 99.06), (7_328, 99.28)),
+    *_bitnet("BitNetMCU depthwise", DEPTHWISE, (9_296, 99.44), (11_264, 99.55), (13_357, 99.58)),
     *_mnist("Parameter-Efficient", CONVOLUTIONS, 28, "JoshWarn, Parameter-Efficient-MNIST", (2_788, 99.03)),
     *_mnist("minimal-model", CONVOLUTIONS, 28, "ruslangrimov, mnist-minimal-model", (7_744, 99.1)),
     *_mnist("MIRACLE", CONVOLUTIONS, 28, f"{_LENET}: arXiv 1810.00440, table 1", (1_520, 99.04), (3_030, 99.31)),

@@ -134,12 +134,15 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
     metric = metric_in(pareto)
     pairs = match_published(pareto, dataset)
     rows = []
-    for other, row in pairs:
+    for other, row in sorted(pairs, key=lambda pair: pair[0].weight_bytes):
+        if row is None:
+            continue
         theirs = [f"{other.weight_bytes:,}", format_metric(metric, other.test_accuracy)]
         rows.append([other.system, f"{other.kind}, {other.pixels} px", *theirs, *_describe_match(other, row, metric)])
     heads = ["published", "kind", "bytes", "test", "ours", "bytes", "test", "share"]
-    is_any = any(row for _, row in pairs)
-    return Table("The smallest of our networks that is at least as accurate", heads, rows) if is_any else None
+    lost = f"; of {len(pairs) - len(rows)} others none is" if len(rows) < len(pairs) else ""
+    title = f"The smallest of our networks that is at least as accurate{lost}"
+    return Table(title, heads, rows) if rows else None
 
 
 def match_published(pareto: Arrow, dataset: str) -> list[tuple[Published, dict[str, Any] | None]]:
@@ -163,12 +166,10 @@ def explain_nothing_beside(pareto: Arrow, dataset: str) -> str:
     """Why `beside` has no table for these two, in a sentence."""
     if not published(dataset, metric_in(pareto)):
         return f"No published networks are known here for {dataset}."
-    return "None of our networks with inputs of as few bits is as accurate as a published one."
+    return "None of our networks is as accurate as a published one whose inputs have as many bits or more."
 
 
-def _describe_match(other: Published, row: dict[str, Any] | None, metric: Metric) -> list[str]:
-    if row is None:
-        return ["none", "-", "-", "-"]
+def _describe_match(other: Published, row: dict[str, Any], metric: Metric) -> list[str]:
     share = row["size_bytes"] / other.weight_bytes
     return [name_network(row), f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
 

@@ -10,7 +10,6 @@ others, and the few functions below only read the list.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, make_dataclass
@@ -21,7 +20,7 @@ from typing_extensions import TypedDict  # pydantic requires it below Python 3.1
 
 from qdtune.datasets.dataset import DTYPES, DatasetInfo
 from qdtune.spec.axis import Axis
-from qdtune.spec.blocks import Block
+from qdtune.spec.blocks import Block, outline_block
 from qdtune.spec.checks import choice, whole
 from qdtune.spec.choices import FLOAT_BITS
 from qdtune.spec.values import NO_WIDTHS, Frozen, NumberValues, Rate, Some, Values, Widths, as_list, cell_text
@@ -425,7 +424,7 @@ BLOCKS = Axis(
     before=None,
     tag="{}",
     words=lambda cell: "" if cell is None else f"blocks {cell}",
-    outline=lambda cell: cell and re.sub(r"\b(conv|pw) \d+", r"\1", cell),
+    outline=lambda cell: cell and tuple(map(outline_block, cell.split("-"))),
     of_cell=lambda cell: None if cell is None else tuple(cell.split("-")),
 )
 AXES = (

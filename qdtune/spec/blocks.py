@@ -63,6 +63,12 @@ def read_block(text: str) -> str | None:
     return words if _BLOCK.fullmatch(words) else None
 
 
+def outline_block(block: str) -> tuple[str | int, ...]:
+    """A block in canonical form without its channels: its kind, kernel and stride."""
+    layer = _read_layer(block, Fraction(1), PADDINGS[0], (1, 99, 99))
+    return ("dw" if block.startswith("dw") else layer.kind, layer.kernel, layer.stride)
+
+
 Block = Annotated[str, matching(BLOCK_WORDS, read_block)]
 
 

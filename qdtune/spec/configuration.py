@@ -151,15 +151,17 @@ class Configuration(_AxisFields):
         return found[0] if len(set(found)) == 1 else found
 
     @property
-    def is_possible(self) -> bool:
-        """Whether its blocks fit its images, and `layer_bits` and `layer_act_bits` have an entry for each layer."""
+    def misfit(self) -> str | None:
+        """Why this network cannot be built, in a few words; None if it can."""
         if self.blocks is not None:
             try:
-                assert self.cnn_layers
+                self.cnn_layers  # noqa: B018
             except ValueError:
-                return False
+                return "blocks larger than their image"
         listed = [bits for bits in (self.layer_bits, self.layer_act_bits) if bits is not None]
-        return not listed or {len(bits) for bits in listed} == {len(self.structure.layers)}
+        if listed and {len(bits) for bits in listed} != {len(self.structure.layers)}:
+            return "bits of layers: one entry for each layer"
+        return None
 
     @property
     def sizes(self) -> Sizes:

@@ -165,13 +165,20 @@ def _list_block_disagreements(spec: Spec, name: str, info: DatasetInfo) -> Itera
     sizes = [value for _, value in _list_values(spec, RESOLUTION)]
     fit = [size for size in sizes if RESOLUTION.misfit is None or RESOLUTION.misfit(size, info) is None]
     images = [info.pixels_at(size) or info.pixels for size in fit] or [info.pixels]
+    seen: dict[Any, str] = {}
     for path, blocks in _list_values(spec, BLOCKS):
-        # Blocks of the axis have to fit one image: a configuration in which they do not fit is not run.
+        # A list of the axis has to fit one image: where it does not fit, it is not run.
         image = max(images) if blocks else min(images)
         try:
-            list_cnn_layers(blocks or spec.model.blocks, None, spec.model.padding or PADDINGS[0], image)
+            made = list_cnn_layers(blocks or spec.model.blocks, None, spec.model.padding or PADDINGS[0], image)
         except ValueError as error:
-            yield path if blocks else ("model", "blocks"), str(error)
+            told = f"{cell_text(blocks)}: {error} at any resolution" if blocks else str(error)
+            yield path if blocks else ("model", "blocks"), told
+            continue
+        if blocks and made in seen:
+            yield path, f"{seen[made]} and {cell_text(blocks)} make the same layers (one of them)"
+        if blocks:
+            seen[made] = cell_text(blocks)
 
 
 def _list_channel_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
@@ -183,10 +190,12 @@ def _list_channel_disagreements(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
             (("parameters", axis.name), "is for model cnn only (or null)") for axis, is_set in named.items() if is_set
         )
         return
-    if None in listed and spec.model.blocks in listed:
-        yield ("parameters", BLOCKS.name), "has null and what it means, the list of model.blocks (one of them)"
-    if has_more and not all(has_channels(blocks or spec.model.blocks) for blocks in listed):
-        yield ("parameters", CHANNELS.name), "has no effect: no block names a number of channels (or null)"
+    if None in listed and len(listed) > 1:
+        yield ("parameters", BLOCKS.name), f"null is none of several lists (write {', '.join(spec.model.blocks)})"
+    for blocks in listed if has_more else ():
+        if not has_channels(blocks or spec.model.blocks):
+            what = f"{cell_text(blocks)} names no" if blocks else "no block names a"
+            yield ("parameters", CHANNELS.name), f"has no effect: {what} number of channels (or null)"
 
 
 def _list_values(spec: Spec, axis: Axis) -> Iterator[tuple[KeyPath, Any]]:

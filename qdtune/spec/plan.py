@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
 from qdtune.messages import user_error
-from qdtune.spec.axes import AXES, AXIS_NAMES, decisive_axes
+from qdtune.spec.axes import AXES, AXIS_NAMES, BLOCKS, decisive_axes
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration, OwnData, OwnModel
 from qdtune.spec.groups import DataGroup, ModelGroup, Phase, name_built
@@ -18,12 +19,6 @@ from qdtune.spec.objectives import find_known
 from qdtune.spec.points import Point, list_points
 from qdtune.spec.sweep_file import Spec
 from qdtune.spec.values import cell_text
-
-# What a network that can be built keeps, by the axes that may break it.
-_MISFITS = {
-    "bits of layers: one entry for each layer": ("layer_bits", "layer_act_bits"),
-    "blocks: no larger than the image that they get": ("blocks",),
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Plan:
         points: how many points of the space were examined.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
         infeasible: how many of the other points broke a constraint or are misfits.
-        misfits: how many points are networks that cannot be built, see `Configuration.is_possible`.
+        misfits: how many points are networks that cannot be built, by `Configuration.misfit`.
     """
 
     spec: Spec
@@ -45,13 +40,13 @@ class Plan:
     points: int
     excluded: list[tuple[str, int]]
     infeasible: int
-    misfits: int = 0
+    misfits: dict[str, int] = field(default_factory=dict)
 
     @property
-    def broken(self) -> list[str]:
-        """What the infeasible points break."""
-        may_misfit = [text for text, names in _MISFITS.items() if any(_is_set(self.spec, name) for name in names)]
-        return [*self.spec.constraints, *(may_misfit if self.misfits else [])]
+    def broken(self) -> dict[str, int]:
+        """What the infeasible points break, and how many of them."""
+        others = self.infeasible - sum(self.misfits.values())
+        return ({", ".join(self.spec.constraints): others} if others else {}) | self.misfits
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
@@ -116,7 +111,8 @@ def plan(spec: Spec) -> Plan:
     wanted = spec.run_cap or math.inf
     removed = [0] * len(spec.exclude)
     trials: list[Configuration] = []
-    points = infeasible = misfits = 0
+    points = infeasible = 0
+    misfits: Counter[str] = Counter()
     for point in list_points(spec):
         points += 1
         config = dict(zip(AXIS_NAMES, point, strict=True))
@@ -125,8 +121,8 @@ def plan(spec: Spec) -> Plan:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
-        if not trial.is_possible:
-            misfits += 1
+        if why := trial.misfit:
+            misfits[why] += 1
             continue
         if any(measure_excess(text, trial) > 0 for text in spec.constraints):
             infeasible += 1
@@ -136,23 +132,19 @@ def plan(spec: Spec) -> Plan:
             break
     if not trials:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise user_error(f"{what}, {misfits} are networks that cannot be built" if misfits else what)
+        raise user_error("".join([what, *[f", {count} have {why}" for why, count in misfits.items()]]))
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     trials = put_warmups_first(sort_trials(trials, spec.run.order))
-    return Plan(spec, trials, points, excluded, infeasible + misfits, misfits)
-
-
-def _is_set(spec: Spec, axis: str) -> bool:
-    return spec.axes[axis].choices != (None,)
+    return Plan(spec, trials, points, excluded, infeasible + sum(misfits.values()), dict(misfits))
 
 
 def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:
     """Each rule of `exclude` and `constraints` as text, and how far the trial breaks it; 0 or less if it does not."""
     excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
-    if not trial.is_possible:  # it has no bytes
-        return excluded | {"is_possible": 1.0} | dict.fromkeys(spec.constraints, 1.0)
-    if any(_is_set(spec, name) for names in _MISFITS.values() for name in names):
-        excluded["is_possible"] = 0.0
+    if trial.misfit:  # it has no bytes
+        return excluded | {"misfit": 1.0} | dict.fromkeys(spec.constraints, 1.0)
+    if any(spec.axes[name].choices != (None,) for name in ("layer_bits", "layer_act_bits", "blocks")):
+        excluded["misfit"] = 0.0
     return excluded | {text: measure_excess(text, trial) for text in spec.constraints}
 
 
@@ -199,7 +191,13 @@ def make_trial(spec: Spec, config: Mapping[str, Any], seeds: tuple[int, ...] | N
         config: the axes by name, with values as in tables.
         seeds: one replica each; None for the seeds of the spec.
     """
-    return _trial(spec, tuple(axis.of_cell(config[axis.name]) for axis in AXES), seeds)
+    values = {axis.name: axis.of_cell(config[axis.name]) for axis in AXES}
+    is_list = spec.axes[BLOCKS.name].choices != (None,)
+    if is_list and values[BLOCKS.name] is None:  # a result of the time when the sweep had one list of blocks
+        values[BLOCKS.name] = spec.model.blocks
+    elif not is_list and values[BLOCKS.name] == spec.model.blocks:
+        values[BLOCKS.name] = None
+    return _trial(spec, tuple(values.values()), seeds)
 
 
 def keep_possible(spec: Spec, trials: Iterable[Configuration]) -> list[Configuration]:

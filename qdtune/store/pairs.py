@@ -79,6 +79,12 @@ class Side:
         """Its layers without their widths."""
         return tuple(axis.outline(self.key[axis.name]) for axis in OUTLINED if axis.outline)
 
+    def distance(self, other: Side) -> tuple[float, int, float, int]:
+        """Orders sides of this outline: by how far their sizes are, and equal sizes by how many widths differ."""
+        apart, size = abs((other.size or 0) - (self.size or 0)), other.size or 0
+        others = sum(self.key[axis.name] != other.key[axis.name] for axis in OUTLINED)
+        return (apart if apart > SIZES_EQUAL * size else 0, others, apart, size)
+
     @property
     def head_rank(self) -> int | None:
         """The highest rank that the last layer can have; None if unknown, as for a model of the user."""
@@ -179,10 +185,9 @@ class Baselines:
             best, size = index.get(side.values(names)), side.size
             if size and (best is None or find_obstacle(side, best) == "size"):
                 candidates = similar.get((*side.values(free), side.outline), [])
-                choices = [(abs(one.size - size), one.size, one) for one in candidates if one.size]
-                nearest = min(choices, key=lambda entry: entry[:2], default=None)
-                if nearest and find_obstacle(side, nearest[-1]) != "size":
-                    best = nearest[-1]
+                nearest = min((one for one in candidates if one.size), key=side.distance, default=None)
+                if nearest and find_obstacle(side, nearest) != "size":
+                    best = nearest
             found += [(side, best)] if best else []
         return found
 

@@ -73,7 +73,7 @@ def test_a_figure_of_effects_names_zero(run):
 @pytest.mark.parametrize(
     ("act_bits", "accuracy", "told"),
     [
-        (1, 0.5, "None of our networks with inputs of as few bits is as accurate as a published one."),
+        (1, 0.5, "None of our networks is as accurate as a published one whose inputs have as many bits or more."),
         (1, 0.99, None),
         (None, 0.99, None),
     ],

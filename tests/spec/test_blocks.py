@@ -5,7 +5,7 @@ import pytest
 from qdtune.messages import SpecError
 from qdtune.spec.axes import BLOCKS
 from qdtune.spec.blocks import CnnLayer, cnn_structure, list_cnn_layers
-from qdtune.spec.plan import list_violations, make_trial, plan
+from qdtune.spec.plan import keep_possible, list_violations, make_trial, plan
 from qdtune.spec.sweep_file import loads
 
 FILE = b"""
@@ -76,6 +76,18 @@ def test_a_network_has_one_id_however_its_blocks_are_written():
     assert len({one.warmup_id for one in axis}) == len({one.warmup_key for one in axis}) == 2
 
 
+def test_rows_of_one_list_are_read_where_the_axis_has_several_and_back():
+    """A run folder may hold both: a row says null where the sweep had one list."""
+    alone = plan(spec("model.blocks=[conv 4, pool, mean]"))
+    several = plan(spec(AXIS, "model.blocks=[conv 4, pool, mean]"))
+    (one,) = alone.trials
+    (same,) = [other for other in several.trials if other.trial_id == one.trial_id]
+    for source, target, there in ((one, several, same), (same, alone, one)):
+        read = make_trial(target.spec, source.cells)
+        assert (read.trial_id, read.key) == (there.trial_id, there.key)
+        assert keep_possible(target.spec, [read]) == [read]
+
+
 def test_blocks_that_do_not_fit_an_image_are_not_run():
     small = "parameters.resolution={values: [4, 28]}"
     planned = plan(spec(AXIS, small))
@@ -84,12 +96,12 @@ def test_blocks_that_do_not_fit_an_image_are_not_run():
         (28, "conv 4"),
         (28, "conv 8 5x5 /2"),
     }
-    assert (planned.infeasible, planned.broken) == (1, ["blocks: no larger than the image that they get"])
+    assert (planned.infeasible, planned.broken) == (1, {"blocks larger than their image": 1})
     axes = "blocks: {values: [[conv 8], [conv 8, dw]]}, layer_bits: {value: [2, 4, 4]}, weight_bits: {value: 4}"
     planned = plan(spec(f"parameters={{{axes}}}", "model.hidden=[]"))
     assert ([one.blocks for one in planned.trials], planned.infeasible) == ([("conv 8", "dw")], 1)
     searched = spec(AXIS, small, "method=tpe", "run_cap=2")
-    violations = [list_violations(searched, one)["is_possible"] for one in plan(spec(AXIS)).trials]
+    violations = [list_violations(searched, one)["misfit"] for one in plan(spec(AXIS)).trials]
     assert violations == [0.0, 0.0]
 
 
@@ -160,10 +172,18 @@ def test_configurations_of_a_cnn_say_so():
         (["parameters.blocks={value: [conv 8 30x30]}"], "'conv 8 30x30' is larger than the 28 x 28 pixels"),
         (
             ["parameters.blocks={values: [null, [conv 8]]}", "model.blocks=[conv 8]"],
-            "has null and what it means, the list of model.blocks (one of them)",
+            "null is none of several lists (write conv 8)",
         ),
         (["parameters.blocks={value: [conv 8]}", "model={name: mlp}"], "is for model cnn only (or null)"),
-        (["parameters={blocks: {values: [[conv 8], [dw]]}, channels: {value: 4}}"], "has no effect: no block names"),
+        (
+            ["parameters={blocks: {values: [[conv 8], [dw]]}, channels: {value: 4}}"],
+            "has no effect: dw names no number",
+        ),
+        (["parameters.blocks={values: [[conv 8, pool], [conv 8 3x3 /1, pool 2]]}"], "make the same layers (one of"),
+        (
+            ["parameters.blocks={values: [[conv 8], [conv 8 9x9]]}", "parameters.resolution={values: [4, 8]}"],
+            "conv 8 9x9: 'conv 8 9x9' is larger than the 8 x 8 pixels that are left there at any resolution",
+        ),
         (["model={name: mlp}", "parameters.channels={value: 4}"], "is for model cnn only (or null)"),
         (
             ["parameters.channels={min: 2, max: 9}", "method=random", "run_cap=3", "model={name: mlp}"],
