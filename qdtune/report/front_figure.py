@@ -9,6 +9,7 @@ from typing import Any
 import altair as alt
 
 from qdtune.messages import one_line
+from qdtune.pareto import front
 from qdtune.report.curves import hovered_curves
 from qdtune.report.figure import HEIGHT, NAME, WIDTH, Figure, whole
 from qdtune.report.marks import note_holes, point_layer
@@ -111,7 +112,8 @@ def _explain_line(drawn: Sheet, is_tested: bool) -> str:
         several = " Faint: not on the front over all costs."
     if is_tested:
         line = "the front, chosen by" if len(drawn.costs) == 1 else f"the {best} up to {up_to}, chosen by"
-        return f"Step line: {line} validation {name}{band}.{several}{note_holes(drawn)} {CAVEAT}"
+        crosses = f"Crosses: published networks, some of them named. {CAVEAT}"
+        return f"Step line: {line} validation {name}{band}.{several}{note_holes(drawn)} {crosses}"
     hollow = f" Hollow: stopped early or failed, with the last {name}.{note_holes(drawn)}"
     return f"Step line: the {best} up to {up_to}{band}.{several}{hollow}"
 
@@ -213,14 +215,20 @@ def right_edge(rows: Sequence[Row], field: str = "size") -> float:
 
 def _published_layers(metric: Metric, others: Sequence[Published], size: Any, height: Any) -> list[Any]:
     """Published networks as named crosses."""
+    costs = [[other.size_bytes, error(metric, other.test_accuracy)] for other in others]
+    best = front(costs).tolist() if costs else []
     rows: list[Row] = []
-    for other in others:  # by ascending size; there is no room for a name at each of a system
-        name = "" if any(row["system"] == other.system for row in rows) else other.system
-        drawn = {"size": other.size_bytes, "error": error(metric, other.test_accuracy), "name": name}
-        rows.append(drawn | other._asdict())
+    for other, (bytes_, missed), is_best in zip(others, costs, best, strict=True):
+        # There is no room for all names: those ahead of all others have one, once for each system.
+        name = other.system if is_best and all(row["name"] != other.system for row in rows) else ""
+        rows.append({"size": bytes_, "error": missed, "name": name} | other._asdict())
     base = alt.Chart(alt.Data(values=rows)).encode(x=size, y=height)
     tips = ["system:N", alt.Tooltip("test_accuracy:Q", title="test", format=number_format(metric))]
     tips += [alt.Tooltip("size:Q", title="bytes", format=","), "source:N"]
-    cross = base.mark_point(shape="cross", angle=45, size=60, filled=True, color="black").encode(tooltip=tips)
-    text = base.mark_text(align="right", dx=-8, fontSize=10).encode(text="name:N")
-    return [cross, text] if others else []
+    cross = base.mark_point(shape="cross", angle=45, size=40, filled=True, color="#777").encode(tooltip=tips)
+    # A name stands on the side where the axis has room for it.
+    middle = max((other.size_bytes for other in others), default=0) / 8
+    left = base.transform_filter(f"datum.size < {middle}").mark_text(align="left", dx=8, fontSize=10)
+    right = base.transform_filter(f"datum.size >= {middle}").mark_text(align="right", dx=-8, fontSize=10)
+    names = [text.encode(text="name:N") for text in (left, right)]
+    return [cross, *names] if others else []

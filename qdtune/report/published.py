@@ -107,8 +107,8 @@ PUBLISHED = (
     Published("MLP 256-128-64, float", "fashion_mnist", LINEAR, 28, 971_048, 0, None, 0.9000, _FASHION),
 )
 CAVEAT = (
-    "Published networks and ours are compared by test accuracy. Most of theirs were trained once and are the best on "
-    "the test set, so their figures are optimistic. Ours are from the last epoch."
+    "Published networks and ours are compared by test accuracy. Most published ones were trained once and chosen by "
+    "their test accuracy, so their figures are optimistic. Ours are from the last epoch."
 )
 
 

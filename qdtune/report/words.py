@@ -27,6 +27,7 @@ from qdtune.spec.axes import (
     HIDDEN,
     SHIPPED,
     decisive_axes,
+    find_varying,
     label,
     most_input_bits,
 )
@@ -45,7 +46,6 @@ TITLES = {  # of the questions, by axis
     "activation": "Does an activation between the factors help?",
 }
 FRONT_TITLE = "Which neighbours on the front differ?"
-_NAMED_BESIDE = tuple(name for name in SHIPPED if name != HIDDEN.name)  # widths are named first, whatever they are
 LIVE_STATES = ("ok", "pruned")  # states in which an error is a remark on the warm-up
 BESIDE = (
     "Ours: no layer has inputs of more bits than theirs; on the front by validation accuracy; all bytes count. "
@@ -133,12 +133,13 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
     """
     metric = metric_in(pareto)
     pairs = match_published(pareto, dataset)
-    rows = []
+    rows, names = [], find_varying(row for _, row in pairs if row) & {*SHIPPED} or SHIPPED
     for other, row in sorted(pairs, key=lambda pair: pair[0].weight_bytes):
         if row is None:
             continue
-        theirs = [f"{other.weight_bytes:,}", format_metric(metric, other.test_accuracy)]
-        rows.append([other.system, f"{other.kind}, {other.pixels} px", *theirs, *_describe_match(other, row, metric)])
+        theirs = [other.system, f"{other.kind}, {other.pixels} px", f"{other.weight_bytes:,}"]
+        tested = format_metric(metric, other.test_accuracy)
+        rows.append([*theirs, tested, *_describe_match(other, row, metric, names)])
     heads = ["published", "kind", "bytes", "test", "ours", "bytes", "test", "share"]
     lost = f"; of {len(pairs) - len(rows)} others none is" if len(rows) < len(pairs) else ""
     title = f"The smallest of our networks that is at least as accurate{lost}"
@@ -169,15 +170,16 @@ def explain_nothing_beside(pareto: Arrow, dataset: str) -> str:
     return "None of our networks is as accurate as a published one whose inputs have as many bits or more."
 
 
-def _describe_match(other: Published, row: dict[str, Any], metric: Metric) -> list[str]:
+def _describe_match(other: Published, row: dict[str, Any], metric: Metric, names: Collection[str]) -> list[str]:
     share = row["size_bytes"] / other.weight_bytes
-    return [name_network(row), f"{row['size_bytes']:,}", format_metric(metric, row[metric.test]), f"{share:.0%}"]
+    size = f"{row['size_bytes']:,}"
+    return [name_network(row, names), size, format_metric(metric, row[metric.test]), f"{share:.0%}"]
 
 
-def name_network(row: dict[str, Any]) -> str:
-    """A row of a Pareto table by all axes that decide about the network that is shipped."""
-    widths = "" if row["hidden"] == NO_WIDTHS else f"{row['hidden']} "
-    return f"{widths}{label(decisive_axes(row), _NAMED_BESIDE)}"
+def name_network(row: dict[str, Any], names: Collection[str] = SHIPPED) -> str:
+    """A row of a Pareto table by these of the axes that decide about the network that is shipped."""
+    widths = "" if row["hidden"] == NO_WIDTHS or HIDDEN.name not in names else f"{row['hidden']} "
+    return f"{widths}{label(decisive_axes(row), [name for name in names if name != HIDDEN.name])}".strip()
 
 
 def questions(run: Run) -> list[Question]:
