@@ -216,4 +216,5 @@ CALLBACKS = (MlflowRuns, WandbRuns, TensorBoardRuns)
 def events_folder(sweep: LoggedSweep, name: str, trial_id: str) -> str:
     """Where TensorBoard's events of a configuration lie; TensorBoard shows the last part as the run's name."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    return os.path.join(sweep.folder, str(TENSORBOARD.file), f"{plain}-{trial_id}")
+    # A file system allows 255 characters, and `blocks` have no limit.
+    return os.path.join(sweep.folder, str(TENSORBOARD.file), f"{plain[:200]}-{trial_id}")

@@ -14,7 +14,14 @@ from qdtune.spec.sweep_file import loads
 from qdtune.spec.tasks import ACCURACY
 from qdtune.store.store import Store
 from qdtune.sweep import loggers, preflight
-from qdtune.sweep.logger_callbacks import CALLBACKS, MlflowRuns, TensorBoardRuns, is_logged_in
+from qdtune.sweep.logger_callbacks import (
+    CALLBACKS,
+    LoggedSweep,
+    MlflowRuns,
+    TensorBoardRuns,
+    events_folder,
+    is_logged_in,
+)
 from qdtune.sweep.loggers import SweepLoggers, epoch_means, read_key, sweep_loggers
 from qdtune.sweep.preflight import check_loggers
 from tests.launched import planned
@@ -382,3 +389,9 @@ def test_nobody_is_asked_for_a_key(monkeypatch, tmp_path):
 def test_every_logger_has_a_callback():
     assert tuple(kind.logger for kind in CALLBACKS) == LOGGERS
     assert [logger.name for logger in find_loggers(("tensorboard", "mlflow"))] == ["mlflow", "tensorboard"]
+
+
+def test_a_long_name_makes_a_folder_that_a_file_system_allows(tmp_path):
+    made = events_folder(LoggedSweep("a", "", str(tmp_path)), "conv 8-pool-" * 40, "0123456789ab")
+    os.makedirs(made)
+    assert made.endswith("-0123456789ab")
