@@ -42,7 +42,7 @@ MLPS = {  # on whole images
 }
 FRONTS = {  # all that was trained for a front on a data set; the first sweep gives the figure its words
     "mnist": ("front_mnist_final", "tiny_8x8", "tiny_8x8_overhead", "cnn_mnist", "cnn_wide", *MLPS["mnist"]),
-    "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
+    "fashion_mnist": MLPS["fashion_mnist"],
 }
 CNNS = ("cnn_mnist", "cnn_wide")
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
@@ -93,14 +93,14 @@ def _beside(dataset: str, sweeps: Sequence[str]) -> str:
     heads = [
         "published",
         "kind, pixels",
-        "their bytes",
+        "bytes",
         "test %",
         "ours: weights alone",
         "ours: everything",
         "test %",
     ]
     rows = []
-    for other, row in match_published(pareto, dataset):
+    for other, row in sorted(match_published(pareto, dataset), key=lambda pair: pair[0].weight_bytes):
         theirs = [other.system, f"{other.kind}, {other.pixels}", f"{other.weight_bytes:,}"]
         ours = ["-", "-", "none so accurate"]
         if row:
@@ -130,7 +130,7 @@ def draw() -> None:
         run = Run(sweeps[0], "", spec, TRIALS.empty_table(), HISTORY.empty_table(), together(sweeps), (), 0)
         name, svg = next(images(sheet(run), reference=True))
         assert name == "front.svg"
-        (FIGURES / f"{sweeps[0]}.svg").write_bytes(svg)
+        (FIGURES / f"front_{dataset.removesuffix('_mnist')}.svg").write_bytes(svg)
 
 
 def _depths(trials: pa.Table, dataset: str) -> str:
