@@ -222,7 +222,7 @@ class Configuration(_AxisFields):
             "trial_id": self.trial_id,
             **self.cells,
             "dataset": self.dataset,
-            "model": self.own_model.factory if self.own_model else "mlp" if self.model_blocks is None else "cnn",
+            "model": self.own_model.factory if self.own_model else "mlp" if self.cnn_blocks is None else "cnn",
             **known_before(self),
             "inner_dims": self.structure.inner_dims(self.depth, self.decompose),
         }
