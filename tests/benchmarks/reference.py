@@ -42,7 +42,7 @@ MLPS = {  # on whole images
 }
 FRONTS = {  # all that was trained for a front on a data set; the first sweep gives the figure its words
     "mnist": ("front_mnist_final", "tiny_8x8", "tiny_8x8_overhead", "cnn_mnist", "cnn_wide", *MLPS["mnist"]),
-    "fashion_mnist": MLPS["fashion_mnist"],
+    "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
 }
 CNNS = ("cnn_mnist", "cnn_wide")
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
