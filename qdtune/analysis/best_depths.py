@@ -78,7 +78,7 @@ def find_best_depths(
 
 
 def _add_shares(depths: NDArray[np.int64], shares: NDArray[np.float64]) -> dict[int, float]:
-    """The share of the draws that each depth wins, given those of its configurations."""
+    """The share of draws that each depth wins: the sum over its configurations, one depth and one share for each."""
     return {int(depth): float(shares[depths == depth].sum()) for depth in np.unique(depths)}
 
 

@@ -192,8 +192,9 @@ def _find_flags(comparison: Comparison, pairs: Pairs) -> Iterator[str]:
         a, b = capped[0]
         yield f"the last layer has rank {a} instead of {b}"
     for axis in OUTLINED:
-        values = [[cell_text(side.key[axis.name]) for side in pair] for pair in pairs]
-        if different := [(one, other) for one, other in values if one != other]:
+        values = [[side.key[axis.name] for side in pair] for pair in pairs]
+        texts = [["as written" if value is None else cell_text(value) for value in pair] for pair in values]
+        if different := [(one, other) for one, other in texts if one != other]:
             what = "hidden width" if axis is HIDDEN else axis.name
             yield f"{what} {' instead of '.join(min(different))}, for equal bytes"
     if comparison.scale == "minmax" and comparison.weight_bits == 2:

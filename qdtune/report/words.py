@@ -134,7 +134,7 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
     metric = metric_in(pareto)
     pairs = match_published(pareto, dataset)
     rows, names = [], find_varying(row for _, row in pairs if row) & {*SHIPPED} or SHIPPED
-    for other, row in sorted(pairs, key=lambda pair: pair[0].weight_bytes):
+    for other, row in pairs:
         if row is None:
             continue
         theirs = [other.system, f"{other.kind}, {other.pixels} px", f"{other.weight_bytes:,}"]
@@ -147,12 +147,12 @@ def beside(pareto: Arrow, dataset: str) -> Table | None:
 
 
 def match_published(pareto: Arrow, dataset: str) -> list[tuple[Published, dict[str, Any] | None]]:
-    """Published networks by ascending size, each with our row as of `beside`; None if no network is so accurate."""
+    """Published networks by their own count of bytes, each with our row as of `beside`, if any is so accurate."""
     metric = metric_in(pareto)
     ours = rows_known(pareto, "pareto_rank").to_pylist()
     fronts: dict[int, list[dict[str, Any]]] = {}
     pairs = []
-    for other in published(dataset, metric):
+    for other in sorted(published(dataset, metric), key=lambda one: one.weight_bytes):
         most = other.act_bits or FLOAT_BITS
         if most not in fronts:
             mine = [row for row in ours if most_input_bits(row) <= most]

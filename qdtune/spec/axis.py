@@ -42,8 +42,8 @@ class Axis:
         place: its rank among the columns of text tables, from 0.
         tag: its value in labels, such as `w{}`; None: labels leave it out.
         words: its value in a sentence; empty if a sentence says nothing of it.
-        outline: of a value in tables, what is left of it without widths. A comparison at equal bytes may pair two
-            values of the same outline; None: the values must be equal.
+        outline: what remains of a value in tables without its widths. A comparison at equal bytes may pair two values
+            of the same outline; None: the values must be equal.
         of_cell: its value, given the value in tables.
         asked: the words of a comparison at one value of it, such as `{} levels`; None: comparisons cover all its
             values together.

@@ -27,8 +27,12 @@ INPUTS_VERSION = 2
 RESULTS_VERSION = 1  # raise it when the same configuration gives other numbers: old results then no longer count
 # The float warm-up does not depend on these: quantisation and QAT.
 _NOT_WARMED_UP = frozenset({axis.name for axis in AXES if axis.stage in LATER_STAGES} | {"inputs", "qat"})
-_LATER_FIELDS: dict[str, Any] = {"task": CLASSIFICATION.name, "metric": ACCURACY.name, "normalize": "none"}
-_LATER_FIELDS |= {"padding": None}
+_LATER_FIELDS: dict[str, Any] = {
+    "task": CLASSIFICATION.name,
+    "metric": ACCURACY.name,
+    "normalize": "none",
+    "padding": None,
+}
 # The axes that belong to a training phase are fields of that phase.
 _AxisFields: Any = axis_fields("_AxisFields", [axis.name for axis in AXES if axis.phase is None], frozen=True)
 

@@ -87,7 +87,7 @@ def _put_rows(x: Tensor, chosen: Tensor, rows: Tensor) -> Tensor:
 def _draw_places(
     n: int, augment: str, draw: torch.Generator, x: Tensor, image: Image, side: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """For some of n images after the other: which ones, and their places as `resample_images` takes them.
+    """Yields n images part by part: which ones, and their places as `resample_images` takes them.
 
     Args:
         x: the images from which pixels come.

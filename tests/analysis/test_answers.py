@@ -346,7 +346,7 @@ def test_convolutions_of_other_widths_are_compared_where_their_sizes_are_equal()
     assert (found.n_pairs, found.baseline_bytes) == (1, 1170)
     assert found.flags[0] == f"blocks {narrow} instead of {wide}, for equal bytes"
     scaled = one(table(deep, *[those for those in rows if those[0]["blocks"] != wide]))
-    assert (scaled.baseline_bytes, scaled.flags[0]) == (1260, "channels null instead of 12, for equal bytes")
+    assert (scaled.baseline_bytes, scaled.flags[0]) == (1260, "channels as written instead of 12, for equal bytes")
 
 
 def test_sizes_further_apart_than_a_twentieth_are_refused_and_a_hundredth_is_said():

@@ -79,28 +79,18 @@ def _whole_front(dataset: str, sweeps: Sequence[str]) -> str:
     for row in table_front(pareto).to_pylist():
         counted = [f"{n:,}" for n in (row["size_bytes"], weights[row["trial_id"]])]
         accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
-        rows.append([*counted, _kind(row), name_network(row), str(row["epochs"]), *accuracies])
+        kind = "linear" if row["model"] == "mlp" else "convolutions"
+        rows.append([*counted, kind, name_network(row), str(row["epochs"]), *accuracies])
     return _markdown(["bytes", "weights alone", "kind", "network", "epochs", "validation %", "test %"], rows)
-
-
-def _kind(row: dict[str, Any]) -> str:
-    return {"mlp": "linear"}.get(row["model"], "convolutions")
 
 
 def _beside(dataset: str, sweeps: Sequence[str]) -> str:
     """Every published network, beside the smallest of a front that is as accurate, in both ways of counting bytes."""
     pareto, weights = together(sweeps), _weights(dataset, sweeps)
-    heads = [
-        "published",
-        "kind, pixels",
-        "bytes",
-        "test %",
-        "ours: weights alone",
-        "ours: everything",
-        "test %",
-    ]
+    heads = ["published", "kind, pixels", "bytes", "test %"]
+    heads += ["ours: weights alone", "ours: everything", "test %"]
     rows = []
-    for other, row in sorted(match_published(pareto, dataset), key=lambda pair: pair[0].weight_bytes):
+    for other, row in match_published(pareto, dataset):
         theirs = [other.system, f"{other.kind}, {other.pixels}", f"{other.weight_bytes:,}"]
         ours = ["-", "-", "none so accurate"]
         if row:
