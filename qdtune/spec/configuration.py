@@ -155,7 +155,7 @@ class Configuration(_AxisFields):
         return found[0] if len(set(found)) == 1 else found
 
     @property
-    def misfit(self) -> str | None:
+    def unbuildable(self) -> str | None:
         """Why this network cannot be built, in a few words; None if it can."""
         if self.blocks is not None:
             try:

@@ -174,7 +174,7 @@ class ModelGroup(Plugged):
     @model_validator(mode="after")
     def _norm_is_ours(self) -> ModelGroup:
         if self.factory and self.batch_norm:
-            raise ValueError("batch_norm is for mlp only (a factory has the layers that it builds)")
+            raise ValueError("batch_norm is for mlp and cnn only (a factory has the layers that it builds)")
         return self
 
     @model_validator(mode="after")

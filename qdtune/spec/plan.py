@@ -31,8 +31,8 @@ class Plan:
             may choose.
         points: how many points of the space were examined.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
-        infeasible: how many of the other points broke a constraint or are misfits.
-        misfits: how many points are networks that cannot be built, by `Configuration.misfit`.
+        infeasible: how many of the other points broke a constraint or are no networks that can be built.
+        unbuildable: how many points are no such networks, by `Configuration.unbuildable`.
     """
 
     spec: Spec
@@ -40,13 +40,13 @@ class Plan:
     points: int
     excluded: list[tuple[str, int]]
     infeasible: int
-    misfits: dict[str, int] = field(default_factory=dict)
+    unbuildable: dict[str, int] = field(default_factory=dict)
 
     @property
     def broken(self) -> dict[str, int]:
         """What the infeasible points break, and how many of them."""
-        others = self.infeasible - sum(self.misfits.values())
-        return ({", ".join(self.spec.constraints): others} if others else {}) | self.misfits
+        others = self.infeasible - sum(self.unbuildable.values())
+        return ({", ".join(self.spec.constraints): others} if others else {}) | self.unbuildable
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
@@ -112,7 +112,7 @@ def plan(spec: Spec) -> Plan:
     removed = [0] * len(spec.exclude)
     trials: list[Configuration] = []
     points = infeasible = 0
-    misfits: Counter[str] = Counter()
+    unbuildable: Counter[str] = Counter()
     for point in list_points(spec):
         points += 1
         config = dict(zip(AXIS_NAMES, point, strict=True))
@@ -121,8 +121,8 @@ def plan(spec: Spec) -> Plan:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
-        if why := trial.misfit:
-            misfits[why] += 1
+        if why := trial.unbuildable:
+            unbuildable[why] += 1
             continue
         if any(measure_excess(text, trial) > 0 for text in spec.constraints):
             infeasible += 1
@@ -132,19 +132,19 @@ def plan(spec: Spec) -> Plan:
             break
     if not trials:
         what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise user_error("".join([what, *[f", {count} have {why}" for why, count in misfits.items()]]))
+        raise user_error("".join([what, *[f", {count} have {why}" for why, count in unbuildable.items()]]))
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     trials = put_warmups_first(sort_trials(trials, spec.run.order))
-    return Plan(spec, trials, points, excluded, infeasible + sum(misfits.values()), dict(misfits))
+    return Plan(spec, trials, points, excluded, infeasible + unbuildable.total(), dict(unbuildable))
 
 
 def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:
     """Each rule of `exclude` and `constraints` as text, and how far the trial breaks it; 0 or less if it does not."""
     excluded = {f"exclude {_rule_text(rule)}": float(_excluded(trial.values, rule)) for rule in spec.exclude}
-    if trial.misfit:  # it has no bytes
-        return excluded | {"misfit": 1.0} | dict.fromkeys(spec.constraints, 1.0)
+    if trial.unbuildable:  # it has no bytes
+        return excluded | {"unbuildable": 1.0} | dict.fromkeys(spec.constraints, 1.0)
     if any(spec.axes[name].choices != (None,) for name in ("layer_bits", "layer_act_bits", "blocks")):
-        excluded["misfit"] = 0.0
+        excluded["unbuildable"] = 0.0
     return excluded | {text: measure_excess(text, trial) for text in spec.constraints}
 
 

@@ -101,7 +101,7 @@ def test_blocks_that_do_not_fit_an_image_are_not_run():
     planned = plan(spec(f"parameters={{{axes}}}", "model.hidden=[]"))
     assert ([one.blocks for one in planned.trials], planned.infeasible) == ([("conv 8", "dw")], 1)
     searched = spec(AXIS, small, "method=tpe", "run_cap=2")
-    violations = [list_violations(searched, one)["misfit"] for one in plan(spec(AXIS)).trials]
+    violations = [list_violations(searched, one)["unbuildable"] for one in plan(spec(AXIS)).trials]
     assert violations == [0.0, 0.0]
 
 

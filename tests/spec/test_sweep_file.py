@@ -406,7 +406,7 @@ MATRIX = [
     (
         79,
         "model={factory: a:f, batch_norm: true}",
-        "model: batch_norm is for mlp only (a factory has the layers that it builds)",
+        "model: batch_norm is for mlp and cnn only (a factory has the layers that it builds)",
     ),
     (79, "model={factory: a:f, sha256: abc}", "model.sha256: 'abc' is not allowed (64 hexadecimal digits)"),
     (79, f"model.sha256={'a' * 64}", "model: sha256 is for a factory only"),
