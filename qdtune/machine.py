@@ -27,10 +27,18 @@ def has_compiler() -> bool:
 MIN_COMPILED_STEPS = 800
 
 
-def is_compiled(compile: str, epochs: int, batch_size: int, samples: int) -> bool:
-    """Whether the steps of a phase are compiled: `always`, `never`, or `auto`, if the phase is long enough."""
-    steps = epochs * (samples // batch_size)
-    return compile == "always" or (compile == "auto" and steps >= MIN_COMPILED_STEPS and has_compiler())
+def is_compiled(compile: str, epochs: int, batch_size: int, samples: int, convolves: bool = False) -> bool:
+    """Whether the steps of a phase are compiled.
+
+    Args:
+        compile: `always`, `never`, or `auto`: if it saves time.
+        epochs: of the phase.
+        batch_size: samples per step.
+        samples: of an epoch.
+        convolves: whether a network with convolutions is trained on a CPU: single operations are as fast then.
+    """
+    pays = epochs * (samples // batch_size) >= MIN_COMPILED_STEPS and not convolves
+    return compile == "always" or (compile == "auto" and pays and has_compiler())
 
 
 def cache_dir() -> Path:

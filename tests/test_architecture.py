@@ -64,9 +64,9 @@ HOMES = {
 # Of single files: what they must do without beyond that. `reader` is copied to where models go.
 ALONE = {"reader": {"numpy"}, "pareto": {"numpy"}}
 # Pickles run code when they are read; a torn Tuner state starts over silently; a torch.autograd.Function gives zero
-# gradients silently under compile(vmap(grad)), but not where make_fx traces first, as for `shifted` alone. Import by
-# name would hide an arrow from this test; what users name is imported in one room, and verbs in another, to which
-# nothing points.
+# gradients silently under compile(vmap(grad)), but not in steps that are not compiled, where `gradients` has them.
+# Import by name would hide an arrow from this test; what users name is imported in one room, and verbs in another, to
+# which nothing points.
 NEVER = {
     "pickle",
     "cloudpickle",
@@ -89,7 +89,7 @@ NEVER = {
 ONLY = {
     "importlib.import_module": "qdtune.plugins",
     "pkgutil.resolve_name": "qdtune.__main__",
-    "torch.autograd.Function": "qdtune.model.layers.shifted",
+    "torch.autograd.Function": "qdtune.training.gradients",
 }
 NEVER_KEYWORDS = {("weights_only", False), ("allow_pickle", True), ("typ", "unsafe"), ("shell", True)}
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from qdtune.model.overhead import FLOAT32, SMALLEST_HALF, round_factor
 from qdtune.reader import GRIDS
@@ -82,6 +83,8 @@ def fake_quantize(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
 
     A `step` that requires a gradient gets the gradient of learned step sizes (Esser et al. 2020, eq. 3).
     """
+    if has_torch_function((x, step)):  # such as a step that is not compiled, see `training.fast_forms`
+        return handle_torch_function(fake_quantize, (x, step), x, step, grid)
     v = x / step
     v = torch.where((x >= grid.low * step) & (x <= grid.high * step), v, v.detach())
     return (v + (round_to_codes(x, step, grid) - v).detach()) * step
@@ -216,3 +219,15 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.current_step(x), self.grid)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, which needs no gradient, fake-quantised as a linear function of the step size.
+
+        Returns:
+            The values; their slopes in the step size; and the change of the step size, which is 0 and has a gradient.
+        """
+        step = self.current_step(x)
+        fixed = step.detach()
+        codes = round_to_codes(x, fixed, self.grid)
+        inside = (x >= self.low * fixed) & (x <= self.high * fixed)
+        return codes * fixed, codes - torch.where(inside, x / fixed, 0.0), step - fixed

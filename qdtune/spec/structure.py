@@ -109,6 +109,11 @@ class Structure(NamedTuple):
     has_shifts: bool = True
 
     @property
+    def convolves(self) -> bool:
+        """Whether a layer is a convolution."""
+        return any(layer.kind.startswith("conv") for layer in self.layers)
+
+    @property
     def later_kinds(self) -> list[str]:
         """The kinds of its layers that older versions neither split nor quantised: other results, so other ids."""
         return sorted({layer.kind for layer in self.layers} - {LINEAR})

@@ -43,7 +43,7 @@ def announce(
     if queue.left and not has_compiler():
         what = "training is slow, because it runs uncompiled: install a C++ compiler (g++, or set CXX) and openssl"
         out.print(what, style="yellow")
-    elif queue.left and _compiles(spec, len(data.train_x)) and not any(cache_dir().glob("steps/*.so")):
+    elif queue.left and _compiles(spec, planned, len(data.train_x)) and not any(cache_dir().glob("steps/*.so")):
         shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
         each = "" if shapes == 1 else " each"
         what = f"{format_count(shapes, 'network shape')}, about 30 s{each}, once for all sweeps"
@@ -173,6 +173,7 @@ def _print_dead_warmups(run: HeldRun, out: Any) -> None:
         out.print(f"{format_count(len(dead), 'configuration')} {what}", style="yellow")
 
 
-def _compiles(spec: Spec, samples: int) -> bool:
-    phases = (spec.train.warmup, spec.train.qat)
-    return any(is_compiled(spec.run.compile, phase.epochs, spec.train.batch_size, samples) for phase in phases)
+def _compiles(spec: Spec, planned: Plan, samples: int) -> bool:
+    epochs = max(spec.train.warmup.epochs, spec.train.qat.epochs)
+    convolves = all(trial.structure.convolves for trial in planned.trials)
+    return is_compiled(spec.run.compile, epochs, spec.train.batch_size, samples, convolves)

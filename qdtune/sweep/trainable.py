@@ -184,12 +184,12 @@ class QATTrial(tune.Trainable):
         }
 
     def _start(self) -> Generator[dict[str, Any], None, None]:
-        from qdtune.training.device import cap_memory, choose_device, set_threads
+        from qdtune.training.device import cap_memory, choose_device, set_up_process
         from qdtune.training.paused import Checkpoints
         from qdtune.training.tensors import Tensors
         from qdtune.training.train import train_configuration
 
-        set_threads(self._cpu)
+        set_up_process(self._cpu)
         if self._tensors is None:
             self._tensors = Tensors.of(self._data, choose_device(self._gpu))
         if self._gpu < 1:

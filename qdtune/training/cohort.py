@@ -21,11 +21,11 @@ from torch.func import vmap
 from torch.utils import _pytree as tree
 
 from qdtune.model.dropout import find_states
-from qdtune.model.layers.shifted import sums_of_shifts
 from qdtune.model.quantize import read_digits, set_digits
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
+from qdtune.training.fast_forms import FastForms
 from qdtune.training.losses import Meter
 from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
 from qdtune.training.tape import PLAIN_CALLS, Taped
@@ -104,8 +104,7 @@ class Cohort:
         with COMPILE_WATCH.measure():
             if self.device.type == "cuda":
                 return capture_step(self.function, state, data, batch, rate, compile=self.compile)
-            with sums_of_shifts(self.template):
-                return compile_step(self.shape, self.function, state, data, batch, rate)
+            return compile_step(self.shape, self.function, state, data, batch, rate)
 
     def prepare(self) -> None:
         """Makes the step, which takes some seconds if it has to be compiled."""
@@ -158,7 +157,8 @@ class Cohort:
 
         def predict_all(*tensors: Tensor) -> Tensor:
             params, buffers = tree.tree_unflatten(list(tensors[:-1]), structure)
-            return vmap(predict_one, in_dims=(0, 0, None))(params, buffers, tensors[-1])
+            with FastForms():
+                return vmap(predict_one, in_dims=(0, 0, None))(params, buffers, tensors[-1])
 
         return defaultdict(lambda: Taped(predict_all, PLAIN_CALLS))
 

@@ -26,9 +26,10 @@ from torch.utils import _pytree as tree
 
 from qdtune.machine import cache_dir
 from qdtune.model import chain, dropout, factored, networks, overhead, quantize, quantizer
-from qdtune.model.layers import kind, known, matrix, shifted
+from qdtune.model.layers import kind, known, matrix
 from qdtune.training import losses, step, step_compiler
-from qdtune.training.step import StepShape, take_replicas
+from qdtune.training.fast_forms import FastForms
+from qdtune.training.step import StepShape
 from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
 from qdtune.training.tape import PLAIN_CALLS, Taped
 
@@ -48,16 +49,18 @@ def gather_rows(data: tuple[Tensor, ...], batch: Tensor) -> Iterator[Tensor]:
 
 
 def make_eager_step(function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...]) -> Call:
-    """The step as single operations of torch: as Python runs them at first, then from a tape, to the same numbers.
+    """The step as single operations in their fast forms: as Python runs them at first, then from a tape, alike.
 
     Args:
         function, state, data: as in `compile_step`.
     """
     flat, structure = tree.tree_flatten(state)
-    taped = Taped(
-        lambda *tensors: function(*tree.tree_unflatten(tensors[: len(flat)], structure), *tensors[len(flat) :]),
-        PLAIN_CALLS,
-    )
+
+    def run(*tensors: Tensor) -> None:
+        with FastForms():
+            function(*tree.tree_unflatten(tensors[: len(flat)], structure), *tensors[len(flat) :])
+
+    taped = Taped(run, PLAIN_CALLS)
     return lambda batch, rate: taped(*flat, *gather_rows(data, batch), rate)
 
 
@@ -80,10 +83,7 @@ def compile_step(
         data: tensors (N, ...); each call reads the rows of its batch.
         batch, rate: examples with the shapes of all later ones.
     """
-    together = len(batch) if shape.fits_cache(batch.shape[1]) else 1
-    parts = [slice(k, k + together) for k in range(0, len(batch), together)]
-    own, joined = zip(*(take_replicas(state, part) for part in parts), strict=True)
-    flat, structure = tree.tree_flatten((*own[0], *gather_rows(data, batch[parts[0]]), rate))
+    flat, structure = tree.tree_flatten((*state, *gather_rows(data, batch), rate))
 
     def run_flat(*tensors: Tensor) -> tuple[()]:
         function(*tree.tree_unflatten(list(tensors), structure))
@@ -94,17 +94,8 @@ def compile_step(
     except CompileError as error:
         _eager_reasons[:] = [str(error)]
         return make_eager_step(function, state, data)
-    flats = [tree.tree_leaves(one) for one in own]
-
-    def call(batch: Tensor, rate: Tensor) -> None:
-        for part, tensors, pairs in zip(parts, flats, joined, strict=True):
-            for mine, shared in pairs:
-                mine.copy_(shared)
-            library.run([*tensors, *gather_rows(data, batch[part]), rate])
-        for mine, shared in joined[-1]:
-            shared.copy_(mine)
-
-    return call
+    tensors = tree.tree_leaves(state)
+    return lambda batch, rate: library.run([*tensors, *gather_rows(data, batch), rate])
 
 
 _eager_reasons: list[str] = []  # the last one, or none
@@ -148,7 +139,6 @@ def step_sources() -> list[ModuleType]:
         quantizer,
         kind,
         matrix,
-        shifted,
         known,
         step_compiler,
         sys.modules[__name__],

@@ -8,7 +8,6 @@ Alphabet: K replicas, B batch, I in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.utils import _pytree as tree
 
 from qdtune.model import networks
 from qdtune.model.dropout import replace_dropout
@@ -30,7 +28,6 @@ from qdtune.spec.tasks import CLASSIFICATION, task_of
 from qdtune.training.losses import loss_function
 
 Stack = dict[str, Tensor]  # name -> (K, ...)
-CACHE_BYTES = 2**20  # of one tensor; a second-level cache has 1 or 2 MB, and a step has several
 
 
 @dataclass(frozen=True)
@@ -114,14 +111,6 @@ class StepShape:
         settings["scale"] = "lsq" if self.learns_steps else SCALE.default
         return quantize(model, weight_bits, act_bits, **settings).to("meta")
 
-    def fits_cache(self, batch_size: int) -> bool:
-        """Whether the largest image between the layers of a `cnn`, for a batch, leaves room in a cache for more.
-
-        If not, replicas are faster one after the other: K = 5 of 16 channels of 16 x 16, B = 256, in half the time.
-        """
-        largest = max((math.prod(layer.output) for layer in self.cnn or ()), default=0)
-        return 4 * largest * batch_size < CACHE_BYTES
-
     def make_optimiser_state(self, params: Stack) -> dict[str, Stack]:
         """The tensors that the optimiser keeps between steps, at zero."""
         zeros = lambda: {name: torch.zeros_like(p) for name, p in params.items()}  # noqa: E731
@@ -129,29 +118,6 @@ class StepShape:
             count = torch.zeros((), device=next(iter(params.values())).device)
             return {"mean": zeros(), "square": zeros(), "count": {"": count}}
         return {"velocity": zeros()} if self.momentum else {}
-
-
-def take_replicas(state: Any, part: slice) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-    """The tensors of some of K replicas, which share memory with those of all.
-
-    What belongs to all replicas at once, such as the number of steps, is copied, because each step changes it.
-
-    Args:
-        state: nested dicts and tuples of tensors (K, ...) or ().
-        part: of the replicas.
-
-    Returns:
-        The tensors, nested alike, and each copy with its original.
-    """
-    copies: list[tuple[Tensor, Tensor]] = []
-
-    def take(tensor: Tensor) -> Tensor:
-        if tensor.ndim:
-            return tensor[part]
-        copies.append((tensor.clone(), tensor))
-        return copies[-1][0]
-
-    return tree.tree_map(take, state), copies
 
 
 def which_are_float(bits: Any) -> bool | tuple[bool, ...]:

@@ -11,7 +11,7 @@ from qdtune.datasets.load import Samples
 from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
 from qdtune.training.compile_watch import COMPILE_WATCH
-from qdtune.training.device import choose_device, set_threads
+from qdtune.training.device import choose_device, set_up_process
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
@@ -55,7 +55,7 @@ def time_configurations(
         cpu, gpu: of one trial.
         tell: called with each of them before it is measured.
     """
-    set_threads(cpu)
+    set_up_process(cpu)
     data = Tensors.of(samples, choose_device(gpu))
     found: list[StepTimes] = []
     for trial in trials:
@@ -78,7 +78,8 @@ def _time_one(trial: Configuration, data: Tensors, compile: str) -> StepTimes:
         val_x=data.val_x[:VAL_ROWS],
         val_y=data.val_y[:VAL_ROWS],
     )
-    compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x))
+    convolves = trial.structure.convolves and data.train_x.device.type == "cpu"
+    compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x), convolves)
     warmup = trial.warmup.model_copy(update={"epochs": 0})  # another step to compile
     qat = trial.qat.model_copy(update={"epochs": MEASURED_EPOCHS})
     began, compiled_before = time.perf_counter(), COMPILE_WATCH.seconds

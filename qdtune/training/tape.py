@@ -28,6 +28,7 @@ from qdtune.training.taped_calls import (
     find_slots,
     map_leaves,
     rename_slots,
+    write_out,
 )
 
 CHANGING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
@@ -88,7 +89,8 @@ def record(
             made = function(*copies)
         calls, names = drop_repeated(drop_vain_copies(tape.calls), tape.layouts)
         returned = rename_slots(map_leaves(tape.name, made), names)
-        play = _compose(tape, drop_unread(calls, find_slots(returned)), returned)
+        calls = write_out(drop_unread(calls, find_slots(returned)), tape.layouts)
+        play = _compose(tape, calls, returned)
         found = play(*played)
     except NotTapedError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ aten = torch.ops.aten
 SAME_ELEMENTS = (aten.alias, aten.clone, aten.detach, aten.expand, aten.permute, aten.view, aten._unsafe_view)
 UNSAID_VIEWS = (aten._unsafe_view, aten.unsafe_split, aten.unsafe_split_with_sizes)  # the schema says no alias
 STATISTICS = slice(3, 5)  # arguments that a batch normalisation changes, which its schema does not say
+LONG_ROW = 512  # numbers; the start of a row then takes little of its time
+FEW_COPIES = 16  # a tensor is written out if the largest beside it has as many times its numbers, or more
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,88 @@ def _find_same(call: TapedCall, layouts: dict[Slot, Layout]) -> Slot | None:
         return None
     (source,) = call.reads()
     return source if layouts[source] == layouts[call.makes()[0]] else None
+
+
+def write_out(calls: Sequence[TapedCall], layouts: dict[Slot, Layout]) -> list[TapedCall]:
+    """The calls with small tensors written out where they are spread over large ones, which gives the same numbers.
+
+    A kernel goes along a row of memory in which all its tensors advance evenly. One number for each replica is the
+    same along a row of pixels, but images of which all channels of all replicas lie side by side have rows of a few
+    numbers then (see `gradients`). Written out for one image, they have rows as long as an image.
+
+    Args:
+        calls: no tensor is read after a change but by its owner's slot.
+        layouts: of all slots; those of new ones are added.
+    """
+    owners = _find_owners(calls)
+    changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
+    written: dict[tuple[Any, ...], Slot] = {}
+    left: list[TapedCall] = []
+    for call in calls:
+        if torch.Tag.pointwise not in call.function.tags or call.is_tuple or not call.makes():
+            left.append(call)
+            continue
+        names = {}
+        for slot in {arg for arg in call.args if isinstance(arg, Slot)} - {*call.writes()}:
+            sizes = _sizes_written_out(layouts[slot], layouts[call.makes()[0]])
+            if sizes is None or owners.get(slot, slot) in changed:
+                continue
+            key = (slot, *sizes)
+            if key not in written:
+                new, written[key] = _list_copying(slot, *sizes, layouts)
+                left += new
+            names[slot] = written[key]
+        left.append(replace(call, args=rename_slots(call.args, names)) if names else call)
+    return left
+
+
+def _sizes_written_out(layout: Layout, made: Layout) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """To what sizes a tensor is best written out beside a result, and their order in memory from the slowest.
+
+    None if it need not be: its rows are long, or it is not much smaller.
+    """
+    shape, strides = made[:2]
+    own = (*[1] * (len(shape) - len(layout[0])), *layout[0])
+    own_strides = (*[0] * (len(shape) - len(layout[0])), *layout[1])
+    order = sorted((axis for axis in range(len(shape)) if shape[axis] > 1), key=lambda axis: -strides[axis])
+    if not order or strides[order[-1]] != 1 or len(layout[0]) == 0:
+        return None
+    moves = [own_strides[axis] if own[axis] > 1 else 0 for axis in order]
+    row = shape[order[-1]]
+    for outer in range(len(order) - 2, -1, -1):  # as the iterator of torch joins axes
+        inner_size, inner_move = shape[order[outer + 1]], moves[outer + 1]
+        if moves[outer] != inner_size * inner_move or strides[order[outer]] != inner_size * strides[order[outer + 1]]:
+            break
+        row *= shape[order[outer]]
+    total = math.prod(shape)
+    if row >= LONG_ROW:
+        return None
+    sizes, count = [*own], math.prod(own)
+    for axis in reversed(order):
+        if math.prod(shape[a] for a in order[order.index(axis) + 1 :]) >= LONG_ROW:
+            break
+        sizes[axis] = shape[axis]
+    if math.prod(sizes) * FEW_COPIES > total or math.prod(sizes) == count:
+        return None
+    return tuple(sizes), tuple(sorted(range(len(shape)), key=lambda axis: -strides[axis]))
+
+
+def _list_copying(
+    slot: Slot, sizes: tuple[int, ...], order: tuple[int, ...], layouts: dict[Slot, Layout]
+) -> tuple[list[TapedCall], Slot]:
+    """The calls that write a tensor out to these sizes, in this order in memory; and the slot of what they make."""
+    expanded, turned, copied, made = slots = [Slot(len(layouts) + k) for k in range(4)]
+    back = [order.index(axis) for axis in range(len(order))]
+    strides = {axis: math.prod(sizes[a] for a in order[place + 1 :]) for place, axis in enumerate(order)}
+    layout = (sizes, tuple(strides[axis] for axis in range(len(order))), 0, layouts[slot][-1])
+    layouts |= dict.fromkeys(slots, layout)
+    dense = {"memory_format": torch.contiguous_format}
+    return [
+        TapedCall(aten.expand.default, (slot, list(sizes)), {}, (expanded,), False),
+        TapedCall(aten.permute.default, (expanded, list(order)), {}, (turned,), False),
+        TapedCall(aten.clone.default, (turned,), dense, (copied,), False),
+        TapedCall(aten.permute.default, (copied, back), {}, (made,), False),
+    ], made
 
 
 def drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:

@@ -1,7 +1,6 @@
 """The model `cnn`: stacked replicas are single ones, and what is shipped is what was tested."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +17,8 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.blocks import cnn_structure, list_cnn_layers
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
-from qdtune.training import compiled, step
 from qdtune.training.cohort import Cohort, make_generator
-from qdtune.training.step import StepShape, normalise, take_replicas
+from qdtune.training.step import StepShape, normalise
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
@@ -78,52 +76,12 @@ def test_stacked_convolutions_equal_single_ones(changes, data):
 
 @pytest.mark.slow  # compiles
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("cache", [step.CACHE_BYTES, 0])  # at 0 replicas are trained one after the other
-def test_a_compiled_convolution_equals_the_eager_one(cache, data, monkeypatch):
-    monkeypatch.setattr(step, "CACHE_BYTES", cache)
+def test_a_compiled_convolution_equals_the_eager_one(data):
     trial = a_cnn(act_bits=8, batch_size=1000, qat=Qat(epochs=2, lr=0.03, momentum=0.9))  # one step, see above
     eager, fast = (a_cohort(trial, data, (0, 1), compile=c) for c in (False, True))
     before = {name: p.clone() for name, p in eager.params.items()}
     assert eager.train(0) == pytest.approx(fast.train(0), rel=1e-4)
     assert_moved_alike(before, fast.params, eager.params)
-
-
-def test_replicas_share_their_tensors_and_have_a_count_of_their_own():
-    state = ({"w": torch.arange(6.0).view(3, 2)}, {"count": {"": torch.tensor(4.0)}})
-    (taken, counts), pairs = take_replicas(state, slice(1, 2))
-    taken["w"].zero_()
-    assert state[0]["w"].tolist() == [[0, 1], [0, 0], [4, 5]]
-    counts["count"][""].add_(1)
-    assert [(mine.item(), shared is state[1]["count"][""]) for mine, shared in pairs] == [(5, True)]
-    assert state[1]["count"][""] == 4
-
-
-@pytest.mark.parametrize("cache", [step.CACHE_BYTES, 0])
-def test_steps_of_single_replicas_are_those_of_all(cache, data, monkeypatch):
-    """Without the compiler: what is compiled is the same function, called for some replicas or for all."""
-    monkeypatch.setattr(step, "CACHE_BYTES", cache)
-    monkeypatch.setattr(compiled, "build_library", lambda function, tensors: function)
-    calls = []
-
-    def load(key, build):
-        function = build()
-        return SimpleNamespace(run=lambda tensors: calls.append(len(tensors[0])) or function(*tensors))
-
-    monkeypatch.setattr(compiled, "_load_or_build", load)
-    trial = a_cnn(weight_bits=32, batch_size=300, qat=Qat(epochs=1, lr=0.003, optimizer="adam"))
-    together, parted = (a_cohort(trial, data, (0, 1, 2), compile=c) for c in (False, True))
-    assert parted.train(0) == pytest.approx(together.train(0), rel=1e-3)
-    assert calls == ([1, 1, 1] if cache == 0 else [3]) * parted.steps
-    assert parted.moments["count"][""] == together.moments["count"][""] == together.steps > 1
-    parted.moments["count"][""].fill_(100)  # as when a checkpoint is read
-    parted.train(0)
-    assert parted.moments["count"][""] == 100 + parted.steps
-
-
-def test_only_large_images_are_trained_one_replica_after_the_other():
-    shape = StepShape.of(a_cnn(), 64, 10, "qat")  # images of 4 x 8 x 8
-    assert (shape.fits_cache(1023), shape.fits_cache(1024)) == (True, False)
-    assert StepShape.of(a_trial(), 64, 10, "qat").fits_cache(10**9), "linear layers gain from more replicas"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from torch.func import grad_and_value, vmap
 from qdtune.datasets.load import load
 from qdtune.spec.configuration import OwnModel
 from qdtune.spec.tasks import ACCURACY
-from qdtune.training import tape
+from qdtune.training import tape, taped_calls
 from qdtune.training.own_structure import describe_structure
 from qdtune.training.tape import NotTapedError, Taped, record
+from qdtune.training.taped_calls import _sizes_written_out, write_out
 from qdtune.training.tensors import Tensors
 from tests.training import test_cnn, test_cohort, test_own_dropout
 from tests.training.test_cohort import data  # noqa: F401
@@ -332,3 +333,80 @@ def test_played_dropout_draws_the_same(data, monkeypatch):  # noqa: F811
     structure = describe_structure(test_own_dropout.build("", "", 16, (12,), 4, seed=0))
     trial = test_cohort.a_trial(batch_size=48, own_model=OwnModel("mine:f", "0" * 64, structure))
     assert_alike(lambda: test_own_dropout.a_cohort(trial, data, (3, 0)), data, monkeypatch)
+
+
+def spread_over(shape, order, small, seed):
+    """A function of a tensor in this order in memory and of small ones, which are spread over it, and its inputs."""
+    draw = torch.Generator().manual_seed(seed)
+    dense = torch.randn([shape[axis] for axis in order], generator=draw)
+    large = dense.permute([order.index(axis) for axis in range(len(order))])
+    others = [torch.randn(one, generator=draw) for one in small]
+
+    def run(x, *others):
+        total = x
+        for one in others:
+            total = torch.where(total >= one, total * one, x / (1 + one.abs()))
+            total = torch.clamp(total, -one.abs(), one.abs() + 1)
+        return total
+
+    return run, [large, *others]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_small_tensors_that_are_written_out_give_the_same_numbers(seed, monkeypatch):
+    draw = random.Random(seed)
+    shape = tuple(draw.choice([1, 2, 3, 5, 17]) for _ in range(draw.randrange(1, 6)))
+    order = draw.sample(range(len(shape)), len(shape))
+    small = [tuple(side if draw.random() < 0.4 else 1 for side in shape) for _ in range(3)]
+    small += [shape[len(shape) // 2 :], ()]
+    monkeypatch.setattr(taped_calls, "LONG_ROW", draw.choice([4, 30, 512]))
+    monkeypatch.setattr(taped_calls, "FEW_COPIES", draw.choice([1, 2, 16]))
+    function, inputs = spread_over(shape, order, small, seed)
+    play = record(function, inputs)
+    function, others = spread_over(shape, order, small, seed + 1000)
+    assert torch.equal(play(*others), function(*others))
+
+
+def recorded_calls(function, inputs, monkeypatch):
+    """The calls of a tape, before and after small tensors are written out, and the layouts."""
+    seen = []
+    monkeypatch.setattr(tape, "write_out", lambda calls, at: seen.append((calls, write_out(calls, at), at)) or calls)
+    record(function, inputs)
+    return seen[0]
+
+
+def test_kernels_on_images_side_by_side_have_long_rows(monkeypatch):
+    shape = (3, 64, 8, 9, 9)  # (K, B, C, H, W), with all channels of all replicas last in memory
+    function, inputs = spread_over(shape, (1, 3, 4, 0, 2), [(3, 1, 1, 1, 1)], 0)
+    before, after, layouts = recorded_calls(function, inputs, monkeypatch)
+    large = [call for call in after if call.makes() and layouts[call.makes()[0]][0] == shape]
+    assert len(large) == 5, "larger or equal, times, through, chosen, clamped"
+    short = [
+        call for call in before if any(_sizes_written_out(layouts[s], layouts[call.makes()[0]]) for s in call.reads())
+    ]
+    assert short
+    for call in large:
+        assert all(_sizes_written_out(layouts[s], layouts[call.makes()[0]]) is None for s in call.reads())
+    copied = [call for call in after if call not in before and call.function is torch.ops.aten.clone.default]
+    assert len(copied) == 3, "one, -|one| and |one| + 1: each once"
+
+
+def test_rows_that_are_long_already_are_left_alone(monkeypatch):
+    function, inputs = spread_over((5, 64, 100), (0, 1, 2), [(5, 1, 1), ()], 0)
+    before, after, _ = recorded_calls(function, inputs, monkeypatch)
+    assert after == before
+
+
+def test_what_changes_is_not_written_out(monkeypatch):
+    shape = (3, 64, 8, 9, 9)
+    _, inputs = spread_over(shape, (1, 3, 4, 0, 2), [(3, 1, 1, 1, 1)], 0)
+
+    def run(x, one):
+        first = x * one
+        one.add_(1)
+        return first, x * one
+
+    before, after, _ = recorded_calls(run, inputs, monkeypatch)
+    assert after == before
+    other = [tensor.clone() for tensor in inputs]
+    assert all(map(torch.equal, record(run, inputs)(*inputs), run(*other)))

@@ -1,0 +1,131 @@
+"""What a step calls, in the forms that are the fastest if it is not compiled.
+
+A step of five replicas of a small convolutional network takes half the time (`tests/benchmarks/cnn.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from qdtune.model import quantizer
+from qdtune.training.gradients import Convolution, Largest, Normalised, StraightThrough
+
+
+def _each_axis(size: Any, axes: int) -> list[int]:
+    return list(size) if isinstance(size, (tuple, list)) else [size] * axes
+
+
+def _as_images(x: Tensor, *settings: tuple[Any, int]) -> tuple[Tensor, list[list[int]]] | None:
+    """Images, or signals (B, C, ...) as images of one row, and settings of a window for both axes.
+
+    Args:
+        x: the tensor.
+        settings: each with what it is for an axis of length 1.
+
+    Returns:
+        None if it is neither, or if a setting is none: the library takes it as it is.
+    """
+    axes = x.ndim - 2
+    if axes not in (1, 2) or any(isinstance(setting, str) for setting, _ in settings):
+        return None
+    each = [[none] * (2 - axes) + _each_axis(setting, axes) for setting, none in settings]
+    return x.unsqueeze(2) if axes == 1 else x, each
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`F.conv1d` and `F.conv2d`."""
+    found = _as_images(input, (stride, 1), (padding, 0), (dilation, 1))
+    if found is None:
+        library = F.conv1d if weight.ndim == 3 else F.conv2d
+        return library(input, weight, bias, stride, padding, dilation, groups)
+    images, window = found
+    made: Tensor = Convolution.apply(images, weight.unsqueeze(2) if weight.ndim == 3 else weight, window, groups)
+    made = made.squeeze(2) if weight.ndim == 3 else made
+    return made if bias is None else made + bias.view(-1, *[1] * (input.ndim - 2))
+
+
+def pool_largest(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`F.max_pool1d` and `F.max_pool2d`."""
+    stride = stride or kernel_size
+    found = _as_images(input, (kernel_size, 1), (stride, 1), (padding, 0), (dilation, 1))
+    if found is None or ceil_mode or return_indices:
+        library: Any = F.max_pool1d if input.ndim == 3 else F.max_pool2d
+        return library(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    images, window = found
+    made: Tensor = Largest.apply(images, window)[0]
+    return made.squeeze(2) if input.ndim == 3 else made
+
+
+def normalise(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm`."""
+    found = _as_images(input)
+    if found is None or not training or running_mean is None or running_var is None or weight is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    shift = torch.zeros_like(weight) if bias is None else bias
+    made, mean, variance, *_ = Normalised.apply(found[0], weight, shift, running_mean, running_var, momentum, eps)
+    running_mean.copy_(mean)
+    running_var.copy_(variance)
+    return made.squeeze(2) if input.ndim == 3 else made
+
+
+def average(input: Tensor, output_size: Any) -> Tensor:
+    """`F.adaptive_avg_pool2d`: as the library, but for the layout of the result, which `vmap` cannot set."""
+    is_one = input.ndim == 4 and _each_axis(output_size, 2) == [1, 1]
+    return input.mean((2, 3), keepdim=True) if is_one else F.adaptive_avg_pool2d(input, output_size)
+
+
+def fake_quantize(x: Tensor, step: Tensor, grid: quantizer.Grid) -> Tensor:
+    """`quantizer.fake_quantize`."""
+    made: Tensor = StraightThrough.apply(x, step, *grid)
+    return made
+
+
+FORMS = {
+    F.conv1d: convolve,
+    F.conv2d: convolve,
+    F.max_pool1d: pool_largest,
+    F.max_pool2d: pool_largest,
+    F.batch_norm: normalise,
+    F.adaptive_avg_pool2d: average,
+    quantizer.fake_quantize: fake_quantize,
+}
+
+
+class FastForms(TorchFunctionMode):
+    """While it is on, each function of `FORMS` runs in its other form, in users' own networks, too."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        form: Any = FORMS.get(function, function)
+        return form(*args, **(kwargs or {}))
