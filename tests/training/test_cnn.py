@@ -51,15 +51,22 @@ def a_cohort(trial, data, seeds, compile=False):
     return Cohort(replicas, shape, trial.qat, tuple(seeds), "qat", data, trial.batch_size, compile)
 
 
-def assert_moved_alike(before, found, expected):
-    """A rounding that falls otherwise flips a code, which moves a weight by a small part of a step."""
+def assert_moved_alike(before, found, expected, part=0.4):
+    """A rounding that falls otherwise flips a code, which moves a weight by a part of a step."""
     for name, tensor in expected.items():
         moved = (tensor - before[name]).abs().max().item()
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0.2 * moved + 1e-7, msg=name)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=part * moved + 1e-7, msg=name)
 
 
-@pytest.mark.parametrize("changes", [{"act_bits": 8, "granularity": "channel"}, {"weight_bits": 1, "scale": "lsq"}])
-def test_stacked_convolutions_equal_single_ones(changes, data):
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"act_bits": 8, "granularity": "channel"}, 0.4),
+        ({"weight_bits": 1, "scale": "lsq"}, 0.4),
+        ({"weight_bits": 32}, 1e-3),  # without codes that could flip
+    ],
+)
+def test_stacked_convolutions_equal_single_ones(changes, part, data):
     trial, seeds = a_cnn(batch_size=1000, **changes), (3, 0)  # one step: more would multiply the flip of a code
     together = a_cohort(trial, data, seeds)
     before = {name: p.clone() for name, p in together.params.items()}
@@ -68,9 +75,8 @@ def test_stacked_convolutions_equal_single_ones(changes, data):
         alone = a_cohort(trial, data, (seed,))
         assert alone.train(0)[0] == pytest.approx(losses[k], rel=1e-3)
         own = {name: p[k] for name, p in together.params.items()}
-        assert_moved_alike(
-            {name: p[k] for name, p in before.items()}, own, {n: p[0] for n, p in alone.params.items()}
-        )
+        ahead = {name: p[k] for name, p in before.items()}
+        assert_moved_alike(ahead, own, {name: p[0] for name, p in alone.params.items()}, part)
         assert alone.measure(ACCURACY, data.val_x, data.val_y)[0] == pytest.approx(accuracies[k], abs=0.01)
 
 
