@@ -2,14 +2,15 @@
 
     python tests/benchmarks/cnn.py --data-dir DIR
 
-MNIST at 16 x 16 pixels, batches of 256, Adam, one thread, core-seconds for one replica and 55,000 samples. The
-networks: `cnn` with blocks of 8 and of 16 channels (a convolution and two depthwise ones, pooling after each of
-these, a hidden layer of 48), and one small network slid over the image (`window`). `qdtune` trains K replicas at once
-in a compiled step, QAT with 4-bit weights and 8-bit inputs, or the float warm-up. `plain float` is the same float
-network in the loop that people write, with a DataLoader over images that lie ready in memory; `plain QAT` is
-qdtune's quantised network in that loop. `products` are the matrix products of a step of K replicas and nothing else,
-of windows laid out before; `peak` is as many multiply-adds at the speed of one product of large matrices. Rounds are
-interleaved, so that a busy minute of the machine meets all of them.
+MNIST, batches of 256, Adam, one thread, core-seconds for one replica and 55,000 samples. The networks: `full 8`,
+convolutions of 8, 12 and 16 channels with pooling between them, on images of 20 x 20 pixels; the others on 16 x 16:
+`cnn 8` and `cnn 16`, a convolution and two depthwise ones of 8 or 16 channels, pooling after each of these, and a
+hidden layer of 48; and one small network slid over the image (`window`). `qdtune` trains K replicas at once, QAT with
+4-bit weights and 8-bit inputs, or the float warm-up. `plain float` is the same float network in the loop that people
+write, with a DataLoader over images that lie ready in memory; `plain QAT` is qdtune's quantised network in that loop.
+`products` are the matrix products of a step of K replicas and nothing else, of windows laid out before; `peak` is as
+many multiply-adds at the speed of one product of large matrices. Rounds are interleaved, so that a busy minute of the
+machine meets all of them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from qdtune.spec.objectives import known_before
 from qdtune.spec.plan import plan
 from qdtune.spec.sweep_file import loads
 from qdtune.training.cohort import Cohort
+from qdtune.training.device import set_up_process
 from qdtune.training.step import normalise
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import make_cohort, make_floats, quantize_replicas
 
 SAMPLES = 55_000
 BATCH = 256
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
+    "full 8": {"blocks": "[conv 8, pool, conv 12, pool, conv 16, mean]", "hidden": "[]", "side": 20},
     "cnn 8": {"blocks": "[conv 8, dw, pool, dw, pool]", "hidden": "[48]"},
     "cnn 16": {"blocks": "[conv 16, dw, pool, dw, pool]", "hidden": "[48]"},
     "window": {"blocks": "[conv 16 8x8 /4, pw 16, mean]", "hidden": "[]"},
@@ -49,7 +52,7 @@ version: 1
 name: cnn
 parameters:
   depth: {{value: 1}}
-  resolution: {{value: 16}}
+  resolution: {{value: {side}}}
   weight_bits: {{value: 4}}
   act_bits: {{value: 8}}
   scale: {{value: lsq}}
@@ -65,19 +68,20 @@ Run = Callable[[], int]  # trains, and returns how many samples it went through,
 
 
 def read_trial(network: str, replicas: int) -> Configuration:
-    text = SWEEP.format(seeds=list(range(replicas)), batch=BATCH, **NETWORKS[network])
+    settings = {"side": 16, **NETWORKS[network]}
+    text = SWEEP.format(seeds=list(range(replicas)), batch=BATCH, **settings)
     (trial,) = plan(loads(text.encode(), "cnn.yaml")).trials
     return trial
 
 
 def begin_phase(trial: Configuration, data: Tensors, phase: str) -> Cohort:
-    """K replicas of qdtune, compiled."""
+    """K replicas of qdtune, as a sweep trains them."""
     replicas = make_floats(trial, data)
     if phase == "warmup":
         trial = replace(trial, warmup=replace_phase(trial))
     else:
         quantize_replicas(replicas, trial, data)
-    return make_cohort(replicas, trial, data, phase, "always")
+    return make_cohort(replicas, trial, data, phase, "auto")
 
 
 def replace_phase(trial: Configuration) -> Any:
@@ -183,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_240, help="training samples of a round; times are scaled")
     given = parser.parse_args()
     about = common.machine()
-    torch.set_num_threads(1)
+    set_up_process(1)
     torch.manual_seed(0)
     data = Tensors.of(load(["mnist"], given.data_dir, 5000)[0], torch.device("cpu"))
     data = replace(data, train_x=data.train_x[: given.rows], train_y=data.train_y[: given.rows])
@@ -192,7 +196,7 @@ def main() -> None:
     for network in given.networks:
         made = list_runs(network, data, given.replicas, given.rows // BATCH)
         runs |= {(network, what): run for what, run in made.items()}
-    for run in runs.values():  # compiled, and warm
+    for run in runs.values():  # on tape, and warm
         run()
     took: dict[tuple[str, str], list[float]] = {what: [] for what in runs}
     for _ in range(given.repeats):

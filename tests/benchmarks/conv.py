@@ -1,18 +1,20 @@
-"""One 3x3 convolution of K stacked replicas, forward and backward, compiled, in one thread: which way is the fastest.
+"""One convolution of K stacked replicas with what surrounds it, forward and backward: which way is the fastest.
 
     python tests/benchmarks/conv.py
 
-Images of 16x16, B = 128, K = 5. The ways: `vmap` over PyTorch's convolution, which becomes one of K groups; `unfold`
-and a product of matrices; `shifts`, nine shifted images times a weight, summed (depthwise only); `stacked`, nine
-shifted images side by side and a product of matrices; `stacked_last`, the same with the channels as the last axis.
-Beside them the products of matrices alone (`floor`) and K plain PyTorch convolutions, uncompiled. Milliseconds of a
-step, the best of n rounds that are interleaved.
+A 3x3 convolution, a batch normalisation, ReLU and pooling by two, on images of 16x16, B = 128, K = 5, in one thread.
+The ways: `qdtune`, all replicas as channels of one image, last in memory; `vmap` over PyTorch's convolution, which
+becomes one of K groups; `unfold` and a product of matrices; `shifts`, nine shifted images times a weight, summed
+(depthwise only); `stacked`, nine shifted images side by side and a product of matrices; `stacked_last`, the same with
+the channels as the last axis. All of them are played from a tape. Beside them the products of matrices alone
+(`products`) and K plain PyTorch networks. Milliseconds of a step, the best of n rounds that are interleaved.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import common
 import torch
@@ -20,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from qdtune.training import compiled
-from qdtune.training.step_compiler import build_library
+from qdtune.training.device import set_up_process
+from qdtune.training.fast_forms import FastForms
+from qdtune.training.tape import record
 
 SIDE, KERNEL, BATCH, REPLICAS = 16, 3, 128, 5
 Way = Callable[[Tensor, Tensor, int], Tensor]  # of x (B, C, H, W), w (O, C/groups, 3, 3), groups
@@ -64,23 +67,22 @@ FULL: dict[str, Way] = {"vmap": plain, "unfold": unfold, "stacked": stacked, "st
 DEPTHWISE: dict[str, Way] = {"vmap": plain, "unfold": unfold, "stacked": stacked, "shifts": shifts}
 
 
-def compile_way(way: Way, x: Tensor, w: Tensor, groups: int) -> Callable[[], None]:
-    """The gradients by x and w of a loss, written into the tensors given."""
+def surrounded(way: Way, x: Tensor, w: Tensor, groups: int) -> Tensor:
+    """The loss of a network of one block."""
+    count = len(w)
+    normal = F.batch_norm(way(x, w, groups), torch.zeros(count), torch.ones(count), w[:, 0, 0, 0], None, True)
+    return F.max_pool2d(normal.relu(), 2).square().mean()
 
-    def loss(x: Tensor, w: Tensor) -> Tensor:
-        return way(x.sin(), w, groups).square().mean()  # a factor around each side, as layers have
 
-    dx, dw = torch.zeros_like(x), torch.zeros_like(w)
+def taped(way: Way, x: Tensor, w: Tensor, groups: int, fast: bool) -> Callable[[], None]:
+    """The gradients of K replicas by x and w."""
 
-    def run(x: Tensor, w: Tensor, dx: Tensor, dw: Tensor) -> tuple[()]:
-        of_x, of_w = vmap(grad(loss, argnums=(0, 1)))(x, w)
-        dx.copy_(of_x)
-        dw.copy_(of_w)
-        return ()
+    def run(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        with FastForms() if fast else nullcontext():
+            return vmap(grad(lambda x, w: surrounded(way, x, w, groups), argnums=(0, 1)))(x, w)
 
-    tensors = [x, w, dx, dw]
-    library = compiled.load_code(build_library(run, tensors))
-    return lambda: library.run(tensors)
+    play = record(run, [x, w])
+    return lambda: play(x, w)
 
 
 def plain_eager(x: Tensor, w: Tensor, groups: int) -> Callable[[], None]:
@@ -89,12 +91,12 @@ def plain_eager(x: Tensor, w: Tensor, groups: int) -> Callable[[], None]:
     def run() -> None:
         for a, b in leaves:
             a.grad = b.grad = None
-            plain(a.sin(), b, groups).square().mean().backward()
+            surrounded(plain, a, b, groups).backward()
 
     return run
 
 
-def floor(x: Tensor, w: Tensor, groups: int) -> Callable[[], None]:
+def products(x: Tensor, w: Tensor, groups: int) -> Callable[[], None]:
     """The three products of matrices, as one batch of K (and groups)."""
     k, b, _, h, width = x.shape
     inner = w[0, 0].numel()
@@ -114,7 +116,7 @@ def floor(x: Tensor, w: Tensor, groups: int) -> Callable[[], None]:
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0], 9)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_up_process(1)
     about = common.machine()
     rows, found = [], {}
     for channels in (8, 16):
@@ -122,8 +124,9 @@ def main() -> None:
             groups = channels if kind == "depthwise" else 1
             x = torch.randn(REPLICAS, BATCH, channels, SIDE, SIDE)
             w = torch.randn(REPLICAS, channels, channels // groups, KERNEL, KERNEL)
-            calls = {name: compile_way(way, x, w, groups) for name, way in ways.items()}
-            calls |= {"plain PyTorch": plain_eager(x, w, groups), "floor": floor(x, w, groups)}
+            calls = {"qdtune": taped(plain, x, w, groups, fast=True)}
+            calls |= {name: taped(way, x, w, groups, fast=False) for name, way in ways.items()}
+            calls |= {"plain PyTorch": plain_eager(x, w, groups), "products": products(x, w, groups)}
             best = dict.fromkeys(calls, float("inf"))
             for _ in range(args.repeats):
                 for name, call in calls.items():
