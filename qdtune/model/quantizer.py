@@ -156,9 +156,8 @@ class Quantizer(nn.Module):
 
     def _exact_step(self, x: Tensor) -> Tensor:
         """The step size of x by the rule, before it is rounded."""
-        learned = self._learned_step(x)
-        if self.scale == "lsq":  # the same number, without two passes over x
-            return learned.clamp_min(SMALLEST_STEP)
+        if self.scale == "lsq":
+            return self._learned_step(x).clamp_min(SMALLEST_STEP)
         fixed = x.detach()
         low, high = torch.aminmax(fixed) if self.rows is None else torch.aminmax(fixed, dim=-1, keepdim=True)
         # A range without zero, or of one value: its largest magnitude gets the outermost code. max - min, which is 0
@@ -166,8 +165,7 @@ class Quantizer(nn.Module):
         beside = (low > 0) | (high < 0) | (low == high)
         reach = torch.maximum(-low, high) * ((self.high - self.low) / self.high)
         spread, mean = torch.where(beside, reach, high - low), self._mean_magnitude(fixed)
-        step = self.mix[0] * spread + self.mix[1] * mean + self.mix[2] * learned
-        return step.clamp_min(SMALLEST_STEP)
+        return (self.mix[0] * spread + self.mix[1] * mean).clamp_min(SMALLEST_STEP)
 
     def _learned_step(self, x: Tensor) -> Tensor:
         """The learned step size.
