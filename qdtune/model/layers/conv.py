@@ -8,8 +8,7 @@ convolution in groups is quantised but not split: each of its groups has a small
 Codes are padded after the quantiser, with zeros that add nothing to a sum. At one bit, where inputs are -1 or 1 times
 the step, such a zero is no code.
 
-Under `vmap`, PyTorch makes one convolution in K groups of those of K replicas. This is the fastest way for one layer
-alone (measured: `tests/benchmarks/conv.py`); within a compiled step, see `shifted`.
+K replicas are trained as one convolution in K groups: see `training/gradients.py`.
 """
 
 from __future__ import annotations
