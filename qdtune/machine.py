@@ -21,23 +21,27 @@ def has_compiler() -> bool:
     return all(shutil.which(tool) for tool in (os.environ.get("CXX", "g++"), "openssl"))
 
 
-# A phase is compiled from this many steps on. Compilation costs 15 s once for all trials of a shape, and saves each
-# of them 3 to 4 ms a step (one core, depth 2), so it pays from the fifth trial on. The number of steps decides and
-# not the state of the cache, because a trial that runs again must give the same numbers.
-MIN_COMPILED_STEPS = 800
+# A phase is compiled from this many steps on. Compiling takes 13 s of a core, once for all trials of a shape. It
+# saves 1 to 2 ms of a quantised step (one core, K = 5), so it pays from the fifth trial on; and 0.5 ms of a step of
+# the warm-up, which a sweep trains once for each shape. The number of steps decides and not the state of the cache,
+# because a trial that runs again must give the same numbers.
+MIN_COMPILED_STEPS = {"warmup": 20_000, "qat": 2_000}
 
 
-def is_compiled(compile: str, epochs: int, batch_size: int, samples: int, convolves: bool = False) -> bool:
+def is_compiled(
+    compile: str, phase: str, epochs: int, batch_size: int, samples: int, convolves: bool = False
+) -> bool:
     """Whether the steps of a phase are compiled.
 
     Args:
         compile: `always`, `never`, or `auto`: if it saves time.
+        phase: `warmup` or `qat`.
         epochs: of the phase.
         batch_size: samples per step.
         samples: of an epoch.
         convolves: whether a network with convolutions is trained on a CPU: single operations are as fast then.
     """
-    pays = epochs * (samples // batch_size) >= MIN_COMPILED_STEPS and not convolves
+    pays = epochs * (samples // batch_size) >= MIN_COMPILED_STEPS[phase] and not convolves
     return compile == "always" or (compile == "auto" and pays and has_compiler())
 
 

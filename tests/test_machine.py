@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qdtune import machine
 from qdtune.machine import (
     ASKING_SIGNALS,
     PASSING_SIGNALS,
@@ -190,3 +191,19 @@ def test_a_folder_is_made_where_there_are_no_locks(tmp_path, monkeypatch, number
             assert os.path.exists(folder)
             assert other != folder
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "epochs", "convolves", "expected"),
+    [
+        ("qat", 20, False, True),  # 100 steps an epoch
+        ("qat", 19, False, False),
+        ("qat", 10_000, True, False),
+        ("warmup", 200, False, True),
+        ("warmup", 199, False, False),
+    ],
+)
+def test_what_gains_more_than_compiling_takes_is_compiled(monkeypatch, phase, epochs, convolves, expected):
+    monkeypatch.setattr(machine, "has_compiler", lambda: True)
+    for compile, answer in (("auto", expected), ("always", True), ("never", False)):
+        assert machine.is_compiled(compile, phase, epochs, 10, 1_009, convolves) is answer

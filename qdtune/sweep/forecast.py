@@ -148,7 +148,7 @@ def forecast_time(
     at_once = max(1, min(place.concurrent, left))
     least_s = scale * (warm + least) / at_once
     most_s = max(scale * (warm + sum(whole) + most_more) / at_once, max(whole) - times.overhead_s)
-    steps = {step for trial in waiting for step in _list_steps(trial)}
+    steps = {_describe_step(trial) for trial in waiting}  # a warm-up is hardly ever long enough to be compiled
     new = [one.compile_s for one in timed if one.compile_s > CACHED_S]
     to_compile = round(max(0, len(steps) - len(timed)) * len(new) / len(timed))  # as many are new as of those timed
     compile_s = fmean(new) * to_compile / at_once if new else 0.0
@@ -202,11 +202,10 @@ def _count_more(spec: Spec, all_of_plan: Sequence[float], warm: float) -> tuple[
     return (0.0 if spec.looks else rounds * min(all_of_plan)), most  # a front has one configuration or more
 
 
-def _list_steps(trial: Configuration) -> set[tuple[object, ...]]:
+def _describe_step(trial: Configuration) -> tuple[object, ...]:
     """What decides the machine code of its steps, see `step.StepShape`."""
     shape = (trial.hidden, trial.depth, trial.activation, trial.decompose)
-    quantised = (trial.weight_bits == FLOAT_BITS, trial.act_bits is None, trial.granularity, trial.scale == "lsq")
-    return {(*shape, *quantised), (*shape,)} if trial.warmup.epochs else {(*shape, *quantised)}
+    return (*shape, trial.weight_bits == FLOAT_BITS, trial.act_bits is None, trial.granularity, trial.scale == "lsq")
 
 
 def format_span(least_s: float, most_s: float) -> str:

@@ -174,6 +174,5 @@ def _print_dead_warmups(run: HeldRun, out: Any) -> None:
 
 
 def _compiles(spec: Spec, planned: Plan, samples: int) -> bool:
-    epochs = max(spec.train.warmup.epochs, spec.train.qat.epochs)
     convolves = all(trial.structure.convolves for trial in planned.trials)
-    return is_compiled(spec.run.compile, epochs, spec.train.batch_size, samples, convolves)
+    return is_compiled(spec.run.compile, "qat", spec.train.qat.epochs, spec.train.batch_size, samples, convolves)

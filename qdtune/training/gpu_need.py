@@ -28,7 +28,7 @@ def measure(trial: Configuration, data: Samples, compile: str) -> dict[str, floa
         `memory` that is in use and `total` memory, in bytes; `busy`, the share of time (0..1) in which kernels run.
     """
     tensors = Tensors.of(data, torch.device("cuda"))
-    compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x))
+    compiled = is_compiled(compile, "qat", trial.qat.epochs, trial.batch_size, len(data.train_x))
     compile = "always" if compiled else "never"
     warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
     reports = train_configuration(replace(trial, warmup=warmup, qat=qat), tensors, NoWarmups(), compile)

@@ -79,7 +79,7 @@ def _time_one(trial: Configuration, data: Tensors, compile: str) -> StepTimes:
         val_y=data.val_y[:VAL_ROWS],
     )
     convolves = trial.structure.convolves and data.train_x.device.type == "cpu"
-    compiled = is_compiled(compile, trial.qat.epochs, trial.batch_size, len(data.train_x), convolves)
+    compiled = is_compiled(compile, "qat", trial.qat.epochs, trial.batch_size, len(data.train_x), convolves)
     warmup = trial.warmup.model_copy(update={"epochs": 0})  # another step to compile
     qat = trial.qat.model_copy(update={"epochs": MEASURED_EPOCHS})
     began, compiled_before = time.perf_counter(), COMPILE_WATCH.seconds

@@ -162,7 +162,7 @@ def make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, 
     """The replicas as a cohort of the phase `name`: `warmup`, of float ones, or `qat`."""
     phase = trial.warmup if name == "warmup" else trial.qat
     convolves = trial.structure.convolves and data.train_x.device.type == "cpu"
-    compiled = is_compiled(compile, phase.epochs, trial.batch_size, len(data.train_x), convolves)
+    compiled = is_compiled(compile, name, phase.epochs, trial.batch_size, len(data.train_x), convolves)
     shape = StepShape.of(trial, data.inputs, task_of(trial.task).outputs(trial.info), name)
     return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qdtune import reader
+from qdtune import machine, reader
 from qdtune.datasets.load import default_root, load, on_disk
 from qdtune.model import networks
 from qdtune.model.factored import decompose
@@ -20,7 +20,7 @@ from qdtune.spec.tasks import ACCURACY
 from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.step import StepShape, normalise
 from qdtune.training.tensors import Tensors
-from qdtune.training.train import train_configuration
+from qdtune.training.train import make_cohort, train_configuration
 from qdtune.training.warmups import NoWarmups
 from tests.training.test_cohort import CPU, a_trial
 
@@ -78,6 +78,15 @@ def test_stacked_convolutions_equal_single_ones(changes, part, data):
         ahead = {name: p[k] for name, p in before.items()}
         assert_moved_alike(ahead, own, {name: p[0] for name, p in alone.params.items()}, part)
         assert alone.measure(ACCURACY, data.val_x, data.val_y)[0] == pytest.approx(accuracies[k], abs=0.01)
+
+
+def test_only_networks_without_convolutions_are_compiled(data, monkeypatch):
+    monkeypatch.setattr(machine, "has_compiler", lambda: True)
+    for trial, expected in ((a_cnn(qat=Qat(epochs=9_999)), False), (a_trial(qat=Qat(epochs=9_999)), True)):
+        shape = StepShape.of(trial, data.inputs, data.classes, "qat")
+        replicas = [shape.build_undivided(0)]
+        assert make_cohort(replicas, replace(trial, seeds=(0,)), data, "qat", "auto").compile is expected
+        assert make_cohort(replicas, replace(trial, seeds=(0,)), data, "qat", "always").compile
 
 
 @pytest.mark.slow  # compiles
