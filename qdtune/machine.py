@@ -28,10 +28,10 @@ def has_compiler() -> bool:
 MIN_COMPILED_STEPS = {"warmup": 20_000, "qat": 2_000}
 
 
-def is_compiled(
+def should_compile(
     compile: str, phase: str, epochs: int, batch_size: int, samples: int, convolves: bool = False
 ) -> bool:
-    """Whether the steps of a phase are compiled.
+    """Whether the steps of a phase are compiled, if this machine has a compiler.
 
     Args:
         compile: `always`, `never`, or `auto`: if it saves time.
@@ -42,7 +42,15 @@ def is_compiled(
         convolves: whether a network with convolutions is trained on a CPU: single operations are as fast then.
     """
     pays = epochs * (samples // batch_size) >= MIN_COMPILED_STEPS[phase] and not convolves
-    return compile == "always" or (compile == "auto" and pays and has_compiler())
+    return compile == "always" or (compile == "auto" and pays)
+
+
+def is_compiled(
+    compile: str, phase: str, epochs: int, batch_size: int, samples: int, convolves: bool = False
+) -> bool:
+    """Whether the steps of a phase are compiled here, see `should_compile`; `always` is tried without a compiler."""
+    wanted = should_compile(compile, phase, epochs, batch_size, samples, convolves)
+    return wanted and (compile == "always" or has_compiler())
 
 
 def cache_dir() -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qdtune.datasets.load import Samples
-from qdtune.machine import cache_dir, has_compiler, is_compiled
+from qdtune.machine import cache_dir, has_compiler, should_compile
 from qdtune.messages import format_count, one_line
 from qdtune.reach import neighbours_of
 from qdtune.search.queue import Queue
@@ -40,13 +40,14 @@ def announce(
     out.print(f"{spec.name}: {size} {samples}; {done}", style="bold")
     if text := describe_checkpoints(start.checkpoints, spec.train.qat.epochs):
         out.print(text)
-    if queue.left and not has_compiler():
+    compiles = queue.left and _compiles(spec, planned, len(data.train_x))
+    if compiles and not has_compiler():
         what = "training is slow, because it runs uncompiled: install a C++ compiler (g++, or set CXX) and openssl"
         out.print(what, style="yellow")
-    elif queue.left and _compiles(spec, planned, len(data.train_x)) and not any(cache_dir().glob("steps/*.so")):
+    elif compiles and not any(cache_dir().glob("steps/*.so")):
         shapes = len({(t.depth, t.activation, t.hidden) for t in planned.trials})
         each = "" if shapes == 1 else " each"
-        what = f"{format_count(shapes, 'network shape')}, about 30 s{each}, once for all sweeps"
+        what = f"{format_count(shapes, 'network shape')}, about 15 s{each}, once for all sweeps"
         out.print(f"long trainings are compiled first: {what}")
     if queue.left and planned.warning:
         out.print(f"warning: {planned.warning}", style="yellow")
@@ -175,4 +176,4 @@ def _print_dead_warmups(run: HeldRun, out: Any) -> None:
 
 def _compiles(spec: Spec, planned: Plan, samples: int) -> bool:
     convolves = all(trial.structure.convolves for trial in planned.trials)
-    return is_compiled(spec.run.compile, "qat", spec.train.qat.epochs, spec.train.batch_size, samples, convolves)
+    return should_compile(spec.run.compile, "qat", spec.train.qat.epochs, spec.train.batch_size, samples, convolves)

@@ -25,7 +25,7 @@ from qdtune.model.quantize import read_digits, set_digits
 from qdtune.spec.tasks import Metric, task_of
 from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
-from qdtune.training.fast_forms import FastForms
+from qdtune.training.fast_forms import with_fast_forms
 from qdtune.training.losses import Meter
 from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
 from qdtune.training.tape import PLAIN_CALLS, Taped
@@ -157,10 +157,9 @@ class Cohort:
 
         def predict_all(*tensors: Tensor) -> Tensor:
             params, buffers = tree.tree_unflatten(list(tensors[:-1]), structure)
-            with FastForms():
-                return vmap(predict_one, in_dims=(0, 0, None))(params, buffers, tensors[-1])
+            return vmap(predict_one, in_dims=(0, 0, None))(params, buffers, tensors[-1])
 
-        return defaultdict(lambda: Taped(predict_all, PLAIN_CALLS))
+        return defaultdict(lambda: Taped(with_fast_forms(predict_all), PLAIN_CALLS))
 
     @torch.no_grad()
     def unstack(self, replicas: list[nn.Module]) -> None:

@@ -28,7 +28,7 @@ from qdtune.machine import cache_dir
 from qdtune.model import chain, dropout, factored, networks, overhead, quantize, quantizer
 from qdtune.model.layers import kind, known, matrix
 from qdtune.training import losses, step, step_compiler
-from qdtune.training.fast_forms import FastForms
+from qdtune.training.fast_forms import with_fast_forms
 from qdtune.training.step import StepShape
 from qdtune.training.step_compiler import CompileError, build_library, set_scratch, shorten_error
 from qdtune.training.tape import PLAIN_CALLS, Taped
@@ -57,10 +57,9 @@ def make_eager_step(function: Callable[..., None], state: tuple[Any, ...], data:
     flat, structure = tree.tree_flatten(state)
 
     def run(*tensors: Tensor) -> None:
-        with FastForms():
-            function(*tree.tree_unflatten(tensors[: len(flat)], structure), *tensors[len(flat) :])
+        function(*tree.tree_unflatten(tensors[: len(flat)], structure), *tensors[len(flat) :])
 
-    taped = Taped(run, PLAIN_CALLS)
+    taped = Taped(with_fast_forms(run), PLAIN_CALLS, lasting=len(flat))
     return lambda batch, rate: taped(*flat, *gather_rows(data, batch), rate)
 
 

@@ -36,6 +36,10 @@ class Kernel(NamedTuple):
     made: tuple[int, ...]
 
 
+class NoDerivativeError(RuntimeError):
+    """A derivative of a gradient is asked for, as networks need that use their own gradients."""
+
+
 class Merged(torch.autograd.Function):
     """One call of a kernel, which under `vmap` takes the tensors of all replicas at once. It has no gradient."""
 
@@ -46,7 +50,11 @@ class Merged(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output)
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        raise NoDerivativeError("second derivatives of images are those of the library")
 
     @staticmethod
     def vmap(
@@ -159,7 +167,10 @@ class Normalised(torch.autograd.Function):
 
 
 class StraightThrough(torch.autograd.Function):
-    """Code times step size, with the gradients of the tensor and of the step size (Esser et al. 2020, eq. 3)."""
+    """Code times step size, with the gradients of the tensor and of the step size (Esser et al. 2020, eq. 3).
+
+    An infinite number becomes the outermost value, of which `quantizer.fake_quantize` makes no number.
+    """
 
     generate_vmap_rule = True
 

@@ -22,6 +22,7 @@ from qdtune.training.taped_calls import (
     Slot,
     TapedCall,
     aten,
+    compute_constants,
     drop_repeated,
     drop_unread,
     drop_vain_copies,
@@ -43,14 +44,15 @@ class NotTapedError(RuntimeError):
 class Taped:
     """A function of tensors that runs as it is at first and is played from a tape later."""
 
-    def __init__(self, function: Callable[..., Any], plain_calls: int) -> None:
+    def __init__(self, function: Callable[..., Any], plain_calls: int, lasting: int = 0) -> None:
         """
         Args:
             function: changes tensors among its arguments in place, or returns new ones. In later calls, each
                 argument has the shape and type that it had in the first one.
             plain_calls: how often it runs as it is, at least 0.
+            lasting: how many of the first arguments only the function itself changes from now on.
         """
-        self._function, self._plain_calls = function, plain_calls
+        self._function, self._plain_calls, self._lasting = function, plain_calls, lasting
         self._play: Callable[..., Any] | None = None
         self._earlier: Sequence[Tensor] | None = None  # inputs of the last plain call
 
@@ -61,7 +63,7 @@ class Taped:
                 self._plain_calls -= 1
                 return self._function(*inputs)
             try:
-                self._play = record(self._function, inputs, self._earlier)
+                self._play = record(self._function, inputs, self._earlier, self._lasting)
             except NotTapedError:
                 self._play = self._function
             self._earlier = None
@@ -69,7 +71,10 @@ class Taped:
 
 
 def record(
-    function: Callable[..., Any], inputs: Sequence[Tensor], others: Sequence[Tensor] | None = None
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    others: Sequence[Tensor] | None = None,
+    lasting: int = 0,
 ) -> Callable[..., Any]:
     """A faster function that does the same, learned from one call with copies of the inputs.
 
@@ -78,6 +83,7 @@ def record(
         inputs: those of later calls have their shapes and types.
         others: with which the function and its tape are compared; None: the same inputs. They should be other
             numbers, because a tape takes for a constant what Python computes of them, such as a mean by NumPy.
+        lasting: as for `Taped`.
 
     Raises:
         NotTapedError: the function reads values of tensors in Python, or draws, or its tape does something else.
@@ -90,6 +96,8 @@ def record(
         calls, names = drop_repeated(drop_vain_copies(tape.calls), tape.layouts)
         returned = rename_slots(map_leaves(tape.name, made), names)
         calls = write_out(drop_unread(calls, find_slots(returned)), tape.layouts)
+        unchanged = dict(zip(tape.inputs[:lasting], copies, strict=False))
+        calls, tape.kept = compute_constants(calls, tape.kept | unchanged)
         play = _compose(tape, calls, returned)
         found = play(*played)
     except NotTapedError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 Layout = tuple[Any, ...]  # shape, strides, offset and type of a tensor
@@ -17,6 +18,9 @@ aten = torch.ops.aten
 SAME_ELEMENTS = (aten.alias, aten.clone, aten.detach, aten.expand, aten.permute, aten.view, aten._unsafe_view)
 UNSAID_VIEWS = (aten._unsafe_view, aten.unsafe_split, aten.unsafe_split_with_sizes)  # the schema says no alias
 STATISTICS = slice(3, 5)  # arguments that a batch normalisation changes, which its schema does not say
+# What these give does not depend on how a kernel goes along memory, as that of a power does.
+EXACT: tuple[Any, ...] = (aten.add, aten.sub, aten.mul, aten.div, aten.where, aten.clamp, aten.maximum, aten.minimum)
+EXACT += (aten.eq, aten.ne, aten.ge, aten.gt, aten.le, aten.lt)
 LONG_ROW = 512  # numbers; the start of a row then takes little of its time
 FEW_COPIES = 16  # a tensor is written out if the largest beside it has as many times its numbers, or more
 
@@ -171,7 +175,7 @@ def _find_same(call: TapedCall, layouts: dict[Slot, Layout]) -> Slot | None:
 
 
 def write_out(calls: Sequence[TapedCall], layouts: dict[Slot, Layout]) -> list[TapedCall]:
-    """The calls with small tensors written out where they are spread over large ones, which gives the same numbers.
+    """The calls with small tensors written out where they are spread over large ones, if that gives the same numbers.
 
     A kernel goes along a row of memory in which all its tensors advance evenly. One number for each replica is the
     same along a row of pixels, but images of which all channels of all replicas lie side by side have rows of a few
@@ -186,7 +190,7 @@ def write_out(calls: Sequence[TapedCall], layouts: dict[Slot, Layout]) -> list[T
     written: dict[tuple[Any, ...], Slot] = {}
     left: list[TapedCall] = []
     for call in calls:
-        if torch.Tag.pointwise not in call.function.tags or call.is_tuple or not call.makes():
+        if call.function.overloadpacket not in EXACT or call.kwargs:
             left.append(call)
             continue
         names = {}
@@ -250,6 +254,30 @@ def _list_copying(
         TapedCall(aten.clone.default, (turned,), dense, (copied,), False),
         TapedCall(aten.permute.default, (copied, back), {}, (made,), False),
     ], made
+
+
+def compute_constants(
+    calls: Sequence[TapedCall], constants: dict[Slot, Tensor]
+) -> tuple[list[TapedCall], dict[Slot, Tensor]]:
+    """The calls without those that read nothing but constants, and the constants with what these make."""
+    owners = _find_owners(calls)
+    changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
+    found = {slot: tensor for slot, tensor in constants.items() if slot not in changed}
+    kept, left = dict(constants), []
+
+    def value_of(leaf: Any) -> Any:
+        return found[leaf] if isinstance(leaf, Slot) else leaf
+
+    for call in calls:
+        lasts = all(owners.get(slot, slot) not in changed for slot in call.makes())
+        if call.writes() or not lasts or not found.keys() >= set(call.reads()):
+            left.append(call)
+            continue
+        args, kwargs = map_leaves(value_of, (call.args, call.kwargs))
+        made = call.function(*args, **kwargs)
+        results = zip(call.results, made if call.is_tuple else [made], strict=True)
+        found.update({slot: one for slot, one in results if slot is not None})
+    return left, kept | found
 
 
 def drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:

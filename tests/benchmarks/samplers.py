@@ -1,9 +1,12 @@
 """Do the samplers find a front sooner than chance? Hypervolume after 25, 50 and 100 configurations, on a recording.
 
-    python tests/benchmarks/samplers.py RUN [--seeds 5]
+    python tests/benchmarks/samplers.py RUN [--seeds 5] [--by-hand AXIS=VALUE ...]
 
 RUN is the folder of a finished, unpruned grid with many more configurations than that; training is looked up in it.
 Each method is the one a sweep would use, through the same study and queue, two trials at a time.
+
+`--by-hand` names the part of the grid that a person would train, all configurations with these values. All methods
+then get the training time of this part.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import random
 import statistics
 import time
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 
 from qdtune.commands.replay import read_recording
@@ -46,11 +50,28 @@ def found(spec: Spec, recorded: dict[str, Result], seed: int) -> list[Result]:
         order.append(recorded[trial_id])
 
 
+def choose_by_hand(recorded: list[Result], values: list[str]) -> list[Result]:
+    """The configurations with these values (AXIS=VALUE; a list of blocks is joined by `-`)."""
+
+    def text(value: object) -> str:
+        return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    wanted = [value.split("=", 1) for value in values]
+    return [r for r in recorded if all(text(getattr(r.trial, axis)) == value for axis, value in wanted)]
+
+
+def within(order: list[Result], seconds: float) -> list[Result]:
+    """The first results whose trainings take no longer than this together."""
+    totals = accumulate(sum(result.seconds.values()) for result in order)
+    return [result for result, total in zip(order, totals, strict=True) if total <= seconds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--by-hand", nargs="+", default=[], metavar="AXIS=VALUE")
     arguments = parser.parse_args()
     spec, results = read_recording(arguments.run)
     recorded = {result.trial.trial_id: result for result in results}
@@ -64,15 +85,24 @@ def main() -> None:
     whole = volume(results)
     print(f"{arguments.run}: {len(results)} recorded configurations; share of their hypervolume, mean ± sd")
     print(f"n = {arguments.seeds} seeds; optuna {version('optuna')}, Python {platform.python_version()}")
-    print(f"{'method':8}" + "".join(f"{f'after {n}':>18}" for n in AFTER) + f"{'s per sweep':>14}")
+    by_hand = choose_by_hand(results, arguments.by_hand) if arguments.by_hand else []
+    seconds = sum(sum(result.seconds.values()) for result in by_hand)
+    if by_hand:
+        print(f"by hand, {len(by_hand)} configurations, {seconds:.0f} s of training: {volume(by_hand) / whole:.2%}")
+    heads = [*(f"after {n}" for n in AFTER), *(["in that time"] if by_hand else [])]
+    print(f"{'method':8}" + "".join(f"{head:>18}" for head in heads) + f"{'s per sweep':>14}")
     table: dict[str, dict[int, list[float]]] = {}
     for method in arguments.methods.split(","):
-        searching = spec.model_copy(update={"method": method, "run_cap": max(AFTER)})
+        searching = spec.model_copy(update={"method": method, "run_cap": min(max(AFTER), len(results))})
         began = time.perf_counter()
         orders = [found(searching, recorded, seed) for seed in range(arguments.seeds)]
         took = (time.perf_counter() - began) / arguments.seeds
         table[method] = {n: [volume(order[:n]) / whole for order in orders] for n in AFTER}
-        cells = [f"{statistics.mean(v):.2%} ± {100 * statistics.stdev(v):.2f}" for v in table[method].values()]
+        found_by = [
+            *table[method].values(),
+            *([[volume(within(one, seconds)) / whole for one in orders]] if by_hand else []),
+        ]
+        cells = [f"{statistics.mean(v):.2%} ± {100 * statistics.stdev(v):.2f}" for v in found_by]
         print(f"{method:8}" + "".join(f"{cell:>18}" for cell in cells) + f"{took:14.1f}", flush=True)
     print(json.dumps({"run": str(arguments.run), "share_of_hypervolume": table}))
 

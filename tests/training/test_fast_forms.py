@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 from qdtune.model.layers.conv import QuantConv1d, QuantConv2d
 from qdtune.model.quantizer import Quantizer
-from qdtune.training.fast_forms import FORMS, FastForms
+from qdtune.training.fast_forms import FORMS, FastForms, with_fast_forms
 
 REPLICAS = 3
 
@@ -39,8 +39,10 @@ def pools(draw):
     kernel = draw(st.integers(1, 3))
     stride, ceil = draw(st.sampled_from([None, 1, 2])), draw(st.booleans())
     pool = make(kernel, stride, padding=draw(st.integers(0, kernel // 2)), ceil_mode=ceil)
+    channels = [3] if draw(st.booleans()) else []  # without them, samples count as channels
     # Whole numbers, so that several are the largest of a window.
-    return pool, torch.randint(3, (REPLICAS, 2, 3, *[draw(st.integers(3, 7)) for _ in range(axes)])).double()
+    sides = [draw(st.integers(3, 7)) for _ in range(axes)]
+    return pool, torch.randint(3, (REPLICAS, 2, *channels, *sides)).double()
 
 
 @st.composite
@@ -123,7 +125,6 @@ def test_the_step_of_data_has_the_same_gradient_without_that_of_the_data(make, i
     found = vmap(grad(loss))(params, buffers, x)
     assert bool(calls) is is_data
     del conv._convolve_data
-    conv.groups = 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Quantizer, "linearise", None)
         patch.setattr(make, "forward", lambda self, x: self.multiply(self._conv_forward, x, -1 - self.axes))
@@ -132,6 +133,57 @@ def test_the_step_of_data_has_the_same_gradient_without_that_of_the_data(make, i
     for name in found:
         torch.testing.assert_close(found[name], expected[name])
     assert found["input_quantizer.step"].abs().min() > 0
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the library, about its own loops
+@pytest.mark.parametrize(
+    ("call", "shape"),
+    [
+        (lambda x, w: F.conv2d(x, w[:, :2], padding=1), (2, 6, 6)),  # one image
+        (lambda x, w: F.conv2d(input=x, weight=w, stride=2), (5, 4, 6, 6)),
+        (lambda x, w: vmap(lambda one: F.conv2d(one, w))(x), (5, 4, 6, 6)),
+        (lambda x, w: F.max_pool2d(x, 2, stride=[]), (5, 4, 6, 6)),
+        (lambda x, w: F.max_pool1d(x.flatten(2), 3), (5, 4, 6, 6)),
+        (lambda x, w: F.adaptive_avg_pool2d(x, (1, None)), (5, 4, 6, 6)),
+        (lambda x, w: F.conv2d(x, w, torch.ones(1)), (5, 4, 6, 6)),  # raises
+        (lambda x, w: F.max_pool2d(x, 2, stride=0), (5, 4, 6, 6)),  # raises
+        (lambda x, w: F.batch_norm(x, w[:4, 0, 0, 0], w[:4, 0, 0, 1], w[:4, 0, 1, 0], None, True), (1, 4, 1, 1)),
+    ],
+)
+def test_what_is_unusual_is_as_in_the_library(call, shape):
+    x, weight = torch.randn(REPLICAS, *shape).double(), torch.randn(REPLICAS, 4, 4, 3, 3).double()
+    if len(shape) == 3:
+        x, weight = x[:, :2], weight
+
+    def ask():
+        try:
+            return vmap(call)(x, weight.clone())
+        except Exception as error:
+            return type(error)
+
+    expected = ask()
+    with FastForms():
+        found = ask()
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected)
+    else:
+        assert found is expected
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of torch, about its own jvp
+@pytest.mark.parametrize("differentiate", [grad, lambda f: lambda x: jvp(f, (x,), (torch.ones_like(x),))[1]])
+@pytest.mark.parametrize("layer", [F.conv2d, lambda x, w: F.max_pool2d(x * w.sum(), 2)])
+def test_networks_that_use_their_own_gradients_keep_the_forms_of_the_library(layer, differentiate):
+    x, weight = torch.randn(REPLICAS, 2, 4, 6, 6).double(), torch.randn(REPLICAS, 4, 4, 3, 3).double()
+
+    def energy(weight, x):
+        return differentiate(lambda z: layer(z, weight).tanh().sum())(x).square().sum()
+
+    expected = vmap(grad(energy))(weight, x)
+    ask = with_fast_forms(lambda: vmap(grad(energy))(weight, x))
+    for _ in range(2):
+        torch.testing.assert_close(ask(), expected)
+    assert expected.abs().max() > 0
 
 
 def test_the_forms_are_those_that_users_networks_call(monkeypatch):

@@ -410,3 +410,40 @@ def test_what_changes_is_not_written_out(monkeypatch):
     assert after == before
     other = [tensor.clone() for tensor in inputs]
     assert all(map(torch.equal, record(run, inputs)(*inputs), run(*other)))
+
+
+def test_what_depends_on_how_a_kernel_goes_is_not_written_out():
+    shape = (3, 64, 8, 9, 9)
+    _, (x, one) = spread_over(shape, (1, 3, 4, 0, 2), [(3, 1, 1, 1, 1)], 0)
+
+    def run(x, one):
+        return torch.add(x.abs() ** one.abs(), one, alpha=0.1)
+
+    assert torch.equal(record(run, [x, one])(2 * x, one + 1), run(2 * x, one + 1))
+
+
+def test_what_only_lasting_tensors_decide_is_computed_once(monkeypatch):
+    """The third tensor lasts, too, but is changed."""
+    calls = []
+    compose = tape._compose
+    monkeypatch.setattr(tape, "_compose", lambda tape, some, made: calls.append(some) or compose(tape, some, made))
+
+    def run(grid, view, count, x):
+        count.add_(1)
+        return x * grid.sqrt().view(2, 1) + view[0] * count.sqrt() + torch.ones(3).mul_(2) + grid[:1] * 2
+
+    def inputs(seed):
+        draw = torch.Generator().manual_seed(seed)
+        return [*(torch.rand(2, generator=draw) for _ in range(2)), torch.ones(()), torch.randn(2, 3, generator=draw)]
+
+    for lasting in (0, 3):
+        first = inputs(0)
+        play = record(run, first, lasting=lasting)
+        plain = [tensor.clone() for tensor in first]
+        for seed in (1, 2):
+            first[3] = plain[3] = inputs(seed)[3]
+            assert torch.equal(play(*first), run(*plain))
+    names = [[call.function.overloadpacket for call in some] for some in calls]
+    assert torch.ops.aten.view in names[0]
+    assert names[1].count(torch.ops.aten.sqrt) == 1, "of what is counted"
+    assert torch.ops.aten.view not in names[1]
