@@ -41,7 +41,15 @@ MLPS = {  # on whole images
     "fashion_mnist": ("front_fashion_mlp",),
 }
 FRONTS = {  # all that was trained for a front on a data set; the first sweep gives the figure its words
-    "mnist": ("front_mnist_final", "tiny_8x8", "tiny_8x8_overhead", "cnn_mnist", "cnn_wide", *MLPS["mnist"]),
+    "mnist": (
+        "front_mnist_final",
+        "cnn_20x20",
+        "tiny_8x8",
+        "tiny_8x8_overhead",
+        "cnn_mnist",
+        "cnn_wide",
+        *MLPS["mnist"],
+    ),
     "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
 }
 CNNS = ("cnn_mnist", "cnn_wide")
@@ -57,6 +65,7 @@ def tables() -> Iterator[str]:
         yield _front(together(sweeps))
     yield _tiny()
     yield _overhead()
+    yield _full_convolutions()
     yield _convolutions()
     for name, dataset in DEPTHS.items():
         yield _depths(complete_table(pq.read_table(FOLDER / f"{name}.parquet"), TRIALS), dataset)
@@ -169,6 +178,19 @@ def _overhead() -> str:
             one = by_overhead.get(name)
             cells += [f"{one['size_bytes']:,}", _interval(one, "test_accuracy")] if one else ["-", "-"]
         rows.append(cells)
+    return _markdown(heads, rows)
+
+
+def _full_convolutions() -> str:
+    """The front of networks of full convolutions."""
+    spec = load(SWEEPS / "cnn_20x20.yaml").resolve("mnist")
+    rows = []
+    for row in table_front(together(["cnn_20x20"])).to_pylist():
+        trial = make_trial(spec, row)
+        counted = [f"{n:,}" for n in (row["size_bytes"], trial.sizes.weight_bytes, known_before(trial)["macs"])]
+        network = [str(row[name]) for name in ("channels", "weight_bits")]
+        rows.append([*counted, *network, *(_interval(row, split) for split in ("val_accuracy", "test_accuracy"))])
+    heads = ["bytes", "weights alone", "MACs", "channels", "bits", "validation %", "test %"]
     return _markdown(heads, rows)
 
 
