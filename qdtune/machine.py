@@ -25,7 +25,7 @@ def has_compiler() -> bool:
 # saves 1 to 2 ms of a quantised step (one core, K = 5), so it pays from the fifth trial on; and 0.5 ms of a step of
 # the warm-up, which a sweep trains once for each shape. The number of steps decides and not the state of the cache,
 # because a trial that runs again must give the same numbers.
-MIN_COMPILED_STEPS = {"warmup": 20_000, "qat": 2_000}
+MIN_COMPILED_STEPS = {"warmup": 20_000, "qat": 2_500}
 
 
 def should_compile(

@@ -196,8 +196,8 @@ def test_a_folder_is_made_where_there_are_no_locks(tmp_path, monkeypatch, number
 @pytest.mark.parametrize(
     ("phase", "epochs", "convolves", "expected"),
     [
-        ("qat", 20, False, True),  # 100 steps an epoch
-        ("qat", 19, False, False),
+        ("qat", 25, False, True),  # 100 steps an epoch
+        ("qat", 24, False, False),
         ("qat", 10_000, True, False),
         ("warmup", 200, False, True),
         ("warmup", 199, False, False),

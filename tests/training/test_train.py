@@ -241,10 +241,10 @@ def test_tensors_leave_read_only_arrays_alone(tmp_path):
 @pytest.mark.parametrize(
     ("compile", "epochs", "compiler", "expected"),
     [
-        ("auto", 249, True, False),  # 8 steps an epoch
-        ("auto", 250, True, True),
-        ("auto", 250, False, False),
-        ("never", 250, True, False),
+        ("auto", 312, True, False),  # 8 steps an epoch
+        ("auto", 313, True, True),
+        ("auto", 313, False, False),
+        ("never", 313, True, False),
         ("always", 1, True, True),
     ],
 )
