@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from qdtune.datasets.dataset import Averaging, DatasetInfo
 from qdtune.datasets.known import dataset_of
-from qdtune.spec.axes import AXES, axis_fields, label
+from qdtune.messages import format_count
+from qdtune.spec.axes import AXES, LAYER_ACT_BITS, LAYER_BITS, axis_fields, label
 from qdtune.spec.axis import LATER_STAGES, Axis
 from qdtune.spec.blocks import PADDINGS, CnnLayer, cnn_structure, list_cnn_layers
 from qdtune.spec.choices import FLOAT_BITS
@@ -162,9 +163,11 @@ class Configuration(_AxisFields):
                 self.cnn_layers  # noqa: B018
             except ValueError:
                 return "blocks larger than their image"
-        listed = [bits for bits in (self.layer_bits, self.layer_act_bits) if bits is not None]
-        if listed and {len(bits) for bits in listed} != {len(self.structure.layers)}:
-            return "bits of layers: one entry for each layer"
+        for axis, bits in ((LAYER_BITS, self.layer_bits), (LAYER_ACT_BITS, self.layer_act_bits)):
+            layers = len(self.structure.layers)
+            if bits is not None and len(bits) != layers:
+                entries = format_count(len(bits), "number")
+                return f"{axis.name} with {entries} for {format_count(layers, 'layer')}"
         return None
 
     @property

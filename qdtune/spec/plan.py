@@ -31,22 +31,20 @@ class Plan:
             may choose.
         points: how many points of the space were examined.
         excluded: each rule of `exclude` as text, and how many points it removed that no earlier rule removed.
-        infeasible: how many of the other points broke a constraint or are no networks that can be built.
-        unbuildable: how many points are no such networks, by `Configuration.unbuildable`.
+        broken: how many of the other points break these constraints, or are no networks that can be built, each by
+            what it breaks: several constraints together, or `Configuration.unbuildable`.
     """
 
     spec: Spec
     trials: list[Configuration]
     points: int
     excluded: list[tuple[str, int]]
-    infeasible: int
-    unbuildable: dict[str, int] = field(default_factory=dict)
+    broken: dict[str, int] = field(default_factory=dict)
 
     @property
-    def broken(self) -> dict[str, int]:
-        """What the infeasible points break, and how many of them."""
-        others = self.infeasible - sum(self.unbuildable.values())
-        return ({", ".join(self.spec.constraints): others} if others else {}) | self.unbuildable
+    def infeasible(self) -> int:
+        """How many points break something."""
+        return sum(self.broken.values())
 
     @cached_property
     def distinct_sizes(self) -> list[int]:
@@ -111,8 +109,8 @@ def plan(spec: Spec) -> Plan:
     wanted = spec.run_cap or math.inf
     removed = [0] * len(spec.exclude)
     trials: list[Configuration] = []
-    points = infeasible = 0
-    unbuildable: Counter[str] = Counter()
+    points = 0
+    broken: Counter[str] = Counter()
     for point in list_points(spec):
         points += 1
         config = dict(zip(AXIS_NAMES, point, strict=True))
@@ -121,21 +119,19 @@ def plan(spec: Spec) -> Plan:
             removed[first] += 1
             continue
         trial = _trial(spec, point)
-        if why := trial.unbuildable:
-            unbuildable[why] += 1
-            continue
-        if any(measure_excess(text, trial) > 0 for text in spec.constraints):
-            infeasible += 1
+        why = trial.unbuildable or ", ".join(one for one in spec.constraints if measure_excess(one, trial) > 0)
+        if why:
+            broken[why] += 1
             continue
         trials.append(trial)
         if len(trials) >= wanted:
             break
     if not trials:
-        what = f"nothing is left to run: {sum(removed)} of {points} points excluded, {infeasible} break a constraint"
-        raise user_error("".join([what, *[f", {count} have {why}" for why, count in unbuildable.items()]]))
+        what = f"nothing is left to run: {sum(removed)} of {points} points excluded"
+        raise user_error("".join([what, *[f", {count} left out by {why}" for why, count in broken.items()]]))
     excluded = [(_rule_text(rule), count) for rule, count in zip(spec.exclude, removed, strict=True)]
     trials = put_warmups_first(sort_trials(trials, spec.run.order))
-    return Plan(spec, trials, points, excluded, infeasible + unbuildable.total(), dict(unbuildable))
+    return Plan(spec, trials, points, excluded, dict(broken))
 
 
 def list_violations(spec: Spec, trial: Configuration) -> dict[str, float]:

@@ -115,7 +115,7 @@ OPTIONS = f"(-h, --help, --{NAMES.replace(', ', ', --')})"
         ),
         (
             ["a.yaml", "--set", "constraints=[params < 1]"],
-            "a.yaml: nothing is left to run: 3 of 12 points excluded, 9 break a constraint",
+            "a.yaml: nothing is left to run: 3 of 12 points excluded, 9 left out by params < 1",
         ),
     ],
 )

@@ -299,7 +299,7 @@ def test_constraint_on_size_is_exact() -> None:
     size = planned().trials[0].sizes.size_bytes
     assert len(planned(constraints=[f"size_bytes <= {size}"]).trials) == 1
     with pytest.raises(
-        SpecError, match=r"^error: nothing is left to run: 0 of 1 points excluded, 1 break a constraint$"
+        SpecError, match=r"^error: nothing is left to run: 0 of 1 points excluded, 1 left out by size_bytes < .*$"
     ):
         planned(constraints=[f"size_bytes < {size}"])
 
@@ -448,7 +448,9 @@ def test_random_values_lie_inside_their_range() -> None:
 
 
 def test_random_ends_where_nothing_fits() -> None:
-    with pytest.raises(SpecError, match=r"nothing is left to run: 0 of 60 points excluded, 60 break a constraint"):
+    with pytest.raises(
+        SpecError, match=r"nothing is left to run: 0 of 60 points excluded, 60 left out by size_bytes < 1"
+    ):
         planned(method="random", run_cap=3, parameters=RANDOM, constraints=["size_bytes < 1"])
 
 
@@ -612,3 +614,14 @@ def test_halves_of_two_nodes_make_no_place() -> None:
     beside = place_trials(Resources(gpu=0.25, cpu=1), [Node(16), Node(2, 1)])
     assert beside.concurrent == 2
     assert beside.notes[-1] == "1 of 2 nodes take no trial, which holds 0.25 GPU and 1 CPU"
+
+
+def test_what_is_left_out_is_counted_by_what_it_breaks() -> None:
+    widths = {"hidden": {"values": [8, 16, 32]}, "depth": {"value": 1}}
+    small, middle, large = (planned(parameters={**widths, "hidden": {"value": h}}).trials[0] for h in (8, 16, 32))
+    limits = [f"size_bytes < {large.sizes.size_bytes}", f"params <= {small.sizes.params}"]
+    found = planned(parameters=widths, constraints=limits)
+    assert [trial.hidden for trial in found.trials] == [(8,)]
+    assert found.broken == {limits[1]: 1, ", ".join(limits): 1}
+    assert found.infeasible == 2
+    assert middle.sizes.params > small.sizes.params

@@ -772,7 +772,8 @@ def test_bits_of_layers_fit_the_network() -> None:
     both = "{hidden: {values: [[24], [8, 8]]}, weight_bits: {value: 2}, layer_bits: {values: [[8, 2], [8, 2, 2]]}}"
     planned = plan(small(f"parameters={both}"))
     assert [(one.hidden, one.layer_bits) for one in planned.trials] == [((8, 8), (8, 2, 2)), ((24,), (8, 2))]
-    assert (planned.infeasible, planned.broken) == (2, {"bits of layers: one entry for each layer": 2})
+    several = {"layer_bits with 3 numbers for 2 layers": 1, "layer_bits with 2 numbers for 3 layers": 1}
+    assert (planned.infeasible, planned.broken) == (2, several)
     (line,) = told("parameters={layer_act_bits: {value: [8, 32]}, act_bits: {value: 4}}")
     assert "[8, 32] replaces act_bits, which tables and labels show: set act_bits to one of its entries" in line
     axes = "layer_act_bits: {value: [8, 32]}, act_bits: {values: [8, null]}, scale: {values: [lsq, minmax]}"

@@ -155,7 +155,9 @@ def test_a_fallback_that_leaves_nothing_to_run_is_told_while_the_first_data_set_
     folder: Path, is_dry: bool
 ) -> None:
     (folder / "a.yaml").write_text(SWEEP + "fallback: {constraints: [size_bytes <= 10]}\n")
-    told = r"a.yaml: fallback: on digits, nothing is left to run: 0 of 4 points excluded, 4 break a constraint"
+    told = (
+        r"a.yaml: fallback: on digits, nothing is left to run: 0 of 4 points excluded, 4 left out by size_bytes <= 10"
+    )
     with pytest.raises(SpecError, match=told):
         prepare_launch(LaunchOptions("a.yaml", is_dry=is_dry))
 
