@@ -167,6 +167,7 @@ def _list_facts(prepared: Prepared, held: Held, times: Times, lists_all: bool) -
         yield "fallback", f"on {name}: {format_count(len(other.trials), 'configuration')} of its own"
     yield from (("longer", line) for line in prepared.lengthened)
     yield from (("test", line) for line in prepared.test_notes)
+    yield from _layer_facts(planned)
     yield from (("model", line) for line in prepared.float_notes)
     if spec.factories:
         from qdtune.plugins import sources
@@ -249,6 +250,19 @@ def _configuration_facts(planned: Plan, lists_all: bool) -> Facts:
         yield f"  {len(trials) - 2 * ends:,} more", f"of sizes between ({name_option('--all')} lists them)"
         for trial in trials[-ends:]:
             yield f"  {trial.sizes.size_bytes:,} bytes", short_label(trial.cells, varying)
+
+
+def _layer_facts(planned: Plan) -> Facts:
+    """The layers that are quantised, in the order in which `layer_bits` counts them; those of an mlp are plain."""
+    smallest = min(planned.trials, key=lambda trial: trial.sizes.size_bytes)
+    if not planned.spec.model.factory and smallest.cnn_layers is None:
+        return
+    several = len({trial.structure.layers for trial in planned.trials}) > 1
+    texts = (
+        f"{layer.kind} {layer.inputs:,}-{layer.outputs:,}{'' if layer.is_split else ' (never split)'}"
+        for layer in smallest.structure.layers
+    )
+    yield "layers", f"{'of the smallest: ' if several else ''}{', '.join(texts)}"
 
 
 def _machine_facts(prepared: Prepared, placed: Placement, left: int) -> Facts:

@@ -288,7 +288,8 @@ class RunGroup(Frozen):
         max_failures: restarts of a trial after its worker was lost
         trial_timeout_s: seconds for one trial
         stall_timeout_s: seconds without a report from a trial, compiling included
-        compile: which training steps to compile; `auto`: QAT of 2,500 steps or more; on a CPU no convolutions
+        compile: which training steps to compile; `auto`: QAT of 2,500 steps or more, warm-ups of 20,000; on a CPU no
+            convolutions
         loggers: trackers that the sweep reports to
     """
 
