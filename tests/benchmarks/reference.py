@@ -53,7 +53,7 @@ FRONTS = {  # all that was trained for a front on a data set; the first sweep gi
     "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
 }
 CNNS = ("cnn_mnist", "cnn_wide")
-DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST"}
+DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST", "depth_cnn": "MNIST, convolutions"}
 
 
 def tables() -> Iterator[str]:
