@@ -66,6 +66,10 @@ class Model(NamedTuple):
     stored: dict[str, np.ndarray]
     tensors: dict[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{op['op']} {list(op['shape'])}" for op in self.layers if "weight" in op)
+        return f"Model({sum(one.nbytes for one in self.stored.values()):,} bytes of tensors: {layers})"
+
     def logits(self, x: Any) -> np.ndarray:
         """The outputs, float32 (B, O), of an array or lists (B, I), see `WANTED`. Integers 0 to 255 are pixels too.
 
