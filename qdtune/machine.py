@@ -45,14 +45,6 @@ def should_compile(
     return compile == "always" or (compile == "auto" and pays)
 
 
-def is_compiled(
-    compile: str, phase: str, epochs: int, batch_size: int, samples: int, convolves: bool = False
-) -> bool:
-    """Whether the steps of a phase are compiled here, see `should_compile`; `always` is tried without a compiler."""
-    wanted = should_compile(compile, phase, epochs, batch_size, samples, convolves)
-    return wanted and (compile == "always" or has_compiler())
-
-
 def cache_dir() -> Path:
     """The folder that keeps compiled steps between runs: `qdtune` in the user's cache folder.
 

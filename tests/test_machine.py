@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from qdtune import machine
 from qdtune.machine import (
     ASKING_SIGNALS,
     PASSING_SIGNALS,
@@ -20,6 +19,7 @@ from qdtune.machine import (
     handle_signals,
     has_compiler,
     own_folder,
+    should_compile,
 )
 from qdtune.messages import SpecError
 
@@ -203,7 +203,6 @@ def test_a_folder_is_made_where_there_are_no_locks(tmp_path, monkeypatch, number
         ("warmup", 199, False, False),
     ],
 )
-def test_what_gains_more_than_compiling_takes_is_compiled(monkeypatch, phase, epochs, convolves, expected):
-    monkeypatch.setattr(machine, "has_compiler", lambda: True)
+def test_what_gains_more_than_compiling_takes_is_compiled(phase, epochs, convolves, expected):
     for compile, answer in (("auto", expected), ("always", True), ("never", False)):
-        assert machine.is_compiled(compile, phase, epochs, 10, 1_009, convolves) is answer
+        assert should_compile(compile, phase, epochs, 10, 1_009, convolves) is answer

@@ -253,7 +253,7 @@ def _configuration_facts(planned: Plan, lists_all: bool) -> Facts:
 
 
 def _layer_facts(planned: Plan) -> Facts:
-    """The layers that are quantised, in the order in which `layer_bits` counts them; those of an mlp are plain."""
+    """The quantised layers, in the order of `layer_bits`. An mlp is left out: its widths name its layers."""
     smallest = min(planned.trials, key=lambda trial: trial.sizes.size_bytes)
     if not planned.spec.model.factory and smallest.cnn_layers is None:
         return

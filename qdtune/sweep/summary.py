@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qdtune.datasets.load import Samples
-from qdtune.machine import cache_dir, has_compiler, should_compile
+from qdtune.machine import cache_dir, count_gpus, has_compiler, should_compile
 from qdtune.messages import format_count, one_line
 from qdtune.reach import neighbours_of
 from qdtune.search.queue import Queue
@@ -175,5 +175,6 @@ def _print_dead_warmups(run: HeldRun, out: Any) -> None:
 
 
 def _compiles(spec: Spec, planned: Plan, samples: int) -> bool:
-    convolves = all(trial.structure.convolves for trial in planned.trials)
+    has_gpu = spec.resources.gpu and count_gpus()
+    convolves = not has_gpu and all(trial.structure.convolves for trial in planned.trials)
     return should_compile(spec.run.compile, "qat", spec.train.qat.epochs, spec.train.batch_size, samples, convolves)

@@ -15,11 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from qdtune.model import quantizer
+from qdtune.model.layers.pooling import each_axis
 from qdtune.training.gradients import Convolution, Largest, NoDerivativeError, Normalised, StraightThrough
-
-
-def _each_axis(size: Any, axes: int) -> list[int]:
-    return list(size) if isinstance(size, (tuple, list)) else [size] * axes
 
 
 def _as_images(x: Tensor, axes: int, *settings: tuple[Any, int]) -> tuple[Tensor, list[list[int]]] | None:
@@ -31,12 +28,12 @@ def _as_images(x: Tensor, axes: int, *settings: tuple[Any, int]) -> tuple[Tensor
         settings: each with what it is for an axis of length 1.
 
     Returns:
-        None if the library should take the tensor as it is.
+        None if PyTorch's own function must be called.
     """
     is_known = x.ndim == axes + 2 and x.device.type == "cpu" and x.is_floating_point() and x.numel() > 0
     if not is_known or torch.is_autocast_enabled("cpu") or any(isinstance(one, str) for one, _ in settings):
         return None
-    each = [[none] * (2 - axes) + _each_axis(setting, axes) for setting, none in settings]
+    each = [[none] * (2 - axes) + each_axis(setting, axes) for setting, none in settings]
     return x.unsqueeze(2) if axes == 1 else x, each
 
 
@@ -83,7 +80,7 @@ def pool_largest(
     return made.squeeze(2) if axes == 1 else made
 
 
-def normalise(
+def normalise_batch(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -107,7 +104,7 @@ def normalise(
 
 def average(input: Tensor, output_size: Any) -> Tensor:
     """`F.adaptive_avg_pool2d`: as the library, but for the layout of the result, which `vmap` cannot set."""
-    is_one = _as_images(input, 2) is not None and _each_axis(output_size, 2) == [1, 1]
+    is_one = _as_images(input, 2) is not None and each_axis(output_size, 2) == [1, 1]
     return input.mean((2, 3), keepdim=True) if is_one else F.adaptive_avg_pool2d(input, output_size)
 
 
@@ -122,7 +119,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     F.conv2d: partial(convolve, F.conv2d, 2),
     F.max_pool1d: partial(pool_largest, F.max_pool1d, 1),
     F.max_pool2d: partial(pool_largest, F.max_pool2d, 2),
-    F.batch_norm: normalise,
+    F.batch_norm: normalise_batch,
     F.adaptive_avg_pool2d: average,
     quantizer.fake_quantize: fake_quantize,
 }
@@ -139,7 +136,7 @@ class FastForms(TorchFunctionMode):
 
 
 def with_fast_forms(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with fast forms, or as it is if it needs derivatives that these do not have.
+    """The function with the fast forms; without them if it asks for derivatives that they do not have.
 
     Args:
         function: changes nothing before it has all derivatives.

@@ -9,10 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from qdtune.datasets.load import Samples
-from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
 from qdtune.training.tensors import Tensors
-from qdtune.training.train import train_configuration
+from qdtune.training.train import train_configuration, will_compile
 from qdtune.training.warmups import NoWarmups
 
 
@@ -28,8 +27,7 @@ def measure(trial: Configuration, data: Samples, compile: str) -> dict[str, floa
         `memory` that is in use and `total` memory, in bytes; `busy`, the share of time (0..1) in which kernels run.
     """
     tensors = Tensors.of(data, torch.device("cuda"))
-    compiled = is_compiled(compile, "qat", trial.qat.epochs, trial.batch_size, len(data.train_x))
-    compile = "always" if compiled else "never"
+    compile = "always" if will_compile(trial, tensors, "qat", compile) else "never"
     warmup, qat = (phase.model_copy(update={"epochs": n}) for phase, n in ((trial.warmup, 0), (trial.qat, 4)))
     reports = train_configuration(replace(trial, warmup=warmup, qat=qat), tensors, NoWarmups(), compile)
     next(reports)

@@ -11,6 +11,7 @@ Alphabet: K replicas, B batch, C channels, O out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Merged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        raise NoDerivativeError("second derivatives of images are those of the library")
+        raise NoDerivativeError("gradients written by hand have no derivatives")
 
     @staticmethod
     def vmap(
@@ -96,10 +97,10 @@ class Convolution(torch.autograd.Function):
 
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            kernel = Kernel(lambda *given: run(*given, of=0), (1, 1, 0), (1,))
+            kernel = Kernel(partial(run, of=0), (1, 1, 0), (1,))
             (of_x,) = Merged.apply(kernel, ctx.groups, slope, *ctx.saved_tensors)
         if ctx.needs_input_grad[1]:
-            kernel = Kernel(lambda *given: run(*given, of=1), (1, 1, 0), (0,))
+            kernel = Kernel(partial(run, of=1), (1, 1, 0), (0,))
             (of_weight,) = Merged.apply(kernel, ctx.groups, slope, *ctx.saved_tensors)
         return of_x, of_weight, None, None
 

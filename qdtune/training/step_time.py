@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from qdtune.datasets.load import Samples
-from qdtune.machine import is_compiled
 from qdtune.spec.configuration import Configuration
 from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.device import choose_device, set_up_process
 from qdtune.training.tensors import Tensors
-from qdtune.training.train import train_configuration
+from qdtune.training.train import train_configuration, will_compile
 from qdtune.training.warmups import NoWarmups
 
 MIN_MEASURED = 2  # configurations, even if their steps are compiled now, which takes long
@@ -78,8 +77,7 @@ def _time_one(trial: Configuration, data: Tensors, compile: str) -> StepTimes:
         val_x=data.val_x[:VAL_ROWS],
         val_y=data.val_y[:VAL_ROWS],
     )
-    convolves = trial.structure.convolves and data.train_x.device.type == "cpu"
-    compiled = is_compiled(compile, "qat", trial.qat.epochs, trial.batch_size, len(data.train_x), convolves)
+    compiled = will_compile(trial, data, "qat", compile)
     warmup = trial.warmup.model_copy(update={"epochs": 0})  # another step to compile
     qat = trial.qat.model_copy(update={"epochs": MEASURED_EPOCHS})
     began, compiled_before = time.perf_counter(), COMPILE_WATCH.seconds

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 SAME_ELEMENTS = (aten.alias, aten.clone, aten.detach, aten.expand, aten.permute, aten.view, aten._unsafe_view)
 UNSAID_VIEWS = (aten._unsafe_view, aten.unsafe_split, aten.unsafe_split_with_sizes)  # the schema says no alias
 STATISTICS = slice(3, 5)  # arguments that a batch normalisation changes, which its schema does not say
-# What these give does not depend on how a kernel goes along memory, as that of a power does.
+# The results of these do not depend on the order in memory. Those of other operations, such as a power, may.
 EXACT: tuple[Any, ...] = (aten.add, aten.sub, aten.mul, aten.div, aten.where, aten.clamp, aten.maximum, aten.minimum)
 EXACT += (aten.eq, aten.ne, aten.ge, aten.gt, aten.le, aten.lt)
 LONG_ROW = 512  # numbers; the start of a row then takes little of its time
@@ -182,8 +182,8 @@ def write_out(calls: Sequence[TapedCall], layouts: dict[Slot, Layout]) -> list[T
     numbers then (see `gradients`). Written out for one image, they have rows as long as an image.
 
     Args:
-        calls: no tensor is read after a change but by its owner's slot.
-        layouts: of all slots; those of new ones are added.
+        calls: in their order.
+        layouts: the layout of each slot. The layouts of new slots are added.
     """
     owners = _find_owners(calls)
     changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
@@ -225,15 +225,15 @@ def _sizes_written_out(layout: Layout, made: Layout) -> tuple[tuple[int, ...], t
         if moves[outer] != inner_size * inner_move or strides[order[outer]] != inner_size * strides[order[outer + 1]]:
             break
         row *= shape[order[outer]]
-    total = math.prod(shape)
     if row >= LONG_ROW:
         return None
-    sizes, count = [*own], math.prod(own)
+    sizes, inner = [*own], 1
     for axis in reversed(order):
-        if math.prod(shape[a] for a in order[order.index(axis) + 1 :]) >= LONG_ROW:
+        if inner >= LONG_ROW:
             break
         sizes[axis] = shape[axis]
-    if math.prod(sizes) * FEW_COPIES > total or math.prod(sizes) == count:
+        inner *= shape[axis]
+    if math.prod(sizes) * FEW_COPIES > math.prod(shape) or math.prod(sizes) == math.prod(own):
         return None
     return tuple(sizes), tuple(sorted(range(len(shape)), key=lambda axis: -strides[axis]))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from qdtune.machine import is_compiled
+from qdtune.machine import has_compiler, should_compile
 from qdtune.model.chain import Chain
 from qdtune.model.factored import decompose
 from qdtune.model.packed import RowFormat, pack_replicas
@@ -56,7 +56,7 @@ def train_configuration(
         trial: the configuration.
         data: on the device that trains.
         warmups: the store of float warm-ups.
-        compile: `always`, `never`, or `auto`, see `machine.is_compiled`.
+        compile: `always`, `never`, or `auto`, see `machine.should_compile`.
         on_end: called with the trained replicas by seed, without those that diverged, and their packed file.
         checkpoints: from which training goes on, and where it keeps others; None trains from the beginning.
     """
@@ -158,11 +158,18 @@ def _row_format(data: Tensors) -> RowFormat:
     return RowFormat(str(data.test_x.dtype).removeprefix("torch."), data.scale, data.shift, data.averaging)
 
 
+def will_compile(trial: Configuration, data: Tensors, name: str, compile: str) -> bool:
+    """Whether the steps of the phase `name` are compiled here; `always` is tried without a compiler, too."""
+    phase = trial.warmup if name == "warmup" else trial.qat
+    convolves = trial.structure.convolves and data.train_x.device.type == "cpu"
+    wanted = should_compile(compile, name, phase.epochs, trial.batch_size, len(data.train_x), convolves)
+    return wanted and (compile == "always" or has_compiler())
+
+
 def make_cohort(replicas: list[nn.Module], trial: Configuration, data: Tensors, name: str, compile: str) -> Cohort:
     """The replicas as a cohort of the phase `name`: `warmup`, of float ones, or `qat`."""
     phase = trial.warmup if name == "warmup" else trial.qat
-    convolves = trial.structure.convolves and data.train_x.device.type == "cpu"
-    compiled = is_compiled(compile, name, phase.epochs, trial.batch_size, len(data.train_x), convolves)
+    compiled = will_compile(trial, data, name, compile)
     shape = StepShape.of(trial, data.inputs, task_of(trial.task).outputs(trial.info), name)
     return Cohort(replicas, shape, phase, trial.seeds, name, data, trial.batch_size, compiled)
 

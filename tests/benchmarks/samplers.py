@@ -51,13 +51,9 @@ def found(spec: Spec, recorded: dict[str, Result], seed: int) -> list[Result]:
 
 
 def choose_by_hand(recorded: list[Result], values: list[str]) -> list[Result]:
-    """The configurations with these values (AXIS=VALUE; a list of blocks is joined by `-`)."""
-
-    def text(value: object) -> str:
-        return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
+    """The configurations with these values (AXIS=VALUE, as in tables)."""
     wanted = [value.split("=", 1) for value in values]
-    return [r for r in recorded if all(text(getattr(r.trial, axis)) == value for axis, value in wanted)]
+    return [r for r in recorded if all(str(r.trial.cells[axis]) == value for axis, value in wanted)]
 
 
 def within(order: list[Result], seconds: float) -> list[Result]:
@@ -91,18 +87,16 @@ def main() -> None:
         print(f"by hand, {len(by_hand)} configurations, {seconds:.0f} s of training: {volume(by_hand) / whole:.2%}")
     heads = [*(f"after {n}" for n in AFTER), *(["in that time"] if by_hand else [])]
     print(f"{'method':8}" + "".join(f"{head:>18}" for head in heads) + f"{'s per sweep':>14}")
-    table: dict[str, dict[int, list[float]]] = {}
+    table: dict[str, dict[str, list[float]]] = {}
     for method in arguments.methods.split(","):
         searching = spec.model_copy(update={"method": method, "run_cap": min(max(AFTER), len(results))})
         began = time.perf_counter()
         orders = [found(searching, recorded, seed) for seed in range(arguments.seeds)]
         took = (time.perf_counter() - began) / arguments.seeds
-        table[method] = {n: [volume(order[:n]) / whole for order in orders] for n in AFTER}
-        found_by = [
-            *table[method].values(),
-            *([[volume(within(one, seconds)) / whole for one in orders]] if by_hand else []),
-        ]
-        cells = [f"{statistics.mean(v):.2%} ± {100 * statistics.stdev(v):.2f}" for v in found_by]
+        table[method] = {f"after {n}": [volume(order[:n]) / whole for order in orders] for n in AFTER}
+        if by_hand:
+            table[method]["in that time"] = [volume(within(order, seconds)) / whole for order in orders]
+        cells = [f"{statistics.mean(v):.2%} ± {100 * statistics.stdev(v):.2f}" for v in table[method].values()]
         print(f"{method:8}" + "".join(f"{cell:>18}" for cell in cells) + f"{took:14.1f}", flush=True)
     print(json.dumps({"run": str(arguments.run), "share_of_hypervolume": table}))
 

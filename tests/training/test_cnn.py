@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qdtune import machine, reader
+from qdtune import reader
 from qdtune.datasets.load import default_root, load, on_disk
 from qdtune.model import networks
 from qdtune.model.factored import decompose
@@ -17,6 +17,7 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.blocks import cnn_structure, list_cnn_layers
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
+from qdtune.training import train
 from qdtune.training.cohort import Cohort, make_generator
 from qdtune.training.step import StepShape, normalise
 from qdtune.training.tensors import Tensors
@@ -51,19 +52,22 @@ def a_cohort(trial, data, seeds, compile=False):
     return Cohort(replicas, shape, trial.qat, tuple(seeds), "qat", data, trial.batch_size, compile)
 
 
-def assert_moved_alike(before, found, expected, part=0.4):
-    """A rounding that falls otherwise flips a code, which moves a weight by a part of a step."""
+NOISE = 2.5e-7  # two units in the last place of a float32 of 1, about which scales of normalisations lie
+
+
+def assert_moved_alike(before, found, expected, part=0.2):
+    """A rounding that falls otherwise flips a code, which moves a weight by a small part of a step."""
     for name, tensor in expected.items():
         moved = (tensor - before[name]).abs().max().item()
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=part * moved + 1e-7, msg=name)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=part * moved + NOISE, msg=name)
 
 
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"act_bits": 8, "granularity": "channel"}, 0.4),
-        ({"weight_bits": 1, "scale": "lsq"}, 0.4),
-        ({"weight_bits": 32}, 1e-3),  # without codes that could flip
+        ({"act_bits": 16, "granularity": "channel"}, 0.1),  # codes that flip are near
+        ({"weight_bits": 1, "scale": "lsq"}, 0.02),  # weights are the same in both, so none flips
+        ({"weight_bits": 32}, 1e-3),
     ],
 )
 def test_stacked_convolutions_equal_single_ones(changes, part, data):
@@ -81,7 +85,7 @@ def test_stacked_convolutions_equal_single_ones(changes, part, data):
 
 
 def test_only_networks_without_convolutions_are_compiled(data, monkeypatch):
-    monkeypatch.setattr(machine, "has_compiler", lambda: True)
+    monkeypatch.setattr(train, "has_compiler", lambda: True)
     for trial, expected in ((a_cnn(qat=Qat(epochs=9_999)), False), (a_trial(qat=Qat(epochs=9_999)), True)):
         shape = StepShape.of(trial, data.inputs, data.classes, "qat")
         replicas = [shape.build_undivided(0)]

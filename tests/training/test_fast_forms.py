@@ -107,8 +107,9 @@ def test_fake_quantisation_has_the_gradients_that_autograd_finds(bits, scale, ki
 
 @pytest.mark.parametrize("make", [QuantConv1d, QuantConv2d])
 @pytest.mark.parametrize("is_data", [True, False])
-def test_the_step_of_data_has_the_same_gradient_without_that_of_the_data(make, is_data):
-    plain = (nn.Conv1d if make is QuantConv1d else nn.Conv2d)(2, 3, 3, padding=1)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_step_of_data_has_the_same_gradient_without_that_of_the_data(make, is_data, groups):
+    plain = (nn.Conv1d if make is QuantConv1d else nn.Conv2d)(2, 4, 3, padding=1, groups=groups)
     conv = make(plain, 4, 3, "lsq", "full", "tensor").double()
     x = torch.randn(REPLICAS, 5, 2, *[6] * conv.axes, dtype=torch.float64)
     conv.input_quantizer.start(x)
@@ -118,7 +119,9 @@ def test_the_step_of_data_has_the_same_gradient_without_that_of_the_data(make, i
     conv._convolve_data = lambda *given, own=conv._convolve_data: calls.append(1) or own(*given)
 
     def loss(params, buffers, x):
-        moved = x if is_data else x + 0 * params["weight"].sum()  # depends on what is trained
+        moved = (
+            x if is_data else x + 0 * params["weight"].sum()
+        )  # its gradient is needed, because the weight is trained
         buffers = {name: b.clone() for name, b in buffers.items()}
         return functional_call(conv, (params, buffers), (moved,)).sin().sum()
 

@@ -1,12 +1,14 @@
 """One configuration from initial weights to rows: shared warm-ups, divergence, same seed same numbers."""
 
+import ctypes
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import safetensors.torch
 
-from qdtune import machine
 from qdtune.datasets.load import load
 from qdtune.model import networks
 from qdtune.spec.groups import Qat, Warmup
@@ -260,9 +262,25 @@ def test_long_phases_are_compiled_and_the_user_can_overrule(data, monkeypatch, c
             return [1.0] * len(self.generators)
 
     monkeypatch.setattr(train, "Cohort", Noted)
-    monkeypatch.setattr(machine, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(train, "has_compiler", lambda: compiler)
     trial = a_trial(qat=Qat(epochs=epochs, lr=0.1), batch_size=len(data.train_x) // 8)
     for _ in train_configuration(trial, data, Kept(), compile):
         pass
     assert asked["qat"] is expected
     assert asked["warmup"] is (compile == "always")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+def test_a_process_of_trials_keeps_the_memory_that_it_frees():
+    code = """if True:
+        import resource, sys, torch
+        from qdtune.training.device import set_up_process
+        if sys.argv[1] == "yes":
+            set_up_process(1)
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.empty(2**24).fill_(1)  # 64 MB
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    new_pages = [int(subprocess.check_output([sys.executable, "-c", code, kept])) for kept in ("no", "yes")]
+    assert new_pages[0] > 100 * max(1, new_pages[1])

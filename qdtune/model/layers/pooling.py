@@ -28,10 +28,10 @@ class Pooling(LayerKind):
     version = LATEST_VERSION
 
     def axes_after(self, layer: nn.Module, axes: int) -> int | None:
-        return axes if len(_each_axis(layer, 1)) == axes else None
+        return axes if _count_axes(layer) == axes else None
 
     def pack(self, layer: Any, prefix: str) -> tuple[Op, dict[str, Tensor]]:
-        kernel, stride = (_each_axis(layer, size) for size in (layer.kernel_size, layer.stride))
+        kernel, stride = (each_axis(size, _count_axes(layer)) for size in (layer.kernel_size, layer.stride))
         return {"op": self.ops[0], "kernel": kernel, "stride": stride}, {}
 
     def add_stage(self, stages: StageList, op: Op) -> None:
@@ -103,9 +103,12 @@ class GlobalAverage(LayerKind):
         stages.add_pool(op, (stages.shape[0], *[1] * (len(stages.shape) - 1)))
 
 
-def _each_axis(layer: nn.Module, size: Any) -> list[int]:
-    """A setting for each axis that the window slides over; torch accepts one number for all of them."""
-    axes = 1 if isinstance(layer, nn.MaxPool1d | nn.AvgPool1d) else 2
+def _count_axes(layer: nn.Module) -> int:
+    return 1 if isinstance(layer, nn.MaxPool1d | nn.AvgPool1d) else 2
+
+
+def each_axis(size: Any, axes: int) -> list[int]:
+    """A setting for each axis that a window slides over; torch accepts one number for all of them."""
     return list(size) if isinstance(size, tuple | list) else [size] * axes
 
 
