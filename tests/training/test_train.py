@@ -277,10 +277,12 @@ def test_a_process_of_trials_keeps_the_memory_that_it_frees():
         from qdtune.training.device import set_up_process
         if sys.argv[1] == "yes":
             set_up_process(1)
-        for _ in range(3):
+        pages = []
+        for _ in range(20):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.empty(2**24).fill_(1)  # 64 MB
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        print(min(pages))
     """
-    new_pages = [int(subprocess.check_output([sys.executable, "-c", code, kept])) for kept in ("no", "yes")]
-    assert new_pages[0] > 100 * max(1, new_pages[1])
+    fewest = [int(subprocess.check_output([sys.executable, "-c", code, kept])) for kept in ("no", "yes")]
+    assert fewest[0] > 100 * max(1, fewest[1])
