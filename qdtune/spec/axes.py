@@ -273,11 +273,12 @@ QAT_LR = Axis(
 )
 AUGMENT = Axis(
     "augment",
-    _named("none", "shift", "elastic", "affine", "affine_elastic"),
+    _named("none", "shift", "elastic", "affine", "affine_elastic", "flip", "shift_flip", "affine_flip"),
     "none",
     "training",
     "string",
-    "distortion of training images: none, a shift of up to one pixel, elastic, affine or both; new in every epoch",
+    "distortion of training images: none, a shift of up to one pixel, elastic, affine or both, or half of them mirrored; "
+    "new in every epoch",
     place=12,
     home=("train", "qat", "augment"),
     since=5,

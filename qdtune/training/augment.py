@@ -47,7 +47,8 @@ def distort_images(
 
     Args:
         x: uint8 (N, I).
-        augment: `shift`, `elastic`, `affine` or `affine_elastic`.
+        augment: `shift`, `elastic`, `affine` or `affine_elastic`; with `flip` at its end, or `flip` alone, half of the
+            images are mirrored as well.
         draw: a generator on the CPU, so that the images are the same on every device.
         image: what a row of x is.
         plain_share: the chance, 0 to 1, that an image stays as it is.
@@ -57,23 +58,45 @@ def distort_images(
     """
     plain = x if plain is None else plain
     out = torch.empty_like(plain) if out is None else out
-    chosen = None
+    chosen = torch.arange(len(x))
     if plain_share:
-        chosen = (torch.rand(len(x), generator=draw) >= plain_share).nonzero().squeeze(1).to(x.device)
+        chosen = (torch.rand(len(x), generator=draw) >= plain_share).nonzero().squeeze(1)
+    distortion = augment.removesuffix("flip").removesuffix("_")
+    _distort_rows(x, distortion, draw, image, plain, out, chosen.to(x.device))
+    if augment.endswith("flip"):
+        mirrored = chosen[torch.rand(len(chosen), generator=draw) < 0.5].to(x.device)
+        _put_rows(out, mirrored, flip_images(out.index_select(0, mirrored), image[0]))
+    return out
+
+
+def _distort_rows(
+    x: Tensor, distortion: str, draw: torch.Generator, image: Image, plain: Tensor, out: Tensor, chosen: Tensor
+) -> None:
+    """Fills `out`: the images of these places distorted, all others plain."""
+    is_all = len(chosen) == len(x)
+    if not (is_all and distortion):
         out.copy_(plain)
-    n = len(x) if chosen is None else len(chosen)
-    if augment == "shift":
-        shift = torch.randint(SHIFTS, (n,), generator=draw).to(x.device)
-        moved = shift_images(x if chosen is None else x.index_select(0, chosen), shift, image)
-        return out.copy_(moved) if chosen is None else _put_rows(out, chosen, moved)
-    for part, places in _draw_places(n, augment, draw, x, image, math.isqrt(plain.shape[1] // image[0])):
-        if chosen is None:
+    if not distortion:
+        return
+    if distortion == "shift":
+        shift = torch.randint(SHIFTS, (len(chosen),), generator=draw).to(x.device)
+        moved = shift_images(x if is_all else x.index_select(0, chosen), shift, image)
+        out.copy_(moved) if is_all else _put_rows(out, chosen, moved)
+        return
+    side = math.isqrt(plain.shape[1] // image[0])
+    for part, places in _draw_places(len(chosen), distortion, draw, x, image, side):
+        if is_all:
             resample_images(x[part], places, image, out=out[part])
         else:
             made = out.new_empty(len(chosen[part]), out.shape[1])
             resample_images(x.index_select(0, chosen[part]), places, image, out=made)
             _put_rows(out, chosen[part], made)
-    return out
+
+
+def flip_images(x: Tensor, colours: int) -> Tensor:
+    """Images (N, I) of C colours, left and right exchanged."""
+    side = math.isqrt(x.shape[1] // colours)
+    return x.view(len(x), colours * side, side).flip(2).view_as(x)
 
 
 def _put_rows(x: Tensor, chosen: Tensor, rows: Tensor) -> Tensor:

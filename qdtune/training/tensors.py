@@ -105,7 +105,7 @@ class Tensors:
         """
         whole = self.whole or self
         assert whole.image is not None, "a sweep is refused that augments what is no square image"
-        if self.averaging is not None and augment != "shift":
+        if self.averaging is not None and "shift" not in augment:
             return distort_images(self._blurred, augment, draw, whole.image, plain_share, self.train_x, out)
         if self.averaging is None:
             return distort_images(whole.train_x, augment, draw, whole.image, plain_share, out=out)

@@ -243,6 +243,7 @@ def test_a_search_begins_with_all_sizes(method):
     sizes = sorted(trial.sizes.size_bytes for trial in draw_candidates(sweep))
     begun = [trial.sizes.size_bytes for trial in found]
     assert begun == sorted(begun)
+    assert begun[0] == sizes[0]  # on the front whatever it comes to
     thirds = [sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3]]
     counts = Counter(sum(size > third for third in thirds) for size in begun)
     assert len(counts) == 3

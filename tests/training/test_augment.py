@@ -13,6 +13,7 @@ from qdtune.training.augment import (
     SIGMA,
     bend_places,
     distort_images,
+    flip_images,
     map_places,
     resample_images,
     shift_images,
@@ -198,3 +199,25 @@ def test_smaller_images_are_about_the_distorted_ones_averaged_down(augment, side
     assert found[:, inside].std().item() == pytest.approx(expected[:, inside].std().item(), rel=0.03)
     some = distort_images(blur_images(images, how), augment, draws[0], (1, 28, 28), 0.5, plain)
     assert 60 < (some == plain).all(1).sum() < 140
+
+
+@pytest.mark.parametrize("augment", ["flip", "shift_flip", "affine_flip"])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_half_of_the_images_that_are_not_plain_are_mirrored(augment, share):
+    """They are those of the same distortion without it, some of them mirrored in addition."""
+    image = (3, 8, 8)
+    images = torch.randint(0, 256, (400, 3 * 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = distort_images(images, augment, torch.Generator().manual_seed(1), image, plain_share=share)
+    before = images
+    if augment != "flip":
+        distortion = augment.removesuffix("_flip")
+        before = distort_images(images, distortion, torch.Generator().manual_seed(1), image, plain_share=share)
+    mirrored = before.view(400, *image).flip(3).flatten(1)
+    assert torch.equal(flip_images(before, 3), mirrored)
+    are_mirrored, are_same = (found == mirrored).all(1), (found == before).all(1)
+    assert (are_mirrored ^ are_same).all()
+    assert abs(are_mirrored.sum() - 200 * (1 - share)) <= (30 if share < 1 else 0)
+    if augment != "flip":
+        assert not are_mirrored[(before == images).all(1)].any() or augment == "shift_flip"  # a shift by nothing
+    other = distort_images(images, augment, torch.Generator().manual_seed(2), image, plain_share=share)
+    assert share == 1 or not torch.equal(found, other)
