@@ -197,7 +197,8 @@ class Phase(Frozen):
     """One part of a training: `epochs` at learning rate `lr`.
 
     With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`), bent (`elastic`),
-    turned, moved and scaled (`affine`), or all of the last four (`affine_elastic`).
+    turned, moved and scaled (`affine`), or all of the last four (`affine_elastic`). With `flip`, which may follow
+    `shift` and `affine`, half of the images are mirrored.
 
     Attributes:
         epochs: passes over the training set
