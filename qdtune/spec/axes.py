@@ -277,8 +277,8 @@ AUGMENT = Axis(
     "none",
     "training",
     "string",
-    "distortion of training images: none, a shift of up to one pixel, elastic, affine or both, or half of them mirrored; "
-    "new in every epoch",
+    "distortion of training images: none, a shift of up to one pixel, elastic, affine or both, or half of them "
+    "mirrored; new in every epoch",
     place=12,
     home=("train", "qat", "augment"),
     since=5,

@@ -47,8 +47,8 @@ def distort_images(
 
     Args:
         x: uint8 (N, I).
-        augment: `shift`, `elastic`, `affine` or `affine_elastic`; with `flip` at its end, or `flip` alone, half of the
-            images are mirrored as well.
+        augment: `shift`, `elastic`, `affine` or `affine_elastic`. With `flip` at its end, or alone, half of the
+            images are mirrored.
         draw: a generator on the CPU, so that the images are the same on every device.
         image: what a row of x is.
         plain_share: the chance, 0 to 1, that an image stays as it is.

@@ -23,7 +23,7 @@ from qdtune.model.signed_file import split_file
 from qdtune.spec.configuration import OwnData, OwnModel
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.structure import mlp_structure
-from qdtune.training.augment import distort_images
+from qdtune.training.augment import distort_images, flip_images
 from qdtune.training.averaging import average_images, blur_images
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
@@ -185,6 +185,19 @@ def test_images_are_moved_before_they_are_averaged_down():
     found = data.averaged(info.averaging(4)).distort("shift", draws[0])
     whole = distort_images(data.train_x, "shift", draws[1], (3, 6, 6))
     assert torch.equal(found, average_images(whole, info.averaging(4)))
+
+
+@pytest.mark.parametrize(("augment", "share"), [("flip", 0.0), ("shift_flip", 0.0), ("affine_flip", 0.5)])
+def test_images_are_mirrored_after_they_are_averaged_down(augment, share):
+    info = DatasetInfo(200, 108, 2, (3, 6, 6))
+    data = Tensors.of(cut("mine:data", colours(), 50, info), CPU).averaged(info.averaging(4))
+    draws = [torch.Generator().manual_seed(5) for _ in range(2)]
+    found = data.distort(augment, draws[0], share)
+    distortion = augment.removesuffix("flip").removesuffix("_")
+    before = data.distort(distortion, draws[1], share) if distortion else data.train_x
+    is_mirrored = (found != before).any(1)
+    assert torch.equal(found[is_mirrored], flip_images(before[is_mirrored], 3))
+    assert 75 * (1 - share) - 25 < is_mirrored.sum() < 75 * (1 - share) + 25
 
 
 @pytest.mark.parametrize("augment", ["affine", "elastic"])
