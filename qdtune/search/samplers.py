@@ -56,15 +56,23 @@ def _first(run_cap: int) -> int:
 
 
 def choose_opening(spec: Spec) -> list[Configuration]:
-    """The first configurations of a search, last one first, spread over all sizes.
+    """The first configurations of a search, last one first, spread over all sizes and over the values of all axes.
 
-    The smallest is among them: it belongs to the front whatever it comes to, and costs least to train.
+    The smallest is among them: it belongs to the front whatever it comes to, and costs least to train. Each of the
+    others has as many values as possible that none before it has, such as a kind of network that few images fit.
     """
     if spec.method in PLANNED:
         return []
     trials = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
     count = min(_first(spec.run_cap or 1), len(trials))
-    return [trials[i * len(trials) // count] for i in reversed(range(count))]
+    seen: set[tuple[str, Any]] = set()
+    opening: list[Configuration] = []
+    for i in range(count):
+        of_size = trials[i * len(trials) // count : (i + 1) * len(trials) // count]
+        chosen = min(of_size, key=lambda trial: len(seen & trial.cells.items()))  # the smallest of them
+        seen.update(chosen.cells.items())
+        opening.insert(0, chosen)
+    return opening
 
 
 def make_distribution(axis: Values[Any]) -> BaseDistribution:
