@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from qdtune.search.samplers import OPENING, STARTUP, make_sampler
+from qdtune.search.samplers import OPENING, SPREAD_FROM, STARTUP, choose_opening, make_sampler
 from qdtune.search.study import REPEATS, TRIES, Study
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.plan import draw_candidates, keep_possible
@@ -248,6 +248,26 @@ def test_a_search_begins_with_all_sizes(method):
     counts = Counter(sum(size > third for third in thirds) for size in begun)
     assert len(counts) == 3
     assert max(counts.values()) <= 4
+
+
+def test_a_search_begins_with_all_values_of_all_axes():
+    """One of them fits few of the others, so that few candidates have it."""
+    axes = {
+        "depth": {"values": [1, 2, 3]},
+        "weight_bits": {"values": [1, 2, 3, 4, 6, 8]},
+        "scale": {"values": ["minmax", "absmean", "lsq"]},
+        "hidden": {"values": [[8], [12], [16], [24]]},
+        "activation": {"values": ["identity", "relu", "tanh"]},
+    }
+    rare = [{"activation": "tanh", "depth": 3}, {"activation": "tanh", "hidden": [8]}]
+    rare += [{"activation": "tanh", "weight_bits": bits} for bits in (1, 2, 3, 4, 6)]
+    sweep = spec(axes, exclude=rare)
+    candidates = list(islice(draw_candidates(sweep), SPREAD_FROM))
+    assert 0 < sum(trial.activation == "tanh" for trial in candidates) < 10
+    cells = [trial.cells for trial in choose_opening(sweep)]
+    assert len(cells) == OPENING[0]
+    for axis in axes:
+        assert {one[axis] for one in cells} == {trial.cells[axis] for trial in candidates}
 
 
 def test_a_search_that_goes_on_does_not_begin_again():
