@@ -250,8 +250,8 @@ def test_a_search_begins_with_all_sizes(method):
     assert max(counts.values()) <= 4
 
 
-def test_a_search_begins_with_all_values_of_all_axes():
-    """One of them fits few of the others, so that few candidates have it."""
+def test_a_search_begins_with_many_values_of_all_axes():
+    """Also with one that fits few of the others, so that few candidates have it."""
     axes = {
         "depth": {"values": [1, 2, 3]},
         "weight_bits": {"values": [1, 2, 3, 4, 6, 8]},
@@ -266,8 +266,10 @@ def test_a_search_begins_with_all_values_of_all_axes():
     assert 0 < sum(trial.activation == "tanh" for trial in candidates) < 10
     cells = [trial.cells for trial in choose_opening(sweep)]
     assert len(cells) == OPENING[0]
-    for axis in axes:
-        assert {one[axis] for one in cells} == {trial.cells[axis] for trial in candidates}
+    unseen = {(axis, trial.cells[axis]) for trial in candidates for axis in axes}
+    unseen -= {(axis, one[axis]) for one in cells for axis in axes}
+    assert len(unseen) <= 1
+    assert not any(axis == "activation" for axis, _ in unseen)
 
 
 def test_a_search_that_goes_on_does_not_begin_again():
