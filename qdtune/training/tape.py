@@ -24,6 +24,7 @@ from qdtune.training.taped_calls import (
     aten,
     compute_constants,
     drop_repeated,
+    drop_settled,
     drop_unread,
     drop_vain_copies,
     find_slots,
@@ -98,6 +99,9 @@ def record(
         calls = write_out(drop_unread(calls, find_slots(returned)), tape.layouts)
         unchanged = dict(zip(tape.inputs[:lasting], copies, strict=False))
         calls, tape.kept = compute_constants(calls, tape.kept | unchanged)
+        calls, chosen = drop_settled(calls, tape.kept, tape.layouts)
+        returned = rename_slots(returned, chosen)
+        calls = drop_unread(calls, find_slots(returned))
         play = _compose(tape, calls, returned)
         found = play(*played)
     except NotTapedError:

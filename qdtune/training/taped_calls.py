@@ -280,6 +280,29 @@ def compute_constants(
     return left, kept | found
 
 
+def drop_settled(
+    calls: Sequence[TapedCall], constants: dict[Slot, Tensor], layouts: dict[Slot, Layout]
+) -> tuple[list[TapedCall], dict[Slot, Slot]]:
+    """The calls without choices by a constant mask that is true, or false, everywhere; and the slots chosen.
+
+    A grid is binary or not for a whole training, so one of its two ways of rounding is never taken.
+    """
+    owners = _find_owners(calls)
+    changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
+    names: dict[Slot, Slot] = {}
+    left = []
+    for recorded in calls:
+        call = recorded.renamed(names)
+        mask = constants.get(call.args[0]) if call.function is aten.where.self else None
+        if mask is not None and bool(mask.all()) == bool(mask.any()):
+            made, chosen = call.makes()[0], call.args[1 if bool(mask.all()) else 2]
+            if layouts[made] == layouts[chosen] and not changed & {made, owners.get(chosen, chosen)}:
+                names[made] = chosen
+                continue
+        left.append(call)
+    return left, names
+
+
 def drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:
     """The calls without those whose results nothing needs."""
     read = set(returned)

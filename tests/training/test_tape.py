@@ -447,3 +447,32 @@ def test_what_only_lasting_tensors_decide_is_computed_once(monkeypatch):
     assert torch.ops.aten.view in names[0]
     assert names[1].count(torch.ops.aten.sqrt) == 1, "of what is counted"
     assert torch.ops.aten.view not in names[1]
+
+
+@pytest.mark.parametrize("is_true", [True, False])
+def test_a_choice_that_lasting_masks_have_settled_is_made_once(is_true, monkeypatch):
+    """Others are made at each call: by a mask that changes, of both kinds, of another layout or of what is changed."""
+    calls = []
+    compose = tape._compose
+    monkeypatch.setattr(tape, "_compose", lambda tape, some, made: calls.append(some) or compose(tape, some, made))
+
+    def run(mask, mixed, x):
+        settled = torch.where(mask.view(1, 1), x.sin(), x.cos())
+        changing = torch.where(x > 0, x.exp(), x.abs())
+        other = torch.where(mixed, x, -x) + torch.where(mask, x[:1], x[1:])
+        wide = torch.where(mask, x[0], x[1]).expand(2, 3) + torch.where(mask.expand(2, 3), x[0], x[1])
+        kept = torch.where(mask, x, x + 1)
+        x.mul_(0.5)
+        return settled + changing + other + wide, kept
+
+    masks = torch.tensor(is_true), torch.tensor([True, False, True])
+    draw = torch.Generator().manual_seed(0)
+    play = record(run, [*masks, torch.randn(2, 3, generator=draw)], lasting=2)
+    for _ in range(3):
+        x = torch.randn(2, 3, generator=draw)
+        plain = x.clone()
+        found, expected = play(*masks, x), run(*masks, plain)
+        assert all(map(torch.equal, (*found, x), (*expected, plain)))
+    names = [call.function.overloadpacket for call in calls[0]]
+    assert (torch.ops.aten.sin in names, torch.ops.aten.cos in names) == (is_true, not is_true)
+    assert names.count(torch.ops.aten.where) < 7
