@@ -43,6 +43,7 @@ MLPS = {  # on whole images
 FRONTS = {  # all that was trained for a front on a data set; the first sweep gives the figure its words
     "mnist": (
         "front_mnist_final",
+        "front_mnist_large",
         "cnn_20x20",
         "tiny_8x8",
         "tiny_8x8_overhead",
@@ -50,7 +51,7 @@ FRONTS = {  # all that was trained for a front on a data set; the first sweep gi
         "cnn_wide",
         *MLPS["mnist"],
     ),
-    "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
+    "fashion_mnist": ("front_fashion_final", "front_fashion_large", *MLPS["fashion_mnist"]),
 }
 CNNS = ("cnn_mnist", "cnn_wide")
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST", "depth_cnn": "MNIST, convolutions"}
