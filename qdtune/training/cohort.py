@@ -100,7 +100,7 @@ class Cohort:
         batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
         rate = torch.zeros((), device=self.device)
         if self.device.type != "cuda" and not self.compile:
-            return make_eager_step(self.function, state, data)
+            return make_eager_step(self.function, state, data, self.steps * self.phase.epochs)
         with COMPILE_WATCH.measure():
             if self.device.type == "cuda":
                 return capture_step(self.function, state, data, batch, rate, compile=self.compile)

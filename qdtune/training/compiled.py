@@ -35,6 +35,7 @@ from qdtune.training.tape import PLAIN_CALLS, Taped
 
 Call = Callable[[Tensor, Tensor], None]  # of a batch (K, B) and a learning rate ()
 DIGEST_BYTES = 32  # of the SHA-256 at the end of a library file, which the loader ignores
+PAYS_AFTER = 4  # times the steps that a recording takes
 WARM_STEPS = 3  # before a capture, because CUDA graphs require them
 
 
@@ -48,18 +49,22 @@ def gather_rows(data: tuple[Tensor, ...], batch: Tensor) -> Iterator[Tensor]:
     return (tensor.index_select(0, rows).view(*batch.shape, *tensor.shape[1:]) for tensor in data)
 
 
-def make_eager_step(function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...]) -> Call:
+def make_eager_step(
+    function: Callable[..., None], state: tuple[Any, ...], data: tuple[Tensor, ...], steps: int = 0
+) -> Call:
     """The step as single operations in their fast forms: as Python runs them at first, then from a tape, alike.
 
     Args:
         function, state, data: as in `compile_step`.
+        steps: about as many will be made; a recording that is sure to pay is made after the first.
     """
     flat, structure = tree.tree_flatten(state)
 
     def run(*tensors: Tensor) -> None:
         function(*tree.tree_unflatten(tensors[: len(flat)], structure), *tensors[len(flat) :])
 
-    taped = Taped(with_fast_forms(run), PLAIN_CALLS, lasting=len(flat))
+    plain_calls = 1 if steps > PAYS_AFTER * PLAIN_CALLS else PLAIN_CALLS
+    taped = Taped(with_fast_forms(run), plain_calls, lasting=len(flat))
     return lambda batch, rate: taped(*flat, *gather_rows(data, batch), rate)
 
 

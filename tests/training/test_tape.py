@@ -11,8 +11,9 @@ from qdtune.datasets.load import load
 from qdtune.spec.configuration import OwnModel
 from qdtune.spec.tasks import ACCURACY
 from qdtune.training import tape, taped_calls
+from qdtune.training.compiled import PAYS_AFTER, make_eager_step
 from qdtune.training.own_structure import describe_structure
-from qdtune.training.tape import NotTapedError, Taped, record
+from qdtune.training.tape import PLAIN_CALLS, NotTapedError, Taped, record
 from qdtune.training.taped_calls import _sizes_written_out, write_out
 from qdtune.training.tensors import Tensors
 from tests.training import test_cnn, test_cohort, test_own_dropout
@@ -476,3 +477,15 @@ def test_a_choice_that_lasting_masks_have_settled_is_made_once(is_true, monkeypa
     names = [call.function.overloadpacket for call in calls[0]]
     assert (torch.ops.aten.sin in names, torch.ops.aten.cos in names) == (is_true, not is_true)
     assert names.count(torch.ops.aten.where) < 7
+
+
+@pytest.mark.parametrize(
+    ("steps", "plain"), [(0, PLAIN_CALLS), (PAYS_AFTER * PLAIN_CALLS, PLAIN_CALLS), (PAYS_AFTER * PLAIN_CALLS + 1, 1)]
+)
+def test_a_step_that_is_made_often_is_recorded_after_the_first(steps, plain, monkeypatch):
+    made = []
+    monkeypatch.setattr(tape, "record", lambda function, *rest: lambda *inputs: made.append(len(inputs)))
+    step = make_eager_step(lambda total, x, rate: total.add_(x.sum()), (torch.zeros(()),), (torch.ones(4, 2),), steps)
+    for k in range(PLAIN_CALLS + 2):
+        assert len(made) == max(0, k - plain)
+        step(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(()))
