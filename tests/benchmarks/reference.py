@@ -51,7 +51,7 @@ FRONTS = {  # all that was trained for a front on a data set; the first sweep gi
         "cnn_wide",
         *MLPS["mnist"],
     ),
-    "fashion_mnist": ("front_fashion_final", *MLPS["fashion_mnist"]),
+    "fashion_mnist": ("front_fashion_final", "front_fashion_large", *MLPS["fashion_mnist"]),
 }
 CNNS = ("cnn_mnist", "cnn_wide")
 DEPTHS = {"depth": "MNIST", "depth_fashion": "Fashion-MNIST", "depth_cnn": "MNIST, convolutions"}
