@@ -31,7 +31,7 @@ SCONTROL = """#!/usr/bin/env bash
 # Ray and qdtune that note how they are called. The head listens, a sweep may wait for a signal, and that is all.
 RAY = """#!/usr/bin/env bash
 echo "ray $*" >> "$LOG"
-trap 'echo "ray $2 ends" >> "$LOG"; kill $!; exit' TERM
+trap 'echo "ray $2 ends" >> "$LOG"; [ -n "$!" ] && kill $!; exit' TERM
 [ "$2" = --head ] && [ -n "$RAY_FAILS" ] && exit 1
 if [ "$2" = --head ]; then "$PYTHON" -c '
 import os, socket
@@ -50,7 +50,7 @@ echo "python $*" >> "$LOG"
 stat -c 'token %a %s' "$RAY_AUTH_TOKEN_PATH" >> "$LOG"
 stat -c 'folder %a' "$(dirname "$RAY_AUTH_TOKEN_PATH")" "/tmp/qdtune-$SLURM_JOB_ID" >> "$LOG"
 trap 'echo "sweep ends" >> "$LOG"; kill $!; exit 143' TERM
-[ -n "$SWEEP_WAITS" ] && { touch "$HOME/waiting"; sleep 60 & wait; }
+[ -n "$SWEEP_WAITS" ] && { sleep 60 & touch "$HOME/waiting"; wait; }
 exit 3
 """
 

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/samplers.py RUN [--seeds 5] [--by-hand AXIS=VALUE ...]
 
-RUN is the folder of a finished, unpruned grid with many more configurations than that; training is looked up in it.
+RUN is the folder of a finished, unpruned grid with many more configurations than that, such as
+`tests/data/recorded_cnn.yaml`; training is looked up in it.
 Each method is the one a sweep would use, through the same study and queue, two trials at a time.
 
 `--by-hand` names the part of the grid that a person would train, all configurations with these values. All methods
