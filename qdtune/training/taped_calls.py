@@ -113,6 +113,12 @@ def _find_owners(calls: Sequence[TapedCall]) -> dict[Slot, Slot]:
     return owners
 
 
+def _find_owners_and_changed(calls: Sequence[TapedCall]) -> tuple[dict[Slot, Slot], set[Slot]]:
+    """As `_find_owners`, and the tensors whose memory some call changes."""
+    owners = _find_owners(calls)
+    return owners, {owners.get(slot, slot) for call in calls for slot in call.writes()}
+
+
 def drop_vain_copies(calls: Sequence[TapedCall]) -> list[TapedCall]:
     """The calls without copies that nothing changes before they are written back.
 
@@ -138,12 +144,11 @@ def drop_repeated(
 
     Calls without arguments go, too, because the tape has kept what they returned.
     """
-    owners = _find_owners(calls)
+    owners, changed = _find_owners_and_changed(calls)
 
     def owner(slot: Slot) -> Slot:
         return owners.get(slot, slot)
 
-    changed = {owner(slot) for call in calls for slot in call.writes()}
     changes: dict[Slot, int] = {}  # how often the memory of a tensor was changed so far
     names: dict[Slot, Slot] = {}
     found: dict[str, tuple[Slot | None, ...]] = {}
@@ -185,8 +190,7 @@ def write_out(calls: Sequence[TapedCall], layouts: dict[Slot, Layout]) -> list[T
         calls: in their order.
         layouts: the layout of each slot. The layouts of new slots are added.
     """
-    owners = _find_owners(calls)
-    changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
+    owners, changed = _find_owners_and_changed(calls)
     written: dict[tuple[Any, ...], Slot] = {}
     left: list[TapedCall] = []
     for call in calls:
@@ -260,8 +264,7 @@ def compute_constants(
     calls: Sequence[TapedCall], constants: dict[Slot, Tensor]
 ) -> tuple[list[TapedCall], dict[Slot, Tensor]]:
     """The calls without those that read nothing but constants, and the constants with what these make."""
-    owners = _find_owners(calls)
-    changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
+    owners, changed = _find_owners_and_changed(calls)
     found = {slot: tensor for slot, tensor in constants.items() if slot not in changed}
     kept, left = dict(constants), []
 
@@ -287,8 +290,7 @@ def drop_settled(
 
     A grid is binary or not for a whole training, so one of its two ways of rounding is never taken.
     """
-    owners = _find_owners(calls)
-    changed = {owners.get(slot, slot) for call in calls for slot in call.writes()}
+    owners, changed = _find_owners_and_changed(calls)
     names: dict[Slot, Slot] = {}
     left = []
     for recorded in calls:

@@ -251,7 +251,7 @@ def test_a_search_begins_with_all_sizes(method):
 
 
 def test_a_search_begins_with_many_values_of_all_axes():
-    """Also with one that fits few of the others, so that few candidates have it."""
+    """A value that few candidates have is among them: tanh, which goes with one number of bits only."""
     axes = {
         "depth": {"values": [1, 2, 3]},
         "weight_bits": {"values": [1, 2, 3, 4, 6, 8]},

@@ -452,7 +452,7 @@ def test_what_only_lasting_tensors_decide_is_computed_once(monkeypatch):
 
 @pytest.mark.parametrize("is_true", [True, False])
 def test_a_choice_that_lasting_masks_have_settled_is_made_once(is_true, monkeypatch):
-    """Others are made at each call: by a mask that changes or is mixed, of another layout, of what is changed."""
+    """Other choices stay: where the mask changes or is mixed, the layout is another, or what is chosen is changed."""
     calls = []
     compose = tape._compose
     monkeypatch.setattr(tape, "_compose", lambda tape, some, made: calls.append(some) or compose(tape, some, made))
