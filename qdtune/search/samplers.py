@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -58,21 +59,32 @@ def _first(run_cap: int) -> int:
 def choose_opening(spec: Spec) -> list[Configuration]:
     """The first configurations of a search, last one first, spread over all sizes and over the values of all axes.
 
-    The smallest is among them: it belongs to the front whatever it comes to, and costs least to train. Each of the
-    others has as many values as possible that none before it has, such as a kind of network that few images fit.
+    They double in size step by step, as front and hypervolume count sizes: one from each part of the range of log2
+    bytes, or the nearest to it. The smallest is among them: it belongs to the front whatever it comes to, and costs
+    least to train. Each of the others has as many values as possible that none before it has, such as a kind of network
+    that few images fit.
     """
     if spec.method in PLANNED:
         return []
-    trials = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
-    count = min(_first(spec.run_cap or 1), len(trials))
+    left = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
+    count = min(_first(spec.run_cap or 1), len(left))
+    part_of = _part_by_size(left, count)
     seen: set[tuple[str, Any]] = set()
     opening: list[Configuration] = []
-    for i in range(count):
-        of_size = trials[i * len(trials) // count : (i + 1) * len(trials) // count]
-        chosen = min(of_size, key=lambda trial: len(seen & trial.cells.items()))  # the smallest of them
-        seen.update(chosen.cells.items())
-        opening.insert(0, chosen)
+    for part in range(count):
+        best = min(left, key=lambda t: (abs(part_of[t.trial_id] - part), len(seen & t.cells.items())))
+        left.remove(best)
+        seen.update(best.cells.items())
+        opening.insert(0, best)
     return opening
+
+
+def _part_by_size(trials: list[Configuration], count: int) -> dict[str, int]:
+    """For each trial_id its part, from 0: the range of log2 bytes is cut into `count` equal parts."""
+    sizes = {trial.trial_id: math.log2(trial.sizes.size_bytes) for trial in trials}
+    low, high = min(sizes.values(), default=0), max(sizes.values(), default=0)
+    width = (high - low) / count if high > low else 1
+    return {trial_id: min(int((size - low) / width), count - 1) for trial_id, size in sizes.items()}
 
 
 def make_distribution(axis: Values[Any]) -> BaseDistribution:

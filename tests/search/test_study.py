@@ -250,6 +250,19 @@ def test_a_search_begins_with_all_sizes(method):
     assert max(counts.values()) <= 4
 
 
+def test_a_search_begins_with_sizes_that_grow_by_the_same_factor():
+    """Most candidates are large here: as many from each share of them would leave out the small ones."""
+    sweep = spec({"hidden": {"values": [[1], [2], [4], [8], *([width] for width in range(60, 128))]}})
+    sizes = sorted(math.log2(trial.sizes.size_bytes) for trial in islice(draw_candidates(sweep), SPREAD_FROM))
+    edges = [sizes[0] + (sizes[-1] - sizes[0]) * i / OPENING[0] for i in range(1, OPENING[0])]
+    filled = {sum(size >= edge for edge in edges) for size in sizes}
+    chosen = choose_opening(sweep)
+    begun = {sum(math.log2(trial.sizes.size_bytes) >= edge for edge in edges) for trial in chosen}
+    assert len(filled) > 4
+    assert begun == filled
+    assert len({trial.trial_id for trial in chosen}) == OPENING[0]  # a part without candidates takes from the next
+
+
 def test_a_search_begins_with_many_values_of_all_axes():
     """A value that few candidates have is among them: tanh, which goes with one number of bits only."""
     axes = {
