@@ -59,10 +59,10 @@ def _first(run_cap: int) -> int:
 def choose_opening(spec: Spec) -> list[Configuration]:
     """The first configurations of a search, last one first, spread over all sizes and over the values of all axes.
 
-    They double in size step by step, as front and hypervolume count sizes: one from each part of the range of log2
+    Their sizes grow by about the same factor, as hypervolumes count sizes: one from each part of the range of log2
     bytes, or the nearest to it. The smallest is among them: it belongs to the front whatever it comes to, and costs
-    least to train. Each of the others has as many values as possible that none before it has, such as a kind of network
-    that few images fit.
+    least to train. Each of the others has as many values as possible that none before it has, such as a kind of
+    network that few images fit.
     """
     if spec.method in PLANNED:
         return []

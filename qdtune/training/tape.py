@@ -17,21 +17,15 @@ from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qdtune.training.taped_calls import (
-    Layout,
-    Slot,
-    TapedCall,
-    aten,
+from qdtune.training.tape_passes import (
     compute_constants,
     drop_repeated,
     drop_settled,
     drop_unread,
     drop_vain_copies,
-    find_slots,
-    map_leaves,
-    rename_slots,
     write_out,
 )
+from qdtune.training.taped_calls import Layout, Slot, TapedCall, aten, find_slots, map_leaves, rename_slots
 
 CHANGING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 MASKS = (torch.bool, torch.uint8)

@@ -10,11 +10,11 @@ from torch.func import grad_and_value, vmap
 from qdtune.datasets.load import load
 from qdtune.spec.configuration import OwnModel
 from qdtune.spec.tasks import ACCURACY
-from qdtune.training import tape, taped_calls
+from qdtune.training import tape, tape_passes
 from qdtune.training.compiled import PAYS_AFTER, make_eager_step
 from qdtune.training.own_structure import describe_structure
 from qdtune.training.tape import PLAIN_CALLS, NotTapedError, Taped, record
-from qdtune.training.taped_calls import _sizes_written_out, write_out
+from qdtune.training.tape_passes import _sizes_written_out, write_out
 from qdtune.training.tensors import Tensors
 from tests.training import test_cnn, test_cohort, test_own_dropout
 from tests.training.test_cohort import data  # noqa: F401
@@ -360,8 +360,8 @@ def test_small_tensors_that_are_written_out_give_the_same_numbers(seed, monkeypa
     order = draw.sample(range(len(shape)), len(shape))
     small = [tuple(side if draw.random() < 0.4 else 1 for side in shape) for _ in range(3)]
     small += [shape[len(shape) // 2 :], ()]
-    monkeypatch.setattr(taped_calls, "LONG_ROW", draw.choice([4, 30, 512]))
-    monkeypatch.setattr(taped_calls, "FEW_COPIES", draw.choice([1, 2, 16]))
+    monkeypatch.setattr(tape_passes, "LONG_ROW", draw.choice([4, 30, 512]))
+    monkeypatch.setattr(tape_passes, "FEW_COPIES", draw.choice([1, 2, 16]))
     function, inputs = spread_over(shape, order, small, seed)
     play = record(function, inputs)
     function, others = spread_over(shape, order, small, seed + 1000)
