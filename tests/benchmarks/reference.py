@@ -43,6 +43,7 @@ MLPS = {  # on whole images
 FRONTS = {  # all that was trained for a front on a data set; the first sweep gives the figure its words
     "mnist": (
         "front_mnist_final",
+        "front_mnist_small",
         "front_mnist_large",
         "cnn_20x20",
         "tiny_8x8",

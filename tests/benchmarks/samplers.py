@@ -1,6 +1,6 @@
 """Do the samplers find a front sooner than chance? Hypervolume after 25, 50 and 100 configurations, on a recording.
 
-    python tests/benchmarks/samplers.py RUN [--seeds 5] [--by-hand AXIS=VALUE ...]
+    python tests/benchmarks/samplers.py RUN [--seeds 5] [--run-cap 100] [--by-hand AXIS=VALUE ...]
 
 RUN is the folder of a finished, unpruned grid with many more configurations than that, such as
 `tests/data/recorded_cnn.yaml`; training is looked up in it.
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--run-cap", type=int, default=max(AFTER), help="configurations of a search")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--by-hand", nargs="+", default=[], metavar="AXIS=VALUE")
     arguments = parser.parse_args()
@@ -86,15 +87,16 @@ def main() -> None:
     seconds = sum(sum(result.seconds.values()) for result in by_hand)
     if by_hand:
         print(f"by hand, {len(by_hand)} configurations, {seconds:.0f} s of training: {volume(by_hand) / whole:.2%}")
-    heads = [*(f"after {n}" for n in AFTER), *(["in that time"] if by_hand else [])]
+    counts = [n for n in AFTER if n <= arguments.run_cap]
+    heads = [*(f"after {n}" for n in counts), *(["in that time"] if by_hand else [])]
     print(f"{'method':8}" + "".join(f"{head:>18}" for head in heads) + f"{'s per sweep':>14}")
     table: dict[str, dict[str, list[float]]] = {}
     for method in arguments.methods.split(","):
-        searching = spec.model_copy(update={"method": method, "run_cap": min(max(AFTER), len(results))})
+        searching = spec.model_copy(update={"method": method, "run_cap": min(arguments.run_cap, len(results))})
         began = time.perf_counter()
         orders = [found(searching, recorded, seed) for seed in range(arguments.seeds)]
         took = (time.perf_counter() - began) / arguments.seeds
-        table[method] = {f"after {n}": [volume(order[:n]) / whole for order in orders] for n in AFTER}
+        table[method] = {f"after {n}": [volume(order[:n]) / whole for order in orders] for n in counts}
         if by_hand:
             table[method]["in that time"] = [volume(within(order, seconds)) / whole for order in orders]
         cells = [f"{statistics.mean(v):.2%} ± {100 * statistics.stdev(v):.2f}" for v in table[method].values()]
