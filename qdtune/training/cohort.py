@@ -27,7 +27,7 @@ from qdtune.training.compile_watch import COMPILE_WATCH
 from qdtune.training.compiled import Call, capture_step, compile_step, make_eager_step
 from qdtune.training.fast_forms import with_fast_forms
 from qdtune.training.losses import Meter
-from qdtune.training.step import Stack, StepShape, make_step, normalise, predict
+from qdtune.training.step import WHOLE, Joined, Stack, StepShape, make_step, normalise, predict
 from qdtune.training.tape import PLAIN_CALLS, Taped
 from qdtune.training.tensors import Tensors
 
@@ -83,19 +83,33 @@ class Cohort:
         self.steps = len(data.train_x) // batch_size
         self.shape, self.compile = shape, compile
         self.template, self.function = make_template_and_step(shape)
+        self.trained = self.params  # what the step changes
+        # Adam makes eleven calls, which takes longer for each of some small tensors than for all of them at once.
+        is_adam = shape.optimizer == "adam" and {p.dtype for p in self.params.values()} == {torch.float32}
+        can_join = is_adam and self.device.type != "cuda" and not compile
+        self.joined = Joined(self.params) if can_join else None
+        if self.joined:
+            self.trained = {WHOLE: self.joined.join(self.params)}
+            self.params = self.joined.split(self.trained[WHOLE])
+            self.function = make_step(shape, self.template, self.joined)
         self.digits = read_digits(replicas[0])  # of their bits, which the template does not know
         self.eval_rows = rows_at_once(replicas[0])
 
     @cached_property
+    def _optimiser_state(self) -> dict[str, Stack]:
+        return self.shape.make_optimiser_state(self.trained)
+
+    @cached_property
     def moments(self) -> dict[str, Stack]:
         """The tensors that the optimiser keeps between steps; the step changes them in place."""
-        return self.shape.make_optimiser_state(self.params)
+        joined, state = self.joined, self._optimiser_state
+        return {kind: joined.split(kept[WHOLE]) if joined and WHOLE in kept else kept for kind, kept in state.items()}
 
     @cached_property
     def step(self) -> Call:
         """The step on the tensors of this cohort, in the fastest form of the device; made at its first use."""
         self.template.train()  # another cohort may have left it in evaluation mode, and tracing keeps the mode
-        state = (self.params, self.buffers, self.moments, self.losses)
+        state = (self.trained, self.buffers, self._optimiser_state, self.losses)
         data = (self.inputs, self.data.train_y)
         batch = torch.zeros(len(self.losses), self.batch_size, dtype=torch.int64, device=self.device)
         rate = torch.zeros((), device=self.device)

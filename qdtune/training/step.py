@@ -28,6 +28,8 @@ from qdtune.spec.tasks import CLASSIFICATION, task_of
 from qdtune.training.losses import loss_function
 
 Stack = dict[str, Tensor]  # name -> (K, ...)
+WHOLE = "whole"  # the name of a stack that is joined
+ALIGNED = 16  # numbers: a tensor of its own begins at such places, and matrix products may round otherwise elsewhere
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,30 @@ class StepShape:
         return {"velocity": zeros()} if self.momentum else {}
 
 
+class Joined:
+    """How the tensors of a stack lie in one, so that an optimiser changes all of them in one call.
+
+    Args:
+        like: a stack of float32 with the names and shapes.
+    """
+
+    def __init__(self, like: Stack) -> None:
+        self.shapes = {name: p.shape for name, p in like.items()}
+        self.gaps = [like[name].new_zeros(-shape.numel() % ALIGNED) for name, shape in self.shapes.items()]
+
+    def join(self, stack: Stack) -> Tensor:
+        """The one tensor (numbers,), a copy, with zeros in the gaps."""
+        tensors = [stack[name].reshape(-1) for name in self.shapes]
+        return torch.cat([part for pair in zip(tensors, self.gaps, strict=True) for part in pair])
+
+    def split(self, whole: Tensor) -> Stack:
+        """The stack, as views of the one tensor."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        lengths = [n for size, gap in zip(sizes, self.gaps, strict=True) for n in (size, len(gap))]
+        parts = whole.split(lengths)[::2]
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+
+
 def which_are_float(bits: Any) -> bool | tuple[bool, ...]:
     """Whether the weights or inputs of all layers are float; a tuple of whether those of each are, if they differ."""
     if not isinstance(bits, tuple):
@@ -199,12 +225,13 @@ def check_outputs(found: object, rows: int, outputs: int) -> Tensor:
     raise ValueError(f"{samples} must give float32 outputs of shape {(rows, outputs)}, got {got}")
 
 
-def make_step(shape: StepShape, template: nn.Module) -> Callable[..., None]:
+def make_step(shape: StepShape, template: nn.Module, joined: Joined | None = None) -> Callable[..., None]:
     """A function that trains K stacked replicas on one batch each, in place.
 
     Args:
         shape: decides the optimiser and the loss.
         template: one replica of that shape; only its structure matters.
+        joined: how the parameters lie in one tensor; it alone is then in `params` and in each stack of `state`.
     """
     measure_loss = loss_function(task_of(shape.task))
 
@@ -223,7 +250,10 @@ def make_step(shape: StepShape, template: nn.Module) -> Callable[..., None]:
         y: Tensor,  # (K, B), or (K, B, O)
         lr: Tensor,  # ()
     ) -> None:
-        grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(params, buffers, normalise(x), y)
+        each = joined.split(params[WHOLE]) if joined else params
+        grads, (loss, new_buffers) = vmap(grad_and_value(loss_of, has_aux=True))(each, buffers, normalise(x), y)
+        if joined:
+            grads = {WHOLE: joined.join(grads)}
         update_params(shape.optimizer, shape.momentum, params, grads, state, lr)
         for name, b in buffers.items():
             b.copy_(new_buffers[name])

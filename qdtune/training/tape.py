@@ -23,6 +23,7 @@ from qdtune.training.tape_passes import (
     drop_settled,
     drop_unread,
     drop_vain_copies,
+    find_lasting_views,
     write_out,
 )
 from qdtune.training.taped_calls import Layout, Slot, TapedCall, aten, find_slots, map_leaves, rename_slots
@@ -96,8 +97,8 @@ def record(
         calls, chosen = drop_settled(calls, tape.kept, tape.layouts)
         returned = rename_slots(returned, chosen)
         calls = drop_unread(calls, find_slots(returned))
-        play = _compose(tape, calls, returned)
-        found = play(*played)
+        make_play = _compose(tape, calls, returned, lasting)
+        found = make_play(*played[:lasting])(*played[lasting:])
     except NotTapedError:
         raise
     except Exception as error:  # whatever it is: the function runs as it is then, which costs time only
@@ -105,7 +106,8 @@ def record(
     expected = function(*plain)
     if not all(map(_is_equal, tree.tree_leaves((expected, plain)), tree.tree_leaves((found, played)))):
         raise NotTapedError("its tape gives other numbers")
-    return play
+    play = make_play(*inputs[:lasting])
+    return lambda *given: play(*given[lasting:])
 
 
 def _copy(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -189,9 +191,14 @@ def _may_change(function: OpOverload, args: tuple[Any, ...]) -> bool:
     return any(tag in function.tags for tag in CHANGING)
 
 
-def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[..., Any]:
-    """A Python function of the inputs that makes these calls, and drops each tensor after its last use."""
-    names: dict[str, Any] = {}  # what the function refers to
+def _compose(
+    tape: Tape, calls: Sequence[TapedCall], returned: Any, lasting: int
+) -> Callable[..., Callable[..., Any]]:
+    """A Python function of the lasting inputs, which makes a function of the others that makes these calls.
+
+    The second drops each tensor after its last use. Views of lasting tensors are made by the first.
+    """
+    names: dict[str, Any] = {}  # what the functions refer to
 
     def write(value: Any, prefix: str = "a") -> str:
         if isinstance(value, (list, tuple)):
@@ -204,22 +211,33 @@ def _compose(tape: Tape, calls: Sequence[TapedCall], returned: Any) -> Callable[
         names[name] = value
         return name
 
-    lasting = {*tape.kept, *tape.inputs, *find_slots(returned)}
-    last = {slot: place for place, call in enumerate(calls) for slot in (*call.reads(), *call.makes())}
-    lines = [f"def play({', '.join(map(repr, tape.inputs))}):"]
-    for place, call in enumerate(calls):
+    def write_call(call: TapedCall) -> str:
         given = [*map(write, call.args), *(f"{key}={write(value)}" for key, value in call.kwargs.items())]
         same = (None, *call.reads())  # a call that changes a tensor returns it
         targets = ["_" if slot in same else repr(slot) for slot in call.results]
         target = f"{', '.join(targets)}{',' * call.is_tuple} = " if targets else ""
-        lines.append(f" {target}{write(_find_binding(call), 'f')}({', '.join(given)})")
-        ended = {slot for slot in (*call.reads(), *call.makes()) if last[slot] == place} - lasting
-        lines += [f" {slot} = None" for slot in sorted(ended, key=lambda slot: slot.number)]
+        return f"{target}{write(_find_binding(call), 'f')}({', '.join(given)})"
+
+    views, calls = find_lasting_views(calls, {*tape.kept, *tape.inputs[:lasting]})
+    kept = {*tape.kept, *tape.inputs, *find_slots(returned), *(slot for call in views for slot in call.makes())}
+    last = {slot: place for place, call in enumerate(calls) for slot in (*call.reads(), *call.makes())}
+    lines = [f"def make_play({', '.join(map(repr, tape.inputs[:lasting]))}):"]
+    lines += [f" {write_call(call)}" for call in views]
+    lines.append(f" def play({', '.join(map(repr, tape.inputs[lasting:]))}):")
+    for place, call in enumerate(calls):
+        lines.append(f"  {write_call(call)}")
+        ended = {slot for slot in (*call.reads(), *call.makes()) if last[slot] == place} - kept
+        lines += [f"  {slot} = None" for slot in sorted(ended, key=lambda slot: slot.number)]
     leaves, structure = tree.tree_flatten(returned)
-    lines.append(f" return {write(leaves)}")
+    lines += [f"  return {write(leaves)}", " return play"]
     exec("\n".join(lines), names)
-    play = torch.inference_mode()(names["play"])
-    return (lambda *inputs: tree.tree_unflatten(play(*inputs), structure)) if leaves else play
+
+    def make_play(*inputs: Tensor) -> Callable[..., Any]:
+        with torch.inference_mode():
+            play = torch.inference_mode()(names["make_play"](*inputs))
+        return (lambda *others: tree.tree_unflatten(play(*others), structure)) if leaves else play
+
+    return make_play
 
 
 def _find_binding(call: TapedCall) -> Callable[..., Any]:

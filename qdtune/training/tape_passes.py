@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -220,6 +220,21 @@ def drop_settled(
                 continue
         left.append(call)
     return left, names
+
+
+def find_lasting_views(
+    calls: Sequence[TapedCall], lasting: Collection[Slot]
+) -> tuple[list[TapedCall], list[TapedCall]]:
+    """The calls that only view tensors which are the same in each play, whatever their numbers; and the others."""
+    known = set(lasting)
+    views: list[TapedCall] = []
+    left: list[TapedCall] = []
+    for call in calls:
+        is_view = call.viewed() is not None and not call.writes() and known >= set(call.reads())
+        (views if is_view else left).append(call)
+        if is_view:
+            known.update(call.makes())
+    return views, left
 
 
 def drop_unread(calls: Sequence[TapedCall], returned: Sequence[Slot]) -> list[TapedCall]:

@@ -14,6 +14,7 @@ from qdtune.model.quantize import calibrate, quantize
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.groups import Qat, Warmup
 from qdtune.spec.tasks import ACCURACY
+from qdtune.training import cohort as cohort_module
 from qdtune.training import compiled
 from qdtune.training.augment import SHIFTS, shift_images
 from qdtune.training.cohort import Cohort, make_generator
@@ -245,6 +246,21 @@ def test_optimisers_are_torchs(name):
         reference.step()
         update_params(kind, momentum, ours, {"w": weight.grad.clone()}, state, torch.tensor(0.1))
     torch.testing.assert_close(ours["w"], weight.detach())
+
+
+def test_adam_on_all_weights_at_once_gives_the_numbers_of_each_by_itself(data, monkeypatch):
+    trial = a_trial(qat=Qat(epochs=2, lr=0.03, optimizer="adam"))
+    together = a_cohort(trial, data, (0, 1))
+    assert together.joined is not None
+    monkeypatch.setattr(cohort_module, "Joined", lambda like: None)
+    apart = a_cohort(trial, data, (0, 1))
+    for epoch in range(2):
+        assert together.train(epoch) == apart.train(epoch)
+    for kind, stack in {"params": apart.params, **apart.moments}.items():
+        found = together.params if kind == "params" else together.moments[kind]
+        assert found.keys() == stack.keys()
+        for name, tensor in stack.items():
+            assert torch.equal(found[name], tensor), (kind, name)
 
 
 def test_weights_spoilt_by_the_last_step_end_a_replica(data):
