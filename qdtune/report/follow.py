@@ -67,10 +67,11 @@ def _stamp(run: str) -> object:
 
 
 @contextmanager
-def drawing(run: str, out: Any) -> Iterator[None]:
+def drawing(run: str, out: Any) -> Iterator[Callable[[], None]]:
     """The page of a run drawn by a child of ours within, again and again, and once more in the end.
 
-    Nothing here fails a sweep: where the page cannot be drawn, `out` gets one line.
+    The function that it gives has the child draw that last page already. Nothing here fails a sweep: where the page
+    cannot be drawn, `out` gets one line.
 
     Args:
         run: the run folder, a path or a URL.
@@ -92,14 +93,19 @@ def drawing(run: str, out: Any) -> Iterator[None]:
         os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
     except OSError as error:
         out.print(f"no report is drawn: {error}", style="yellow")
-        yield
+        yield lambda: None
         return
-    assert child.stdin is not None
     assert child.stderr is not None
+
+    def finish() -> None:
+        if child.stdin is not None:
+            child.stdin.close()
+            child.stdin = None  # `communicate` would flush it
+
     try:
-        yield
+        yield finish
     except BaseException:
-        child.stdin.close()
+        finish()
         child.stderr.close()
         _left.append(child)  # it draws its last page alone
         raise

@@ -46,7 +46,13 @@ Connect = Callable[[int], AbstractContextManager[Cluster]]
 
 
 def run_trials(
-    run: HeldRun, start: Start, data: Samples, connect: Connect, stopped: list[int], out: Any
+    run: HeldRun,
+    start: Start,
+    data: Samples,
+    connect: Connect,
+    stopped: list[int],
+    out: Any,
+    on_end: Callable[[], None] = lambda: None,
 ) -> tuple[int | None, StorageError | None]:
     """Trains the trials of the queue; returns the signal that stopped it and the storage error, None if none.
 
@@ -57,6 +63,7 @@ def run_trials(
         connect: joins the cluster, given the bytes of the data; it has room for at least one trial.
         stopped: the signals received so far; later signals are added, and the first one ends the sweep.
         out: where to print progress.
+        on_end: called when the last result is stored, before Ray stops, which takes a second or two.
 
     Raises:
         SpecError: a trial asks for more than the cluster has.
@@ -84,6 +91,7 @@ def run_trials(
                 if not stopped:
                     _tune(spec, kind, place, recorder, scratch, NodeWatch(nodes, place, _most(spec, place), out))
             recorder.close()
+        on_end()
         return (stopped[0] if stopped else None), recorder.error
 
 

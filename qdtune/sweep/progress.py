@@ -19,7 +19,8 @@ from qdtune.store.tables import Table
 from qdtune.sweep.pace import Pace, Start
 from qdtune.terminal import Screen
 
-# The time between two plain lines: after a trial has begun or ended, and if nothing has changed.
+# The time between two plain lines: after a trial has begun or ended, and if nothing has changed. The first epoch of a
+# launch, and its end, get one at once.
 CHANGED_LINE_S, QUIET_LINE_S = 5.0, 60.0
 LINE_TRIALS, LIVE_TRIALS = 4, 8  # how many running trials a line names, and the live display
 LIVE_FRONT_ROWS = 8
@@ -58,7 +59,7 @@ class SweepProgress:
         self.preparing: Mapping[str, str] = {}  # the same of those that do not train now, as they say themselves
         self.pace = Pace(epochs["warmup"], epochs["qat"], start)
         self.end = 0.0  # the estimated end, 0 if unknown
-        self.line_at, self.changed = time.monotonic(), False
+        self.line_at, self.changed, self.trains = time.monotonic(), False, False
         self.front: Table | None = None
         self.decisions = ""  # how the comparisons stand that get more seeds, see `further_seeds.Tally.progress`
         self.screen = Screen(out, "trials", total, self.done, self._below)
@@ -113,7 +114,8 @@ class SweepProgress:
         times = report.get("seconds", 0.0), report.get("preparing_s", 0.0)
         self.pace.add(trial_id, phase, epoch, report.get("resumed_at", 0), *times)
         self._guess()
-        self.tick()
+        self.tick(now=not self.trains)  # the first epoch of the launch shows that all is well
+        self.trains = True
 
     def set_preparing(self, texts: Mapping[str, str]) -> None:
         """Notes which trials do not train now, and what they do instead, such as `compiling`."""
@@ -141,7 +143,7 @@ class SweepProgress:
         self._guess()
         self.front = front
         self.screen.update(self.done, self.total)
-        self.tick(last=self.done == self.total and not self.running)
+        self.tick(now=self.done == self.total and not self.running)
 
     def forget(self, trial_id: str) -> None:
         """Notes that a trial no longer runs, because its worker is lost."""
@@ -184,10 +186,10 @@ class SweepProgress:
         """What each running trial does: `d2 w1 qat 3/8 95.1%`."""
         return [f"{name} {self.preparing.get(i, self.doing[i])}" for i, name in self.running.items()]
 
-    def tick(self, last: bool = False) -> None:
-        """Prints a plain line if one is due and there is no live display; the recorder calls it often."""
+    def tick(self, now: bool = False) -> None:
+        """Prints a plain line if one is due, or wanted now, and there is no live display; the recorder calls it often."""
         silent = time.monotonic() - self.line_at
-        if not self.screen.is_live and (last or silent >= (CHANGED_LINE_S if self.changed else QUIET_LINE_S)):
+        if not self.screen.is_live and (now or silent >= (CHANGED_LINE_S if self.changed else QUIET_LINE_S)):
             self.line_at, self.changed = time.monotonic(), False
             parts = [self.summary()]
             if self.front is not None and self.front.num_rows:

@@ -31,7 +31,7 @@ from qdtune.sweep.resumed import find_start
 from qdtune.sweep.summary import announce, print_summary
 from qdtune.terminal import console
 
-Drawing = Callable[[Any, Any], AbstractContextManager[None]]
+Drawing = Callable[[Any, Any], AbstractContextManager[Callable[[], None]]]
 
 
 def run_sweep(prepared: Prepared, *, ray_at: RayAt, drawing: Drawing) -> int:
@@ -123,7 +123,7 @@ def _train(
     from qdtune.sweep.driver import run_trials  # Ray: a sweep that is finished answers without it
 
     try:
-        with drawing(run.store.folder.where, out):
-            return run_trials(run, start, data, join, early, out)
+        with drawing(run.store.folder.where, out) as finish_page:
+            return run_trials(run, start, data, join, early, out, finish_page)
     except SystemExit:
         return (early[0] if early else signal.SIGTERM), None

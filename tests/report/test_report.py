@@ -614,6 +614,19 @@ def test_page_is_drawn_although_the_launch_and_all_its_children_are_stopped(run,
     assert (root / PAGE).is_file()
 
 
+def test_last_page_is_drawn_before_the_launch_is_over_if_it_says_so(run, tmp_path, monkeypatch, capsys):
+    root = Path(shutil.copytree(run.root, tmp_path / "grid", ignore=shutil.ignore_patterns(PAGE)))
+    children = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    with drawing(str(root), console()) as finish_page:
+        finish_page()
+        assert children[0].wait(60) == 0
+        assert 'data-reload="0"' in (root / PAGE).read_text()
+        finish_page()
+    assert tuple(capsys.readouterr()) == ("", "")
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 POINT = """
 <script>Promise.all(drawn).then(() => {
