@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -21,8 +20,10 @@ from optuna.samplers import (
     TPESampler,
 )
 
+from qdtune.spec.axes import decisive_axes
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import SIZE_BYTES
 from qdtune.spec.plan import draw_candidates, sort_trials
 from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
@@ -57,31 +58,48 @@ def _first(run_cap: int) -> int:
 
 
 def choose_opening(spec: Spec) -> list[Configuration]:
-    """The first configurations of a search, last one first, spread over all sizes and over the values of all axes.
+    """The first configurations of a search, last one first, spread over all costs and over the values of all axes.
 
-    Their sizes grow by about the same factor, as hypervolumes count sizes: one from each part of the range of log2
-    bytes, or the nearest to it. The smallest is among them: it belongs to the front whatever it comes to, and costs
-    least to train. Each of the others has as many values as possible that none before it has, such as a kind of
-    network that few images fit.
+    They are chosen from some configurations drawn at random. What they cost, bytes or the first cost of the front,
+    grows by about the same factor from one to the next, as hypervolumes count costs: one from each part of the range
+    of its logarithm, or the nearest to it. The first is the cheapest of those drawn. Each of the others has as many
+    values as possible that none before it has, such as a kind of network that few images fit.
     """
     if spec.method in PLANNED:
         return []
-    left = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
-    count = min(_first(spec.run_cap or 1), len(left))
-    part_of = _part_by_size(left, count)
+    cost = next((one for one in spec.costs if one.value), SIZE_BYTES)
+    assert cost.value is not None
+    drawn = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
+    sizes = {trial.trial_id: cost.log2(cost.value(trial)) for trial in drawn}
+    left = sorted(drawn, key=lambda trial: sizes[trial.trial_id])
+    count = min(count_opening(spec.run_cap), len(left))
+    part_of = _part_by_size(sizes, count)
+    network_of = {trial.trial_id: tuple(decisive_axes(trial.cells).items()) for trial in drawn}
     seen: set[tuple[str, Any]] = set()
     opening: list[Configuration] = []
     for part in range(count):
-        best = min(left, key=lambda t: (abs(part_of[t.trial_id] - part), len(seen & t.cells.items())))
+        known = {network_of[trial.trial_id] for trial in opening}
+        best = min(
+            left,
+            key=lambda t: (
+                abs(part_of[t.trial_id] - part),
+                network_of[t.trial_id] in known,
+                len(seen & t.cells.items()),
+            ),
+        )
         left.remove(best)
         seen.update(best.cells.items())
         opening.insert(0, best)
     return opening
 
 
-def _part_by_size(trials: list[Configuration], count: int) -> dict[str, int]:
-    """For each trial_id its part, from 0: the range of log2 bytes is cut into `count` equal parts."""
-    sizes = {trial.trial_id: math.log2(trial.sizes.size_bytes) for trial in trials}
+def count_opening(run_cap: int | None) -> int:
+    """How many configurations a search begins with that no sampler chooses; fewer if there are no more."""
+    return min(run_cap or 1, _first(run_cap or 1))
+
+
+def _part_by_size(sizes: Mapping[str, float], count: int) -> dict[str, int]:
+    """For each trial_id its part, from 0: the range of the sizes is cut into `count` equal parts."""
     low, high = min(sizes.values(), default=0), max(sizes.values(), default=0)
     width = (high - low) / count if high > low else 1
     return {trial_id: min(int((size - low) / width), count - 1) for trial_id, size in sizes.items()}

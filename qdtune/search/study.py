@@ -23,7 +23,14 @@ from qdtune.search.curves import make_curves, prune_quietly, replay_rungs
 from qdtune.search.journal import make_journal
 from qdtune.search.pareto_pruner import COSTS, GROUP, SIZE, ParetoPruner
 from qdtune.search.pruners import SEEDS, make_pruner
-from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler, read_params
+from qdtune.search.samplers import (
+    choose_opening,
+    count_opening,
+    experimental,
+    make_distribution,
+    make_sampler,
+    read_params,
+)
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import DEFAULT_COSTS, find_known, front_of, front_values, weigh
 from qdtune.spec.plan import draw_candidates, list_violations, make_trial
@@ -77,7 +84,7 @@ class Study:
         self.asked: dict[str, optuna.Trial] = {}  # proposed, but not started yet
         self.seeds: dict[Key, dict[int, str]] = {}  # the state of each seed of what was proposed or started
         self.spare = draw_candidates(spec)
-        self.opening = choose_opening(spec)
+        self.opening: list[Configuration] | None = None  # not chosen yet
         objectives = front_of(spec.metric, spec.costs)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with storage_errors(path or Path()):
@@ -96,11 +103,15 @@ class Study:
     def propose(self) -> Configuration | None:
         """The configuration to try next; None if the space holds no other.
 
-        The first configurations are spread over the sizes, which are known without training. Then the sampler
+        The first configurations are spread over the costs, which are known without training. Then the sampler
         proposes. It is told which proposals break a constraint or are duplicates, and these are not returned. With
         `duplicates: replicate` a duplicate comes back with new seeds, up to three times as many as the sweep has,
         if all its trials so far are `ok`.
         """
+        if self.opening is None:  # a search that goes on may be beyond it: to draw candidates can take seconds
+            is_over = len(self.seeds) >= count_opening(self.spec.run_cap)
+            chosen = [] if is_over else choose_opening(self.spec)
+            self.opening = [trial for trial in chosen if trial.key not in self.seeds]
         if self.opening:
             self.search.enqueue_trial(self._params(self.opening.pop()))
         for _ in range(TRIES):
@@ -244,7 +255,6 @@ class Study:
             curves = replay_rungs(self.spec, self.pruner, curves)
         self.search.add_trials(searched)
         self.curves.add_trials(curves)
-        self.opening = [trial for trial in self.opening if trial.key not in self.seeds]
 
     def _value_of(self, score: float | None) -> float | None:
         """The metric at a score: the studies hold metrics, so that Optuna's dashboard shows them."""

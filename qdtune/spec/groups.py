@@ -198,7 +198,7 @@ class Phase(Frozen):
 
     With `augment` each image is distorted, every epoch anew: moved by up to one pixel (`shift`), bent (`elastic`),
     turned, moved and scaled (`affine`), or all of the last four (`affine_elastic`). With `flip`, which may follow
-    `shift` and `affine`, half of the images are mirrored.
+    `shift` and `affine`, half of the images that are not to stay plain are mirrored.
 
     Attributes:
         epochs: passes over the training set

@@ -148,7 +148,7 @@ def _tune(
     *watching: tune.Callback,
 ) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder prints errors, in one line each
-    # Tune counts callbacks for its statistics, which are off. For that it would import MLflow and W&B, a second or two.
+    # Tune counts callbacks for its statistics, which are off. For that it imports MLflow and W&B, a second or two.
     usage.tag_callbacks = lambda callbacks: False
     # Let as many trials wait as can run. With a searcher Tune's default is one, which starts trials one by one.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)

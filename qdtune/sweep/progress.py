@@ -187,7 +187,7 @@ class SweepProgress:
         return [f"{name} {self.preparing.get(i, self.doing[i])}" for i, name in self.running.items()]
 
     def tick(self, now: bool = False) -> None:
-        """Prints a plain line if one is due, or wanted now, and there is no live display; the recorder calls it often."""
+        """Prints a plain line if one is due, or wanted now, without a live display; the recorder calls it often."""
         silent = time.monotonic() - self.line_at
         if not self.screen.is_live and (now or silent >= (CHANGED_LINE_S if self.changed else QUIET_LINE_S)):
             self.line_at, self.changed = time.monotonic(), False

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from qdtune.training.tape_passes import (
+    change_in_place,
     compute_constants,
     drop_repeated,
     drop_settled,
@@ -89,8 +90,10 @@ def record(
     try:
         with torch.no_grad(), tape:
             made = function(*copies)
-        calls, names = drop_repeated(drop_vain_copies(tape.calls), tape.layouts)
-        returned = rename_slots(map_leaves(tape.name, made), names)
+        returned = map_leaves(tape.name, made)
+        calls = change_in_place(drop_vain_copies(tape.calls), tape.layouts, find_slots(returned))
+        calls, names = drop_repeated(calls, tape.layouts)
+        returned = rename_slots(returned, names)
         calls = write_out(drop_unread(calls, find_slots(returned)), tape.layouts)
         unchanged = dict(zip(tape.inputs[:lasting], copies, strict=False))
         calls, tape.kept = compute_constants(calls, tape.kept | unchanged)

@@ -54,6 +54,39 @@ def drop_vain_copies(calls: Sequence[TapedCall]) -> list[TapedCall]:
     return [call.renamed(vain) for call in left if not vain.keys() & set(call.makes())]
 
 
+def change_in_place(
+    calls: Sequence[TapedCall], layouts: dict[Slot, Layout], returned: Collection[Slot]
+) -> list[TapedCall]:
+    """The calls without copies that are changed and then written back, where nothing uses the original meanwhile.
+
+    Such as of the statistics of a normalisation. The original is changed instead.
+
+    Args:
+        calls: in their order.
+        layouts: of each slot.
+        returned: the slots that the function returns.
+    """
+    owners = _find_owners(calls)
+    users: dict[Slot, list[int]] = {}  # of each memory, the places of the calls that read or change it
+    for place, call in enumerate(calls):
+        for slot in {owners.get(slot, slot) for slot in call.reads()}:
+            users.setdefault(slot, []).append(place)
+    names: dict[Slot, Slot] = {}
+    dropped: set[int] = set()
+    for place, call in enumerate(calls):
+        if call.function is not aten.clone.default:
+            continue
+        copy, source = call.makes()[0], call.args[0]
+        last = users.get(copy, [place])[-1]
+        is_back = calls[last].function is aten.copy_.default and calls[last].args[:2] == (source, copy)
+        is_used = any(place < other < last for other in users[owners.get(source, source)])
+        is_returned = any(owners.get(slot, slot) == copy for slot in returned)
+        if is_back and not is_used and not is_returned and layouts[copy] == layouts[source]:
+            names[copy] = source
+            dropped |= {place, last}
+    return [call.renamed(names) for place, call in enumerate(calls) if place not in dropped]
+
+
 def drop_repeated(
     calls: Sequence[TapedCall], layouts: dict[Slot, Layout]
 ) -> tuple[list[TapedCall], dict[Slot, Slot]]:

@@ -86,13 +86,16 @@ def _weights(dataset: str, sweeps: Sequence[str]) -> dict[str, int]:
 def _whole_front(dataset: str, sweeps: Sequence[str]) -> str:
     """The front of all networks on a data set."""
     pareto, weights = together(sweeps), _weights(dataset, sweeps)
+    sweep_of = {i: name for name in sweeps for i in together([name])["trial_id"].to_pylist()}
     rows = []
     for row in table_front(pareto).to_pylist():
         counted = [f"{n:,}" for n in (row["size_bytes"], weights[row["trial_id"]])]
         accuracies = [_interval(row, split) for split in ("val_accuracy", "test_accuracy")]
         kind = "linear" if row["model"] == "mlp" else "convolutions"
-        rows.append([*counted, kind, name_network(row), str(row["epochs"]), *accuracies])
-    return _markdown(["bytes", "weights alone", "kind", "network", "epochs", "validation %", "test %"], rows)
+        from_sweep = f"`{sweep_of[row['trial_id']]}`"
+        rows.append([*counted, kind, name_network(row), str(row["epochs"]), *accuracies, from_sweep])
+    heads = ["bytes", "weights alone", "kind", "network", "epochs", "validation %", "test %", "sweep"]
+    return _markdown(heads, rows)
 
 
 def _beside(dataset: str, sweeps: Sequence[str]) -> str:

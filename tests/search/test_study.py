@@ -20,7 +20,9 @@ from optuna.trial import TrialState
 
 from qdtune.search.samplers import OPENING, SPREAD_FROM, STARTUP, choose_opening, make_sampler
 from qdtune.search.study import REPEATS, TRIES, Study
+from qdtune.spec.axes import decisive_axes
 from qdtune.spec.configuration import Configuration
+from qdtune.spec.objectives import MACS
 from qdtune.spec.plan import draw_candidates, keep_possible
 from qdtune.spec.pruners import PRUNERS, pruner_of
 from qdtune.spec.sweep_file import Spec
@@ -64,7 +66,7 @@ def run(study: Study, count: int, state: str = "ok") -> list[Configuration]:
 def quiet(sweep: Spec, **options: Any) -> Study:
     """A study that has nothing to begin with, so that its sampler speaks at once."""
     study = Study(sweep, **options)
-    study.opening = []
+    study.opening = []  # over
     return study
 
 
@@ -243,7 +245,7 @@ def test_a_search_begins_with_all_sizes(method):
     sizes = sorted(trial.sizes.size_bytes for trial in draw_candidates(sweep))
     begun = [trial.sizes.size_bytes for trial in found]
     assert begun == sorted(begun)
-    assert begun[0] == sizes[0]  # on the front whatever it comes to
+    assert begun[0] == sizes[0]
     thirds = [sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3]]
     counts = Counter(sum(size > third for third in thirds) for size in begun)
     assert len(counts) == 3
@@ -261,6 +263,42 @@ def test_a_search_begins_with_sizes_that_grow_by_the_same_factor():
     assert len(filled) > 4
     assert begun == filled
     assert len({trial.trial_id for trial in chosen}) == OPENING[0]  # a part without candidates takes from the next
+
+
+def test_a_search_begins_with_the_costs_that_its_front_has():
+    """Small networks make many multiplications here, because their images are large."""
+    axes = {"resolution": {"values": [4, 6, 8]}, "hidden": {"values": [[1], [2], [4], [8], [16]]}}
+    sweep = spec(axes, objectives=["val_accuracy", "macs"], data={"dataset": "digits", "val_size": 287})
+    begun = [MACS.value(trial) for trial in reversed(choose_opening(sweep))]
+    assert begun == sorted(begun)
+    assert begun[0] == min(MACS.value(trial) for trial in draw_candidates(sweep))
+
+
+@pytest.mark.parametrize("run_cap", [1, 2, 3, 5, 8])
+def test_a_short_search_begins_with_all_sizes_too(run_cap):
+    sizes = [trial.sizes.size_bytes for trial in draw_candidates(spec())]
+    begun = [trial.sizes.size_bytes for trial in choose_opening(spec(run_cap=run_cap))]
+    assert len(begun) == run_cap
+    assert begun[-1] == min(sizes)
+    if run_cap > 2:
+        assert begun[0] > (min(sizes) * max(sizes)) ** 0.5
+
+
+def test_a_search_does_not_begin_with_one_network_twice():
+    """Between the factors of one there is nothing, so that its activations make the same network."""
+    axes = {"depth": {"values": [1, 2]}, "activation": {"values": ["identity", "relu", "tanh"]}}
+    axes |= {"hidden": {"values": [[8], [9], [10], [11]]}, "weight_bits": {"value": 2}}
+    chosen = choose_opening(spec(axes))
+    assert len({tuple(decisive_axes(trial.cells).items()) for trial in chosen}) == len(chosen) == OPENING[0]
+
+
+def test_a_search_that_is_beyond_its_beginning_does_not_choose_it_again(monkeypatch):
+    sweep = spec()
+    begun = run(Study(sweep), OPENING[0])
+    study = Study(sweep)
+    study.restore([result(trial, 0.5) for trial in begun])
+    monkeypatch.setattr("qdtune.search.study.choose_opening", lambda spec: pytest.fail("it takes seconds"))
+    assert study.propose() is not None
 
 
 def test_a_search_begins_with_many_values_of_all_axes():
@@ -354,6 +392,7 @@ def test_every_search_has_its_sampler_and_a_plan_needs_none():
         )
     ]
     assert [make_sampler("nsga2", cap, 0).population_size for cap in (1, 40, 60, 1000)] == [8, 8, 12, 50]
+    assert make_sampler("tpe", 100, 0)._multivariate, "as the docs say"
 
 
 # --- the journal

@@ -141,6 +141,28 @@ def test_a_copy_that_changes_before_it_is_written_back_stays_a_copy():
     assert torch.equal(state, torch.full((3,), 2.0))
 
 
+def test_a_copy_is_changed_in_place_if_nothing_uses_the_original_meanwhile(monkeypatch):
+    def function(first, second, third, fourth):
+        copies = [state.clone() for state in (first, second, third, fourth)]
+        for copy in copies:
+            copy.view(-1).add_(1)
+        before = second * 2  # of the original
+        for copy, state in zip(copies, (first, second, third, fourth), strict=True):
+            state.copy_(copy)
+        third.mul_(2)
+        return before, copies[2] * 3, copies[3].view(-1)
+
+    calls, compose = [], tape._compose
+    monkeypatch.setattr(tape, "_compose", lambda made, some, *rest: calls.extend(some) or compose(made, some, *rest))
+    plain = [torch.full((3,), float(k)) for k in range(4)]
+    taped = [tensor.clone() for tensor in plain]
+    play = record(function, taped)
+    assert sum(call.function is torch.ops.aten.clone.default for call in calls) == 3
+    for _ in range(2):
+        found, expected = play(*taped), function(*plain)
+        assert all(map(torch.equal, (*found, *taped), (*expected, *plain)))
+
+
 def test_statistics_that_a_normalisation_changes_are_kept():
     def function(x, mean, variance):
         kept = mean.clone(), variance.clone()

@@ -1,0 +1,1 @@
+../../../qdtune/reader.py
