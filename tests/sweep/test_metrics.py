@@ -200,6 +200,7 @@ def test_trial_that_starts_again_is_named_with_its_node_whether_or_not_it_had_re
     made, _ = told(SPEC)
     monkeypatch.setattr("qdtune.sweep.recorder.SweepMetrics", lambda *arguments: made)
     recorder = recording(tmp_path)
+    recorder.progress.trains = True  # the first epoch of a launch gets a line
     for first in (None, "a"):
         trial = recorder.next()
         tuned = SimpleNamespace(config={"trial_id": trial.trial_id}, num_failures=0)

@@ -70,14 +70,14 @@ def a_program(seed):
     return run
 
 
-@pytest.mark.parametrize("lasting", [0, 3])
 @pytest.mark.parametrize("seed", range(80))
-def test_a_taped_program_gives_the_same_numbers(seed, lasting):
+def test_a_taped_program_gives_the_same_numbers(seed):
+    """Of every second program all tensors last."""
     program = a_program(seed)
     draw = torch.Generator().manual_seed(seed)
     plain = [torch.randn(4, 4, generator=draw) for _ in range(3)]
     taped = [tensor.clone() for tensor in plain]
-    play = record(program, taped, lasting=lasting)
+    play = record(program, taped, lasting=3 * (seed % 2))
     assert all(map(torch.equal, plain, taped))  # recording changes nothing
     for _ in range(3):
         expected, found = program(*plain), play(*taped)
