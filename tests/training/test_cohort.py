@@ -103,7 +103,7 @@ CASES = [
 
 @pytest.mark.parametrize("trial", CASES, ids=lambda t: f"{t.label} {t.scale} {t.qat.optimizer}")
 def test_stacked_replicas_equal_single_runs(trial, data):
-    trial, seeds = replace(trial, batch_size=48), (3, 0)
+    trial, seeds = replace(trial, batch_size=96), (3, 0)
     together = a_cohort(trial, data, seeds)
     losses = [together.train(epoch) for epoch in range(2)]
     accuracies = together.measure(ACCURACY, data.val_x, data.val_y)

@@ -114,8 +114,8 @@ def test_a_shared_warmup_gives_the_numbers_of_an_own_one(data):
 )  # fmt: skip
 def test_what_changes_the_warmup_trains_another(data, changes):
     warmups = Kept()
-    last(a_trial(qat=Qat(epochs=1, lr=0.01)), data, warmups)
-    last(a_trial(qat=Qat(epochs=1, lr=0.01), **changes), data, warmups)
+    last(a_trial(qat=Qat(epochs=1, lr=0.01), batch_size=128), data, warmups)
+    last(a_trial(qat=Qat(epochs=1, lr=0.01), batch_size=128, **changes), data, warmups)
     assert warmups.trained == 2
 
 
