@@ -51,6 +51,11 @@ def a_trial(**changes):
     return replace(base, **changes)
 
 
+def a_short_trial(**changes):
+    """With half of the steps, for tests of what does not depend on them."""
+    return a_trial(**({"batch_size": 32} | changes))
+
+
 def a_replica(trial, seed):
     norms = {"batch_norm": bool(trial.batch_norm), "bias": trial.bias}
     model = networks.build_mlp(16, trial.hidden, 4, **norms, seed=seed)

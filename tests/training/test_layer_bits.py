@@ -23,7 +23,8 @@ from qdtune.training.step import StepShape, which_are_float
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
-from tests.training.test_cohort import CPU, a_trial, assert_same, quantised
+from tests.training.test_cohort import CPU, assert_same, quantised
+from tests.training.test_cohort import a_short_trial as a_trial
 
 MIXED = {"hidden": (12, 8), "weight_bits": 2, "scale": "lsq", "batch_size": 64}
 

@@ -11,7 +11,8 @@ from qdtune.spec.groups import Qat, Warmup
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
-from tests.training.test_cohort import CPU, a_trial
+from tests.training.test_cohort import CPU
+from tests.training.test_cohort import a_short_trial as a_trial
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ from qdtune.training.own_model import describe_own_model, try_own_model
 from qdtune.training.step import check_outputs
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import TrainingLog
-from tests.training.test_cohort import CPU, a_cohort, a_trial
+from tests.training.test_cohort import CPU, a_cohort
+from tests.training.test_cohort import a_short_trial as a_trial
 from tests.training.test_train import last
 
 SWEEP = """\

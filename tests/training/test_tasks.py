@@ -23,7 +23,8 @@ from qdtune.spec.tasks import AUTOENCODER, TASKS, metric_of, task_of
 from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.warmups import NoWarmups
-from tests.training.test_cohort import CPU, a_trial
+from tests.training.test_cohort import CPU
+from tests.training.test_cohort import a_short_trial as a_trial
 
 ROWS, INPUTS = 600, 12
 METRICS = [(task, metric) for task in TASKS for metric in task.metrics]

@@ -19,7 +19,8 @@ from qdtune.training.tensors import Tensors
 from qdtune.training.train import train_configuration
 from qdtune.training.training_log import TrainingLog
 from tests.schemas import HISTORY, TRIALS
-from tests.training.test_cohort import CPU, a_trial
+from tests.training.test_cohort import CPU
+from tests.training.test_cohort import a_short_trial as a_trial
 
 
 class Kept(dict):
