@@ -8,6 +8,7 @@ vain is dropped, and the rest is played. Numbers stay the same to the last bit: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,8 +84,11 @@ def record(
         lasting: as for `Taped`.
 
     Raises:
-        NotTapedError: the function reads values of tensors in Python, or draws, or its tape does something else.
+        NotTapedError: the function reads values of tensors in Python, or draws, or its tape does something else; or
+            inputs share memory, which their copies would not.
     """
+    if _share_memory(inputs):
+        raise NotTapedError("its inputs share memory")
     copies, plain, played = _copy(inputs), _copy(others or inputs), _copy(others or inputs)
     tape = Tape(copies)
     try:
@@ -111,6 +115,17 @@ def record(
         raise NotTapedError("its tape gives other numbers")
     play = make_play(*inputs[:lasting])
     return lambda *given: play(*given[lasting:])
+
+
+def _share_memory(tensors: Sequence[Tensor]) -> bool:
+    """Whether the memory between the first and the last number of one tensor reaches into that of another."""
+    spans = []
+    for one in tensors:
+        if one.numel():
+            last = sum((n - 1) * step for n, step in zip(one.shape, one.stride(), strict=True))
+            spans.append((one.data_ptr(), one.data_ptr() + (last + 1) * one.element_size()))
+    spans.sort()
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
 
 
 def _copy(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -128,6 +128,22 @@ def test_views_of_lasting_tensors_are_made_once(monkeypatch):
     assert sorted(each)[-3:] == ["sum", "t", "view"]
 
 
+def test_inputs_that_share_memory_are_not_taped():
+    def function(first, second):
+        copy = first.clone()
+        copy.add_(1)
+        before = second * 2
+        first.copy_(copy)
+        return before
+
+    whole = torch.ones(6)
+    for other in (whole, whole.view(2, 3), whole[2:4]):
+        with pytest.raises(NotTapedError, match="share memory"):
+            record(function, (whole, other))
+    halves = torch.ones(6).split(3)
+    assert torch.equal(record(function, halves)(*halves), torch.full((3,), 2.0))
+
+
 def test_a_copy_that_changes_before_it_is_written_back_stays_a_copy():
     def function(state):
         copy = state.clone()
