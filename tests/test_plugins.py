@@ -160,7 +160,7 @@ def test_our_own_mlp_as_a_factory_gives_the_numbers_of_the_built_in_one(tmp_path
 @pytest.mark.parametrize("net", NETS)
 def test_a_replica_of_a_cohort_gives_the_numbers_that_it_gives_alone(tmp_path, tensors, net):
     own = own_model(tmp_path, net)
-    trial = a_trial(hidden=(8,), act_bits=8, scale="lsq", weight_bits=4, own_model=own, seeds=(3, 0))
+    trial = a_trial(hidden=(8,), act_bits=8, scale="lsq", weight_bits=4, own_model=own, seeds=(3, 0, 7))
     trial = replace(trial, warmup=Warmup(epochs=1, lr=0.1), qat=Qat(epochs=1, lr=0.01), batch_size=96)
     together = last(trial, tensors)["history"]
     for seed in trial.seeds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,6 @@ from optuna.samplers import (
 from qdtune.spec.axes import decisive_axes
 from qdtune.spec.choices import PLANNED
 from qdtune.spec.configuration import Configuration
-from qdtune.spec.objectives import SIZE_BYTES
 from qdtune.spec.plan import draw_candidates, sort_trials
 from qdtune.spec.points import round_to_six_digits
 from qdtune.spec.sweep_file import Spec
@@ -57,45 +56,46 @@ def _first(run_cap: int) -> int:
     return min(max(run_cap // 5, low), high)
 
 
-def choose_opening(spec: Spec) -> list[Configuration]:
+def choose_opening(spec: Spec, known: Collection[tuple[Any, ...]] = ()) -> list[Configuration]:
     """The first configurations of a search, last one first, spread over all costs and over the values of all axes.
 
     They are chosen from some configurations drawn at random. What they cost, bytes or the first cost of the front,
     grows by about the same factor from one to the next, as hypervolumes count costs: one from each part of the range
     of its logarithm, or the nearest to it. The first is the cheapest of those drawn. Each of the others has as many
     values as possible that none before it has, such as a kind of network that few images fit.
+
+    Args:
+        spec: of a search; a planned sweep has no opening.
+        known: the keys of configurations that have been tried. If they are as many as an opening has, it is over;
+            to draw candidates can take seconds.
     """
-    if spec.method in PLANNED:
+    count = min(spec.run_cap or 1, _first(spec.run_cap or 1))
+    if spec.method in PLANNED or len(known) >= count:
         return []
-    cost = next((one for one in spec.costs if one.value), SIZE_BYTES)
-    assert cost.value is not None
     drawn = sort_trials(list(islice(draw_candidates(spec), SPREAD_FROM)), "small_first")
+    cost = spec.costs[0]
+    assert cost.value is not None  # each cost is known before training
     sizes = {trial.trial_id: cost.log2(cost.value(trial)) for trial in drawn}
     left = sorted(drawn, key=lambda trial: sizes[trial.trial_id])
-    count = min(count_opening(spec.run_cap), len(left))
+    count = min(count, len(left))
     part_of = _part_by_size(sizes, count)
     network_of = {trial.trial_id: tuple(decisive_axes(trial.cells).items()) for trial in drawn}
     seen: set[tuple[str, Any]] = set()
     opening: list[Configuration] = []
     for part in range(count):
-        known = {network_of[trial.trial_id] for trial in opening}
+        taken = {network_of[trial.trial_id] for trial in opening}
         best = min(
             left,
             key=lambda t: (
                 abs(part_of[t.trial_id] - part),
-                network_of[t.trial_id] in known,
+                network_of[t.trial_id] in taken,
                 len(seen & t.cells.items()),
             ),
         )
         left.remove(best)
         seen.update(best.cells.items())
         opening.insert(0, best)
-    return opening
-
-
-def count_opening(run_cap: int | None) -> int:
-    """How many configurations a search begins with that no sampler chooses; fewer if there are no more."""
-    return min(run_cap or 1, _first(run_cap or 1))
+    return [trial for trial in opening if trial.key not in known]
 
 
 def _part_by_size(sizes: Mapping[str, float], count: int) -> dict[str, int]:

@@ -23,14 +23,7 @@ from qdtune.search.curves import make_curves, prune_quietly, replay_rungs
 from qdtune.search.journal import make_journal
 from qdtune.search.pareto_pruner import COSTS, GROUP, SIZE, ParetoPruner
 from qdtune.search.pruners import SEEDS, make_pruner
-from qdtune.search.samplers import (
-    choose_opening,
-    count_opening,
-    experimental,
-    make_distribution,
-    make_sampler,
-    read_params,
-)
+from qdtune.search.samplers import choose_opening, experimental, make_distribution, make_sampler, read_params
 from qdtune.spec.configuration import Configuration
 from qdtune.spec.objectives import DEFAULT_COSTS, find_known, front_of, front_values, weigh
 from qdtune.spec.plan import draw_candidates, list_violations, make_trial
@@ -108,10 +101,8 @@ class Study:
         `duplicates: replicate` a duplicate comes back with new seeds, up to three times as many as the sweep has,
         if all its trials so far are `ok`.
         """
-        if self.opening is None:  # a search that goes on may be beyond it: to draw candidates can take seconds
-            is_over = len(self.seeds) >= count_opening(self.spec.run_cap)
-            chosen = [] if is_over else choose_opening(self.spec)
-            self.opening = [trial for trial in chosen if trial.key not in self.seeds]
+        if self.opening is None:
+            self.opening = choose_opening(self.spec, self.seeds)
         if self.opening:
             self.search.enqueue_trial(self._params(self.opening.pop()))
         for _ in range(TRIES):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.air._internal import usage
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdtune import plugins
@@ -149,7 +148,10 @@ def _tune(
 ) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder prints errors, in one line each
     # Tune counts callbacks for its statistics, which are off. For that it imports MLflow and W&B, a second or two.
-    usage.tag_callbacks = lambda callbacks: False
+    with suppress(ImportError):  # it is Ray's own module, which another version may not have
+        from ray.air._internal import usage
+
+        usage.tag_callbacks = lambda callbacks: False
     # Let as many trials wait as can run. With a searcher Tune's default is one, which starts trials one by one.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(place.concurrent)
     tuner = tune.Tuner(

@@ -48,7 +48,8 @@ class Taped:
             function: changes tensors among its arguments in place, or returns new ones. In later calls, each
                 argument has the shape and type that it had in the first one.
             plain_calls: how often it runs as it is, at least 0.
-            lasting: how many of the first arguments only the function itself changes from now on.
+            lasting: how many of the first arguments are the same tensors in all later calls, which only the function
+                itself changes.
         """
         self._function, self._plain_calls, self._lasting = function, plain_calls, lasting
         self._play: Callable[..., Any] | None = None
@@ -118,7 +119,7 @@ def record(
 
 
 def _share_memory(tensors: Sequence[Tensor]) -> bool:
-    """Whether the memory between the first and the last number of one tensor reaches into that of another."""
+    """Whether some tensors overlap in memory, each from its first number to its last."""
     spans = []
     for one in tensors:
         if one.numel():

@@ -297,7 +297,7 @@ def test_a_search_that_is_beyond_its_beginning_does_not_choose_it_again(monkeypa
     begun = run(Study(sweep), OPENING[0])
     study = Study(sweep)
     study.restore([result(trial, 0.5) for trial in begun])
-    monkeypatch.setattr("qdtune.search.study.choose_opening", lambda spec: pytest.fail("it takes seconds"))
+    monkeypatch.setattr("qdtune.search.samplers.draw_candidates", lambda spec: pytest.fail("it takes seconds"))
     assert study.propose() is not None
 
 

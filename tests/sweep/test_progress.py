@@ -235,7 +235,7 @@ def test_line_comes_where_a_trial_begins_or_ends_and_else_every_minute(
     assert len(lines(3 * QUIET_LINE_S)) == 3, "a compile that takes its time is not taken for a sweep that hangs"
     lines(CHANGED_LINE_S)
     trained(shown, "a", 3)
-    assert len(capsys.readouterr().out.splitlines()) == 1, "the first epoch is told at once"
+    assert len(capsys.readouterr().out.splitlines()) == 1, "the first epoch gets a line at once"
     trained(shown, "a", 4)
     assert lines(CHANGED_LINE_S + 1) == [], "a later one is no reason to speak"
     shown.finish("b", "failed", FRONT, 6, 0)
